@@ -1,0 +1,36 @@
+"""Errors that are the user's to mend: one line saying what was wrong, the value, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Something the user gave (config, data, checkpoint, flag) can't be used. The message is one line."""
+
+    exit_code = 2
+
+
+class NonFiniteLossError(UserError):
+    """The loss of some step was NaN or infinite; nothing after it was saved."""
+
+    exit_code = 1
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Returns ``; did you mean 'x'?`` for the choice closest to ``word``, or the list of choices."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; one of: {', '.join(names)}"
+
+
+def exit_on_user_error(verb: Callable[[], None]) -> None:
+    """Runs a command-line verb; a `UserError` becomes one line on stderr and its exit code."""
+    try:
+        verb()
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)

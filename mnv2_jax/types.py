@@ -1,0 +1,33 @@
+"""Array and pytree types, and the legend of the letters that stand in shapes.
+
+b  images in a batch            h, w   height and width in pixels (rows, columns)
+c  channels                     k      classes
+i, o  channels in and out       g, n   batch-norm groups, images in a group
+r, s  rows and columns of a convolution kernel
+
+Images are NHWC. ``uint8`` images run over 0..255, ``float`` images are normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+Key: TypeAlias = jax.Array
+"""A typed PRNG key, or an array of them."""
+
+Batch: TypeAlias = Mapping[str, Array]
+"""What one step reads; every leaf has the batch as its first axis.
+
+image: uint8 [b, h, w, 3]       label: int32 [b]
+index: int32 [b], place of the image in its split
+epoch: int32 [b], how often the split has been gone through before
+mask:  bool [b], False for the rows that only pad the last evaluation batch
+"""
+
+Variables: TypeAlias = Mapping[str, PyTree]
+"""A model's ``{"params": ..., "batch_stats": ...}``."""
