@@ -1,0 +1,200 @@
+"""The data sets: each becomes two `Split`s of labelled images with random access.
+
+    DataConfig ──► open_dataset ──► Dataset(class_names, train: Split, eval: Split)
+
+A split reads one image by its number, from any process and in any order; what order that is, `streams` decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from mnv2_jax.config import DataConfig
+from mnv2_jax.data import folder, tfds_source
+from mnv2_jax.data.split import Split, stratified_share
+from mnv2_jax.errors import UserError, nearest
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NAMES = ("digits", "cifar10", "imagenet", "folder", "tfds:NAME")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a run learns from and what it is measured on."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """In the order of the labels."""
+    train: Split
+    eval: Split
+
+
+def open_dataset(data: DataConfig) -> Dataset:
+    """Opens the data set that the config names; reads file names and labels, but no image files.
+
+    Args:
+      data: `name`, `path`, `eval_split` and `holdout_fraction` are read.
+
+    Raises:
+      UserError: if it isn't there, or isn't laid out as it should be; the line says how it should be.
+    """
+    opened = _opener(data)(data)
+    if data.holdout_fraction == 0:
+        return opened
+    # The share is the same whatever the seed of the run, so that runs over several seeds are measured on the same
+    # images and differ by their training alone.
+    labels = np.asarray(opened.train.labels)
+    held = stratified_share(labels, lambda count: max(1, round(data.holdout_fraction * count)))
+    if lost := sorted(set(labels.tolist()) - set(labels[~held].tolist())):
+        name = opened.class_names[lost[0]]
+        raise UserError(
+            f"data.holdout_fraction={data.holdout_fraction:g} leaves class {name!r} no image to train on; lower it, or"
+            " add images of that class"
+        )
+    train, holdout = opened.train.subset(~held), opened.train.subset(held, name="holdout")
+    return dataclasses.replace(opened, train=train, eval=holdout)
+
+
+def known_num_classes(data: DataConfig) -> int:
+    """The number of classes, without opening a single image: for a summary of the model.
+
+    Raises:
+      UserError: if only the data can tell and they aren't here.
+    """
+    _opener(data)  # refuses a name that is none
+    if data.path is not None and os.path.exists(data.path):
+        if (name := _tfds_name(data)) is not None:
+            return len(tfds_source.class_names(name, data.path))
+        if data.name in ("folder", "imagenet"):
+            return len(folder.class_names(data.path))
+    known = {"digits": 10, "cifar10": 10, "imagenet": 1000}
+    if data.name not in known:
+        where = "data.path is not set" if data.path is None else f"there is nothing at data.path={data.path!r}"
+        raise UserError(
+            f"data.name={data.name!r}: the number of classes is not known without the data, and {where}; give it in"
+            " the argument of the config, as in configs/w1_0.py:classes=10, or correct the path"
+        )
+    return known[data.name]
+
+
+def _opener(data: DataConfig) -> Callable[[DataConfig], Dataset]:
+    if data.name.startswith("tfds:"):
+        return _open_tfds
+    openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
+    if data.name not in openers:
+        raise UserError(f"data.name={data.name!r} is not a data set{nearest(data.name, NAMES)}")
+    return openers[data.name]
+
+
+def _path(data: DataConfig) -> str:
+    """`data.path`, which must be there."""
+    if data.path is None:
+        raise UserError(f"data.name={data.name!r} needs its place on disk; give --config.data.path=PATH")
+    if not os.path.exists(data.path):
+        raise UserError(f"data.path={data.path!r}: no such file or folder; correct --config.data.path")
+    return data.path
+
+
+def _open_digits(data: DataConfig) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels (Alpaydin and Kaynak 1998), 36 a class held out."""
+    from sklearn.datasets import load_digits  # a second to import, and only needed here
+
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # given as 0..16
+    whole = Split("train", digits.target.astype(np.int32), MemoryReader(np.repeat(grey[..., None], 3, axis=-1)), True)
+    held = stratified_share(np.asarray(whole.labels), lambda count: 36)
+    names = tuple(str(name) for name in digits.target_names)
+    _check_only_test(data)
+    return Dataset("digits", names, whole.subset(~held), whole.subset(held, name="test"))
+
+
+def _open_cifar10(data: DataConfig) -> Dataset:
+    """CIFAR-10 as a folder of images, as one `cifar10.npz`, or as a copy of TFDS."""
+    path = _path(data)
+    archive = os.path.join(path, "cifar10.npz") if os.path.isdir(path) else path
+    if archive.endswith(".npz") and os.path.exists(archive):
+        _check_only_test(data)
+        train, test = _read_npz(archive)
+        return Dataset("cifar10", CIFAR10_CLASSES, train, test)
+    return _open_folder(data)
+
+
+def _open_folder(data: DataConfig) -> Dataset:
+    """Class folders in a directory or a tar, or the copy that TFDS made of the same data set."""
+    path = _path(data)
+    if _tfds_name(data) is not None:
+        return _open_tfds(data)
+    class_names, train, held_out = folder.open_splits(path, data.eval_split, with_eval=data.holdout_fraction == 0)
+    return Dataset(data.name, class_names, train, held_out)
+
+
+def _open_tfds(data: DataConfig) -> Dataset:
+    name = _tfds_name(data)
+    assert name is not None
+    class_names, train, held_out = tfds_source.open_splits(
+        name, _path(data), data.eval_split, with_eval=data.holdout_fraction == 0
+    )
+    return Dataset(data.name, class_names, train, held_out)
+
+
+def _tfds_name(data: DataConfig) -> str | None:
+    """What TFDS calls the data set, or None where `data.path` holds no copy by TFDS."""
+    if data.name.startswith("tfds:"):
+        return data.name.removeprefix("tfds:")
+    name = {"cifar10": "cifar10", "imagenet": "imagenet2012"}.get(data.name)
+    return name if name and data.path and os.path.isdir(os.path.join(data.path, name)) else None
+
+
+def _check_only_test(data: DataConfig) -> None:
+    if data.eval_split not in (None, "test"):
+        raise UserError(
+            f"data.eval_split={data.eval_split!r}: {data.name} has train and test; use test, or data.holdout_fraction"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReader:
+    """Reads from an array, uint8 [n, h, w, 3]."""
+
+    images: np.ndarray
+
+    def __call__(self, index: int) -> np.ndarray:
+        """The image as uint8 [h, w, 3]."""
+        return self.images[index]
+
+
+def _read_npz(path: str) -> tuple[Split, Split]:
+    """Reads {x,y}_{train,test} (images uint8 [n, 32, 32, 3], labels [n] or [n, 1]), the keys that Keras uses."""
+    try:
+        # Opened here, because np.load leaves the file open where it fails.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except Exception as error:  # a damaged zip fails in many ways
+        raise UserError(f"{path}: can't be read as a NumPy archive ({error}); make or copy it again") from error
+    if missing := sorted({"x_train", "y_train", "x_test", "y_test"} - set(arrays)):
+        raise UserError(
+            f"{path}: the arrays are called {', '.join(sorted(arrays)) or 'nothing'}; {', '.join(missing)} not found."
+            " Save images as x_train, x_test (uint8 [n, 32, 32, 3]) and labels as y_train, y_test"
+        )
+    return _checked(path, "train", arrays), _checked(path, "test", arrays)
+
+
+def _checked(path: str, name: str, arrays: dict[str, np.ndarray]) -> Split:
+    images, labels = arrays[f"x_{name}"], arrays[f"y_{name}"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise UserError(
+            f"{path}: x_{name} is {images.dtype} {list(images.shape)}; save it as uint8 [n, 32, 32, 3]"
+            " (rows, columns, RGB)"
+        )
+    if labels.size != len(images) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: y_{name} is {labels.dtype} {list(labels.shape)}; save one integer for each of the {len(images)}"
+            f" images of x_{name}"
+        )
+    if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
+        raise UserError(f"{path}: y_{name} runs from {labels.min()} to {labels.max()}; labels must be 0 to 9")
+    return Split(name, labels.reshape(-1).astype(np.int32), MemoryReader(images), True)

@@ -1,0 +1,261 @@
+"""Image folders on disk and in a tar: the same images either way, and one clear line for each thing amiss."""
+
+import gzip
+import io
+import os
+import pathlib
+import pickle
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax.config import DataConfig
+from mnv2_jax.data import folder
+from mnv2_jax.data.sources import known_num_classes, open_dataset
+from mnv2_jax.errors import UserError
+
+
+def opened(path, **fields):
+    return open_dataset(DataConfig(name="folder", path=str(path), **fields))
+
+
+@pytest.fixture
+def own(photos, tmp_path) -> pathlib.Path:
+    """A copy of the folder, to be spoilt."""
+    return pathlib.Path(shutil.copytree(photos, tmp_path / "own"))
+
+
+def test_directory_and_tar_hold_the_same(photos, photos_tar):
+    on_disk, in_tar = opened(photos), opened(photos_tar)
+    assert on_disk.class_names == in_tar.class_names == ("cat", "dog", "emu")
+    for split in ("train", "eval"):
+        a, b = getattr(on_disk, split), getattr(in_tar, split)
+        np.testing.assert_array_equal(a.labels, b.labels)
+        for i in range(len(a)):
+            np.testing.assert_array_equal(a.read(i), b.read(i))
+    np.testing.assert_array_equal(np.bincount(on_disk.train.labels), [7, 5, 5])
+    assert on_disk.train.labels.dtype == np.int32
+    assert on_disk.eval.name == "val"
+
+
+def test_eval_may_have_a_subset_of_the_classes(photos):
+    np.testing.assert_array_equal(opened(photos).eval.labels, [0, 0, 0, 0, 2, 2, 2])
+
+
+@pytest.mark.parametrize("source", ["photos", "photos_tar"])
+def test_split_survives_pickling(source, request):
+    split = opened(request.getfixturevalue(source)).train
+    again = pickle.loads(pickle.dumps(split))
+    np.testing.assert_array_equal(again.read(4), split.read(4))
+
+
+def test_images_are_read_from_where_their_names_say(photos):
+    split = opened(photos).train
+    names = [os.fsdecode(name) for name in split.read.names]
+    assert names == sorted(names)
+    assert "train/cat/more/2.webp" in names
+    i = names.index("train/dog/0.png")
+    np.testing.assert_array_equal(split.read(i), np.asarray(Image.open(photos / names[i])))
+    assert split.labels[i] == 1
+
+
+def test_corenets_names(own):
+    (own / "train").rename(own / "training")
+    (own / "val").rename(own / "validation")
+    assert opened(own).eval.name == "validation"
+    assert opened(own, eval_split="val").eval.name == "validation"
+    assert len(opened(own).train) == 17
+
+
+def test_eval_split_prefers_val_then_test(own):
+    shutil.copytree(own / "val", own / "test")
+    assert opened(own).eval.name == "val"
+    assert opened(own, eval_split="test").eval.name == "test"
+    shutil.rmtree(own / "val")
+    assert opened(own).eval.name == "test"
+
+
+def test_a_class_folder_may_be_a_link(own, tmp_path):
+    (own / "train" / "cat").rename(tmp_path / "elsewhere")
+    (own / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    assert len(opened(own).train) == 17
+
+
+def test_names_beyond_ascii(own):
+    (own / "train" / "cat" / "0.png").rename(own / "train" / "cat" / "0 è日.png")
+    split = opened(own).train
+    assert [split.read(i).shape[-1] for i in range(7)] == [3] * 7
+
+
+def test_known_num_classes(photos, photos_tar):
+    for path in (photos, photos_tar):
+        assert known_num_classes(DataConfig(name="folder", path=str(path))) == 3
+        assert known_num_classes(DataConfig(name="imagenet", path=str(path))) == 3
+    with pytest.raises(UserError, match=r"configs/w1_0\.py:classes=10"):
+        known_num_classes(DataConfig(name="folder", path="nowhere"))
+
+
+# --- one line each ------------------------------------------------------------------------------------------
+
+
+def refused(path, says, **fields):
+    with pytest.raises(UserError, match=says) as caught:
+        opened(path, **fields)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_path():
+    with pytest.raises(UserError, match=r"--config\.data\.path=PATH"):
+        open_dataset(DataConfig(name="folder"))
+
+
+def test_missing_path():
+    refused("no/where", r"data\.path='no/where': no such file or folder")
+
+
+def test_missing_train(own):
+    shutil.rmtree(own / "train")
+    refused(own, r"no train/ in it, only val/; arrange the images as train/CLASS")
+
+
+def test_empty_directory(tmp_path):
+    refused(tmp_path, "no train/ in it, and no folders at all")
+
+
+def test_missing_eval(own):
+    shutil.rmtree(own / "val")
+    refused(own, r"no val/ nor test/ in it, only train/; .* data\.holdout_fraction")
+    assert len(opened(own, holdout_fraction=0.3).eval) == 6
+
+
+def test_asked_split_missing(photos):
+    refused(photos, r"no test/ in it, only train/, val/; choose one of them by data\.eval_split", eval_split="test")
+
+
+def test_no_class_folders(own):
+    shutil.rmtree(own / "val")
+    (own / "val").mkdir()
+    refused(own, "val/ holds no class folders; arrange")
+
+
+def test_empty_class_folder(own):
+    (own / "train" / "fox").mkdir()
+    (own / "train" / "fox" / "readme.txt").write_text("no foxes yet")
+    refused(own, r"train/fox holds no images \(\.jpg, .*\); add some, or remove the folder")
+
+
+def test_class_that_only_eval_has(own):
+    (own / "val" / "fox").mkdir()
+    refused(own, "class 'fox' is in val/ but not in train, which has 3 classes")
+
+
+@pytest.mark.parametrize(("suffix", "command"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
+def test_compressed_tar(photos, tmp_path, suffix, command):
+    path = tmp_path / f"photos.tar.{suffix}"
+    with tarfile.open(path, f"w:{suffix}") as archive:
+        archive.add(photos / "val", arcname="val")
+    refused(path, f"uncompressed \\({command} .*or unpack it")
+
+
+def test_not_a_tar(tmp_path):
+    path = tmp_path / "photos.tar"
+    path.write_bytes(b"something else" * 100)
+    refused(path, "can't be read as a tar")
+
+
+def test_cut_tar(photos_tar, tmp_path):
+    path = tmp_path / "photos.tar"
+    path.write_bytes(photos_tar.read_bytes()[:20_000])
+    refused(path, "can't be read as a tar .*copy the file again")
+
+
+def test_tar_with_links(photos, tmp_path):
+    path = tmp_path / "photos.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(photos, arcname=".")
+        link = tarfile.TarInfo("train/cat/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.png"
+        archive.addfile(link)
+    refused(path, r"train/cat/link\.png is a link.* tar --dereference")
+
+
+def test_empty_class_folder_in_a_tar(photos, tmp_path):
+    path = tmp_path / "photos.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(photos, arcname=".")
+        empty = tarfile.TarInfo("./val/dog")
+        empty.type = tarfile.DIRTYPE
+        archive.addfile(empty)
+    refused(path, "val/dog holds no images")
+
+
+def test_tar_with_one_split_is_not_taken_for_a_wrapper(photos, tmp_path):
+    path = tmp_path / "photos.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(photos / "val", arcname="val")
+    refused(path, "no train/ in it, only val/")
+
+
+def test_a_file_that_vanishes_or_breaks_is_named(own):
+    split = opened(own).train
+    (own / "train" / "cat" / "0.png").unlink()
+    (own / "train" / "cat" / "1.JPEG").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train/cat/0\.png: can't be read \(No such file"):
+        split.read(0)
+    with pytest.raises(UserError, match=r"train/cat/1\.JPEG: the file is empty; restore or remove it"):
+        split.read(1)
+
+
+def test_a_broken_image_in_a_tar_is_named(tmp_path):
+    path = tmp_path / "photos.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("train/a/x.jpg", "val/a/y.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"junk"))
+    with pytest.raises(UserError, match=r"photos\.tar: train/a/x\.jpg: not an image"):
+        opened(path).train.read(0)
+
+
+def test_gzip_without_the_name(photos_tar, tmp_path):
+    path = tmp_path / "photos.tar"
+    path.write_bytes(gzip.compress(photos_tar.read_bytes(), 1))
+    refused(path, "a compressed file has no random access")
+
+
+# --- real data ----------------------------------------------------------------------------------------------
+
+
+def test_clothing(real_data):
+    path = real_data / "transfer" / "clothing.tar"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    dataset = opened(path)
+    assert (len(dataset.train), len(dataset.eval), len(dataset.class_names)) == (1147, 341, 10)
+    test = opened(path, eval_split="test").eval
+    counts = dict(zip(dataset.class_names, np.bincount(test.labels).tolist(), strict=True))
+    assert counts["shoes"] == 73
+    assert counts["hat"] == counts["skirt"] == 12
+    assert all(min(test.read(i).shape[:2]) == 160 for i in range(0, len(test), 37))
+
+
+def test_imagenet_samples_decode_to_their_listed_sizes(real_data):
+    path = real_data / "imagenet-samples" / "imagenet_samples_200.tar"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    lines = path.with_suffix(".csv").read_text().splitlines()
+    header = lines[0].split(",")
+    listed = {row[0]: row for row in (line.split(",") for line in lines[1:])}
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    names = [member.name for member in members]
+    places = np.array([(member.offset_data, member.size) for member in members])
+    reader = folder.TarReader(str(path), np.array([os.fsencode(name) for name in names]), places)
+    for i in range(0, 200, 4):
+        row = dict(zip(header, listed[names[i]], strict=True))
+        assert reader(i).shape == (int(row["height"]), int(row["width"]), 3)
+    assert len(names) == 200

@@ -1,0 +1,177 @@
+"""Digits, CIFAR-10 and the held-out share."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from mnv2_jax.config import DataConfig
+from mnv2_jax.data.sources import CIFAR10_CLASSES, known_num_classes, open_dataset
+from mnv2_jax.data.streams import load_arrays
+from mnv2_jax.errors import UserError
+
+DIGITS = DataConfig(name="digits", resolution=32, crop="shift", eval_crop_fraction=1.0)
+
+
+def keys_of(split) -> set[tuple[int, bytes]]:
+    return {(int(split.labels[i]), split.read(i).tobytes()) for i in range(len(split))}
+
+
+# --- digits -------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_split_once_and_for_all():
+    dataset = open_dataset(DIGITS)
+    assert (len(dataset.train), len(dataset.eval)) == (1437, 360)
+    assert dataset.eval.name == "test"
+    np.testing.assert_array_equal(np.bincount(dataset.eval.labels), [36] * 10)
+    again = open_dataset(DIGITS)
+    np.testing.assert_array_equal(dataset.eval.labels, again.eval.labels)
+    np.testing.assert_array_equal(dataset.eval.read(7), again.eval.read(7))
+    assert not keys_of(dataset.train) & keys_of(dataset.eval)
+    # Which images are held out is part of every number ever published with them.
+    assert dataset.eval.labels[:12].tolist() == [5, 9, 2, 4, 6, 7, 9, 3, 4, 6, 8, 5]
+    assert int(sum(dataset.eval.read(i).astype(int).sum() for i in range(360))) == 5369028
+
+
+def test_digits_are_grey_and_use_the_whole_range():
+    images, labels = load_arrays(DIGITS, open_dataset(DIGITS).train)
+    assert images.shape == (1437, 32, 32, 3)
+    assert (images[..., 0] == images[..., 2]).all()
+    assert open_dataset(DIGITS).train.read(0).shape == (8, 8, 3)
+    assert max(open_dataset(DIGITS).train.read(i).max() for i in range(20)) == 255
+    assert labels.dtype == np.int32
+
+
+def test_digits_have_no_val():
+    with pytest.raises(UserError, match=r"data\.eval_split='val': digits has train and test"):
+        open_dataset(DataConfig(name="digits", eval_split="val"))
+
+
+# --- CIFAR-10 -----------------------------------------------------------------------------------------------
+
+
+def arrays(num_train: int = 30, num_test: int = 10) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "x_train": rng.integers(0, 256, (num_train, 32, 32, 3), dtype=np.uint8),
+        "y_train": (np.arange(num_train) % 10).astype(np.uint8),
+        "x_test": rng.integers(0, 256, (num_test, 32, 32, 3), dtype=np.uint8),
+        "y_test": (np.arange(num_test) % 10).astype(np.uint8)[:, None],  # as Keras has it
+    }
+
+
+@pytest.mark.parametrize("give_the_file", [True, False])
+def test_cifar10_from_npz(tmp_path, give_the_file):
+    given = arrays()
+    np.savez(tmp_path / "cifar10.npz", **given)
+    path = tmp_path / "cifar10.npz" if give_the_file else tmp_path
+    data = DataConfig(name="cifar10", path=str(path), resolution=32, crop="shift", eval_crop_fraction=1.0)
+    dataset = open_dataset(data)
+    assert dataset.class_names == CIFAR10_CLASSES
+    images, labels = load_arrays(data, dataset.eval)
+    np.testing.assert_array_equal(images, given["x_test"])
+    np.testing.assert_array_equal(labels, given["y_test"][:, 0])
+    assert known_num_classes(data) == 10
+
+
+def wrong(**changes):
+    given = arrays() | changes
+    return {key: value for key, value in given.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (wrong(x_train=None, data=np.zeros(3)), "are called data, x_test, y_test, y_train; x_train not found"),
+        (wrong(x_test=np.zeros((10, 32, 32, 3), np.float32)), r"x_test is float32 \[10, 32, 32, 3\]; save it as uint8"),
+        (wrong(x_train=np.zeros((30, 3072), np.uint8)), r"x_train is uint8 \[30, 3072\]"),
+        (wrong(y_train=np.zeros(29, np.uint8)), r"y_train is uint8 \[29\]; save one integer for each of the 30"),
+        (wrong(y_test=np.full(10, 10)), "y_test runs from 10 to 10; labels must be 0 to 9"),
+    ],
+)
+def test_cifar10_with_wrong_arrays(tmp_path, given, says):
+    np.savez(tmp_path / "cifar10.npz", **given)
+    with pytest.raises(UserError, match=says) as caught:
+        open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_cifar10_with_a_damaged_archive(tmp_path):
+    (tmp_path / "cifar10.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(UserError, match=r"cifar10\.npz: can't be read as a NumPy archive"):
+        open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
+
+
+def test_cifar10_in_a_folder(photos):
+    assert open_dataset(DataConfig(name="cifar10", path=str(photos))).class_names == ("cat", "dog", "emu")
+
+
+def test_cifar10_needs_a_path():
+    assert known_num_classes(DataConfig(name="cifar10")) == 10
+    with pytest.raises(UserError, match="needs its place on disk"):
+        open_dataset(DataConfig(name="cifar10"))
+
+
+def test_real_cifar10(real_data, tmp_path):
+    script = real_data / "cifar10" / "unpack.py"
+    if not script.exists():
+        pytest.skip(f"no {script}")
+    spec = importlib.util.spec_from_file_location("unpack", script)
+    assert spec is not None
+    assert spec.loader is not None
+    unpack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(unpack)
+    test = [unpack.read_sheet("test", name) for name in CIFAR10_CLASSES]
+    labels = np.repeat(np.arange(10), 1000)
+    np.savez(tmp_path / "cifar10.npz", **wrong(x_test=np.concatenate(test), y_test=labels))
+    data = DataConfig(name="cifar10", path=str(tmp_path), resolution=32, crop="shift", eval_crop_fraction=1.0)
+    images, labels = load_arrays(data, open_dataset(data).eval)
+    np.testing.assert_array_equal(np.bincount(labels), [1000] * 10)
+    np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, (0.4942, 0.4851, 0.4504), atol=2e-4)
+
+
+# --- the held-out share -------------------------------------------------------------------------------------
+
+
+def test_holdout_is_taken_out_of_training_by_class(photos):
+    whole = open_dataset(DataConfig(name="folder", path=str(photos)))
+    dataset = open_dataset(DataConfig(name="folder", path=str(photos), holdout_fraction=0.2))
+    assert dataset.eval.name == "holdout"
+    np.testing.assert_array_equal(np.bincount(dataset.eval.labels), [1, 1, 1])
+    assert keys_of(dataset.train) | keys_of(dataset.eval) == keys_of(whole.train)
+    assert not keys_of(dataset.train) & keys_of(dataset.eval)
+
+
+def test_holdout_takes_at_least_one_of_a_class(photos):
+    dataset = open_dataset(DataConfig(name="folder", path=str(photos), holdout_fraction=0.01))
+    np.testing.assert_array_equal(np.bincount(dataset.eval.labels), [1, 1, 1])
+
+
+def test_holdout_of_digits_leaves_the_test_images_alone():
+    held = open_dataset(DataConfig(name="digits", holdout_fraction=0.1))
+    assert len(held.train) + len(held.eval) == 1437
+    assert not keys_of(held.eval) & keys_of(open_dataset(DIGITS).eval)
+
+
+def test_holdout_that_would_take_all_of_a_class(tmp_path):
+    given = wrong(x_train=np.zeros((3, 32, 32, 3), np.uint8), y_train=np.array([0, 0, 4]))
+    np.savez(tmp_path / "cifar10.npz", **given)
+    with pytest.raises(UserError, match="leaves class 'deer' no image to train on"):
+        open_dataset(DataConfig(name="cifar10", path=str(tmp_path), holdout_fraction=0.1))
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ask", [open_dataset, known_num_classes])
+def test_unknown_name(ask):
+    with pytest.raises(UserError, match=r"data\.name='cifar' is not a data set; did you mean 'cifar10'\?"):
+        ask(DataConfig(name="cifar"))
+
+
+def test_classes_that_are_known_without_data():
+    assert known_num_classes(DataConfig(name="digits")) == 10
+    assert known_num_classes(DataConfig(name="imagenet")) == 1000
+    with pytest.raises(UserError, match=r"data\.path is not set; give it in the argument"):
+        known_num_classes(DataConfig(name="folder"))

@@ -1,0 +1,154 @@
+"""Worker processes: the same bytes as without, errors that surface, and nothing left behind."""
+
+import dataclasses
+import gc
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from mnv2_jax.config import DataConfig
+from mnv2_jax.data.sources import open_dataset
+from mnv2_jax.data.split import Split
+from mnv2_jax.data.streams import eval_batches, train_batches
+from mnv2_jax.errors import UserError
+
+DATA = DataConfig(name="folder", resolution=16, batch_size=4, eval_batch_size=5, num_workers=2)
+
+
+@pytest.fixture(scope="module")
+def split(photos_tar) -> Split:
+    return open_dataset(DataConfig(name="folder", path=str(photos_tar))).train
+
+
+def workers() -> list[psutil.Process]:
+    """Python's resource tracker is a child too, but it stays for good."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+def assert_no_workers():
+    deadline = time.monotonic() + 5
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert workers() == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoilt:
+    """Reads as the split does, except for one image."""
+
+    split: Split
+    index: int
+    die: bool
+
+    def __call__(self, index):
+        if index != self.index:
+            return self.split.read(index)
+        if self.die:
+            os._exit(9)
+        raise UserError("photos/13.jpg: the file is empty; restore or remove it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backends:
+    """An image that says how many accelerator backends its process has initialised."""
+
+    def __call__(self, index):
+        from jax._src import xla_bridge
+
+        return np.full((16, 16, 3), 100 * xla_bridge.backends_are_initialized() + index, np.uint8)
+
+
+def test_workers_give_the_same_bytes_in_the_same_order(split):
+    alone = dataclasses.replace(DATA, num_workers=0)
+    pairs = [
+        (itertools.islice(train_batches(DATA, split, 1, start_step=2), 7), train_batches(alone, split, 1, 2)),
+        (eval_batches(DATA, split), eval_batches(alone, split)),
+    ]
+    for many, one in pairs:
+        count = 0
+        for a, b in zip(many, one, strict=False):
+            count += 1
+            assert a.keys() == b.keys()
+            for key in a:
+                assert type(a[key]) is np.ndarray
+                assert a[key].dtype == b[key].dtype
+                np.testing.assert_array_equal(a[key], b[key])
+        assert count in (7, 4)
+    del pairs, many, one
+    gc.collect()
+    assert_no_workers()
+
+
+def test_an_unreadable_image_is_the_same_line_as_without_workers(split):
+    spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=False))
+    batches = train_batches(DATA, spoilt, seed=0)
+    with pytest.raises(UserError, match=r"^photos/13\.jpg: the file is empty; restore or remove it$"):
+        for _ in itertools.islice(batches, 10):
+            pass
+    assert_no_workers()
+
+
+def test_a_worker_that_dies_is_reported(split):
+    spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=True))
+    with pytest.raises(UserError, match=r"exit code 9.*lower data\.num_workers"):
+        list(eval_batches(DATA, spoilt))
+    assert_no_workers()
+
+
+def test_workers_outlive_signals_to_the_group_initialise_no_accelerator_and_end_on_close():
+    split = Split("train", np.zeros(17, np.int32), Backends())
+    batches = train_batches(dataclasses.replace(DATA, crop="none"), split, seed=0)
+    assert next(batches)["image"].max() < 100
+    assert len(workers()) == 2
+    for worker in workers():
+        worker.send_signal(signal.SIGINT)
+        worker.send_signal(signal.SIGTERM)
+    for _ in range(8):  # more than may have been read ahead
+        next(batches)
+    assert len(workers()) == 2
+    batches.close()
+    assert_no_workers()
+
+
+def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos_tar):
+    """Once with the stream left open at the end, and once killed."""
+    code = textwrap.dedent(
+        f"""
+        import os, signal, sys
+        import psutil
+        from mnv2_jax.config import DataConfig
+        from mnv2_jax.data.sources import open_dataset
+        from mnv2_jax.data.streams import train_batches
+
+        if __name__ == "__main__":
+            data = DataConfig(name="folder", path={str(photos_tar)!r}, resolution=16, batch_size=4, num_workers=1)
+            batches = train_batches(data, open_dataset(data).train, seed=0)
+            next(batches)
+            print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+            if sys.argv[1] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    for how, returncode in (("end", 0), ("kill", -signal.SIGKILL)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == returncode
+        pids = [int(pid) for pid in output.split()]
+        assert len(pids) == 2
+        deadline = time.monotonic() + 10
+        while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(psutil.pid_exists, pids))
+        if how == "end":
+            assert errors == ""
