@@ -53,7 +53,7 @@ PAPER = dict(
 
 CIFAR = dict(
     # chenyaofo's cifar10.conf (SGD with Nesterov momentum, 0.1, 5e-4, cosine over 200 epochs, padded crop and
-    # flip, dropout 0.2) at kuangliu's batch of 128, with a short warm-up.
+    # flip, dropout 0.2) at kuangliu's batch of 128.
     model=dict(dropout=0.2, **SMALL_IMAGE_STRIDES),
     norm=dict(decay=0.9, epsilon=1e-3),
     data=dict(
@@ -73,7 +73,6 @@ CIFAR = dict(
         nesterov=True,
         weight_decay=5e-4,
         weight_decay_on="no_norm_bias",
-        warmup_epochs=5.0,
     ),
     train=dict(epochs=200.0),
     checkpoint=dict(every_steps=2000),
@@ -95,9 +94,7 @@ DIGITS = dict(
         std=(0.5, 0.5, 0.5),
     ),
     loss=dict(label_smoothing=0.1),
-    optim=dict(
-        name="sgd", reference_lr=0.1, reference_batch_size=64, nesterov=True, weight_decay=5e-4, warmup_epochs=2.0
-    ),
+    optim=dict(name="sgd", reference_lr=0.1, reference_batch_size=64, nesterov=True, weight_decay=5e-4),
     train=dict(epochs=20.0, eval_every_epochs=5.0),
     log=dict(every_steps=10),
     checkpoint=dict(every_steps=200),

@@ -1,0 +1,43 @@
+# Everything runs in .venv, which the first target makes. PYTHON is any Python from 3.11 on.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-all test-parity lint format clean
+
+# Trains MobileNetV2 0.35 on the digits that come with scikit-learn; again: says that it is done.
+quickstart: .venv/core
+	$(BIN)/python -m mnv2_jax.main --config=configs/w0_35.py:data=digits --workdir=runs/quickstart
+
+test: .venv/dev
+	$(BIN)/python -m pytest -m "not slow and not parity"
+
+test-all: .venv/dev
+	$(BIN)/python -m pytest -m "not parity"
+
+test-parity: .venv/parity
+	$(BIN)/python -m pytest -m parity
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv/parity: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
+	touch $@

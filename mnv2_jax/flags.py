@@ -1,0 +1,61 @@
+"""Command lines: argparse, with errors of one line and ``--config.KEY=VALUE`` set aside."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import textwrap
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mnv2_jax import config
+from mnv2_jax.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `UserError`, and names the nearest flag for one that it doesn't know."""
+
+    def __init__(self, description: str, epilog: str = ""):
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Instead of printing the usage and exiting."""
+        raise UserError(f"{message}; see --help")
+
+    def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The flags, and the overrides as ``a.b=value`` in their order.
+
+        Raises:
+          UserError: for a flag that doesn't exist or a value that can't be.
+        """
+        overrides, plain, rest = [], [], list(argv)
+        while rest:
+            item = rest.pop(0)
+            if not item.startswith("--config."):
+                plain.append(item)
+            elif "=" in item or not rest:
+                overrides.append(item.removeprefix("--config."))
+            else:
+                overrides.append(f"{item.removeprefix('--config.')}={rest.pop(0)}")
+        args, unknown = self.parse_known_args(plain)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            raise UserError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].partition('=')[0], flags)}")
+        return args, overrides
+
+
+def workdir_type(text: str) -> pathlib.Path:
+    """A path, with ~ for the home directory."""
+    return pathlib.Path(text).expanduser()
+
+
+def describe_config() -> str:
+    """Every config key with its default, for ``--help``."""
+    keys = config.flatten(config.to_dict(config.Config()))
+    lines = [f"{key}={value}" for key, value in keys.items()]
+    return textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

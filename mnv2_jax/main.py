@@ -1,0 +1,47 @@
+"""Trains, evaluates or summarises: ``python -m mnv2_jax.main --config=configs/w1_0.py``."""
+
+from __future__ import annotations
+
+import sys
+
+from mnv2_jax import config, presets
+from mnv2_jax.errors import UserError, exit_on_user_error
+from mnv2_jax.flags import Parser, describe_config, workdir_type
+
+MODES = ("train", "eval", "summary")
+
+
+def main() -> None:
+    """Flags, config, one verb."""
+    parser = Parser(
+        "Trains (and goes on with) a run, evaluates it, or summarises its model.",
+        f"argument of a config: {', '.join(presets.ARGUMENT_KEYS)}; as in configs/w1_0.py:data=folder:DIR,res=128\n"
+        f"recipes: {', '.join(presets.RECIPES)}\n\nconfig keys and their defaults, which recipes change:\n"
+        f"{describe_config()}",
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="a .py config or a run's config.json")
+    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
+    parser.add_argument("--workdir", type=workdir_type, help="the run's folder (default: runs/NAME OF THE CONFIG)")
+    parser.add_argument("--mode", choices=MODES, default="train", help="default: train")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="which one eval evaluates")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
+    args, overrides = parser.parse(sys.argv[1:])
+    if args.config is None and args.mode == "eval" and args.workdir is not None:
+        args.config = str(args.workdir / "config.json")
+    if args.config is None:
+        raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
+    name, settings = config.load(args.config, overrides)
+
+    from mnv2_jax.training import verbs  # JAX takes seconds to import; --help and a mistyped key don't wait for it
+
+    out = verbs.Output(args.json)
+    if args.mode == "train":
+        verbs.train(settings, args.workdir or workdir_type(f"runs/{name}"), out)
+    elif args.mode == "eval":
+        verbs.evaluate(settings, args.workdir or workdir_type(f"runs/{name}"), args.checkpoint, out)
+    else:
+        verbs.summarise(settings, out)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,55 @@
+"""The classification head that every network shares."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mnv2_jax.nn.conv import Initializer
+from mnv2_jax.types import Array, Key
+
+
+def dropout(x: Array, keys: Key, rate: float) -> Array:
+    """Zeroes a share ``rate`` of each row and scales the rest by 1 / (1 - rate).
+
+    Args:
+      x: [b, c].
+      keys: [b], one typed PRNG key an example, so that a row's mask depends on nothing but its own key: not on the
+        number of devices, the order of the batch or gradient accumulation.
+      rate: in [0, 1).
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+class Classifier(nn.Module):
+    """Global mean pool, dropout, dense layer with bias; all in float32 at least.
+
+    Attributes:
+      num_classes: columns of the logits.
+      dropout: share of the pooled features that is dropped in training.
+      kernel_init: of the dense kernel [c, k].
+    """
+
+    num_classes: int
+    dropout: float
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, dropout_keys: Key | None) -> tuple[Array, Array]:
+        """Maps [b, h, w, c] to pooled features [b, c], before dropout, and logits [b, k].
+
+        Raises:
+          ValueError: if there is dropout to do and no keys to do it with.
+        """
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        pooled = x.mean((1, 2), dtype=wide)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.num_classes), wide)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.num_classes,), wide)
+        features = pooled
+        if train and self.dropout:
+            if dropout_keys is None:
+                raise ValueError(f"training with dropout={self.dropout:g} needs dropout_keys, one key an example")
+            features = dropout(pooled, dropout_keys, self.dropout)
+        return pooled, features @ kernel + bias[None]

@@ -1,0 +1,100 @@
+"""Parameters and multiply-adds, read off the traced network: nothing is computed, and no layer keeps its own count."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from mnv2_jax.models.registry import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer with parameters or multiply-adds."""
+
+    name: str
+    """Its path in the parameters, as ``block_1/depthwise``."""
+    output_shape: tuple[int, ...] | None
+    """Of its convolution or product at batch 1, [h, w, c] or [k]; None for a layer without one."""
+    params: int
+    madds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a network costs at a resolution.
+
+    params counts trainable values: kernels, biases, and the scales and biases of norms, not running statistics. madds
+    counts the multiply-accumulates of convolutions and dense layers in inference at batch 1; one is two FLOPs.
+    """
+
+    params: int
+    madds: int
+    layers: tuple[Layer, ...]
+
+
+def summarise(model: Model, resolution: int) -> Summary:
+    """Counts the network for one image [resolution, resolution, 3]."""
+    image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    closed = jax.make_jaxpr(lambda v, x: model.apply(v, x)[0])(variables, image)
+    params: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        name = "/".join(key.key for key in path[:-1])
+        params[name] = params.get(name, 0) + math.prod(leaf.shape)
+    shapes: dict[str, tuple[int, ...]] = {}
+    madds: dict[str, int] = {}
+    for scope, shape, count in _products(closed.jaxpr, ()):
+        name = _layer_of(scope, params)
+        shapes[name] = shape[1:]  # the last product of a layer gives its output
+        madds[name] = madds.get(name, 0) + count
+    # Layers in the order in which they compute, each norm behind the layer that it follows in name.
+    names = list(madds) + [name for name in params if name not in madds]
+    order = {name: place for place, name in enumerate(madds)}
+    names.sort(key=lambda name: (order.get(name, order.get(name.removesuffix("_norm"), len(order))), name))
+    layers = tuple(Layer(name, shapes.get(name), params.get(name, 0), madds.get(name, 0)) for name in names)
+    return Summary(sum(params.values()), sum(madds.values()), layers)
+
+
+def _layer_of(scope: tuple[str, ...], params: dict[str, int]) -> str:
+    """The longest run of a scope's names that is the path of a layer; the scope itself where none is."""
+    runs = (scope[i:j] for i in range(len(scope)) for j in range(i + 1, len(scope) + 1))
+    known = [name for name in map("/".join, runs) if name in params]
+    return max(known, key=len, default="/".join(scope))
+
+
+def _products(jaxpr: Any, scope: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...], int]]:
+    """Scope, output shape and multiply-adds of every convolution and matrix product that runs, in order."""
+    for eqn in jaxpr.eqns:
+        here = scope + tuple(part for part in str(eqn.source_info.name_stack).split("/") if part)
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
+            # The kernel's axis of input channels is that of one group already.
+            yield here, eqn.outvars[0].aval.shape, eqn.outvars[0].aval.size * math.prod(kernel) // kernel[out_axis]
+        elif eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            yield here, eqn.outvars[0].aval.shape, eqn.outvars[0].aval.size * depth
+        elif eqn.primitive.name == "cond":
+            # One branch runs. Where the platform chooses, all do the same sums, and one as a convolution of all axes.
+            branches = [list(_products(branch.jaxpr, here)) for branch in eqn.params["branches"]]
+            yield from max(
+                branches, key=lambda of: (sum(count for *_, count in of), [len(shape) for _, shape, _ in of])
+            )
+        else:
+            turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+                if _is_jaxpr(inner):
+                    for at, shape, count in _products(getattr(inner, "jaxpr", inner), here):
+                        yield at, shape, turns * count
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

@@ -1,0 +1,108 @@
+"""Models by name, as pure functions over plain dicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mnv2_jax.config import ModelConfig, NormConfig
+from mnv2_jax.errors import UserError, nearest
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+from mnv2_jax.types import Array, Key, PyTree, Variables
+
+_MODELS: dict[str, Callable[[ModelConfig, NormConfig], nn.Module]] = {
+    "mobilenet_v2": MobileNetV2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network without its weights; equal and of the same hash where its options are equal.
+
+    Variables are plain nested dicts, ``{"params": ..., "batch_stats": ...}``.
+    """
+
+    name: str
+    num_classes: int
+    module: nn.Module
+
+    def init(self, key: Key, x: Any) -> Variables:
+        """Draws the weights.
+
+        Args:
+          key: typed PRNG key.
+          x: images [b, h, w, 3], or a `jax.ShapeDtypeStruct` of them; only the number of channels is read.
+        """
+        shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
+        return self.module.lazy_init(key, shape)
+
+    def apply(
+        self, variables: Variables, x: Any, train: bool = False, dropout_keys: Key | None = None
+    ) -> tuple[Array, PyTree]:
+        """Computes logits.
+
+        Args:
+          variables: what `init` gives.
+          x: float images [b, h, w, 3], NumPy or JAX, of any height and width.
+          train: use the statistics of the batch and dropout.
+          dropout_keys: [b] typed PRNG keys, one an example; needed in training with dropout.
+
+        Returns:
+          Logits [b, k] and ``{"batch_stats": ...}``, which is as given unless ``train``.
+        """
+        x = jnp.asarray(x)
+        if not train:
+            return self.module.apply(variables, x), {"batch_stats": variables["batch_stats"]}
+        return self.module.apply(variables, x, train=True, dropout_keys=dropout_keys, mutable=["batch_stats"])
+
+    def endpoints(self, variables: Variables, x: Any) -> dict[str, Array]:
+        """Every named output of the network in inference; `endpoint_strides` has the order and the strides."""
+        return self.module.apply(variables, jnp.asarray(x), method="endpoints")
+
+    @property
+    def endpoint_strides(self) -> dict[str, int]:
+        """Height of the image over height of the map, for every endpoint that is a map, in order."""
+        return self.module.endpoint_strides
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern, sorted."""
+    return sorted(fnmatch.filter(_MODELS, pattern))
+
+
+def create_model(name: str, num_classes: int, *, norm: NormConfig = NormConfig(), **overrides: Any) -> Model:
+    """Builds a model by name.
+
+    Args:
+      name: one of `list_models`.
+      num_classes: columns of the logits, at least 1.
+      norm: options of batch norm.
+      **overrides: fields of `config.ModelConfig`, as ``width=0.35``.
+
+    Raises:
+      UserError: for an unknown name or option, or a value that can't be.
+    """
+    fields = {field.name for field in dataclasses.fields(ModelConfig)} - {"name", "num_classes"}
+    for key in overrides:
+        if key not in fields:
+            raise UserError(f"unknown model option {key!r}{nearest(key, fields)}")
+    return from_config(ModelConfig(name=name, num_classes=num_classes, **overrides), norm)
+
+
+def from_config(model: ModelConfig, norm: NormConfig) -> Model:
+    """Builds the model of a config whose ``num_classes`` is set.
+
+    Raises:
+      UserError: for an unknown name or a value that can't be.
+    """
+    if model.name not in _MODELS:
+        raise UserError(f"unknown model {model.name!r}{nearest(model.name, _MODELS)}")
+    if model.num_classes is None or model.num_classes < 1:
+        raise UserError(f"model.num_classes={model.num_classes!r} must be at least 1")
+    return Model(model.name, model.num_classes, _MODELS[model.name](model, norm))

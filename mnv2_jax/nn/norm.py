@@ -1,0 +1,75 @@
+"""Batch normalisation whose statistics group is a hyperparameter, not a property of the hardware."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mnv2_jax.types import Array
+
+
+class GroupedBatchNorm(nn.Module):
+    """Batch norm (Ioffe & Szegedy 2015, arXiv 1502.03167) over groups of ``group_size`` images that follow each other.
+
+    As long as each device holds whole groups, normalising needs no communication, and the result is the same, up to
+    rounding, on any number of devices. Running statistics are averaged over the groups.
+
+    Attributes:
+      group_size: images in a group; must divide the batch in training.
+      decay: of the running statistics, per step.
+      epsilon: added to the variance.
+    """
+
+    group_size: int = 32
+    decay: float = 0.9
+    epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Normalises [b, h, w, c] or [b, c] over all axes but the last.
+
+        Args:
+          x: of any float type, which the result has too; everything between is float32 at least.
+          train: use the statistics of each group and update the running ones, the collection ``batch_stats``, which
+            are used otherwise.
+
+        Raises:
+          ValueError: if ``train`` and the groups don't divide the batch.
+        """
+        batch, channels, space = x.shape[0], x.shape[-1], tuple(range(1, x.ndim - 1))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,), wide)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), wide)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
+        if not train:
+            mean, var = running_mean.value[None], running_var.value[None]  # one group for all
+        elif batch % self.group_size:
+            raise ValueError(f"group_size={self.group_size} does not divide the {batch} images of the batch")
+        else:
+            # Averaged over each image and then over the group: x itself is never reshaped, since a reshape of it
+            # keeps XLA's CPU backend from fusing well, which made the whole training step 1.8 to 2.9 times slower.
+            # Mean and variance in one pass: E[x²] - E[x]² loses (mean / deviation)² roundings, which is little for
+            # what convolutions give; a pass for the one before that for the other makes the layer 2 to 3 times slower.
+            values = x.astype(wide)
+            mean = values.mean(space).reshape(-1, self.group_size, channels).mean(1)
+            square = jnp.square(values).mean(space).reshape(-1, self.group_size, channels).mean(1)
+            var = jnp.maximum(square - jnp.square(mean), 0)
+            # The group is normalised by its own variance; what is kept for evaluation estimates the population's, as
+            # in PyTorch and in TensorFlow's fused op, which slim uses.
+            count = self.group_size * math.prod(x.shape[1:-1])
+            bessel = count / max(count - 1, 1)
+            for running, new in ((running_mean, mean), (running_var, var * bessel)):
+                running.value = self.decay * running.value + (1 - self.decay) * new.mean(0)
+        factor = scale[None] * jax.lax.rsqrt(var + self.epsilon)
+        offset = bias[None] - mean * factor
+
+        def of_each_image(of_group: Array) -> Array:
+            groups = of_group.shape[0]
+            repeated = jnp.broadcast_to(of_group[:, None], (groups, batch // groups, channels))
+            return repeated.reshape(batch, *(1 for _ in space), channels)
+
+        return (x.astype(wide) * of_each_image(factor) + of_each_image(offset)).astype(x.dtype)

@@ -1,0 +1,36 @@
+"""What a task is: four pure functions between batches and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
+
+
+class Task(Protocol):
+    """A model with its loss and metrics. Every method but `summarise` is traced; none keeps state."""
+
+    def init(self, key: Key) -> Variables:
+        """Fresh variables: ``{"params": ..., "batch_stats": ...}``."""
+
+    def loss(
+        self, params: PyTree, model_state: PyTree, batch: Batch, key: Key
+    ) -> tuple[Array, tuple[PyTree, dict[str, tuple[Array, Array]]]]:
+        """The training loss of a batch.
+
+        Args:
+          params: what is differentiated.
+          model_state: the variables that are not, as running statistics.
+          batch: uint8 images and labels, see `types.Batch`.
+          key: of this step; what it decides is decided by example.
+
+        Returns:
+          The mean loss [], the new model state, and metrics as (sum, count) pairs.
+        """
+
+    def metrics(self, variables: Variables, batch: Batch) -> PyTree:
+        """Sums over the batch's unmasked rows, which merge by addition."""
+
+    def summarise(self, sums: PyTree) -> Mapping[str, Any]:
+        """What the merged sums come to, on the host and fit for JSON."""

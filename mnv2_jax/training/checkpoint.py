@@ -1,0 +1,254 @@
+"""Checkpoints: Orbax writes them in the background, a digest proves them, `meta` remembers how good they were.
+
+A state is saved as a flat dict of host arrays, `params.stem.kernel: ...`, so it can be read back on any number of
+devices, with or without the code that made it. Orbax does not notice a flipped bit in array data; the SHA-256 of
+each leaf does, and then the checkpoint before it is taken, loudly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from mnv2_jax.config import CheckpointConfig
+from mnv2_jax.errors import UserError
+from mnv2_jax.types import PyTree, Variables
+
+Leaves = dict[str, np.ndarray]
+
+_UNKNOWN = float("-inf")
+"""The metric of a checkpoint that was saved without being evaluated."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read and proved."""
+
+    step: int
+    leaves: Leaves
+    meta: dict[str, Any]
+
+
+def to_leaves(tree: PyTree) -> Leaves:
+    """A pytree as a flat dict of host copies; waits for the device. Keys are paths joined by dots."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    # Copies: on a CPU the host array may be the device buffer itself, which the next step overwrites.
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in paths}
+
+
+def from_leaves(leaves: Leaves, like: PyTree) -> PyTree:
+    """The inverse of `to_leaves`, in the structure of ``like``.
+
+    Raises:
+      UserError: if names, shapes or types differ, naming the first.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    wanted = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+    if odd := sorted(wanted.keys() ^ leaves.keys()):
+        raise UserError(f"the checkpoint's arrays are not this config's: {odd[0]!r} is on one side only")
+    for name, leaf in wanted.items():
+        if (leaf.shape, leaf.dtype) != (leaves[name].shape, leaves[name].dtype):
+            raise UserError(
+                f"the checkpoint's {name!r} is {leaves[name].dtype}{list(leaves[name].shape)}, this config's is"
+                f" {leaf.dtype}{list(leaf.shape)}"
+            )
+    return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in wanted])
+
+
+def digest(leaves: Leaves) -> dict[str, str]:
+    """SHA-256 of each leaf's type, shape and bytes."""
+    return {
+        name: hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()).hexdigest()
+        for name, leaf in leaves.items()
+    }
+
+
+class _KeepLatestAndBest(policies.PreservationPolicy):
+    """Orbax's `BestN` forgets every metric at a restart (0.12.8), and so deletes the best; this one is told them."""
+
+    def __init__(self, keep: CheckpointConfig, metrics: Mapping[int, float]):
+        self._keep, self._metrics = keep, metrics
+
+    def should_preserve(
+        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
+    ) -> Sequence[bool]:
+        steps = [info.step for info in checkpoints]
+        evaluated = [step for step in steps if self._metrics.get(step, _UNKNOWN) > _UNKNOWN]
+        best = sorted(evaluated, key=lambda step: (self._metrics[step], step))
+        kept = {*steps[-self._keep.keep_latest :], *best[len(best) - self._keep.keep_best :]}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run. Use as a context manager: leaving it waits for what is being written."""
+
+    def __init__(self, workdir: pathlib.Path, keep: CheckpointConfig | None = None):
+        """Opens the folder; without ``keep`` it is only read."""
+        self.folder = workdir.resolve() / "checkpoints"
+        self._writable = keep is not None
+        self._manager: ocp.CheckpointManager | None = None
+        self._metrics = {step: self._read_metric(step) for step in self.steps()}
+        if keep is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    cleanup_tmp_directories=True,
+                    preservation_policy=_KeepLatestAndBest(keep, self._metrics),
+                    save_decision_policy=policies.FixedIntervalPolicy(1),
+                ),
+            )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._manager is not None:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The finished checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+    def save(self, step: int, state: PyTree, metric: float | None) -> None:
+        """Copies the state and writes it in the background; waits for the write before it.
+
+        Does nothing if that step is the newest checkpoint already.
+
+        Args:
+          step: steps done.
+          state: any pytree of arrays.
+          metric: what the best checkpoint is best at (higher is better); None if it wasn't evaluated.
+
+        Raises:
+          UserError: if the checkpoint before could not be written.
+        """
+        assert self._manager is not None
+        if self._manager.latest_step() == step:
+            return
+        leaves = to_leaves(state)
+        meta = {"step": step, "metric": metric}
+        self._metrics[step] = _UNKNOWN if metric is None else metric
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(leaves),
+                    digest=ocp.args.JsonSave({"state": digest(leaves), "meta": _digest_of_json(meta)}),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: could not write a checkpoint ({error}); make room and run again"
+            ) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        assert self._manager is not None
+        self._manager.wait_until_finished()
+
+    def restore(self, which: Literal["latest", "best"] = "latest") -> Restored | None:
+        """Reads the newest or the best checkpoint; None if there is none yet.
+
+        One that is damaged is reported on stderr, moved to `checkpoints.damaged/` if the folder was opened to write,
+        and the one before it is taken.
+
+        Raises:
+          UserError: if there are checkpoints and all are damaged.
+        """
+        damaged = 0
+        for step in self._ranked(which):
+            try:
+                return self._read(step)
+            except Exception as error:  # Orbax, tensorstore and zlib raise many kinds for damaged files
+                reason = " ".join(str(error).split())[:160] or type(error).__name__
+                print(f"warning: checkpoint {step} is damaged ({reason}); trying another", file=sys.stderr)
+                damaged += 1
+                if self._writable:
+                    self._put_aside(step)
+        if damaged:
+            raise UserError(f"{self.folder}: all {damaged} checkpoints are damaged; restore one from a backup")
+        return None
+
+    def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
+        newest_first = self.steps()[::-1]
+        if which == "latest":
+            return newest_first
+        return sorted(newest_first, key=lambda step: self._metrics[step], reverse=True)
+
+    def _read_metric(self, step: int) -> float:
+        """How good a checkpoint is by its own `meta`."""
+        try:
+            metric = _read_json(self.folder / str(step) / "meta")["metric"]
+            return _UNKNOWN if metric is None else float(metric)
+        except (OSError, ValueError, KeyError, TypeError):
+            return _UNKNOWN  # damaged: `restore` will find out and say so
+
+    def _read(self, step: int) -> Restored:
+        folder = self.folder / str(step)
+        reader = ocp.PyTreeCheckpointHandler()
+        names = reader.metadata(folder / "state").tree
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        leaves = dict(reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
+        proof, meta = _read_json(folder / "digest"), _read_json(folder / "meta")
+        found = digest(leaves)
+        if found != proof["state"]:
+            wrong = sorted(n for n in found.keys() | proof["state"].keys() if found.get(n) != proof["state"].get(n))
+            raise ValueError(f"{len(wrong)} arrays differ from their digest, the first: {wrong[0]}")
+        if _digest_of_json(meta) != proof["meta"] or meta["step"] != step:
+            raise ValueError("meta differs from its digest")
+        return Restored(step, leaves, meta)
+
+    def _put_aside(self, step: int) -> None:
+        aside = self.folder.with_name("checkpoints.damaged")
+        aside.mkdir(exist_ok=True)
+        target = aside / str(step)
+        if target.exists():
+            shutil.rmtree(target)
+        (self.folder / str(step)).rename(target)
+        assert self._manager is not None
+        self._manager.reload()
+
+
+def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Variables]:
+    """The variables that a run evaluates with (its moving average, if it has one), as NumPy arrays.
+
+    Raises:
+      UserError: if the run has no checkpoint.
+    """
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(which)
+    if restored is None:
+        raise UserError(f"{workdir}: no checkpoint there yet; train first, or give another --workdir")
+    nested: dict[str, Any] = {}
+    for name, leaf in restored.leaves.items():
+        *keys, last = name.split(".")
+        node = nested
+        for key in keys:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return restored.step, nested.get("ema") or {"params": nested["params"], **nested["model_state"]}
+
+
+def _digest_of_json(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(folder: pathlib.Path) -> dict[str, Any]:
+    """What `JsonSave` wrote."""
+    tree = json.loads((folder / "metadata").read_text())
+    if not isinstance(tree, dict):
+        raise ValueError(f"{folder.name} is not a JSON object")
+    return tree

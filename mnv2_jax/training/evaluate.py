@@ -1,0 +1,72 @@
+"""Evaluation: every image counts once, on any number of devices."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mnv2_jax.config import Config, build, differences, read_json
+from mnv2_jax.errors import UserError
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.checkpoint import restore_variables
+from mnv2_jax.training.experiment import Experiment, open_experiment
+from mnv2_jax.training.step import make_eval_step
+from mnv2_jax.types import Variables
+
+Evaluate = Callable[[Variables], Mapping[str, Any] | None]
+
+
+def make_evaluate(experiment: Experiment, should_stop: Callable[[], bool] = lambda: False) -> Evaluate:
+    """Compiles lazily, and once.
+
+    Returns:
+      A function from variables to `Task.summarise`'s result; None if ``should_stop`` said so on the way.
+    """
+    task, mesh = experiment.task, experiment.mesh
+    step = meshes.compile_eval_step(mesh, make_eval_step(task))
+    batches = experiment.eval_batches()
+
+    def evaluate(variables: Variables) -> Mapping[str, Any] | None:
+        sums = None
+        for batch in batches():
+            if should_stop():
+                return None
+            if sums is None:
+                shapes = jax.eval_shape(task.metrics, variables, batch)
+                sums = meshes.put(mesh, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+            sums = step(sums, variables, batch)
+        return task.summarise(jax.device_get(sums))
+
+    return evaluate
+
+
+def evaluate_run(
+    config: Config, workdir: pathlib.Path, which: Literal["latest", "best"]
+) -> tuple[int, str, Mapping[str, Any]]:
+    """Evaluates a checkpoint of a run on the evaluation split of ``config``, which need not be the run's own.
+
+    Returns:
+      The checkpoint's step, the name of the split, and `Task.summarise`'s result.
+
+    Raises:
+      UserError: if there is no checkpoint, or its model or classes aren't those of the config.
+    """
+    step, variables = restore_variables(workdir, which)
+    own = build(read_json(workdir / "config.json"))
+    changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]
+    if changed:
+        raise UserError(f"{workdir} holds another model: {changed[0]}; leave --config out to evaluate it as it is")
+    experiment = open_experiment(config)
+    trained, found = read_json(workdir / "dataset.json")["class_names"], list(experiment.dataset.class_names)
+    if trained != found:
+        odd = sorted(set(trained) ^ set(found)) or ["their order"]
+        raise UserError(
+            f"{workdir} was trained on other classes than {experiment.dataset.name} has: {odd[0]!r} differs"
+        )
+    result = make_evaluate(experiment)(meshes.put(experiment.mesh, variables))
+    assert result is not None
+    return step, experiment.dataset.eval.name, result

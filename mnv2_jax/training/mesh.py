@@ -1,0 +1,92 @@
+"""The only file that knows of devices: the mesh, where arrays lie on it, and what is compiled for it.
+
+Everything is replicated but the batch, which is cut along its first axis ("data"). The functions compiled here
+are pure and know nothing of it; XLA's partitioner adds the all-reduces.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mnv2_jax.ops.metrics import merge
+from mnv2_jax.training.state import TrainState
+from mnv2_jax.training.step import EvalStep, Metrics, TrainStep
+from mnv2_jax.types import Array, Batch, PyTree
+
+HostBatch = Mapping[str, np.ndarray]
+"""This process's rows of a batch, as NumPy arrays."""
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (or these) along one axis, "data"."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def describe(mesh: Mesh) -> dict[str, Any]:
+    """Platform, kind and number of the devices, for the provenance."""
+    device = mesh.devices.flat[0]
+    return {"platform": device.platform, "kind": device.device_kind, "count": mesh.size}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """Each device holds a contiguous piece of the first axis."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def compile_init(mesh: Mesh, init: Callable[[], TrainState]) -> Callable[[], TrainState]:
+    """Makes the state where it will live."""
+    return jax.jit(init, out_shardings=replicated(mesh))
+
+
+def compile_train_step(mesh: Mesh, step: TrainStep) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step over the mesh. The state given is donated: its buffers are gone afterwards."""
+    whole = replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, sharded(mesh)), out_shardings=(whole, whole), donate_argnums=0)
+
+
+def compile_eval_step(mesh: Mesh, step: EvalStep) -> Callable[[PyTree, PyTree, Batch], PyTree]:
+    """``(sums so far, variables, batch) -> sums``; the sums given are donated."""
+    whole = replicated(mesh)
+
+    def add(sums: PyTree, variables: PyTree, batch: Batch) -> PyTree:
+        return merge(sums, step(variables, batch))
+
+    return jax.jit(add, in_shardings=(whole, whole, sharded(mesh)), out_shardings=whole, donate_argnums=0)
+
+
+def put(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Host arrays, replicated on all devices."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def make_feed(mesh: Mesh, resident: HostBatch | None) -> Callable[[HostBatch], Batch]:
+    """A function that takes a host batch to the devices.
+
+    Args:
+      mesh: where to.
+      resident: ``{"image": [n, h, w, 3], "label": [n]}`` of a whole split, which then lies on every device; a
+        host batch needs no more than "index", and its images are gathered there. None: it brings its images.
+    """
+    place = sharded(mesh)
+    place_batch = functools.partial(jax.tree.map, functools.partial(jax.make_array_from_process_local_data, place))
+    if resident is None:
+        return place_batch
+    arrays = put(mesh, dict(resident))
+
+    @functools.partial(jax.jit, out_shardings=place)
+    def gather(arrays: Mapping[str, Array], batch: Batch) -> Batch:
+        return {**batch, **{name: array[batch["index"]] for name, array in arrays.items()}}
+
+    return lambda batch: gather(arrays, place_batch(dict(batch)))

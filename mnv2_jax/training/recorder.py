@@ -1,0 +1,89 @@
+"""What a run says about itself while it trains: the log, the screen, the clock, and the check for finite losses."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import jax
+
+from mnv2_jax.errors import NonFiniteLossError
+from mnv2_jax.ops.metrics import scalars
+from mnv2_jax.training.experiment import Experiment
+from mnv2_jax.training.progress import Progress
+from mnv2_jax.training.run_folder import MetricsLog
+from mnv2_jax.training.speed import Speed
+from mnv2_jax.training.state import NEVER, TrainState
+from mnv2_jax.training.step import Metrics
+
+
+class Recorder:
+    """Takes a step's metrics as they are, on the device, and reads them one step later: nobody waits."""
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, start: int, stream: TextIO):
+        """Opens the log, cut back to ``start`` steps."""
+        config = experiment.config
+        self._experiment = experiment
+        self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
+        self._progress = Progress(experiment.total_steps, start, stream)
+        self.speed = Speed(config.data.batch_size)
+        self._unread: tuple[int, Metrics] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, over all its sessions."""
+        return self._log.seconds
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self._progress.line(text)
+
+    def note(self, step: int, metrics: Metrics) -> None:
+        """Keeps a step's metrics for the next `read`."""
+        self._unread = step, metrics
+
+    def read(self) -> None:
+        """Logs what was noted, if anything was; waits for that step to be done.
+
+        Raises:
+          NonFiniteLossError: if a loss up to there was not finite.
+        """
+        if self._unread is None:
+            return
+        step, on_device = self._unread
+        self._unread, metrics = None, {name: value.item() for name, value in jax.device_get(on_device).items()}
+        bad, pace = metrics.pop("first_bad_step"), self.speed.lap()
+        epoch = round(step / self._experiment.steps_per_epoch, 4)
+        self._log.write(step, "train", {"epoch": epoch, **metrics, **pace._asdict()})
+        self._refuse(bad)
+        self._progress.update(step, metrics["loss"], *pace)
+
+    def check(self, state: TrainState) -> None:
+        """Waits for a state and makes sure that it came of finite losses only.
+
+        Raises:
+          NonFiniteLossError: naming the first step that was not.
+        """
+        self._refuse(int(jax.device_get(state.first_bad_step)))
+
+    def _refuse(self, first_bad_step: int) -> None:
+        if first_bad_step != NEVER:
+            peak_lr = self._experiment.config.peak_lr
+            raise NonFiniteLossError(
+                f"the loss or gradient of step {first_bad_step} is not finite; nothing from then on was saved;"
+                f" try a lower optim.peak_lr than {peak_lr:g}, or optim.clip_grad_norm"
+            )
+
+    def evaluated(self, step: int, result: Mapping[str, Any]) -> None:
+        """Logs an evaluation."""
+        self._log.write(step, "eval", scalars(result))
+        self.say(
+            f"step {step}: {self._experiment.dataset.eval.name} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%},"
+            f" loss {result['loss']:.4f}, {result['count']} images"
+        )
+
+    def close(self) -> None:
+        """Closes the log and the bar."""
+        self._log.close()
+        self._progress.close()

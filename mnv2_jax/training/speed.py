@@ -1,0 +1,61 @@
+"""How fast training goes, and how much of its time it waits for data."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Pace(NamedTuple):
+    """Over some steps."""
+
+    images_per_second: float
+    data_wait_share: float
+    """Of the time, 0 to 1."""
+
+
+class Speed:
+    """A stopwatch over steps. Compilation, evaluation and saving don't count."""
+
+    def __init__(self, batch_size: int, clock: Callable[[], float] = time.monotonic):
+        self._batch_size, self._clock = batch_size, clock
+        self._total_steps, self._total_seconds = 0, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what came since the last lap."""
+        self._since, self._steps, self._waited = self._clock(), 0, 0.0
+
+    def step_done(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time inside is time waited for data."""
+        begun = self._clock()
+        yield
+        self._waited += self._clock() - begun
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The time inside doesn't count."""
+        begun = self._clock()
+        yield
+        self._since += self._clock() - begun
+
+    def lap(self) -> Pace:
+        """The pace since the lap before."""
+        seconds = max(self._clock() - self._since, 1e-9)
+        pace = Pace(self._steps * self._batch_size / seconds, min(self._waited / seconds, 1.0))
+        self._total_steps += self._steps
+        self._total_seconds += seconds
+        self.restart()
+        return pace
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Over all laps; None before the first."""
+        return self._total_steps * self._batch_size / self._total_seconds if self._total_steps else None

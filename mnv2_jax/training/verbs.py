@@ -1,0 +1,79 @@
+"""What the command line asks for, with its answer printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TextIO
+
+from mnv2_jax.config import Config
+from mnv2_jax.data.sources import known_num_classes
+from mnv2_jax.models import counting
+from mnv2_jax.models.registry import from_config
+from mnv2_jax.ops.metrics import scalars
+from mnv2_jax.training import evaluate as evaluation
+from mnv2_jax.training import loop, runtime
+from mnv2_jax.training.experiment import open_experiment
+
+
+class Output(NamedTuple):
+    """Where a verb prints: for people, or one JSON object on standard output with all text on standard error."""
+
+    as_json: bool
+
+    @property
+    def text(self) -> TextIO:
+        """The stream for people."""
+        return sys.stderr if self.as_json else sys.stdout
+
+    def answer(self, tree: Mapping[str, Any], text: str = "") -> None:
+        """Prints the answer in the one form or the other."""
+        if self.as_json:
+            print(json.dumps(tree))
+        elif text:
+            print(text)
+
+
+def train(config: Config, workdir: pathlib.Path, out: Output) -> None:
+    """Trains a run to its end, or goes on with it."""
+    runtime.configure()
+    summary = loop.train(open_experiment(config), workdir, out.text)
+    if summary is not None:
+        out.answer(summary)
+
+
+def evaluate(config: Config, workdir: pathlib.Path, which: Literal["latest", "best"], out: Output) -> None:
+    """Evaluates a checkpoint of a run, on any devices."""
+    runtime.configure()
+    step, split, result = evaluation.evaluate_run(config, workdir, which)
+    lines = [
+        f"{workdir}, step {step}: {split} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
+        f" {result['loss']:.4f}, ECE {result['ece']:.4f}, {result['count']} images"
+    ]
+    for row in result["per_class"]:
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        lines.append(f"  {row['label']:<30} {accuracy:>8}  of {row['count']}")
+    if len(result["confusion"]) <= 30:
+        lines += ["confusion, a row a true class:"]
+        lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in result["confusion"]]
+    tables = {key: result[key] for key in ("per_class", "confusion", "calibration")}
+    out.answer({"step": step, "split": split, "eval": scalars(result), **tables}, "\n".join(lines))
+
+
+def summarise(config: Config, out: Output) -> None:
+    """Prints the layer table of a config's model; reads no data."""
+    runtime.configure()
+    classes = config.model.num_classes or known_num_classes(config.data)
+    model = from_config(dataclasses.replace(config.model, num_classes=classes), config.norm)
+    summary = counting.summarise(model, config.data.resolution)
+    rows = [("layer", "output", "params", "MAdds")]
+    for layer in summary.layers:
+        shape = "×".join(map(str, layer.output_shape or ()))
+        rows.append((layer.name, shape, f"{layer.params:,}", f"{layer.madds:,}"))
+    rows.append(("total", "", f"{summary.params:,}", f"{summary.madds:,}"))
+    name_width = max(len(row[0]) for row in rows)
+    lines = [f"{name:<{name_width}}  {shape:>14}  {params:>11}  {madds:>13}" for name, shape, params, madds in rows]
+    out.answer(dataclasses.asdict(summary), "\n".join(lines))

@@ -1,0 +1,36 @@
+import pytest
+
+from mnv2_jax.config import ModelConfig, NormConfig
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import create_model, from_config, list_models
+
+
+def test_lists_by_pattern():
+    assert "mobilenet_v2" in list_models()
+    assert list_models("*_v2") == ["mobilenet_v2"]
+    assert list_models("resnet*") == []
+
+
+def test_equal_options_give_equal_models():
+    model = create_model("mobilenet_v2", 10, width=0.35, norm=NormConfig(group_size=8))
+    config = ModelConfig(name="mobilenet_v2", num_classes=10, width=0.35)
+    assert model == from_config(config, NormConfig(group_size=8))
+    assert hash(model) == hash(from_config(config, NormConfig(group_size=8)))
+    assert model != from_config(config, NormConfig())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="mobilnet_v2"), "unknown model 'mobilnet_v2'; did you mean 'mobilenet_v2'"),
+        (dict(widht=0.5), "unknown model option 'widht'; did you mean 'width'"),
+        (dict(width=0), "model.width=0 must be greater than 0"),
+        (dict(width=-0.5), "model.width=-0.5 must be greater than 0"),
+        (dict(width=float("nan")), "model.width=nan must be greater than 0"),
+        (dict(num_classes=0), "model.num_classes=0 must be at least 1"),
+        (dict(stage_strides=(1, 2)), r"model.stage_strides=\[1, 2\] has 2 entries; expected 7"),
+    ],
+)
+def test_refuses_what_cannot_be(arguments, message):
+    with pytest.raises(UserError, match=message):
+        create_model(**({"name": "mobilenet_v2", "num_classes": 10} | arguments))

@@ -1,0 +1,102 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2_jax.nn import conv
+
+WINDOWS = [conv.Window(*options) for options in itertools.product((1, 2), (1, 2), ("same", "symmetric"))]
+PAIRS = {
+    "depthwise": (conv._shifted_form, conv._depthwise_lax_form),
+    "pointwise": (conv._matmul_form, conv._lax_form),
+    "image": (conv._patches_form, conv._lax_form),
+}
+
+
+def arrays(kind, size, kernel_size, dtype, seed=0):
+    """x of height size and width size + 1, and a kernel."""
+    rng = np.random.default_rng(seed)
+    i, o = {"depthwise": (1, 5), "pointwise": (5, 6), "image": (3, 6)}[kind]
+    x = rng.standard_normal((4, size, size + 1, 5 if kind == "depthwise" else i))
+    return jnp.asarray(x, dtype), jnp.asarray(rng.standard_normal((kernel_size, kernel_size, i, o)), dtype)
+
+
+def value_and_gradients(form, x, kernel, window):
+    """The output, and what a random cotangent of it gives for x and the kernel."""
+    y, pull = jax.vjp(lambda x, kernel: form(x, kernel, window), x, kernel)
+    dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), y.dtype)
+    return y, *pull(dy)
+
+
+def assert_forms_agree(kind, size, kernel_size, dtype, windows, tolerance):
+    x, kernel = arrays(kind, size, kernel_size, dtype)
+    both = jax.jit(lambda x, k: [[value_and_gradients(f, x, k, w) for w in windows] for f in PAIRS[kind]])
+    ours, theirs = both(x, kernel)
+    for window, mine, other in zip(windows, ours, theirs, strict=True):
+        for what, a, b in zip(("y", "dx", "dkernel"), mine, other, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), (window, what)
+            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), (window, what)
+
+
+@pytest.mark.parametrize(("kernel_size", "size"), [(3, 6), (5, 7)])
+def test_depthwise_forms_agree_with_gradients(kernel_size, size, x64):
+    assert_forms_agree("depthwise", size, kernel_size, jnp.float64, WINDOWS, 1e-13)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_depthwise_forms_agree_in_other_types(dtype, tolerance):
+    windows = [conv.Window(1, 1, "same"), conv.Window(2, 1, "symmetric")]
+    assert_forms_agree("depthwise", 6, 3, dtype, windows, tolerance)
+
+
+@pytest.mark.parametrize(("kind", "kernel_size"), [("pointwise", 1), ("image", 3)])
+def test_matrix_forms_agree_with_gradients(kind, kernel_size, x64):
+    assert_forms_agree(kind, 7, kernel_size, jnp.float64, WINDOWS[::3], 1e-13)
+
+
+def test_bfloat16_is_summed_in_float32():
+    # In bfloat16, 256 + 1 is 256 again.
+    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16).at[0, 0].set(256)
+    assert conv.depthwise_conv(jnp.ones((1, 3, 3, 1), jnp.bfloat16), kernel)[0, 1, 1, 0] == 264
+    x = jnp.ones((1, 32, 32, 1), jnp.bfloat16)
+    gradient = jax.grad(lambda k: conv.depthwise_conv(x, k).sum())(jnp.ones((1, 1, 1, 1), jnp.bfloat16))
+    assert gradient[0, 0, 0, 0] == 1024
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(conv.depthwise_conv, (3, 3, 1, 8)), (conv.conv, (1, 1, 8, 8)), (conv.conv, (3, 3, 3, 8))]
+)
+def test_the_form_is_that_of_the_platform_lowered_for(layer, shape):
+    x = jnp.zeros((2, 6, 6, 3 if shape[2] == 3 else 8))
+    gradient = jax.jit(jax.grad(lambda x, k: layer(x, k).sum(), (0, 1))).trace(x, jnp.zeros(shape))
+    assert "stablehlo.convolution" not in gradient.lower(lowering_platforms=("cpu",)).as_text()
+    for platform in ("tpu", "cuda"):
+        assert "stablehlo.convolution" in gradient.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "window", "expected"),
+    [
+        (224, 3, conv.Window(2, 1, "same"), (0, 1)),  # an even size: all of it after
+        (225, 3, conv.Window(2, 1, "same"), (1, 1)),
+        (224, 3, conv.Window(2, 1, "symmetric"), (1, 1)),
+        (14, 5, conv.Window(1, 2, "same"), (4, 4)),
+        (14, 5, conv.Window(1, 2, "symmetric"), (4, 4)),
+        (14, 1, conv.Window(2, 1, "same"), (0, 0)),
+    ],
+)
+def test_padding(size, kernel, window, expected):
+    assert window.pad(size, kernel) == expected
+
+
+def test_initial_kernels_have_the_spread_of_their_source():
+    key = jax.random.key(0)
+    slim = conv.conv_init("truncated_normal")(key, (3, 3, 16, 256))
+    assert np.abs(slim).max() <= 0.18
+    assert np.std(slim) == pytest.approx(0.09 * 0.8796, rel=0.02)  # of a normal cut at two deviations
+    torch = conv.conv_init("kaiming_fan_out")(key, (3, 3, 1, 4096))
+    assert np.std(torch) == pytest.approx((2 / (9 * 4096)) ** 0.5, rel=0.02)
+    assert np.std(conv.dense_init("kaiming_fan_out")(key, (64, 512))) == pytest.approx(0.01, rel=0.02)

@@ -1,0 +1,67 @@
+"""Imports go down, and only those who should know of linen, devices and TensorFlow do."""
+
+import ast
+import pathlib
+
+import pytest
+
+import mnv2_jax
+
+ROOT = pathlib.Path(mnv2_jax.__file__).parent
+FLOORS = {
+    1: {"config", "types", "errors", "flags"},
+    2: {"nn", "ops", "data", "presets"},
+    3: {"models", "compress"},
+    4: {"tasks"},
+    5: {"training"},
+    6: {"main", "predict", "bench", "convert", "export", "study", "__init__"},
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path):
+    """The dotted names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    for name in imports(path):
+        if not name.startswith("mnv2_jax."):
+            continue
+        other = name.split(".")[1]
+        same_room = other == room(path)
+        assert same_room or FLOOR[other] < FLOOR[room(path)] or FLOOR[other] == FLOOR[room(path)] == 1, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_libraries_stay_in_their_rooms(path):
+    names = set(imports(path))
+    packages = {name.split(".")[0] for name in names}
+    assert not packages & {"tensorflow", "torch", "timm", "torchvision", "keras"}
+    if any(name.startswith("flax.linen") for name in names):
+        assert room(path) in ("nn", "models")
+    if room(path) == "data":
+        assert not packages & {"flax", "jax", "optax"}
+    if any("sharding" in name for name in names):
+        assert path == ROOT / "training" / "mesh.py"
+
+
+def test_main_is_short():
+    assert len((ROOT / "main.py").read_text().splitlines()) <= 60
+
+
+def test_configs_import_only_presets():
+    for path in sorted((ROOT.parent / "configs").glob("*.py")):
+        ours = {name for name in imports(path) if name.startswith(("mnv2_jax", "configs"))}
+        assert ours <= {"mnv2_jax.presets"}, path

@@ -1,0 +1,174 @@
+"""The config: what is accepted, what comes of it, and what is refused in one line."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mnv2_jax import config, presets
+from mnv2_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+W1 = str(ROOT / "configs" / "w1_0.py")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("recipe", sorted(presets.RECIPES))
+def test_every_config_builds_and_survives_json(path, recipe, tmp_path):
+    name, built = config.load(f"{path}:recipe={recipe}")
+    assert name == path.stem
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(built)))
+    again_name, again = config.load(str(tmp_path / "config.json"))
+    assert again == built
+    assert again_name == tmp_path.name
+    assert built.model.width == float(path.stem.removeprefix("w").replace("_", "."))
+
+
+def test_w1_0_alone_is_the_papers():
+    _, paper = config.load(W1)
+    assert (paper.data.name, paper.data.resolution, paper.data.batch_size) == ("imagenet", 224, 96)
+    assert (paper.optim.name, paper.peak_lr, paper.optim.decay_factor) == ("rmsprop", 0.045, 0.98)
+    assert (paper.optim.weight_decay, paper.optim.weight_decay_on) == (4e-5, "no_depthwise")
+
+
+@pytest.mark.parametrize(("arg", "overrides"), [(":batch=192", []), ("", ["data.batch_size=192"])])
+def test_learning_rate_follows_the_batch_size(arg, overrides):
+    _, built = config.load(W1 + arg, overrides)
+    assert built.peak_lr == pytest.approx(0.09)
+    assert config.to_dict(built)["optim"]["peak_lr"] == built.peak_lr
+
+
+def test_overrides_win_in_order():
+    _, built = config.load(W1, ["optim.peak_lr=0.3", "optim.peak_lr=0.2", "data.crop_area=(0.2, 1)", "seed=7"])
+    assert built.peak_lr == 0.2
+    assert built.data.crop_area == (0.2, 1.0)
+    assert built.seed == 7
+
+
+def test_arguments():
+    _, built = config.load(f"{W1}:data=folder:/some/where,res=96,classes=3,batch=20,recipe=cifar")
+    assert (built.data.name, built.data.path, built.data.resolution) == ("folder", "/some/where", 96)
+    assert (built.model.num_classes, built.data.batch_size, built.norm.group_size) == (3, 20, 20)
+    assert built.model.stem_stride == 1
+    _, built = config.load(f"{W1}:data=tfds:mnist,path=/data")
+    assert (built.data.name, built.data.path) == ("tfds:mnist", "/data")
+
+
+REFUSED = [
+    ("dta=cifar10", [], "unknown argument 'dta'; did you mean 'data'?"),
+    ("res=big", [], "res=big must be a whole number"),
+    ("batch=0", [], "batch=0 must be a whole number"),
+    ("res=", [], "argument 'res' needs a value"),
+    ("res=32,res=64", [], "'res' is given twice"),
+    ("recipe=papper", [], "did you mean 'paper'?"),
+    ("data=folder:a,path=b", [], "both give the path"),
+    ("", ["optim.peek_lr=1"], "unknown config key 'optim.peek_lr'; did you mean 'optim.peak_lr'?"),
+    ("", ["peak_lr=1"], "unknown config key 'peak_lr'; did you mean 'optim.peak_lr'?"),
+    ("", ["optimm.peak_lr=1"], "unknown config key 'optimm'"),
+    ("", ["model.width=0"], "model.width=0.0 is out of range; it must be greater than 0"),
+    ("", ["model.width=wide"], "model.width='wide' is str; expected float"),
+    ("", ["model.width=nan"], "model.width='nan' is str; expected float"),
+    ("", ["model.width=1e999"], "model.width=inf is not finite"),
+    ("", ["data.flip=1"], "data.flip=1 is int; expected bool"),
+    ("", ["seed=True"], "seed=True is bool; expected int"),
+    ("", ["seed=-1"], "seed=-1 is out of range"),
+    ("", ["data.batch_size=9.5"], "data.batch_size=9.5 is float; expected int"),
+    ("", ["data.mean=(0.5, 0.5)"], "data.mean=(0.5, 0.5) has 2 entries; expected 3"),
+    ("", ["model.padding=symetric"], "did you mean 'symmetric'?"),
+    ("", ["model.output_stride=12"], "model.output_stride=12 is not a choice"),
+    ("", ["model=3"], "config key 'model' is a section"),
+    ("", ["model.width.x=3"], "'model.width' is a value, not a section"),
+    ("", ["optim.warmup_epochs=500"], "optim.warmup_epochs=500 is longer than train.epochs=412"),
+    ("", ["optim.schedule=step"], "needs optim.milestones_epochs"),
+    ("", ["data.crop_area=(0.5, 0.2)"], "data.crop_area"),
+    ("", ["loss.label_smoothing=1"], "loss.label_smoothing=1.0 is out of range"),
+]
+
+
+@pytest.mark.parametrize(("arg", "overrides", "message"), REFUSED)
+def test_refused_in_one_line(arg, overrides, message):
+    with pytest.raises(UserError) as caught:
+        config.load(f"{W1}:{arg}" if arg else W1, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_there_or_not_configs(tmp_path):
+    for spec, message in [
+        (str(ROOT / "configs" / "w1.py"), "no file"),
+        ("nowhere/w1_0.py", "there is no folder 'nowhere'"),
+        ("configs/w1_0", "expected a .py or .json file"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            config.load(spec)
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(arg):\n    return 1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError in the config file"):
+        config.load(str(broken))
+    torn = tmp_path / "torn.json"
+    torn.write_text('{"seed": ')
+    with pytest.raises(UserError, match="not readable as JSON"):
+        config.load(str(torn))
+
+
+def test_devices_must_divide_the_batch_and_groups_the_share():
+    _, built = config.load(W1)
+    config.check_devices(built, 1)
+    config.check_devices(built, 3)
+    with pytest.raises(UserError, match=r"norm.group_size=32 does not divide the 12 images .* nearest that does: 12"):
+        config.check_devices(built, 8)
+    with pytest.raises(UserError, match=r"data.batch_size=96 does not divide over 5 devices .* nearest that does: 95"):
+        config.check_devices(built, 5)
+
+
+def test_what_may_differ_between_a_run_and_its_resumption():
+    _, old = config.load(W1)
+    same = ["log.every_steps=1", "checkpoint.keep_best=3", "data.path=/elsewhere", "data.num_workers=7"]
+    assert config.differences(old, config.load(W1, same)[1]) == []
+    assert config.differences(old, config.load(W1, ["optim.peak_lr=1"])[1]) == ["optim.peak_lr: 0.045 -> 1.0"]
+
+
+def test_every_range_and_key_is_declared():
+    declared = set(config.flatten(dataclasses.asdict(config.Config())))
+    assert {row[0] for row in config._RANGES} <= declared
+
+
+def test_every_option_is_read_by_somebody():
+    sources = [p.read_text() for p in (ROOT / "mnv2_jax").rglob("*.py") if p.name not in ("config.py", "presets.py")]
+    text = "\n".join(sources)
+    for key in config.flatten(dataclasses.asdict(config.Config())):
+        leaf = key.rpartition(".")[2]
+        if leaf in ("reference_lr", "reference_batch_size"):  # resolved into peak_lr by config.build
+            continue
+        assert f".{leaf}" in text, f"{key} is read by nobody"
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "mnv2_jax.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def test_command_line_refuses_with_one_line_and_code_2_before_jax():
+    refused = run(f"--config={W1}", "--config.optim.peek_lr=1")
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.count("\n") == 1
+    assert "did you mean 'optim.peak_lr'?" in refused.stderr
+
+
+def test_command_line_names_the_nearest_flag():
+    refused = run(f"--config={W1}", "--wrkdir=x")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "did you mean '--workdir'?" in refused.stderr
+
+
+def test_help_is_complete():
+    shown = run("--help")
+    assert shown.returncode == 0
+    for key in config.flatten(dataclasses.asdict(config.Config())):
+        assert key in shown.stdout
+    assert "recipe" in shown.stdout

@@ -1,0 +1,101 @@
+"""Training, evaluation and summary through the command line."""
+
+import json
+
+import pytest
+
+from tests import cli
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("main") / "run"
+    result = cli.run("main", *cli.SHRUNK, f"--workdir={workdir}", "--json")
+    return workdir, cli.answer(result), result
+
+
+def test_summary_has_what_scripts_rely_on(run):
+    workdir, summary, _ = run
+    assert {"model", "params", "madds", "steps", "seconds", "images_per_second", "eval"} <= summary.keys()
+    assert set(summary["eval"]) == {"top1", "top5", "loss", "ece", "count"}
+    assert (summary["model"], summary["steps"], summary["eval"]["count"]) == ("mobilenet_v2", 12, 360)
+    assert summary == json.loads((workdir / "summary.json").read_text())
+    assert summary["seconds"] > 1
+    assert summary["images_per_second"] > 0
+
+
+def test_run_folder_is_complete(run):
+    workdir, _, _ = run
+    for name in ("config.json", "provenance.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints"):
+        assert (workdir / name).exists(), name
+    assert any((workdir / "tensorboard").iterdir())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {"step", "split", "loss"} <= lines[0].keys()
+    provenance = json.loads((workdir / "provenance.json").read_text())
+    assert provenance["sessions"][0]["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1}
+
+
+def test_nothing_but_the_answer_on_standard_output(run):
+    _, _, result = run
+    assert result.stdout.count("\n") == 1
+    assert "step 12/12" in result.stderr
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_eval_counts_every_image_once_on_any_number_of_devices(run, devices):
+    workdir, summary, _ = run
+    found = cli.answer(cli.run("main", "--mode=eval", f"--workdir={workdir}", "--json", devices=devices))
+    # 32 images a training step don't divide over 3 devices; evaluation doesn't mind.
+    for name in ("top1", "top5", "count"):
+        assert found["eval"][name] == summary["eval"][name], name
+    assert found["eval"]["loss"] == pytest.approx(summary["eval"]["loss"], rel=1e-5)
+    assert sum(map(sum, found["confusion"])) == 360
+
+
+def test_eval_prints_a_table(run):
+    workdir, _, _ = run
+    result = cli.run("main", "--mode=eval", f"--workdir={workdir}", "--checkpoint=best")
+    assert result.returncode == 0, result.stderr
+    assert "top-1" in result.stdout
+    assert "confusion" in result.stdout
+
+
+def test_eval_refuses_another_model_and_an_empty_folder(run, tmp_path):
+    workdir, _, _ = run
+    other = cli.run("main", "--mode=eval", *cli.SHRUNK, "--config.model.width=0.5", f"--workdir={workdir}")
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "model.width: 0.25 -> 0.5" in other.stderr
+    empty = cli.run("main", "--mode=eval", f"--workdir={tmp_path}")
+    assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
+
+
+def test_summary_mode_reads_no_data():
+    found = cli.answer(cli.run("main", f"--config={cli.ROOT}/configs/w1_0.py", "--mode=summary", "--json"))
+    assert (found["params"], found["madds"]) == (3504872, 300774272)
+    assert sum(layer["params"] for layer in found["layers"]) == found["params"]
+    table = cli.run("main", f"--config={cli.ROOT}/configs/w1_0.py:classes=10", "--mode=summary")
+    assert "block_17/depthwise" in table.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tmp_path):
+    result = cli.run("main", *cli.SHRUNK, "--config.optim.peak_lr=1e35", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "the loss or gradient of step" in result.stderr
+    bad = int(result.stderr.split("of step ")[1].split()[0])
+    kept = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert all(step < bad for step in kept)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_devices_that_do_not_divide_the_batch_are_refused_before_compiling(tmp_path):
+    result = cli.run("main", *cli.SHRUNK, f"--workdir={tmp_path / 'run'}", devices=3)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "data.batch_size=32 does not divide over 3 devices" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_are_not_there(tmp_path):
+    result = cli.run("main", f"--config={cli.W0_25}:data=folder:{tmp_path}/nowhere", f"--workdir={tmp_path / 'run'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "nowhere" in result.stderr

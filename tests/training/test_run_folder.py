@@ -1,0 +1,295 @@
+"""The run folder survives what can happen to a process between any two of its instructions."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from mnv2_jax import config as config_lib
+from mnv2_jax.errors import UserError
+from mnv2_jax.training import run_folder
+
+CONFIG = config_lib.build({})
+DATASET = {
+    "name": "digits",
+    "class_names": ("0", "1", "2"),
+    "num_train": 1437,
+    "num_eval": 360,
+    "eval_split": "test",
+    "steps": 440,
+}
+DEVICES = {"platform": "cpu", "kind": "cpu", "count": 4}
+
+HOLD = """
+import pathlib, sys
+from mnv2_jax.training import run_folder
+with run_folder.lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# --- lock ---
+
+
+def test_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
+    workdir = tmp_path / "deep" / "run"
+    command = [sys.executable, "-c", HOLD, str(workdir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as error, run_folder.lock(workdir):
+            pass
+        assert str(workdir) in one_line(error)
+        assert f"process {holder.pid} " in one_line(error)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with run_folder.lock(workdir):
+        assert (workdir / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_lock_is_released_by_an_exception_and_holds_against_ourselves(tmp_path):
+    with pytest.raises(KeyError), run_folder.lock(tmp_path):
+        raise KeyError
+    with run_folder.lock(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), run_folder.lock(tmp_path):
+            pass
+        with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal took nothing away
+            pass
+    with run_folder.lock(tmp_path):
+        pass
+
+
+def test_lock_refuses_where_no_folder_can_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError) as error, run_folder.lock(workdir):
+            pass
+        assert str(workdir) in one_line(error)
+
+
+# --- JSON ---
+
+
+def test_write_json_holds_arrays_and_no_nan(tmp_path):
+    path = tmp_path / "x.json"
+    tree = {"a": np.arange(3), "b": (np.float32("nan"), np.float64("inf"), 0.5), "c": {"d": np.int64(7), "e": None}}
+    run_folder.write_json(path, tree)
+    expected = {"a": [0, 1, 2], "b": [None, None, 0.5], "c": {"d": 7, "e": None}}
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == expected
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_write_json_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    run_folder.write_json(path, {"old": 1})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        run_folder.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+# --- prepare ---
+
+
+def test_prepare_begins_then_resumes(tmp_path):
+    assert not run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    first = (tmp_path / "config.json").read_bytes()
+    assert json.loads(first) == config_lib.to_dict(CONFIG)
+    assert json.loads((tmp_path / "dataset.json").read_text())["class_names"] == ["0", "1", "2"]
+
+    data = dataclasses.replace(CONFIG.data, path="elsewhere", num_workers=3)
+    log = dataclasses.replace(CONFIG.log, every_steps=7)
+    assert run_folder.prepare(
+        tmp_path, dataclasses.replace(CONFIG, data=data, log=log), {**DATASET, "path": "b"}, DEVICES
+    )
+    assert (tmp_path / "config.json").read_bytes() == first
+    sessions = json.loads((tmp_path / "provenance.json").read_text())["sessions"]
+    assert len(sessions) == 2
+    assert sessions[0]["devices"] == DEVICES
+    assert sessions[0]["versions"]["jax"]
+    assert sessions[0]["started"].endswith("+00:00")
+    assert "pytest" in sessions[0]["command"]
+    assert sessions[0]["git"] is None or len(sessions[0]["git"]["commit"]) == 40
+
+
+def test_prepare_refuses_another_config(tmp_path):
+    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed = dataclasses.replace(CONFIG, seed=5, model=dataclasses.replace(CONFIG.model, width=0.35))
+    with pytest.raises(UserError) as error:
+        run_folder.prepare(tmp_path, changed, DATASET, DEVICES)
+    assert "seed: 0 -> 5, model.width: 1.0 -> 0.35" in one_line(error)
+    assert "--workdir" in one_line(error)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"class_names": ["0", "1"]}, "class_names: 3 -> 2"),
+        ({"class_names": ["0", "one", "2"]}, "class_names[1]: '1' -> 'one'"),
+        ({"num_train": 1436}, "num_train: 1437 -> 1436"),
+        ({"eval_split": "val"}, "eval_split: 'test' -> 'val'"),
+        ({"class_names": None}, "class_names: ['0', '1', '2'] -> None"),
+    ],
+)
+def test_prepare_refuses_other_data(tmp_path, change, said):
+    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    with pytest.raises(UserError) as error:
+        run_folder.prepare(tmp_path, CONFIG, {**DATASET, **change}, DEVICES)
+    assert said in one_line(error)
+
+
+def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"'thesis\.tex' but no config\.json"):
+        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("broken", [b"", b'{"seed": 0', b"[]", b"\0\0\0", b'{"sed": 0}', b'{"seed": "x"}', b"\xff"])
+def test_prepare_refuses_a_broken_config(tmp_path, broken):
+    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    (tmp_path / "config.json").write_bytes(broken)
+    with pytest.raises(UserError) as error:
+        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    assert "config.json" in one_line(error)
+
+
+def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
+    """Dying before the n-th rename, or just after it, leaves a folder in which the same command goes on."""
+
+    class Killed(BaseException):
+        pass
+
+    rename = os.replace
+    for after in (False, True):
+        for kill_at in range(3):
+            workdir = tmp_path / f"{after}{kill_at}"
+            renames = []
+
+            def dying(source, target, after=after, kill_at=kill_at, renames=renames):
+                renames.append(target)
+                if len(renames) - 1 != kill_at or after:
+                    rename(source, target)
+                if len(renames) - 1 == kill_at:
+                    raise Killed
+
+            with run_folder.lock(workdir):
+                monkeypatch.setattr(os, "replace", dying)
+                with pytest.raises(Killed):
+                    run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
+                monkeypatch.setattr(os, "replace", rename)
+                complete = after and kill_at == 2
+                assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES) == complete
+                assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
+
+
+def test_provenance_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert run_folder.provenance(DEVICES)["git"] is None
+
+
+# --- metrics ---
+
+
+def write_log(workdir, steps=range(10, 60, 10)) -> bytes:
+    log = run_folder.MetricsLog(workdir, 0)
+    for step in steps:
+        log.write(step, "train", {"loss": 1 / step, "lr": 0.1})
+    log.close()
+    return (workdir / "metrics.jsonl").read_bytes()
+
+
+def test_metrics_are_lines_of_json_without_nan(tmp_path):
+    log = run_folder.MetricsLog(tmp_path, 0)
+    log.write(1, "train", {"loss": np.float32("nan"), "top1": float("inf"), "lr": np.float32(0.5), "count": 3})
+    # Readable at once, by another process too.
+    (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    line = json.loads(text, parse_constant=pytest.fail)
+    assert 0 < line.pop("seconds") < 3600
+    assert line == {"step": 1, "split": "train", "loss": None, "top1": None, "lr": 0.5, "count": 3}
+    log.close()
+
+
+def test_metrics_torn_at_every_byte(tmp_path):
+    """Whatever was cut off the end, exactly the whole lines remain, and the log goes on after them."""
+    whole = write_log(tmp_path, (10, 20, 30))
+    path = tmp_path / "metrics.jsonl"
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        # An object that has its brace is whole, though its newline is missing.
+        steps = [10, 20, 30][: whole[:cut].count(b"}")]
+        assert [line["step"] for line in run_folder.read_metrics(path)] == steps
+        log = run_folder.MetricsLog(tmp_path, 30)
+        log.write(40, "train", {"loss": 0.0})
+        log.close()
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*steps, 40]
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0" * 64, b"\xff\xfe\n", b'{"step": 4', b"[1]\n", b'{"step": "x"}\n', b"7", b"\n"]
+)
+def test_metrics_drop_everything_after_garbage(tmp_path, garbage):
+    whole = write_log(tmp_path, (10, 20))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(whole + garbage + whole)
+    assert [line["step"] for line in run_folder.read_metrics(path)] == [10, 20]
+    run_folder.MetricsLog(tmp_path, 99).close()
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("resume_step", "kept"), [(0, 0), (9, 0), (10, 1), (29, 2), (50, 5), (99, 5)])
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path, resume_step, kept):
+    whole = write_log(tmp_path)
+    last = run_folder.read_metrics(tmp_path / "metrics.jsonl")[-1]
+    log = run_folder.MetricsLog(tmp_path, resume_step)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:kept])
+    # The time that the lost steps took was spent all the same.
+    assert log.seconds_before == last["seconds"]
+    assert log.seconds >= last["seconds"] + run_folder.process_seconds() - 0.1
+
+
+def test_reading_metrics_that_are_not_there(tmp_path):
+    assert run_folder.read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for resume_step in (0, 10):
+            log = run_folder.MetricsLog(tmp_path, resume_step, tensorboard=True)
+            log.write(resume_step + 10, "train", {"loss": 0.25, "top1": float("nan")})
+            log.write(resume_step + 10, "eval", {"loss": 0.5})
+            log.close()
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    assert len(files) == 2
+    for file in files:
+        content = file.read_bytes()
+        assert b"train/loss" in content
+        assert b"eval/loss" in content
+        assert b"train/top1" not in content
+
+
+def test_process_seconds_counts_from_the_start_of_the_process():
+    code = "import time; time.sleep(0.3); from mnv2_jax.training import run_folder as r; print(r.process_seconds())"
+    seconds = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    assert 0.3 <= seconds < 30

@@ -1,0 +1,142 @@
+"""The train step is the same function on any number of devices, however it is cut up, and never waits.
+
+The experiment is the real one, shrunk: `configs/w0_25.py:data=digits` on small batches.
+"""
+
+import collections
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2_jax import config as configs
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.state import NEVER
+from mnv2_jax.training.step import make_train_step, split_batch
+
+W0_25 = str(pathlib.Path(__file__).parents[2] / "configs" / "w0_25.py")
+SHRUNK = ["data.batch_size=16", "norm.group_size=4", "data.resolution=16", "train.steps=20", "model.stem_stride=1"]
+
+
+def experiment(*overrides, devices=1):
+    _, config = configs.load(f"{W0_25}:data=digits", [*SHRUNK, *overrides])
+    return open_experiment(config, jax.devices()[:devices])
+
+
+def run(opened, steps):
+    """The metrics of each step, and the last state."""
+    step = meshes.compile_train_step(opened.mesh, make_train_step(opened.task, opened.optimizer, opened.config))
+    state, batches, found = meshes.compile_init(opened.mesh, opened.init_state)(), opened.train_batches()(0), []
+    for _ in range(steps):
+        state, metrics = step(state, next(batches))
+        found.append({name: float(value) for name, value in metrics.items()})
+    return found, state, step
+
+
+def test_float64_losses_agree_on_1_2_and_4_devices(x64):
+    losses = {}
+    for devices in (1, 2, 4):
+        found, _, _ = run(experiment("model.dtype=float64", devices=devices), 10)
+        losses[devices] = np.array([m["loss"] for m in found])
+    assert losses[1].dtype == np.float64
+    assert np.ptp(losses[1]) > 0.1  # it does train
+    np.testing.assert_allclose(losses[2], losses[1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(losses[4], losses[1], rtol=0, atol=1e-9)
+
+
+def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices():
+    first = {devices: run(experiment(devices=devices), 1)[0][0] for devices in (1, 2, 4)}
+    for devices in (2, 4):
+        for name in ("loss", "grad_norm"):
+            assert first[devices][name] == pytest.approx(first[1][name], rel=1e-6), name
+
+
+def test_accumulation_is_the_same_step(x64):
+    plain, plain_state, _ = run(experiment("model.dtype=float64"), 3)
+    for devices in (1, 2):
+        cut = experiment("model.dtype=float64", "optim.accumulate_steps=2", devices=devices)
+        found, state, _ = run(cut, 3)
+        np.testing.assert_allclose([m["loss"] for m in found], [m["loss"] for m in plain], rtol=0, atol=1e-9)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), state.model_state, plain_state.model_state
+        )
+
+
+def test_microbatches_keep_norm_groups_whole_and_stay_at_home():
+    batch = jnp.arange(32)
+    cut = split_batch(batch, accumulate_steps=2, group_size=4)
+    groups = {tuple(g) for g in np.asarray(cut).reshape(-1, 4)}
+    assert groups == {tuple(g) for g in np.asarray(batch).reshape(-1, 4)}
+    homes = np.asarray(cut) // 8  # on four devices
+    assert (homes == np.repeat(np.arange(4), 4)).all()
+
+
+def test_at_most_two_all_reduces_on_four_devices():
+    opened = experiment(devices=4)
+    step = meshes.compile_train_step(opened.mesh, make_train_step(opened.task, opened.optimizer, opened.config))
+    state = jax.eval_shape(opened.init_state)
+    compiled = step.lower(state, next(opened.train_batches()(0))).compile().as_text()
+    collectives = collections.Counter(
+        re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", compiled)
+    )
+    assert set(collectives) == {"all-reduce"}
+    assert collectives["all-reduce"] <= 2
+
+
+def test_compiled_once_and_no_implicit_transfer():
+    opened = experiment(devices=2)
+    traced = []
+    step = make_train_step(opened.task, opened.optimizer, opened.config)
+
+    def counted(state, batch):
+        traced.append(1)
+        return step(state, batch)
+
+    compiled = meshes.compile_train_step(opened.mesh, counted)
+    state, batches = meshes.compile_init(opened.mesh, opened.init_state)(), opened.train_batches()(0)
+    donated = state.params
+    for _ in range(4):
+        batch = next(batches)
+        with jax.transfer_guard("disallow"):
+            state, _ = compiled(state, batch)
+    assert len(traced) == 1
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
+
+
+def test_a_loss_that_is_not_finite_is_remembered_as_the_first():
+    found, state, _ = run(experiment("optim.peak_lr=1e30", "optim.warmup_epochs=0"), 4)
+    bad = [not (np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"])) for m in found]
+    assert any(bad)
+    assert int(state.first_bad_step) == bad.index(True) + 1
+    good, state, _ = run(experiment(), 2)
+    assert int(state.first_bad_step) == NEVER
+    assert all(m["first_bad_step"] == NEVER for m in good)
+
+
+def test_ema_averages_weights_and_their_statistics():
+    opened = experiment("optim.ema_decay=0.5", "optim.ema_warmup=False")
+    step = jax.jit(make_train_step(opened.task, opened.optimizer, opened.config))
+    first, batches = opened.init_state(), opened.train_batches()(0)
+    state, _ = step(first, next(batches))
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, first.ema, {"params": state.params, **state.model_state})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
+    assert set(state.variables) == {"params", "batch_stats"}
+    assert state.variables is state.ema
+
+
+def test_dropout_follows_the_step_and_the_example_not_the_place():
+    opened = experiment("model.dropout=0.5", "norm.group_size=16")
+    state, batch = opened.init_state(), next(opened.train_batches()(0))
+    loss = jax.jit(opened.task.loss)
+    order = jnp.asarray(np.random.default_rng(0).permutation(16))
+    shuffled = {name: value[order] for name, value in batch.items()}
+    key = jax.random.key(0)
+    here, _ = loss(state.params, state.model_state, batch, key)
+    there, _ = loss(state.params, state.model_state, shuffled, key)
+    other, _ = loss(state.params, state.model_state, batch, jax.random.key(1))
+    assert float(here) == pytest.approx(float(there), rel=1e-5)
+    assert float(here) != pytest.approx(float(other), rel=1e-3)
