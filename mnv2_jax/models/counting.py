@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from mnv2_jax.models.registry import Model
+from mnv2_jax.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Summary:
 def summarise(model: Model, resolution: int) -> Summary:
     """Counts the network for one image [resolution, resolution, 3]."""
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = _shapes(model)
     closed = jax.make_jaxpr(lambda v, x: model.apply(v, x)[0])(variables, image)
     params: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
@@ -60,6 +62,12 @@ def summarise(model: Model, resolution: int) -> Summary:
     names.sort(key=lambda name: (order.get(name, order.get(name.removesuffix("_norm"), len(order))), name))
     layers = tuple(Layer(name, shapes.get(name), params.get(name, 0), madds.get(name, 0)) for name in names)
     return Summary(sum(params.values()), sum(madds.values()), layers)
+
+
+@functools.cache
+def _shapes(model: Model) -> Variables:
+    """Of the variables, which the resolution doesn't change."""
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
 
 
 def _layer_of(scope: tuple[str, ...], params: dict[str, int]) -> str:

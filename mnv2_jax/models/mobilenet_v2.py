@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -78,10 +81,10 @@ def layout(model: ModelConfig) -> Layout:
     """Applies the width and the strides of a config to the table.
 
     Raises:
-      UserError: for a width that isn't above 0 or strides that don't fit the table.
+      UserError: for a width that isn't finite and above 0 or strides that don't fit the table.
     """
-    if not model.width > 0:
-        raise UserError(f"model.width={model.width!r} must be greater than 0")
+    if not 0 < model.width < math.inf:
+        raise UserError(f"model.width={model.width!r} must be a finite number greater than 0")
     strides = model.stage_strides or tuple(stage.stride for stage in STAGES)
     if len(strides) != len(STAGES):
         raise UserError(f"model.stage_strides={list(strides)} has {len(strides)} entries; expected {len(STAGES)}")
@@ -121,6 +124,10 @@ class MobileNetV2(nn.Module):
     model: ModelConfig
     norm: NormConfig
 
+    def __post_init__(self) -> None:
+        layout(self.model)  # options that can't be are refused here, not at the first call
+        super().__post_init__()
+
     def __call__(self, x: Array, train: bool = False, dropout_keys: Key | None = None) -> Array:
         """Maps float images [b, h, w, 3] to logits [b, k], float32 at least; see `endpoints`."""
         return self.endpoints(x, train, dropout_keys)["logits"]
@@ -148,9 +155,9 @@ class MobileNetV2(nn.Module):
           [b, k], float32 at least.
         """
         plan, dtype = layout(self.model), jnp.dtype(self.model.dtype)
-        options = dict(padding=self.model.padding, dtype=dtype, kernel_init=conv_init(self.model.init))
-        conv = functools.partial(Conv, **options)
-        depthwise = functools.partial(DepthwiseConv, **options)
+        options: dict[str, Any] = dict(padding=self.model.padding, dtype=dtype, kernel_init=conv_init(self.model.init))
+        conv: Callable[..., nn.Module] = functools.partial(Conv, **options)
+        depthwise: Callable[..., nn.Module] = functools.partial(DepthwiseConv, **options)
         norm = functools.partial(
             GroupedBatchNorm,
             group_size=self.norm.group_size,

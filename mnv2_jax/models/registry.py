@@ -19,6 +19,7 @@ from mnv2_jax.types import Array, Key, PyTree, Variables
 _MODELS: dict[str, Callable[[ModelConfig, NormConfig], nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
 }
+_DEFAULT_NORM = NormConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,15 @@ class Model:
         """
         x = jnp.asarray(x)
         if not train:
-            return self.module.apply(variables, x), {"batch_stats": variables["batch_stats"]}
-        return self.module.apply(variables, x, train=True, dropout_keys=dropout_keys, mutable=["batch_stats"])
+            logits: Any = self.module.apply(variables, x)
+            return logits, {"batch_stats": variables["batch_stats"]}
+        result: Any = self.module.apply(variables, x, train=True, dropout_keys=dropout_keys, mutable=["batch_stats"])
+        return result
 
     def endpoints(self, variables: Variables, x: Any) -> dict[str, Array]:
         """Every named output of the network in inference; `endpoint_strides` has the order and the strides."""
-        return self.module.apply(variables, jnp.asarray(x), method="endpoints")
+        points: Any = self.module.apply(variables, jnp.asarray(x), method="endpoints")
+        return points
 
     @property
     def endpoint_strides(self) -> dict[str, int]:
@@ -76,7 +80,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
-def create_model(name: str, num_classes: int, *, norm: NormConfig = NormConfig(), **overrides: Any) -> Model:
+def create_model(name: str, num_classes: int, *, norm: NormConfig = _DEFAULT_NORM, **overrides: Any) -> Model:
     """Builds a model by name.
 
     Args:

@@ -1,8 +1,8 @@
 """Convolutions over [b, h, w, c], in the form that is fastest on the platform they are compiled for.
 
-XLA's CPU backend runs a depthwise convolution 5 to 40 times slower, its kernel gradient 10 to 40 times slower, and a
-1×1 convolution with its gradients 2 to 9 times slower than the same sums written as shifted multiply-adds and matrix
-products. On the CPU those are used; on GPU and TPU, whose convolutions are good, `jax.lax.conv_general_dilated` is.
+XLA's CPU backend runs a depthwise convolution 10 to 50 times, its input gradient 35 to 120 times and its kernel
+gradient 5 to 30 times slower than the same sums written as shifted multiply-adds, and the gradients of a 1×1
+convolution 2 to 9 times slower than matrix products (MobileNetV2's layers, jaxlib 0.10.2). On the CPU those are used; on GPU and TPU, whose convolutions are good, `jax.lax.conv_general_dilated` is.
 The two forms agree up to rounding.
 """
 
@@ -114,7 +114,7 @@ def _padded(x: Array, kernel: Array, window: Window) -> Array:
 
 
 def _taps(x: Array, kernel: Array, window: Window) -> Iterator[tuple[int, int, Array]]:
-    """Each (r, s) of the kernel with the values that it is multiplied by, [b, ceil(h / stride), ceil(w / stride), c]."""
+    """Each (r, s) of the kernel with what it is multiplied by, [b, ceil(h / stride), ceil(w / stride), c]."""
     rows, columns = (-(-size // window.stride) for size in x.shape[1:3])
     x = _padded(x, kernel, window)
     for r in range(kernel.shape[0]):
@@ -244,7 +244,7 @@ def conv_init(name: Init) -> Initializer:
 
 
 def dense_init(name: Init) -> Initializer:
-    """Of the kernel [c, k] of a classifier: as slim's convolutions (slim's logits are one), or torchvision's N(0, 0.01)."""
+    """Of a classifier's kernel [c, k]: as slim's convolutions (its logits are one), or torchvision's N(0, 0.01)."""
     return conv_init(name) if name == "truncated_normal" else nn.initializers.normal(0.01)
 
 

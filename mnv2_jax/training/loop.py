@@ -79,6 +79,7 @@ def _run(
     result: Mapping[str, Any] | None = None
 
     def save(step: int, metric: float | None) -> None:
+        recorder.read()  # a line of the log comes before the state that follows it, or a kill could lose the line
         recorder.check(state)  # what isn't finite is never kept
         with recorder.speed.stopped():
             checkpoints.save(step, state, metric)
@@ -86,7 +87,7 @@ def _run(
     # An evaluation that a signal cut short, or whose results a kill lost, is made up for.
     if restored and experiment.evaluates_at(start) and (restored.meta["metric"] is None or start == total):
         result = evaluate(state.variables)
-        if result is not None:
+        if result is not None and restored.meta["metric"] is None:
             recorder.evaluated(start, result)
 
     batches = experiment.train_batches()(start) if start < total else iter(())

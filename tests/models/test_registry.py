@@ -24,9 +24,9 @@ def test_equal_options_give_equal_models():
     [
         (dict(name="mobilnet_v2"), "unknown model 'mobilnet_v2'; did you mean 'mobilenet_v2'"),
         (dict(widht=0.5), "unknown model option 'widht'; did you mean 'width'"),
-        (dict(width=0), "model.width=0 must be greater than 0"),
-        (dict(width=-0.5), "model.width=-0.5 must be greater than 0"),
-        (dict(width=float("nan")), "model.width=nan must be greater than 0"),
+        (dict(width=0), "model.width=0 must be a finite number greater than 0"),
+        (dict(width=-0.5), "model.width=-0.5 must be a finite number greater than 0"),
+        (dict(width=float("nan")), "model.width=nan must be a finite number greater than 0"),
         (dict(num_classes=0), "model.num_classes=0 must be at least 1"),
         (dict(stage_strides=(1, 2)), r"model.stage_strides=\[1, 2\] has 2 entries; expected 7"),
     ],
