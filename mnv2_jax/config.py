@@ -41,7 +41,8 @@ class ModelConfig:
     """`same`: TensorFlow, Keras, slim. `symmetric`: PyTorch."""
     dropout: float = 0.2
     """Share of the pooled features that is dropped in training, in [0, 1)."""
-    init: Literal["truncated_normal", "kaiming_fan_out"] = "kaiming_fan_out"
+    init: Literal["truncated_normal", "kaiming_fan_out", "kaiming_fan_out_grouped"] = "kaiming_fan_out_grouped"
+    """TF-slim's, torchvision's, timm's; see `nn.conv.conv_init`."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Compute type; parameters, statistics, logits and losses are at least float32."""
 

@@ -2,13 +2,15 @@
 
 XLA's CPU backend runs a depthwise convolution 10 to 50 times, its input gradient 35 to 120 times and its kernel
 gradient 5 to 30 times slower than the same sums written as shifted multiply-adds, and the gradients of a 1×1
-convolution 2 to 9 times slower than matrix products (MobileNetV2's layers, jaxlib 0.10.2). On the CPU those are used; on GPU and TPU, whose convolutions are good, `jax.lax.conv_general_dilated` is.
-The two forms agree up to rounding.
+convolution 2 to 9 times slower than matrix products (MobileNetV2's layers, jaxlib 0.10.2). On the CPU those are used;
+on GPU and TPU, whose libraries have kernels for convolutions, `jax.lax.conv_general_dilated` is. The two forms agree
+up to rounding.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -17,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike, Float
 
-from mnv2_jax.types import Array
+from mnv2_jax.types import Array, Key
 
 Padding: TypeAlias = Literal["same", "symmetric"]
-Init: TypeAlias = Literal["truncated_normal", "kaiming_fan_out"]
+Init: TypeAlias = Literal["truncated_normal", "kaiming_fan_out", "kaiming_fan_out_grouped"]
 Initializer: TypeAlias = Callable[..., Array]
 
 IMAGE_CHANNELS = 4
@@ -231,16 +233,31 @@ def depthwise_conv(
 
 
 def conv_init(name: Init) -> Initializer:
-    """Of kernels [r, s, i, o].
+    """Of kernels [r, s, i, o], depthwise ones [r, s, 1, c] included.
 
-    truncated_normal: 0.09, cut at ±0.18 (TF-slim's ``mobilenet.training_scope``). kaiming_fan_out: normal of standard
-    deviation sqrt(2 / (r * s * o)), also where o are the channels of a depthwise kernel: torchvision's MobileNetV2,
-    since ``torch.nn.init`` takes the first axis of the weight for the outputs of one input. timm divides by the
-    groups, which makes depthwise kernels sqrt(c) larger; batch norm takes the difference out again.
+    truncated_normal: 0.09, cut at ±0.18 (TF-slim's ``mobilenet.training_scope``).
+    kaiming_fan_out: normal of standard deviation sqrt(2 / (r * s * o)), also where o are the channels of a depthwise
+      kernel: torchvision's MobileNetV2, since ``torch.nn.init`` takes the first axis of the weight for the outputs of
+      one input.
+    kaiming_fan_out_grouped: as EfficientNet and timm, which divide by the groups: sqrt(2 / (r * s)) for a depthwise
+      kernel. Batch norm takes the scale of a kernel out again, but the smaller a kernel, the further a step of the same
+      learning rate turns it: this one bears the larger learning rates.
     """
     if name == "truncated_normal":
         return nn.initializers.truncated_normal(0.09)
-    return nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    if name == "kaiming_fan_out":
+        return fan_out
+
+    def grouped(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        is_depthwise = shape[2] == 1
+        return (
+            nn.initializers.normal((2 / math.prod(shape[:2])) ** 0.5)(key, shape, dtype)
+            if is_depthwise
+            else fan_out(key, shape, dtype)
+        )
+
+    return grouped
 
 
 def dense_init(name: Init) -> Initializer:

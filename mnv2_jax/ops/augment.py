@@ -24,10 +24,10 @@ def random_shift(keys: Key, images: Shaped[AnyArray, "b h w c"], pad_pixels: int
     """Pads with zeros and crops back at random: a shift by -pad..pad pixels each way (He et al., 1512.03385, 4.2)."""
     _, h, w, c = images.shape
     padded = jnp.pad(images, ((0, 0), (pad_pixels, pad_pixels), (pad_pixels, pad_pixels), (0, 0)))
-    corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad_pixels + 1))(keys)
+    corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad_pixels + 1, jnp.int32))(keys)
 
     def crop(image: Array, corner: Array) -> Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c))
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], jnp.int32(0)), (h, w, c))
 
     return jax.vmap(crop)(padded, corners)
 

@@ -55,12 +55,6 @@ def merge(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, a, b)
 
 
-def mean(sum_and_count: tuple[Array, Array]) -> Array:
-    """The mean of a (sum, count) pair."""
-    total, count = sum_and_count
-    return total / count
-
-
 def summarise_classification(sums: Mapping[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]:
     """Fractions from 0 to 1 out of `classification_sums`, fit for JSON.
 

@@ -16,8 +16,8 @@ class Task(Protocol):
 
     def loss(
         self, params: PyTree, model_state: PyTree, batch: Batch, key: Key
-    ) -> tuple[Array, tuple[PyTree, dict[str, tuple[Array, Array]]]]:
-        """The training loss of a batch.
+    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        """The training loss of a batch, every row of which counts.
 
         Args:
           params: what is differentiated.
@@ -26,7 +26,7 @@ class Task(Protocol):
           key: of this step; what it decides is decided by example.
 
         Returns:
-          The mean loss [], the new model state, and metrics as (sum, count) pairs.
+          The mean loss [], the new model state, and further means [] to log.
         """
 
     def metrics(self, variables: Variables, batch: Batch) -> PyTree:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from mnv2_jax.config import Config
-from mnv2_jax.ops.metrics import mean
 from mnv2_jax.ops.random import stream_key
 from mnv2_jax.tasks.base import Task
 from mnv2_jax.training.optim import Optimizer
@@ -33,12 +32,12 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(stream_key(state.seed, "step"), state.step)
         if accumulate == 1:
-            (loss, (model_state, sums)), grads = gradient(state.params, state.model_state, batch, key)
+            (loss, (model_state, metrics)), grads = gradient(state.params, state.model_state, batch, key)
         else:
             # Every microbatch starts from the same statistics, and their results are averaged: the running
             # statistics are linear in them, so the step is the same function as without accumulation.
             microbatches = jax.tree.map(lambda x: split_batch(x, accumulate, group), batch)
-            (loss, (model_state, sums)), grads = jax.tree.map(
+            (loss, (model_state, metrics)), grads = jax.tree.map(
                 lambda x: x / accumulate,
                 _summed(lambda b: gradient(state.params, state.model_state, b, key), microbatches),
             )
@@ -56,7 +55,6 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
             opt_state=opt_state,
             ema=_averaged(state, {"params": params, **model_state}, config),
         )
-        metrics = {name: mean(pair) for name, pair in sums.items()}
         return new_state, metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step}
 
     return step

@@ -19,7 +19,14 @@ from mnv2_jax.training.state import NEVER
 from mnv2_jax.training.step import make_train_step, split_batch
 
 W0_25 = str(pathlib.Path(__file__).parents[2] / "configs" / "w0_25.py")
-SHRUNK = ["data.batch_size=16", "norm.group_size=4", "data.resolution=16", "train.steps=20", "model.stem_stride=1"]
+SHRUNK = [
+    "data.batch_size=32",
+    "norm.group_size=8",
+    "data.resolution=16",
+    "model.stage_strides=(1, 1, 2, 2, 1, 1, 1)",  # the last map is 2×2: statistics of 32 values, not of 8
+    "train.steps=20",
+    "optim.peak_lr=0.001",  # training is chaotic: at 0.01 a rounding grows tenfold a step
+]
 
 
 def experiment(*overrides, devices=1):
@@ -43,9 +50,28 @@ def test_float64_losses_agree_on_1_2_and_4_devices(x64):
         found, _, _ = run(experiment("model.dtype=float64", devices=devices), 10)
         losses[devices] = np.array([m["loss"] for m in found])
     assert losses[1].dtype == np.float64
-    assert np.ptp(losses[1]) > 0.1  # it does train
+    assert np.ptp(losses[1]) > 0.02  # it does train
     np.testing.assert_allclose(losses[2], losses[1], rtol=0, atol=1e-9)
     np.testing.assert_allclose(losses[4], losses[1], rtol=0, atol=1e-9)
+
+
+def test_gradient_is_that_of_finite_differences(x64):
+    opened = experiment("model.dtype=float64")
+    state, batch = opened.init_state(), next(opened.train_batches()(0))
+
+    def loss(params):
+        return opened.task.loss(params, state.model_state, batch, jax.random.key(0))[0]
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    value, gradient = value_and_grad(state.params)
+    slope = sum(float((g * g).sum()) for g in jax.tree.leaves(gradient))
+    step = 1e-9 / slope**0.5
+    ahead, behind = (
+        value_and_grad(jax.tree.map(lambda p, g, s=sign: p + s * step * g, state.params, gradient))[0]
+        for sign in (1, -1)
+    )
+    assert float(ahead - behind) / (2 * step) == pytest.approx(slope, rel=1e-4)
+    assert np.isfinite(float(value))
 
 
 def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices():
@@ -129,10 +155,10 @@ def test_ema_averages_weights_and_their_statistics():
 
 
 def test_dropout_follows_the_step_and_the_example_not_the_place():
-    opened = experiment("model.dropout=0.5", "norm.group_size=16")
+    opened = experiment("model.dropout=0.5", "norm.group_size=32")
     state, batch = opened.init_state(), next(opened.train_batches()(0))
     loss = jax.jit(opened.task.loss)
-    order = jnp.asarray(np.random.default_rng(0).permutation(16))
+    order = jnp.asarray(np.random.default_rng(0).permutation(32))
     shuffled = {name: value[order] for name, value in batch.items()}
     key = jax.random.key(0)
     here, _ = loss(state.params, state.model_state, batch, key)
