@@ -1,6 +1,9 @@
-"""MobileNetV2 0.35 on ImageNet.
+"""MobileNetV2 0.35 on ImageNet at 224 px: 1,677,128 parameters, 59.3 M MAdds.
 
-1,677,128 parameters and 59.3 M MAdds at 224 px.
+Published top-1 / top-5: TF-slim 60.3 / 82.9. Not trained with this code yet.
+Cost: the recipe's 412 epochs of 1.28 million images.
+
+    python -m mnv2_jax.main --config=configs/w0_35.py:path=IMAGENET
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
-"""MobileNetV2 0.5 on ImageNet.
+"""MobileNetV2 0.5 on ImageNet at 224 px: 1,968,680 parameters, 97.1 M MAdds.
 
-1,968,680 parameters and 97.1 M MAdds at 224 px.
+Published top-1 / top-5: TF-slim 65.4 / 86.4. Not trained with this code yet.
+Cost: the recipe's 412 epochs of 1.28 million images.
+
+    python -m mnv2_jax.main --config=configs/w0_5.py:path=IMAGENET
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
-"""MobileNetV2 0.75 on ImageNet.
+"""MobileNetV2 0.75 on ImageNet at 224 px: 2,636,424 parameters, 209.1 M MAdds.
 
-2,636,424 parameters and 209.1 M MAdds at 224 px.
+Published top-1 / top-5: TF-slim 69.8 / 89.6. Not trained with this code yet.
+Cost: the recipe's 412 epochs of 1.28 million images.
+
+    python -m mnv2_jax.main --config=configs/w0_75.py:path=IMAGENET
 """
 
 from ml_collections import ConfigDict

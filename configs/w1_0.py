@@ -1,6 +1,9 @@
-"""MobileNetV2 1 on ImageNet.
+"""MobileNetV2 1 on ImageNet at 224 px: 3,504,872 parameters, 300.8 M MAdds.
 
-3,504,872 parameters and 300.8 M MAdds at 224 px.
+Published top-1 / top-5: paper (table 4) 72.0; TF-slim 71.8 / 91.0. Not trained with this code yet.
+Cost: the recipe's 412 epochs of 1.28 million images.
+
+    python -m mnv2_jax.main --config=configs/w1_0.py:path=IMAGENET
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
-"""MobileNetV2 1.4 on ImageNet.
+"""MobileNetV2 1.4 on ImageNet at 224 px: 6,108,776 parameters, 582.2 M MAdds.
 
-6,108,776 parameters and 582.2 M MAdds at 224 px.
+Published top-1 / top-5: paper (table 4) 74.7; TF-slim 75.0 / 92.5. Not trained with this code yet.
+Cost: the recipe's 412 epochs of 1.28 million images.
+
+    python -m mnv2_jax.main --config=configs/w1_4.py:path=IMAGENET
 """
 
 from ml_collections import ConfigDict

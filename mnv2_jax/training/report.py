@@ -30,7 +30,8 @@ NAME = "report.html"
 
 _NAMED_CLASSES = 30
 """Up to so many the confusion matrix is a table with names; beyond that it is a picture."""
-_WORST_CLASSES, _PAIRS, _POINTS = 20, 12, 300
+_WORST_CLASSES, _PAIRS, _POINTS = 20, 8, 300
+_TICKS = (1, 2, 2.5, 5, 10)
 
 _INK, _MUTED, _GRID, _MAIN, _SECOND = (f"#00000{digit}" for digit in range(1, 6))
 _COLOURS = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _MAIN: "--main", _SECOND: "--second"}
@@ -99,7 +100,7 @@ def _text(value: Any) -> str:
 
 
 def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+    return "–" if fraction is None else f"{100 * fraction:.2f}\N{NO-BREAK SPACE}%"
 
 
 def _number(value: float | None, form: str = ",.0f") -> str:
@@ -204,7 +205,7 @@ def _series(metrics: Sequence[Mapping[str, Any]], split: str, key: str) -> np.nd
 
 def _plot(axes: Axes, points: np.ndarray, colour: str, label: str, dots: bool = False) -> None:
     """A line; one of many points becomes its mean over stretches, within the band of their extremes."""
-    if len(points) > _POINTS:
+    if len(points) > 2 * _POINTS:
         stretches = np.array_split(points, _POINTS)
         low, high = (np.array([extreme(part[:, 1]) for part in stretches]) for extreme in (np.min, np.max))
         points = np.array([part.mean(axis=0) for part in stretches])
@@ -239,9 +240,9 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
                 axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
             axes.set_xlabel("step")
-            axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=_TICKS))
             axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-            axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
+            axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_TICKS))
             axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: form.format(value)))
 
         figures.append(_figure(_svg(draw, f"{caption} over steps"), caption))
@@ -264,8 +265,10 @@ def _reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         above.plot(confidence[filled], accuracy[filled], "o", color=_SECOND, markersize=3.5, label="mean confidence")
         above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
         above.legend(loc="upper left")
-        below.bar(left, count / max(count.sum(), 1), width * 0.92, align="edge", color=_MUTED, alpha=0.55)
-        below.set(ylim=(0, 1), yticks=(0, 1), xlabel="confidence", ylabel="share")
+        below.bar(left, count, width * 0.92, align="edge", color=_MUTED, alpha=0.55)
+        below.set(xlabel="confidence", ylabel="images")
+        below.yaxis.set_major_locator(ticker.MaxNLocator(2, integer=True))
+        below.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
 
     return _figure(_svg(draw, "Accuracy by confidence", (5.0, 3.6)), "Reliability: is it right as often as it is sure?")
 
@@ -310,7 +313,7 @@ def _confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
         cells = []
         for predicted, count in enumerate(confusion[true]):
             colour = "--main" if true == predicted else "--second"
-            style = f'style="--c:var({colour});--s:{85 * shades[true, predicted]:.0f}%"' if count else ""
+            style = f'style="--c:var({colour});--s:{65 * shades[true, predicted]:.0f}%"' if count else ""
             hint = f"{name} as {names[predicted]}: {count}"
             cells.append(f'<td {style} title="{_text(hint)}">{count or ""}</td>')
         rows.append(f"<tr><th scope=row>{_text(name)}</th>{''.join(cells)}</tr>")
@@ -443,6 +446,8 @@ figcaption { font-size: .9rem; font-weight: 600; margin-bottom: .6rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .32rem .7rem .32rem 0; text-align: right; border-bottom: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 500; }
+td:not(:first-child) { white-space: nowrap; }
+.facts td:not(:first-child) { white-space: normal; }
 td:first-child, th:first-child, .facts :is(td, th) { text-align: left; }
 tbody tr:last-child > * { border-bottom: 0; }
 .facts td { vertical-align: top; overflow-wrap: anywhere; }
@@ -456,9 +461,10 @@ tbody tr:last-child > * { border-bottom: 0; }
 .confusion td { width: 2.3rem; min-width: 2.3rem; height: 2.3rem; text-align: center; border-radius: 4px;
   background: color-mix(in srgb, var(--c, var(--grid)) var(--s, 35%), var(--card)); }
 .confusion th[scope=row] { padding: 0 .6rem; text-align: right; white-space: nowrap; position: sticky; left: 0;
-  background: var(--paper); }
+  background: var(--paper); max-width: min(16rem, 40vw); overflow: hidden; text-overflow: ellipsis; }
 .confusion th[scope=col] { vertical-align: bottom; padding-bottom: .4rem; }
-.confusion th[scope=col] span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.confusion th[scope=col] span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem;
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .matrix { display: block; width: 100%; max-width: 44rem; image-rendering: pixelated; background: var(--card);
   border: 1px solid var(--grid); border-radius: 4px; }
 details { border-top: 1px solid var(--grid); padding: .6rem 0; }

@@ -79,9 +79,7 @@ def test_a_class_without_images_has_no_accuracy():
 
 def test_logits_that_are_not_numbers_are_not_right():
     logits = jnp.full((4, 3), jnp.nan)
-    summary = metrics.summarise_classification(
-        sums(logits, jnp.ones(4, jnp.int32), jnp.ones(4, bool)), ("a", "b", "c")
-    )
+    summary = metrics.summarise_classification(sums(logits, jnp.ones(4, jnp.int32), jnp.ones(4, bool)), ("a", "b", "c"))
     assert summary["top1"] == 0
 
 

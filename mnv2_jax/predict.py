@@ -1,0 +1,164 @@
+"""Says what is on images: ``python -m mnv2_jax.predict --workdir=runs/w0_35 IMAGE_OR_FOLDER...``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mnv2_jax import config
+from mnv2_jax.data.folder import EXTENSIONS
+from mnv2_jax.data.images import decode, evaluation_view
+from mnv2_jax.errors import UserError, exit_on_user_error
+from mnv2_jax.flags import Parser, workdir_type
+
+BATCH = 32
+"""Images that are looked at together, at most."""
+
+_HELP_AFTER = """\
+An image is seen as evaluation sees it: resized, cropped and normalised as the run's config says. Nothing is printed
+before every image has been read; one that is missing or damaged is named on standard error, with exit code 2.
+
+--json prints one list on standard output:
+  [{"path": "a.jpg", "top": [{"index": 3, "label": "cat", "probability": 0.98}, ...]}, ...]
+
+examples:
+  python -m mnv2_jax.predict --workdir=runs/w0_35 a.jpg b.png
+  python -m mnv2_jax.predict --workdir=runs/w0_35 --checkpoint=best --top=1 --json photos/
+"""
+
+
+def main() -> None:
+    """Flags, images, answer."""
+    parser = Parser("Prints the most probable classes of images, by a trained run.", _HELP_AFTER)
+    parser.prog = "python -m mnv2_jax.predict"
+    parser.add_argument("--workdir", type=workdir_type, help="the run's folder")
+    parser.add_argument(
+        "--checkpoint", choices=("latest", "best"), default="latest", help="best: at evaluation (default: latest)"
+    )
+    parser.add_argument(
+        "--top", type=_at_least_one, default=5, metavar="K", help="classes an image, at most all (default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON list on standard output, nothing else there")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE_OR_FOLDER", help="a folder: every image in it and below, in sorted order"
+    )
+    args, overrides = parser.parse(sys.argv[1:])
+    if overrides:
+        raise UserError(f"--config.{overrides[0]}: a run predicts by its own config; leave it out")
+    if args.workdir is None:
+        raise UserError("--workdir is missing; give the folder of a trained run, as in --workdir=runs/w0_35")
+    if not args.images:
+        raise UserError("no image is given; name image files or folders after the flags")
+    paths = list(find_images(args.images))
+    answers = predict(args.workdir, paths, args.top, args.checkpoint)
+    if args.json:
+        print(json.dumps(answers))
+        return
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any bytes can name a file
+    width = max(len(row["label"]) for answer in answers for row in answer["top"])
+    for answer in answers:
+        print(answer["path"])
+        for row in answer["top"]:
+            print(f"  {row['label']:<{width}}  {row['probability']:8.4f}")
+
+
+def find_images(inputs: Sequence[str]) -> Iterator[str]:
+    """The files as they were given, and for a folder the images below it, sorted, hidden ones left out.
+
+    Raises:
+      UserError: for what isn't there, and for a folder without images.
+    """
+    for given in inputs:
+        if os.path.isfile(given):
+            yield given
+        elif os.path.isdir(given):
+            found = []
+            for folder, folders, files in os.walk(given):
+                folders[:] = [name for name in folders if name[0] != "."]
+                names = (name for name in files if name[0] != "." and name.lower().endswith(EXTENSIONS))
+                found += [os.path.join(folder, name) for name in names]
+            if not found:
+                raise UserError(f"{given}: no image in this folder; one ends in {', '.join(EXTENSIONS)}")
+            yield from sorted(found)
+        else:
+            raise UserError(f"{given}: no such image or folder; correct the path")
+
+
+def predict(
+    workdir: pathlib.Path, paths: Sequence[str], top: int = 5, which: Literal["latest", "best"] = "latest"
+) -> list[dict[str, Any]]:
+    """Classifies image files by a run's checkpoint.
+
+    Args:
+      workdir: the run's folder.
+      paths: of image files, at least one.
+      top: how many classes an image, at least 1; at most all are given.
+      which: checkpoint.
+
+    Returns:
+      For each image ``{"path", "top": [{"index", "label", "probability"}]}``, the most probable class first.
+
+    Raises:
+      UserError: if that is no run with a checkpoint, or an image can't be read.
+    """
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"--workdir={workdir}: no run is there (no config.json); give the folder of a trained run")
+    settings = config.build(config.read_json(workdir / "config.json"))
+    names = config.read_json(workdir / "dataset.json")["class_names"]
+
+    import jax  # takes seconds; a mistyped flag or path doesn't wait for it
+
+    from mnv2_jax.models.registry import from_config
+    from mnv2_jax.ops.augment import normalise
+    from mnv2_jax.training import runtime
+    from mnv2_jax.training.checkpoint import restore_variables
+
+    runtime.configure()
+    model = from_config(dataclasses.replace(settings.model, num_classes=len(names)), settings.norm)
+    variables = jax.device_put(restore_variables(workdir, which)[1])
+
+    @jax.jit
+    def best(variables: Any, images: Any) -> Any:
+        logits, _ = model.apply(variables, normalise(images, settings.data.mean, settings.data.std))
+        return jax.lax.top_k(jax.nn.softmax(logits), min(top, len(names)))
+
+    answers: list[dict[str, Any]] = []
+    # Every batch has the same size, and few sizes are possible: one compilation, which the cache often has.
+    size = min(BATCH, 1 << (len(paths) - 1).bit_length())
+    for start in range(0, len(paths), size):
+        chunk = paths[start : start + size]
+        images = np.zeros((size, settings.data.resolution, settings.data.resolution, 3), np.uint8)
+        for row, path in enumerate(chunk):
+            images[row] = _read(path, settings.data)
+        probabilities, indices = jax.device_get(best(variables, images))
+        for path, values, places in zip(chunk, probabilities.tolist(), indices.tolist(), strict=False):
+            rows = zip(places, values, strict=True)
+            answers.append({"path": path, "top": [{"index": i, "label": names[i], "probability": p} for i, p in rows]})
+    return answers
+
+
+def _read(path: str, data: config.DataConfig) -> np.ndarray:
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); restore it or leave it out") from error
+    return evaluation_view(decode(content, path), data)
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,129 @@
+"""Prediction through the command line, on images as evaluation sees them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax import config, predict
+from mnv2_jax.data.sources import open_dataset
+from mnv2_jax.errors import UserError
+from tests import cli
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run, and the images that it is evaluated on as PNG files in folders by their class."""
+    top = tmp_path_factory.mktemp("predict")
+    result = cli.run("main", *cli.SHRUNK, f"--workdir={top / 'run'}", "--json")
+    cli.answer(result)
+    split = open_dataset(config.DataConfig(name="digits", resolution=16)).eval
+    for place in range(len(split)):
+        folder = top / "images" / str(int(split.labels[place]))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(split.read(place))).save(folder / f"{place:03}.png")
+    return top / "run", top / "images"
+
+
+def test_predictions_are_those_of_the_evaluation(run):
+    workdir, images = run
+    answers = cli.answer(cli.run("predict", f"--workdir={workdir}", "--top=10", "--json", images))
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    confusion, losses = np.zeros((10, 10), int), []
+    for answer in answers:
+        true = int(answer["path"].split("/")[-2])
+        confusion[true, answer["top"][0]["index"]] += 1
+        losses += [-np.log(row["probability"]) for row in answer["top"] if row["index"] == true]
+    assert confusion.tolist() == evaluation["confusion"]
+    assert len(losses) == 360
+    assert np.mean(losses) == pytest.approx(evaluation["loss"], rel=1e-5)
+
+
+def test_answer_has_what_scripts_rely_on(run):
+    workdir, images = run
+    given = [images / "3", sorted((images / "1").iterdir())[0]]
+    answers = cli.answer(cli.run("predict", f"--workdir={workdir}", "--top=99", "--json", "--checkpoint=best", *given))
+    assert [answer["path"] for answer in answers] == [*map(str, sorted((images / "3").iterdir())), str(given[1])]
+    for answer in answers:
+        assert set(answer) == {"path", "top"}
+        assert sorted(row["index"] for row in answer["top"]) == list(range(10))
+        probabilities = [row["probability"] for row in answer["top"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert all(row["label"] == str(row["index"]) for row in answer["top"])
+
+
+def test_table_for_people(run):
+    workdir, images = run
+    path = sorted((images / "7").iterdir())[0]
+    result = cli.run("predict", f"--workdir={workdir}", "--top=2", path)
+    assert (result.returncode, result.stderr) == (0, "")
+    first, *rows = result.stdout.splitlines()
+    assert first == str(path)
+    assert len(rows) == 2
+    assert all(0 <= float(row.split()[1]) <= 1 for row in rows)
+
+
+def test_an_image_does_not_depend_on_its_neighbours(run):
+    workdir, images = run
+    paths = [str(path) for path in sorted((images / "5").iterdir())[:35]]  # more than one batch
+    together = predict.predict(workdir, paths)
+    alone = predict.predict(workdir, paths[-1:])[0]
+    assert [row["index"] for row in together[-1]["top"]] == [row["index"] for row in alone["top"]]
+    for ours, its in zip(together[-1]["top"], alone["top"], strict=True):
+        assert ours["probability"] == pytest.approx(its["probability"], rel=1e-5)
+
+
+def test_a_damaged_image_among_good_ones_stops_it_before_any_answer(run, tmp_path):
+    workdir, images = run
+    good = sorted((images / "7").iterdir())
+    (tmp_path / "cut.png").write_bytes(good[0].read_bytes()[:60])
+    result = cli.run("predict", f"--workdir={workdir}", "--json", images / "7", tmp_path / "cut.png")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert "cut.png" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--workdir is missing"),
+        (["--workdir=.", "--json"], "no image is given"),
+        (["--wrokdir=.", "x.png"], "did you mean '--workdir'"),
+        (["--workdir=.", "nowhere.png"], "nowhere.png: no such image or folder"),
+        (["--workdir=.", "--top=0", "nowhere.png"], "--top: '0' must be a whole number"),
+        (["--workdir=.", "--top=many", "nowhere.png"], "--top: 'many' must be a whole number"),
+        (["--workdir=.", "--checkpoint=oldest", "nowhere.png"], "oldest"),
+        (["--workdir=.", "--config.seed=3", "nowhere.png"], "leave it out"),
+    ],
+)
+def test_wrong_arguments(monkeypatch, arguments, said):
+    monkeypatch.setattr("sys.argv", ["predict", *arguments])
+    with pytest.raises(UserError) as error:
+        predict.main()
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_help_is_complete():
+    result = cli.run("predict", "--help")
+    assert result.returncode == 0
+    for flag in ("--workdir", "--checkpoint", "--top", "--json", "IMAGE_OR_FOLDER", "python -m mnv2_jax.predict"):
+        assert flag in result.stdout
+
+
+def test_find_images(tmp_path):
+    for name in ("b.JPG", "a/c.png", "a/.hidden.png", ".trash/d.png", "notes.txt", "empty/readme.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = list(predict.find_images([str(tmp_path), str(tmp_path / "notes.txt")]))
+    assert [path.removeprefix(f"{tmp_path}/") for path in found] == ["a/c.png", "b.JPG", "notes.txt"]
+    with pytest.raises(UserError, match="empty: no image in this folder"):
+        list(predict.find_images([str(tmp_path / "empty")]))
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match="no run is there"):
+        predict.predict(tmp_path, [str(tmp_path / "x.png")])

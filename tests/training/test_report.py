@@ -1,0 +1,172 @@
+"""The report shows what the run folder holds, whatever of it there is, and needs nothing else."""
+
+import html.parser
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+
+from mnv2_jax import config as config_lib
+from mnv2_jax.errors import UserError
+from mnv2_jax.training import report, run_folder
+
+VOID = {"meta", "img", "br", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page strictly: every tag is closed in its order; keeps text, tags and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.words, self.links = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def make_run(workdir, names, lines=40):
+    """A finished run, made up, with one class that has no images."""
+    rng = np.random.default_rng(0)
+    k = len(names)
+    config = config_lib.build({"model": {"width": 0.35}, "data": {"name": "digits"}})
+    facts = {"name": "digits", "class_names": names, "num_train": 1437, "num_eval": 360, "eval_split": "test"}
+    run_folder.prepare(workdir, config, facts | {"steps": lines}, {"platform": "cpu", "kind": "x<y", "count": 2})
+    log = run_folder.MetricsLog(workdir, 0)
+    for step in range(1, lines + 1):
+        loss = float("nan") if step == 7 else 2 / step
+        log.write(step, "train", {"loss": loss, "top1": 0.5, "lr": 0.1, "images_per_second": 300.0})
+    log.write(lines, "eval", {"loss": 0.1, "top1": 0.9, "top5": 1.0, "ece": 0.02, "count": 360})
+    log.close()
+    confusion = rng.integers(0, 3, (k, k)) + 20 * np.eye(k, dtype=int)
+    confusion[1] = 0
+    images, right = confusion.sum(1), confusion.diagonal()
+    scores = {"top1": right.sum() / images.sum(), "top5": 1.0, "loss": 0.1, "ece": 0.02, "count": images.sum()}
+    per_class = [
+        {"label": name, "count": n, "accuracy": r / n if n else None}
+        for name, n, r in zip(names, images, right, strict=True)
+    ]
+    bins = [
+        {"confidence": (i + 0.5) / 15 if i > 3 else None, "accuracy": 0.9 if i > 3 else None, "count": 9 * (i > 3)}
+        for i in range(15)
+    ]
+    tables = {"per_class": per_class, "confusion": confusion, "calibration": bins}
+    run_folder.write_json(workdir / "evaluation.json", {"step": lines, **scores, **tables})
+    summary = {"model": "mobilenet_v2", "params": 410114, "madds": 6_170_000, "steps": lines, "seconds": 143.2}
+    run_folder.write_json(workdir / "summary.json", {**summary, "images_per_second": 311.3, "eval": scores})
+
+
+def render(workdir):
+    return report.write_report(workdir).read_text()
+
+
+def test_report_holds_the_run(tmp_path):
+    make_run(tmp_path, [f"digit {i}" for i in range(10)])
+    page = Page(render(tmp_path))
+    for words in (
+        "mobilenet_v2 ×0.35 on digits",
+        "2:23",
+        "410 k",
+        "6.17 M",
+        "images of the test split",
+        "Learning curves",
+        "training batches",
+        "Most frequent mistakes",
+        "digit 9",
+        "model.width",
+        "kind x<y",
+    ):
+        assert words in page.text
+    assert page.tags.count("svg") == 5
+    assert page.tags.count("img") == 0
+
+
+def test_report_asks_the_network_for_nothing(tmp_path):
+    make_run(tmp_path, [str(i) for i in range(40)])
+    text = render(tmp_path)
+    page = Page(text)
+    assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import", text)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert not {"script", "link", "iframe", "metadata"} & set(page.tags)
+
+
+def test_many_classes_are_a_picture_and_the_worst(tmp_path):
+    make_run(tmp_path, [f"class {i}" for i in range(31)])
+    page = Page(render(tmp_path))
+    assert page.tags.count("img") == 1
+    assert "The 20 classes that did worst." in page.text
+    assert "All 31 classes" in page.text
+
+
+def test_names_are_text(tmp_path):
+    names = ["<script>alert(1)</script>", 'a"b', "é 中 & co", "{braces}", "%s", "$x^2$"]
+    make_run(tmp_path, names)
+    page = Page(render(tmp_path))
+    assert "script" not in page.tags
+    for name in names:
+        assert name in page.text
+
+
+def test_same_run_same_page_and_no_global_state(tmp_path):
+    make_run(tmp_path, ["a", "b", "c"])
+    before = dict(matplotlib.rcParams)
+    first = render(tmp_path)
+    assert render(tmp_path) == first
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("missing", ["summary", "evaluation", "config", "dataset", "provenance", "metrics", "all"])
+def test_what_is_not_there_is_left_out(tmp_path, missing):
+    make_run(tmp_path, ["a", "b", "c"])
+    for path in tmp_path.iterdir():
+        if path.stem == missing or missing == "all":
+            path.unlink()
+    assert "<h1>" in render(tmp_path)
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 1000])
+def test_any_number_of_points(tmp_path, lines):
+    make_run(tmp_path, ["a", "b"], lines)
+    Page(text := render(tmp_path))
+    assert len(text) < 300_000
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    make_run(tmp_path, ["a", "b"])
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"summary\.json"):
+        report.write_report(tmp_path)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (1.0, 360), (0.5, 10), (0.9889, 360)])
+def test_interval_holds_the_share_and_stays_a_share(share, count):
+    low, high = report._wilson(share, count)
+    assert 0 <= low <= share <= high <= 1
+    assert low < high
+
+
+def test_interval_ends_where_the_share_is_just_not_surprising():
+    """Wilson's definition: the ends are the p for which the share lies z standard errors of p away."""
+    share, count = 0.9, 50
+    for p in report._wilson(share, count):
+        assert abs(share - p) == pytest.approx(1.96 * np.sqrt(p * (1 - p) / count))
