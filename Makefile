@@ -9,10 +9,10 @@ quickstart: .venv/core
 	$(BIN)/python -m mnv2_jax.main --config=configs/w0_35.py:data=digits --workdir=runs/quickstart
 
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not slow and not parity"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not parity"
 
 test-all: .venv/dev
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -n 2 -m "not parity"
 
 test-parity: .venv/parity
 	$(BIN)/python -m pytest -m parity

@@ -350,7 +350,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     try:
         node[leaf] = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        node[leaf] = {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
+        node[leaf] = {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _build(cls: type, tree: Any, prefix: str) -> Any:
@@ -380,7 +380,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     """``value`` as the declared type, or a `UserError`; only int -> float and list -> tuple are converted."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if value in (None, "none", "null"):  # as a command line may have it
             return None
         return _typed(key, value, next(a for a in arguments if a is not type(None)))
     if origin is Literal:

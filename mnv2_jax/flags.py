@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
                 overrides.append(item.removeprefix("--config."))
             else:
                 overrides.append(f"{item.removeprefix('--config.')}={rest.pop(0)}")
-        args, unknown = self.parse_known_args(plain)
+        args, unknown = self.parse_known_intermixed_args(plain)  # images may stand between flags
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             raise UserError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].partition('=')[0], flags)}")

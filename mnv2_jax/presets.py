@@ -81,7 +81,7 @@ CIFAR = dict(
 DIGITS = dict(
     # 1,437 training images of 8×8, shown at 32×32: small enough that a laptop's CPU learns them in a minute or
     # two. Learning rate and epochs were chosen on a fifth of the training images (data.holdout_fraction=0.2).
-    model=dict(dropout=0.1),
+    model=dict(dropout=0.1, init="kaiming_fan_out"),
     norm=dict(decay=0.9, epsilon=1e-3),
     data=dict(
         name="digits",

@@ -13,7 +13,8 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Several tests compile the same step; the commands they run, too, which take the folder from the environment.
+# Several tests compile the same step; the commands they run, too, which take the folder from the environment. Each
+# worker of pytest-xdist has a folder of its own: JAX doesn't write its cache atomically.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv2_jax_tests_")
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -25,3 +26,11 @@ def x64():
     """64-bit floats, for the invariances that are exact up to rounding."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """A file's tests share fixtures and compiled programs, so they go to one worker, and all of the command line too."""
+    for item in items:
+        name = item.path.stem
+        group = "commands" if name in ("test_main", "test_resume", "test_predict") else name
+        item.add_marker(pytest.mark.xdist_group(group))

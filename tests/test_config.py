@@ -49,6 +49,11 @@ def test_overrides_win_in_order():
     assert built.seed == 7
 
 
+def test_none_is_a_choice_in_one_key_and_unset_in_another():
+    _, built = config.load(W1, ["data.color=none", "optim.ema_decay=none", "train.steps=None", "data.flip=false"])
+    assert (built.data.color, built.optim.ema_decay, built.train.steps, built.data.flip) == ("none", None, None, False)
+
+
 def test_arguments():
     _, built = config.load(f"{W1}:data=folder:/some/where,res=96,classes=3,batch=20,recipe=cifar")
     assert (built.data.name, built.data.path, built.data.resolution) == ("folder", "/some/where", 96)

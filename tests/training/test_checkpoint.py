@@ -128,7 +128,7 @@ def test_another_models_checkpoint_is_refused_by_name():
     leaves = to_leaves(state(0))
     with pytest.raises(UserError, match=r"'params.stem.kernel' is float32\[3, 3, 3, 8\], this config's is float32"):
         from_leaves(leaves, {**state(0), "params": {"stem": {"kernel": jnp.zeros((3, 3, 3, 16))}}})
-    with pytest.raises(UserError, match="'params.head.kernel' is on one side only"):
+    with pytest.raises(UserError, match=r"'params.head.kernel' is on one side only"):
         from_leaves(leaves, {**state(0), "params": {**state(0)["params"], "head": {"kernel": jnp.zeros(2)}}})
 
 

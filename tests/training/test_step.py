@@ -75,7 +75,12 @@ def test_gradient_is_that_of_finite_differences(x64):
 
 
 def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices():
-    first = {devices: run(experiment(devices=devices), 1)[0][0] for devices in (1, 2, 4)}
+    # At 96 px. In the shrunk network of the other tests an activation in half a million lies within a rounding of
+    # ReLU6's kink, and then that one flip shows in the fifth digit of the gradient.
+    first = {}
+    for devices in (1, 2, 4):
+        found, _, _ = run(experiment("data.resolution=96", "model.stage_strides=None", devices=devices), 1)
+        first[devices] = found[0]
     for devices in (2, 4):
         for name in ("loss", "grad_norm"):
             assert first[devices][name] == pytest.approx(first[1][name], rel=1e-6), name
