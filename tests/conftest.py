@@ -29,8 +29,8 @@ def x64():
 
 
 def pytest_collection_modifyitems(items):
-    """A file's tests share fixtures and compiled programs, so they go to one worker, and all of the command line too."""
+    """A file's tests share fixtures and compiled programs, so they go to one worker; so do those of the commands."""
     for item in items:
         name = item.path.stem
-        group = "commands" if name in ("test_main", "test_resume", "test_predict") else name
+        group = "commands" if name in ("test_main", "test_resume", "test_predict", "test_bench") else name
         item.add_marker(pytest.mark.xdist_group(group))
