@@ -110,7 +110,7 @@ class OptimConfig:
 
     name: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     peak_lr: float | None = None
-    """Unset: reference_lr * batch_size / reference_batch_size."""
+    """Unset: reference_lr * (batch_size / reference_batch_size)."""
     reference_lr: float = 0.1
     reference_batch_size: int = 128
     momentum: float = 0.9
@@ -225,13 +225,16 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
     if path.suffix not in (".py", ".json"):
         raise UserError(f"--config={spec}: expected a .py or .json file, as in --config=configs/w1_0.py")
     if not path.is_file():
-        stems = {p.stem: p for p in sorted(path.parent.glob("*.py"))} if path.parent.is_dir() else {}
-        hint = nearest(path.stem, stems) if stems else f"; there is no folder {str(path.parent)!r} here"
+        siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
+        hint = nearest(path_text, siblings) if siblings else "; no config is there"
+        if not path.parent.is_dir():
+            hint = f"; there is no folder {str(path.parent)!r} here"
         raise UserError(f"--config={spec}: no file {path_text!r}{hint}")
     if path.suffix == ".json":
         if arg:
             raise UserError(f"--config={spec}: a .json config takes no argument; use --config.KEY=VALUE")
         tree = read_json(path)
+        _forget_derived(tree)
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
     else:
         tree, name = _run_python(path, arg), path.stem
@@ -247,12 +250,11 @@ def build(tree: Mapping[str, Any]) -> Config:
       UserError: naming the key, for an unknown key, a wrong type or an impossible value.
     """
     config: Config = _build(Config, tree, "")
+    _check(config)
     optim = config.optim
     if optim.peak_lr is None:
-        scale = config.data.batch_size / max(optim.reference_batch_size, 1)
-        optim = dataclasses.replace(optim, peak_lr=optim.reference_lr * scale)
-        config = dataclasses.replace(config, optim=optim)
-    _check(config)
+        peak_lr = optim.reference_lr * (config.data.batch_size / optim.reference_batch_size)
+        config = dataclasses.replace(config, optim=dataclasses.replace(optim, peak_lr=peak_lr))
     return config
 
 
@@ -336,6 +338,18 @@ def _run_python(path: pathlib.Path, arg: str) -> dict[str, Any]:
         raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}") from error
 
 
+def _forget_derived(tree: dict[str, Any]) -> None:
+    """Unsets the learning rate of a run's config if it is what the batch size made it, so that it follows a new one."""
+    optim, data = tree.get("optim"), tree.get("data")
+    if isinstance(optim, dict) and isinstance(data, dict):
+        try:
+            derived = optim["reference_lr"] * (data["batch_size"] / optim["reference_batch_size"])
+        except (KeyError, TypeError, ZeroDivisionError):
+            return  # `build` will say what is wrong
+        if optim.get("peak_lr") == derived:
+            del optim["peak_lr"]
+
+
 def _set(tree: dict[str, Any], override: str) -> None:
     """Writes ``a.b=value`` into the nested dict; unknown keys are left for `build` to refuse."""
     key, separator, text = override.partition("=")
@@ -348,7 +362,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--config.{key}: {'.'.join(parents[: depth + 1])!r} is a value, not a section")
     try:
-        node[leaf] = ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        if isinstance(value, dict):
+            raise UserError(f"--config.{key}: {key!r} is a section; set one of its keys")
+        node[leaf] = value
     except (ValueError, SyntaxError):
         node[leaf] = {"true": True, "false": False}.get(text.lower(), text)
 
@@ -392,6 +409,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         if len(kinds) != len(value):
             raise UserError(f"{key}={value!r} has {len(value)} entries; expected {len(kinds)}")
         return tuple(_typed(key, item, kind) for item, kind in zip(value, kinds, strict=True))
+    if hint is str and isinstance(value, int | float):  # a folder may be called 123
+        value = str(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
@@ -457,9 +476,10 @@ def _check(config: Config) -> None:
         value = flat[key]
         if value is None:
             continue
+        high = min(high, 2**31 - 1)
         if value < low or value > high or (value == low and not closed):
             bound = f"at least {low:g}" if closed else f"greater than {low:g}"
-            upper = "" if high == _INF else f" and at most {high:g}"
+            upper = "" if high == 2**31 - 1 and value < high else f" and at most {high:g}"
             raise UserError(f"{key}={value!r} is out of range; it must be {bound}{upper}")
     data, optim, train = config.data, config.optim, config.train
     for key, (low, high) in (("data.crop_area", data.crop_area), ("data.crop_ratio", data.crop_ratio)):
@@ -475,6 +495,11 @@ def _check(config: Config) -> None:
         raise UserError(
             f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than train.epochs={train.epochs:g};"
             f" the most it can be: {train.epochs:g}"
+        )
+    if data.holdout_fraction and data.eval_split:
+        raise UserError(
+            f"data.eval_split={data.eval_split!r} and data.holdout_fraction={data.holdout_fraction:g} both say what is"
+            " evaluated; set one of them to none or 0"
         )
     if optim.schedule == "step" and not optim.milestones_epochs:
         raise UserError("optim.schedule='step' needs optim.milestones_epochs, as in (60, 120, 160)")

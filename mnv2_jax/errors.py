@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -28,8 +30,17 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 def exit_on_user_error(verb: Callable[[], None]) -> None:
     """Runs a command-line verb; a `UserError` becomes one line on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name can be any bytes, a terminal plain ASCII
     try:
         verb()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr, flush=True)

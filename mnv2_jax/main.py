@@ -31,14 +31,16 @@ def main() -> None:
     if args.config is None:
         raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
     name, settings = config.load(args.config, overrides)
+    default = args.config.removesuffix("/config.json") if args.config.endswith("/config.json") else f"runs/{name}"
+    workdir = args.workdir or workdir_type(default)
 
     from mnv2_jax.training import verbs  # JAX takes seconds to import; --help and a mistyped key don't wait for it
 
     out = verbs.Output(args.json)
     if args.mode == "train":
-        verbs.train(settings, args.workdir or workdir_type(f"runs/{name}"), out)
+        verbs.train(settings, workdir, out)
     elif args.mode == "eval":
-        verbs.evaluate(settings, args.workdir or workdir_type(f"runs/{name}"), args.checkpoint, out)
+        verbs.evaluate(settings, workdir, args.checkpoint, out)
     else:
         verbs.summarise(settings, out)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mnv2_jax import config
-from mnv2_jax.data.folder import EXTENSIONS
+from mnv2_jax.data.folder import EXTENSIONS, walk_images
 from mnv2_jax.data.images import decode, evaluation_view
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
@@ -62,7 +62,6 @@ def main() -> None:
     if args.json:
         print(json.dumps(answers))
         return
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any bytes can name a file
     width = max(len(row["label"]) for answer in answers for row in answer["top"])
     for answer in answers:
         print(answer["path"])
@@ -80,11 +79,7 @@ def find_images(inputs: Sequence[str]) -> Iterator[str]:
         if os.path.isfile(given):
             yield given
         elif os.path.isdir(given):
-            found = []
-            for folder, folders, files in os.walk(given):
-                folders[:] = [name for name in folders if name[0] != "."]
-                names = (name for name in files if name[0] != "." and name.lower().endswith(EXTENSIONS))
-                found += [os.path.join(folder, name) for name in names]
+            found = list(walk_images(given))
             if not found:
                 raise UserError(f"{given}: no image in this folder; one ends in {', '.join(EXTENSIONS)}")
             yield from sorted(found)
@@ -109,10 +104,9 @@ def predict(
     Raises:
       UserError: if that is no run with a checkpoint, or an image can't be read.
     """
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"--workdir={workdir}: no run is there (no config.json); give the folder of a trained run")
-    settings = config.build(config.read_json(workdir / "config.json"))
-    names = config.read_json(workdir / "dataset.json")["class_names"]
+    from mnv2_jax.training.run_folder import read_run
+
+    settings, names = read_run(workdir)
 
     import jax  # takes seconds; a mistyped flag or path doesn't wait for it
 

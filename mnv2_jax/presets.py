@@ -22,6 +22,7 @@ PAPER = dict(
     model=dict(dropout=0.2, init="truncated_normal"),
     norm=dict(decay=0.997, epsilon=1e-3),
     data=dict(
+        name="imagenet",
         resolution=224,
         batch_size=96,
         crop="random_resized",
@@ -141,19 +142,20 @@ def preset(arg: str = "", **model: Any) -> ml_collections.ConfigDict:
     """A recipe with the deltas of ``arg`` and of ``model``.
 
     Args:
-      arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME; path: where
-        it lies; res: resolution in pixels; recipe: a key of `RECIPES`; classes: number of classes; batch: images
-        a step, which also sets the norm group to the largest divisor of at most 32.
+      arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME (unset: the
+        recipe's); path: where it lies; res: resolution in pixels; recipe: a key of `RECIPES`; classes: number of
+        classes; batch: images a step, which also sets the norm group to the largest divisor of at most 32.
       **model: fields of `config.ModelConfig`, as ``width=0.35``.
 
     Raises:
       UserError: for an argument that can't be used.
     """
     parsed = parse_arg(arg)
-    data, _, folder = parsed.get("data", "imagenet").partition(":")
+    data, _, folder = parsed.get("data", "").partition(":")
     recipe = parsed.get("recipe", RECIPE_OF_DATA.get(data, "paper"))
     if recipe not in RECIPES:
         raise UserError(f"recipe={recipe} is not one of ours{nearest(recipe, RECIPES)}")
+    data = data or RECIPES[recipe]["data"]["name"]
     config = ml_collections.ConfigDict(RECIPES[recipe], convert_dict=True)
     config.model.update(model)
     config.data.name = parsed["data"] if data == "tfds" else data
@@ -169,5 +171,10 @@ def preset(arg: str = "", **model: Any) -> ml_collections.ConfigDict:
         config.model.num_classes = _integer(parsed, "classes")
     if "batch" in parsed:
         batch = config.data.batch_size = _integer(parsed, "batch")
-        config.norm.group_size = max(n for n in range(1, min(32, batch) + 1) if batch % n == 0)
+        group = config.norm.group_size = max(n for n in range(1, min(32, batch) + 1) if batch % n == 0)
+        if group < min(8, batch):
+            raise UserError(
+                f"batch={batch} divides into norm groups of no more than {group}; take {-(-batch // 8) * 8}, or set"
+                " --config.data.batch_size and --config.norm.group_size"
+            )
     return config

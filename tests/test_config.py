@@ -42,6 +42,18 @@ def test_learning_rate_follows_the_batch_size(arg, overrides):
     assert config.to_dict(built)["optim"]["peak_lr"] == built.peak_lr
 
 
+def test_learning_rate_of_a_runs_json_follows_the_batch_unless_it_was_set(tmp_path):
+    for override, expected in ([], 0.09), (["optim.peak_lr=0.2"], 0.2):
+        (tmp_path / "config.json").write_text(json.dumps(config.to_dict(config.load(W1, override)[1])))
+        _, built = config.load(str(tmp_path / "config.json"), ["data.batch_size=192"])
+        assert built.peak_lr == pytest.approx(expected)
+
+
+def test_a_recipe_brings_its_data_unless_others_are_asked_for():
+    assert config.load(f"{W1}:recipe=cifar")[1].data.name == "cifar10"
+    assert config.load(f"{W1}:recipe=cifar,data=digits")[1].data.name == "digits"
+
+
 def test_overrides_win_in_order():
     _, built = config.load(W1, ["optim.peak_lr=0.3", "optim.peak_lr=0.2", "data.crop_area=(0.2, 1)", "seed=7"])
     assert built.peak_lr == 0.2
@@ -90,6 +102,10 @@ REFUSED = [
     ("", ["optim.warmup_epochs=500"], "optim.warmup_epochs=500 is longer than train.epochs=412"),
     ("", ["optim.schedule=step"], "needs optim.milestones_epochs"),
     ("", ["data.crop_area=(0.5, 0.2)"], "data.crop_area"),
+    ("", ["train.steps=99999999999999999999"], "is out of range"),
+    ("", ['model={"width": 0.5}'], "'model' is a section; set one of its keys"),
+    ("", ["data.holdout_fraction=0.1", "data.eval_split=test"], "both say what is evaluated"),
+    ("batch=97", [], "norm groups of no more than 1; take 104"),
     ("", ["loss.label_smoothing=1"], "loss.label_smoothing=1.0 is out of range"),
 ]
 

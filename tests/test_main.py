@@ -1,6 +1,8 @@
 """Training, evaluation and summary through the command line."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -86,6 +88,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tmp_path):
     kept = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert all(step < bad for step in kept)
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_run_is_not_finished(tmp_path):
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "sys.argv[0] = 'main'; runpy.run_module('mnv2_jax.main', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", limited, *cli.SHRUNK, f"--workdir={tmp_path / 'run'}"]
+    result = subprocess.run(
+        command, env=cli.environment(), cwd=cli.ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert "a checkpoint can't be written" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_that_is_not_one(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = cli.run("main", *cli.SHRUNK, f"--workdir={tmp_path}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_devices_that_do_not_divide_the_batch_are_refused_before_compiling(tmp_path):

@@ -125,6 +125,24 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
+def walk_images(top: str) -> Iterator[str]:
+    """The image files below a folder, hidden ones left out, links followed, each real folder gone through once.
+
+    Raises:
+      UserError: for a folder that can't be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: can't be read ({error.strerror}); mend its permissions or move it away")
+
+    seen = set()
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=refuse):
+        seen.add(os.path.realpath(folder))
+        links = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if name[0] != "."}
+        folders[:] = sorted(name for name, real in links.items() if real not in seen)
+        yield from (os.path.join(folder, name) for name in files if name[0] != "." and _is_image(name))
+
+
 # --- on disk ------------------------------------------------------------------------------------------------
 
 
@@ -140,10 +158,8 @@ class _Directory:
         return sorted(self._walk(parent))
 
     def _walk(self, parent: str) -> Iterator[str]:
-        for folder, folders, files in os.walk(os.path.join(self.path, parent), followlinks=True):
-            folders[:] = [name for name in folders if name[0] != "."]
-            below = os.path.relpath(folder, self.path)
-            yield from (os.path.join(below, name) for name in files if name[0] != "." and _is_image(name))
+        for path in walk_images(os.path.join(self.path, parent)):
+            yield os.path.relpath(path, self.path)
 
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
         return Split(name, labels, FileReader(self.path, _packed(images)))

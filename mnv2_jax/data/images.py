@@ -17,6 +17,7 @@ from mnv2_jax.config import DataConfig
 from mnv2_jax.errors import UserError
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_THINNEST = 100
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes for grey values above 255: 16-bit PNG, TIFF and PPM."""
 
@@ -56,6 +57,9 @@ def decode(content: bytes, name: str) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
+    if max(image.size) > _THINNEST * min(image.size):
+        # With the short side resized, the long one would take gigabytes before it is cropped.
+        raise UserError(f"{image.width}×{image.height} pixels is thinner than {_THINNEST}:1; crop or remove it")
     if image.mode in _DEEP_GREY:
         # 257 = 65535 / 255. Pillow's own conversion would clip at 255, that is, turn nearly everything white.
         deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

@@ -42,6 +42,7 @@ def open_dataset(data: DataConfig) -> Dataset:
     Raises:
       UserError: if it isn't there, or isn't laid out as it should be; the line says how it should be.
     """
+    data = _at_home(data)
     opened = _opener(data)(data)
     if data.holdout_fraction == 0:
         return opened
@@ -66,6 +67,7 @@ def known_num_classes(data: DataConfig) -> int:
       UserError: if only the data can tell and they aren't here.
     """
     _opener(data)  # refuses a name that is none
+    data = _at_home(data)
     if data.path is not None and os.path.exists(data.path):
         if (name := _tfds_name(data)) is not None:
             return len(tfds_source.class_names(name, data.path))
@@ -79,6 +81,11 @@ def known_num_classes(data: DataConfig) -> int:
             " the argument of the config, as in configs/w1_0.py:classes=10, or correct the path"
         )
     return known[data.name]
+
+
+def _at_home(data: DataConfig) -> DataConfig:
+    """With ~ in the path for the home directory, which a shell doesn't see behind a comma or a colon."""
+    return dataclasses.replace(data, path=os.path.expanduser(data.path)) if data.path else data
 
 
 def _opener(data: DataConfig) -> Callable[[DataConfig], Dataset]:

@@ -102,8 +102,15 @@ def fits(data: DataConfig, split: Split, training: bool) -> bool:
     return one_view and len(split) * data.resolution**2 * 3 <= RESIDENT_BYTES
 
 
-def load_arrays(data: DataConfig, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def load_arrays(
+    data: DataConfig, split: Split, poll: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
     """The deterministic view of every image, in the order of the split.
+
+    Args:
+      data: how images are cropped.
+      split: what is loaded.
+      poll: called every few images, since this can take minutes; it may raise to give up.
 
     Returns:
       Images, uint8 [n, resolution, resolution, 3], and labels, int32 [n].
@@ -115,6 +122,7 @@ def load_arrays(data: DataConfig, split: Split) -> tuple[np.ndarray, np.ndarray]
     images = np.empty((size, data.resolution, data.resolution, 3), np.uint8)
     labels = np.empty(size, np.int32)
     for batch in eval_batches(data, split, batch_size=min(size, 64)):
+        poll()
         index, mask = batch["index"], batch["mask"]
         images[index[mask]], labels[index[mask]] = batch["image"][mask], batch["label"][mask]
     return images, labels

@@ -7,12 +7,13 @@ each leaf does, and then the checkpoint before it is taken, loudly.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mnv2_jax.config import CheckpointConfig
 from mnv2_jax.errors import UserError
+from mnv2_jax.training.run_folder import METRICS, read_metrics
 from mnv2_jax.types import PyTree, Variables
 
 Leaves = dict[str, np.ndarray]
@@ -94,15 +96,22 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: CheckpointConfig | None = None):
         """Opens the folder; without ``keep`` it is only read."""
         self.folder = workdir.resolve() / "checkpoints"
-        self._writable = keep is not None
         self._manager: ocp.CheckpointManager | None = None
-        self._metrics = {step: self._read_metric(step) for step in self.steps()}
+        logged = {line["step"]: line.get("top1") for line in read_metrics(workdir / METRICS) if line["split"] == "eval"}
+        self._metrics = {step: self._read_metric(step, logged.get(step)) for step in self.steps()}
         if keep is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: can't be made ({error.strerror}); mend that or move it away"
+                ) from error
+            # What a killed process had begun. Orbax would do it, in a thread that outlives an early exit.
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    cleanup_tmp_directories=True,
                     preservation_policy=_KeepLatestAndBest(keep, self._metrics),
                     save_decision_policy=policies.FixedIntervalPolicy(1),
                 ),
@@ -112,7 +121,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._manager is not None:
+        if self._manager is None:
+            return
+        if exception[0] is None:
+            self.wait()
+        with contextlib.suppress(Exception):  # it is on its way already, or `wait` would have raised it
             self._manager.close()
 
     def steps(self) -> list[int]:
@@ -140,7 +153,7 @@ class Checkpoints:
         leaves = to_leaves(state)
         meta = {"step": step, "metric": metric}
         self._metrics[step] = _UNKNOWN if metric is None else metric
-        try:
+        with self._errors_of_writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -149,37 +162,60 @@ class Checkpoints:
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: could not write a checkpoint ({error}); make room and run again"
-            ) from error
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: if a checkpoint could not be written.
+        """
         assert self._manager is not None
-        self._manager.wait_until_finished()
+        with self._errors_of_writing():
+            self._manager.wait_until_finished()
+
+    def note_metric(self, step: int, metric: float) -> None:
+        """Tells how good a checkpoint is that was saved before it was evaluated; the log keeps it."""
+        self._metrics[step] = metric
+
+    @contextlib.contextmanager
+    def _errors_of_writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a full disk comes as OSError, or as tensorstore's ValueError
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise UserError(
+                f"{self.folder}: a checkpoint can't be written ({reason}); the older ones are intact: make room and"
+                " start again"
+            ) from error
 
     def restore(self, which: Literal["latest", "best"] = "latest") -> Restored | None:
         """Reads the newest or the best checkpoint; None if there is none yet.
 
-        One that is damaged is reported on stderr, moved to `checkpoints.damaged/` if the folder was opened to write,
-        and the one before it is taken.
+        One that is damaged is reported on stderr, and the one before it is taken; then, and if the folder was opened
+        to write, the damaged ones are moved to `checkpoints.damaged/`.
 
         Raises:
-          UserError: if there are checkpoints and all are damaged.
+          UserError: if there are checkpoints and all are damaged; nothing is moved.
         """
-        damaged = 0
+        damaged: list[int] = []
         for step in self._ranked(which):
             try:
-                return self._read(step)
+                restored = self._read(step)
+            except MemoryError:
+                raise
             except Exception as error:  # Orbax, tensorstore and zlib raise many kinds for damaged files
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
                 print(f"warning: checkpoint {step} is damaged ({reason}); trying another", file=sys.stderr)
-                damaged += 1
-                if self._writable:
-                    self._put_aside(step)
+                damaged.append(step)
+            else:
+                for bad in damaged if self._manager is not None else []:
+                    self._put_aside(bad)
+                return restored
         if damaged:
-            raise UserError(f"{self.folder}: all {damaged} checkpoints are damaged; restore one from a backup")
+            raise UserError(
+                f"{self.folder}: all {len(damaged)} checkpoints are damaged; restore one from a backup, or begin anew"
+                " with another --workdir"
+            )
         return None
 
     def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
@@ -188,10 +224,11 @@ class Checkpoints:
             return newest_first
         return sorted(newest_first, key=lambda step: self._metrics[step], reverse=True)
 
-    def _read_metric(self, step: int) -> float:
-        """How good a checkpoint is by its own `meta`."""
+    def _read_metric(self, step: int, logged: float | None) -> float:
+        """How good a checkpoint is by its own `meta`, or by the log if it was evaluated after it was saved."""
         try:
             metric = _read_json(self.folder / str(step) / "meta")["metric"]
+            metric = logged if metric is None else metric
             return _UNKNOWN if metric is None else float(metric)
         except (OSError, ValueError, KeyError, TypeError):
             return _UNKNOWN  # damaged: `restore` will find out and say so

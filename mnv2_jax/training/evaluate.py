@@ -9,12 +9,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mnv2_jax.config import Config, build, differences, read_json
+from mnv2_jax.config import Config, differences
 from mnv2_jax.errors import UserError
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.checkpoint import restore_variables
 from mnv2_jax.training.experiment import Experiment, open_experiment
-from mnv2_jax.training.step import make_eval_step
+from mnv2_jax.training.run_folder import read_run
 from mnv2_jax.types import Variables
 
 Evaluate = Callable[[Variables], Mapping[str, Any] | None]
@@ -27,8 +27,8 @@ def make_evaluate(experiment: Experiment, should_stop: Callable[[], bool] = lamb
       A function from variables to `Task.summarise`'s result; None if ``should_stop`` said so on the way.
     """
     task, mesh = experiment.task, experiment.mesh
-    step = meshes.compile_eval_step(mesh, make_eval_step(task))
-    batches = experiment.eval_batches()
+    step = meshes.compile_eval_step(mesh, task.metrics)
+    batches = experiment.eval_batches(should_stop)
 
     def evaluate(variables: Variables) -> Mapping[str, Any] | None:
         sums = None
@@ -56,12 +56,12 @@ def evaluate_run(
       UserError: if there is no checkpoint, or its model or classes aren't those of the config.
     """
     step, variables = restore_variables(workdir, which)
-    own = build(read_json(workdir / "config.json"))
+    own, trained = read_run(workdir)
     changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]
     if changed:
-        raise UserError(f"{workdir} holds another model: {changed[0]}; leave --config out to evaluate it as it is")
+        raise UserError(f"{workdir} holds another model: {changed[0]}; leave that out to evaluate it as it is")
     experiment = open_experiment(config)
-    trained, found = read_json(workdir / "dataset.json")["class_names"], list(experiment.dataset.class_names)
+    found = list(experiment.dataset.class_names)
     if trained != found:
         odd = sorted(set(trained) ^ set(found)) or ["their order"]
         raise UserError(

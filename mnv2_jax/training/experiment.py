@@ -17,8 +17,13 @@ from mnv2_jax.models.counting import Summary, summarise
 from mnv2_jax.tasks.classification import Classification, make_task
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.optim import Optimizer, make_optimizer
+from mnv2_jax.training.signals import Stopped
 from mnv2_jax.training.state import TrainState, init_state
 from mnv2_jax.types import Batch
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,8 @@ class Experiment:
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due after so many steps: every `train.eval_every_epochs`, and at the end."""
         every = self.config.train.eval_every_epochs * self.steps_per_epoch
-        return step == self.total_steps or (every > 0 and step // every > (step - 1) // every)
+        due = every > 0 and step // every > (step - 1) // every
+        return step > 0 and (due or step == self.total_steps)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -72,26 +78,33 @@ class Experiment:
         """Parameters and MAdds at the config's resolution."""
         return summarise(self.task.model, self.config.data.resolution)
 
-    def train_batches(self) -> Callable[[int], Iterator[Batch]]:
+    def train_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[int], Iterator[Batch]]:
         """A function from the number of steps done to the batches that follow, on the devices."""
         data, split, seed = self.config.data, self.dataset.train, self.config.seed
-        resident, feed = self._feed(split, training=True)
+        resident, feed = self._feed(split, should_stop, training=True)
         return lambda step: map(
             feed, streams.train_batches(data, split, seed, step, process=_process(), resident=resident)
         )
 
-    def eval_batches(self) -> Callable[[], Iterator[Batch]]:
+    def eval_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[], Iterator[Batch]]:
         """A function that goes through the evaluation split once, each image in one row; others are masked."""
         data, split, devices = self.config.data, self.dataset.eval, self.mesh.size
         batch_size = -(-min(data.eval_batch_size, len(split)) // devices) * devices
-        resident, feed = self._feed(split, training=False)
+        resident, feed = self._feed(split, should_stop, training=False)
         return lambda: map(feed, streams.eval_batches(data, split, batch_size, process=_process(), resident=resident))
 
-    def _feed(self, split: Split, *, training: bool) -> tuple[bool, Callable[[meshes.HostBatch], Batch]]:
+    def _feed(
+        self, split: Split, should_stop: Callable[[], bool], *, training: bool
+    ) -> tuple[bool, Callable[[meshes.HostBatch], Batch]]:
         data = self.config.data
         if not streams.fits(data, split, training):
             return False, meshes.make_feed(self.mesh, None)
-        images, labels = streams.load_arrays(data, split)
+
+        def poll() -> None:
+            if should_stop():
+                raise Stopped
+
+        images, labels = streams.load_arrays(data, split, poll)
         return True, meshes.make_feed(self.mesh, {"image": images, "label": labels})
 
 
@@ -109,6 +122,8 @@ def open_experiment(config: Config, devices: Sequence[jax.Device] | None = None)
         raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     dataset = open_dataset(config.data)
     found = len(dataset.class_names)
+    if found < 2:
+        raise UserError(f"{dataset.name} has one class ({dataset.class_names[0]!r}); classification takes two or more")
     if config.model.num_classes not in (None, found):
         raise UserError(
             f"model.num_classes={config.model.num_classes}, but {dataset.name} has {found} classes; leave it unset"

@@ -19,8 +19,9 @@ from mnv2_jax.training.checkpoint import Checkpoints, Restored, from_leaves
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import Experiment, check_training
 from mnv2_jax.training.recorder import Recorder
+from mnv2_jax.training.report import NAME as REPORT
 from mnv2_jax.training.report import write_report
-from mnv2_jax.training.signals import stop_requested
+from mnv2_jax.training.signals import Stopped, stop_requested
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.training.step import make_train_step
 
@@ -46,17 +47,22 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
       NonFiniteLossError: naming the step; no checkpoint holds it or what came after.
     """
     check_training(experiment)
+    run_folder.refuse_foreign(workdir)
     with run_folder.lock(workdir), stop_requested() as stop:
         run_folder.prepare(workdir, experiment.config, experiment.facts(), meshes.describe(experiment.mesh))
         with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
             restored = checkpoints.restore()
             start, total = restored.step if restored else 0, experiment.total_steps
-            if start == total and (workdir / SUMMARY).exists():
+            if start == total and (workdir / SUMMARY).exists() and (workdir / REPORT).exists():
                 print(f"{workdir}: finished already, at step {total}; nothing to do", file=stream)
                 return read_json(workdir / SUMMARY)
             with contextlib.closing(Recorder(experiment, workdir, start, stream)) as recorder:
                 recorder.say(f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {total}")
-                result = _run(experiment, restored, checkpoints, recorder, stop)
+                try:
+                    result = _run(experiment, restored, checkpoints, recorder, stop)
+                except Stopped:  # before the first step: there is nothing new to save
+                    result = None
+                checkpoints.wait()  # a run is finished when its last checkpoint is on disk
                 if result is None:
                     recorder.say("stopped and saved; the same command goes on from here")
                     return None
@@ -85,12 +91,13 @@ def _run(
             checkpoints.save(step, state, metric)
 
     # An evaluation that a signal cut short, or whose results a kill lost, is made up for.
-    if restored and experiment.evaluates_at(start) and (restored.meta["metric"] is None or start == total):
+    if experiment.evaluates_at(start) and (start == total or not recorder.was_evaluated(start)):
         result = evaluate(state.variables)
-        if result is not None and restored.meta["metric"] is None:
+        if result is not None and not recorder.was_evaluated(start):
             recorder.evaluated(start, result)
+            checkpoints.note_metric(start, result["top1"])
 
-    batches = experiment.train_batches()(start) if start < total else iter(())
+    batches = experiment.train_batches(stop)(start) if start < total else iter(())
     step = start
     while step < total and not stop():
         try:
@@ -160,6 +167,6 @@ def _finish(
         f"  checkpoints  {workdir / 'checkpoints'}\n"
         f"  log          {workdir / 'metrics.jsonl'}\n"
         f"  summary      {workdir / SUMMARY}\n"
-        f"  report       {workdir / 'report.html'}"
+        f"  report       {workdir / REPORT}"
     )
     return summary

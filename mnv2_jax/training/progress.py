@@ -49,7 +49,7 @@ class Progress:
                 mininterval=0,
             )
 
-    def update(self, step: int, loss: float, images_per_second: float, data_wait_share: float) -> None:
+    def update(self, step: int, loss: float, images_per_second: float | None, data_wait_share: float) -> None:
         """Shows where the run is.
 
         Args:
@@ -59,7 +59,8 @@ class Progress:
           data_wait_share: waiting for data, as a fraction of the time since the last update.
         """
         left = duration(self._seconds_left(step))
-        text = f"loss {loss:.4f}  {images_per_second:,.0f} images/s  data wait {data_wait_share:.0%}  {left} left"
+        speed = "?" if images_per_second is None else f"{images_per_second:,.0f}"
+        text = f"loss {loss:.4f}  {speed} images/s  data wait {data_wait_share:.0%}  {left} left"
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
             self._bar.n = step

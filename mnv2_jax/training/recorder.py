@@ -12,7 +12,7 @@ from mnv2_jax.errors import NonFiniteLossError
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.training.progress import Progress
-from mnv2_jax.training.run_folder import MetricsLog
+from mnv2_jax.training.run_folder import METRICS, MetricsLog, read_metrics
 from mnv2_jax.training.speed import Speed
 from mnv2_jax.training.state import NEVER, TrainState
 from mnv2_jax.training.step import Metrics
@@ -25,6 +25,8 @@ class Recorder:
         """Opens the log, cut back to ``start`` steps."""
         config = experiment.config
         self._experiment = experiment
+        evaluated = (line["step"] for line in read_metrics(workdir / METRICS) if line["split"] == "eval")
+        self._evaluated = {step for step in evaluated if step <= start}
         self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
         self._progress = Progress(experiment.total_steps, start, stream)
         self.speed = Speed(config.data.batch_size)
@@ -75,9 +77,14 @@ class Recorder:
                 f" try a lower optim.peak_lr than {peak_lr:g}, or optim.clip_grad_norm"
             )
 
+    def was_evaluated(self, step: int) -> bool:
+        """Whether the log has an evaluation after so many steps."""
+        return step in self._evaluated
+
     def evaluated(self, step: int, result: Mapping[str, Any]) -> None:
         """Logs an evaluation."""
         self._log.write(step, "eval", scalars(result))
+        self._evaluated.add(step)
         self.say(
             f"step {step}: {self._experiment.dataset.eval.name} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%},"
             f" loss {result['loss']:.4f}, {result['count']} images"

@@ -37,8 +37,8 @@ LOCK, CONFIG, DATASET, PROVENANCE, METRICS = ".lock", "config.json", "dataset.js
 TENSORBOARD = "tensorboard"
 
 _PACKAGES = ("mnv2_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-_DATASET_MAY_DIFFER = ("name", "path")
-"""Where the images lie is no fact about them; `data.name` is compared as part of the config."""
+_DATASET_MAY_DIFFER = ("name",)
+"""`data.name` is compared as part of the config."""
 
 
 # --- lock --------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def write_json(path: pathlib.Path, tree: Any) -> None:
     Raises:
       UserError: if it can't be written.
     """
-    write_text(path, json.dumps(_jsonable(tree), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(jsonable(tree), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -101,7 +101,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))  # a file name need not be Unicode
             file.flush()
             os.fsync(file.fileno())  # before the rename, which may otherwise reach the disk first
         os.replace(temporary, path)
@@ -110,14 +110,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
         raise UserError(f"{path}: can't be written ({error.strerror}); mend that and start again") from error
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """What JSON can hold: it has no arrays, and no NaN though Python would write one."""
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if hasattr(value, "tolist"):
-        return _jsonable(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -145,7 +145,7 @@ def prepare(
     Raises:
       UserError: if the folder is not a run folder, or is of a run with another config or other data.
     """
-    dataset = _jsonable(dataset)
+    dataset = jsonable(dataset)
     resumed = (workdir / CONFIG).exists()
     sessions = []
     if resumed:
@@ -161,6 +161,34 @@ def prepare(
     return resumed
 
 
+def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
+    """The config of a run and the names of its classes.
+
+    Raises:
+      UserError: if there is no run, or its files don't hold what they should.
+    """
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"--workdir={workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
+    try:
+        config = config_lib.build(config_lib.read_json(workdir / CONFIG))
+    except UserError as error:
+        raise UserError(f"--workdir={workdir}: its {CONFIG} can't be used: {error}") from error
+    names = config_lib.read_json(workdir / DATASET).get("class_names")
+    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{workdir / DATASET}: class_names is not a list of names; restore the file")
+    return config, names
+
+
+def refuse_foreign(workdir: pathlib.Path) -> None:
+    """Refuses a folder that holds something else than a run, before anything is written to it.
+
+    Raises:
+      UserError: naming what it holds.
+    """
+    if workdir.is_dir() and not (workdir / CONFIG).exists():
+        _check_unused(workdir)
+
+
 def _check_unused(workdir: pathlib.Path) -> None:
     """Allows what `lock` and a `prepare` that was killed may have left, and nothing else."""
     ours = (LOCK, DATASET, PROVENANCE)
@@ -174,10 +202,7 @@ def _check_unused(workdir: pathlib.Path) -> None:
 
 
 def _check_same_run(workdir: pathlib.Path, config: config_lib.Config, dataset: Mapping[str, Any]) -> None:
-    try:
-        old_config = config_lib.build(config_lib.read_json(workdir / CONFIG))
-    except UserError as error:
-        raise UserError(f"--workdir={workdir}: its {CONFIG} can't be used: {error}; give another --workdir") from error
+    old_config, _ = read_run(workdir)
     changed = config_lib.differences(old_config, config)
     if changed:
         more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
@@ -290,7 +315,7 @@ class MetricsLog:
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Writes one line: step, split, `seconds`, then the values (scalars; those that aren't finite as null)."""
-        line = _jsonable({"step": step, "split": split, "seconds": round(self.seconds, 3), **values})
+        line = jsonable({"step": step, "split": split, "seconds": round(self.seconds, 3), **values})
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._events is not None:
             for key, value in line.items():

@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
+class Stopped(Exception):  # noqa: N818
+    """A stop was requested where there is nothing to save."""
+
+
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether SIGTERM or SIGINT has come. A second SIGINT ends the process as usual."""

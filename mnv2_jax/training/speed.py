@@ -11,7 +11,8 @@ from typing import NamedTuple
 class Pace(NamedTuple):
     """Over some steps."""
 
-    images_per_second: float
+    images_per_second: float | None
+    """None over no step."""
     data_wait_share: float
     """Of the time, 0 to 1."""
 
@@ -49,7 +50,8 @@ class Speed:
     def lap(self) -> Pace:
         """The pace since the lap before."""
         seconds = max(self._clock() - self._since, 1e-9)
-        pace = Pace(self._steps * self._batch_size / seconds, min(self._waited / seconds, 1.0))
+        speed = self._steps * self._batch_size / seconds if self._steps else None
+        pace = Pace(speed, min(self._waited / seconds, 1.0))
         self._total_steps += self._steps
         self._total_seconds += seconds
         self.restart()

@@ -45,7 +45,8 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
         updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
-        bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (state.first_bad_step == NEVER)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
+        bad = ~finite & (state.first_bad_step == NEVER)
         first_bad_step = jnp.where(bad, state.step + 1, state.first_bad_step)
         new_state = state.replace(
             step=state.step + 1,
@@ -58,11 +59,6 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
         return new_state, metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step}
 
     return step
-
-
-def make_eval_step(task: Task) -> EvalStep:
-    """Builds ``(variables, batch) -> sums``."""
-    return task.metrics
 
 
 def split_batch(x: Array, accumulate_steps: int, group_size: int) -> Array:

@@ -17,6 +17,7 @@ from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import evaluate as evaluation
 from mnv2_jax.training import loop, runtime
 from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.run_folder import jsonable
 
 
 class Output(NamedTuple):
@@ -32,7 +33,7 @@ class Output(NamedTuple):
     def answer(self, tree: Mapping[str, Any], text: str = "") -> None:
         """Prints the answer in the one form or the other."""
         if self.as_json:
-            print(json.dumps(tree))
+            print(json.dumps(jsonable(tree), allow_nan=False))
         elif text:
             print(text)
 
@@ -41,8 +42,7 @@ def train(config: Config, workdir: pathlib.Path, out: Output) -> None:
     """Trains a run to its end, or goes on with it."""
     runtime.configure()
     summary = loop.train(open_experiment(config), workdir, out.text)
-    if summary is not None:
-        out.answer(summary)
+    out.answer({"stopped": True} if summary is None else summary)
 
 
 def evaluate(config: Config, workdir: pathlib.Path, which: Literal["latest", "best"], out: Output) -> None:

@@ -117,7 +117,7 @@ def test_prepare_begins_then_resumes(tmp_path):
     data = dataclasses.replace(CONFIG.data, path="elsewhere", num_workers=3)
     log = dataclasses.replace(CONFIG.log, every_steps=7)
     assert run_folder.prepare(
-        tmp_path, dataclasses.replace(CONFIG, data=data, log=log), {**DATASET, "path": "b"}, DEVICES
+        tmp_path, dataclasses.replace(CONFIG, data=data, log=log), {**DATASET, "name": "b"}, DEVICES
     )
     assert (tmp_path / "config.json").read_bytes() == first
     sessions = json.loads((tmp_path / "provenance.json").read_text())["sessions"]
