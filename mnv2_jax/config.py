@@ -476,10 +476,10 @@ def _check(config: Config) -> None:
         value = flat[key]
         if value is None:
             continue
-        high = min(high, 2**31 - 1)
+        high = min(high, 2**31 - 1) if isinstance(value, int) else high
         if value < low or value > high or (value == low and not closed):
             bound = f"at least {low:g}" if closed else f"greater than {low:g}"
-            upper = "" if high == 2**31 - 1 and value < high else f" and at most {high:g}"
+            upper = "" if high == _INF else f" and at most {high:g}"
             raise UserError(f"{key}={value!r} is out of range; it must be {bound}{upper}")
     data, optim, train = config.data, config.optim, config.train
     for key, (low, high) in (("data.crop_area", data.crop_area), ("data.crop_ratio", data.crop_ratio)):

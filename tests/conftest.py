@@ -26,11 +26,3 @@ def x64():
     """64-bit floats, for the invariances that are exact up to rounding."""
     with jax.enable_x64(True):
         yield
-
-
-def pytest_collection_modifyitems(items):
-    """A file's tests share fixtures and compiled programs, so they go to one worker; so do those of the commands."""
-    for item in items:
-        name = item.path.stem
-        group = "commands" if name in ("test_main", "test_resume", "test_predict", "test_bench") else name
-        item.add_marker(pytest.mark.xdist_group(group))
