@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tmp_path):
     result = cli.run("main", *cli.SHRUNK, "--config.optim.peak_lr=1e35", f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "the loss or gradient of step" in result.stderr
+    assert "the loss, gradient or weights of step" in result.stderr
     bad = int(result.stderr.split("of step ")[1].split()[0])
     kept = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert all(step < bad for step in kept)

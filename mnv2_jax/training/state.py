@@ -25,7 +25,7 @@ class TrainState(struct.PyTreeNode):
     seed: Array
     """uint32 []: the step's randomness is fold_in(stream_key(seed, "step"), step)."""
     first_bad_step: Array
-    """int32 []: the first step, counted from 1, whose loss or gradient was not finite; else `NEVER`."""
+    """int32 []: the first step, counted from 1, whose loss, gradient or new weights were not finite; else `NEVER`."""
     params: PyTree
     model_state: PyTree
     """Variables without gradient: ``{"batch_stats": ...}``."""

@@ -125,7 +125,7 @@ def test_prepare_begins_then_resumes(tmp_path):
     assert sessions[0]["devices"] == DEVICES
     assert sessions[0]["versions"]["jax"]
     assert sessions[0]["started"].endswith("+00:00")
-    assert "pytest" in sessions[0]["command"]
+    assert sessions[0]["command"].startswith("python ")
     assert sessions[0]["git"] is None or len(sessions[0]["git"]["commit"]) == 40
 
 
