@@ -83,8 +83,9 @@ DIGITS = dict(
     # 1,437 training images of 8×8, shown at 32×32: small enough that a laptop's CPU learns them in a minute or
     # two. Learning rate, initial weights, epochs and decay were chosen on training images
     # (data.holdout_fraction of 0.2, 0.3 and 0.5).
-    model=dict(dropout=0.1, init="kaiming_fan_out"),
-    norm=dict(decay=0.99, epsilon=1e-3),
+    model=dict(dropout=0.3, init="kaiming_fan_out"),
+    # The last map is 1×1: a group of the whole batch, so that statistics are of 64 values. On n devices: 64 / n.
+    norm=dict(group_size=64, decay=0.99, epsilon=1e-3),
     data=dict(
         name="digits",
         resolution=32,

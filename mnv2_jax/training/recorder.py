@@ -73,7 +73,7 @@ class Recorder:
         if first_bad_step != NEVER:
             peak_lr = self._experiment.config.peak_lr
             raise NonFiniteLossError(
-                f"the loss, gradient or weights of step {first_bad_step} are not finite; nothing from then on was saved;"
+                f"the loss, gradient or weights of step {first_bad_step} are not finite; it was not saved;"
                 f" try a lower optim.peak_lr than {peak_lr:g}, or optim.clip_grad_norm"
             )
 
