@@ -12,4 +12,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    """The paper's recipe, or what ``arg`` asks for (see `presets.preset`)."""
     return presets.preset(arg, name="mobilenet_v2", width=0.25)

@@ -23,10 +23,12 @@ def main() -> None:
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
     parser.add_argument("--workdir", type=workdir_type, help="the run's folder (default: runs/NAME OF THE CONFIG)")
     parser.add_argument("--mode", choices=MODES, default="train", help="default: train")
-    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="which one eval evaluates")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), help="which one eval evaluates (default: latest)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
     args, overrides = parser.parse(sys.argv[1:])
-    if args.config is None and args.mode == "eval" and args.workdir is not None:
+    if args.checkpoint and args.mode != "eval":
+        raise UserError(f"--checkpoint={args.checkpoint} is read with --mode=eval only; leave it out")
+    if args.config is None and args.mode != "train" and args.workdir is not None:
         args.config = str(args.workdir / "config.json")
     if args.config is None:
         raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
@@ -40,7 +42,7 @@ def main() -> None:
     if args.mode == "train":
         verbs.train(settings, workdir, out)
     elif args.mode == "eval":
-        verbs.evaluate(settings, workdir, args.checkpoint, out)
+        verbs.evaluate(settings, workdir, args.checkpoint or "latest", out)
     else:
         verbs.summarise(settings, out)
 

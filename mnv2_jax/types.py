@@ -21,12 +21,12 @@ Key: TypeAlias = jax.Array
 """A typed PRNG key, or an array of them."""
 
 Batch: TypeAlias = Mapping[str, Array]
-"""What one step reads; every leaf has the batch as its first axis.
+"""What one step reads; every leaf has the batch as its first axis. Training batches are whole, so they have no mask.
 
 image: uint8 [b, h, w, 3]       label: int32 [b]
 index: int32 [b], place of the image in its split
-epoch: int32 [b], how often the split has been gone through before
-mask:  bool [b], False for the rows that only pad the last evaluation batch
+epoch: int32 [b], how often the split has been gone through before (training)
+mask:  bool [b], False for the rows that only pad the last batch (evaluation)
 """
 
 Variables: TypeAlias = Mapping[str, PyTree]

@@ -1,5 +1,6 @@
 """The config: what is accepted, what comes of it, and what is refused in one line."""
 
+import ast
 import dataclasses
 import json
 import pathlib
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from mnv2_jax import config, presets
+from mnv2_jax.config import checks
 from mnv2_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -155,17 +157,62 @@ def test_what_may_differ_between_a_run_and_its_resumption():
 
 def test_every_range_and_key_is_declared():
     declared = set(config.flatten(dataclasses.asdict(config.Config())))
-    assert {row[0] for row in config._RANGES} <= declared
+    assert {row[0] for row in checks.RANGES} <= declared
 
 
 def test_every_option_is_read_by_somebody():
-    sources = [p.read_text() for p in (ROOT / "mnv2_jax").rglob("*.py") if p.name not in ("config.py", "presets.py")]
-    text = "\n".join(sources)
-    for key in config.flatten(dataclasses.asdict(config.Config())):
-        leaf = key.rpartition(".")[2]
-        if leaf in ("reference_lr", "reference_batch_size"):  # resolved into peak_lr by config.build
+    read = set()
+    for path in (ROOT / "mnv2_jax").rglob("*.py"):
+        if path.parent.name == "config":  # checks a value, but makes nothing of it
             continue
-        assert f".{leaf}" in text, f"{key} is read by nobody"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):  # optim.peak_lr, config.optim.peak_lr
+                owner = node.value
+                section = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", None)
+                read.add(f"{section}.{node.attr}")
+    unread = set()
+    for key in config.flatten(dataclasses.asdict(config.Config())):
+        section, _, leaf = key.rpartition(".")
+        if not {f"{owner}.{leaf}" for owner in SECTION_NAMES.get(section, (section,))} & read:
+            unread.add(key)
+    assert unread == RESOLVED_INTO_PEAK_LR
+
+
+RESOLVED_INTO_PEAK_LR = {"optim.peak_lr", "optim.reference_lr", "optim.reference_batch_size"}
+SECTION_NAMES = {
+    "": ("config", "settings"),
+    "checkpoint": ("checkpoint", "_keep"),
+}
+
+
+IDLE = [
+    ("recipe=paper", ["optim.nesterov=True"], "optim.nesterov", "optim.name=sgd"),
+    ("recipe=cifar", ["optim.momentum=0", "optim.nesterov=True"], "optim.nesterov", "optim.momentum above 0"),
+    ("recipe=cifar", ["optim.name=adamw", "optim.momentum=0.8"], "optim.momentum", "sgd or rmsprop"),
+    ("recipe=cifar", ["optim.decay_factor=0.5"], "optim.decay_factor", "exponential or step"),
+    ("recipe=cifar", ["optim.peak_lr=1", "optim.reference_lr=0.2"], "optim.reference_lr", "optim.peak_lr=none"),
+    ("data=digits", ["data.path=/somewhere"], "data.path", "other than digits"),
+    ("data=digits", ["data.crop_area=(0.5, 1)"], "data.crop_area", "data.crop=random_resized"),
+]
+
+
+@pytest.mark.parametrize(("arg", "overrides", "key", "wanted"), IDLE)
+def test_an_override_that_changes_nothing_is_refused(arg, overrides, key, wanted):
+    with pytest.raises(UserError) as caught:
+        config.load(f"{W1}:{arg}", overrides)
+    assert f"--config.{key} changes nothing here" in str(caught.value)
+    assert wanted in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_is_accepted_with_what_reads_it():
+    _, built = config.load(f"{W1}:recipe=paper", ["optim.name=sgd", "optim.nesterov=True", "optim.momentum=0.8"])
+    assert built.optim.nesterov
+    assert config.load(f"{W1}:recipe=paper", ["optim.reference_lr=0.09"])[1].peak_lr == 0.09
+
+
+def test_idle_options_are_declared():
+    assert set(checks.READ_WHEN) <= set(config.flatten(dataclasses.asdict(config.Config())))
 
 
 def run(*arguments, **options):

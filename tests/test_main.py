@@ -71,6 +71,18 @@ def test_eval_refuses_another_model_and_an_empty_folder(run, tmp_path):
     assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
 
 
+def test_summary_of_a_run_is_that_of_its_config(run):
+    workdir, summary, _ = run
+    found = cli.answer(cli.run("main", "--mode=summary", f"--workdir={workdir}", "--json"))
+    assert (found["params"], found["madds"]) == (summary["params"], summary["madds"])
+
+
+def test_a_flag_that_its_mode_does_not_read_is_refused():
+    result = cli.run("main", *cli.SHRUNK, "--checkpoint=best")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "--mode=eval only" in result.stderr
+
+
 def test_summary_mode_reads_no_data():
     found = cli.answer(cli.run("main", f"--config={cli.ROOT}/configs/w1_0.py", "--mode=summary", "--json"))
     assert (found["params"], found["madds"]) == (3504872, 300774272)

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeAlias
 
 import grain
@@ -38,7 +38,7 @@ RESIDENT_BYTES = 512 * 2**20
 """Most that a split may take on a device; the network and its activations want the rest."""
 
 NumpyBatch: TypeAlias = dict[str, np.ndarray]
-"""See `types.Batch`: index and mask are always there, epoch in training, image and label where not resident."""
+"""See `types.Batch`: index; epoch in training, mask in evaluation; image and label unless they are resident."""
 
 Batches: TypeAlias = Generator[NumpyBatch, None, None]
 """``close()`` ends its worker processes; so does dropping it."""
@@ -80,17 +80,6 @@ def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """
     words = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(num_images)
     return np.argsort(words, kind="stable").astype(np.int32)
-
-
-def index_stream(num_images: int, seed: int) -> IndexStream:
-    """The order in which a run with that seed sees its training images."""
-    assert num_images > 0
-    return IndexStream(num_images, seed)
-
-
-def train_indices(stream: IndexStream, step: int, batch_size: int) -> NumpyBatch:
-    """The batch of a step, which may cross the end of an epoch: index and epoch, int32 [batch_size] each."""
-    return stream.take(step * batch_size, (step + 1) * batch_size)
 
 
 # --- filling it ---------------------------------------------------------------------------------------------
@@ -144,17 +133,17 @@ def train_batches(
       seed: of the order and the crops.
       start_step: number of the first batch.
       process: (p, P): of each batch, rows p * b / P up to (p + 1) * b / P are given.
-      resident: images and labels are with the caller; only index, epoch and mask are given.
+      resident: images and labels are with the caller; only index and epoch are given.
 
     Yields:
-      index, epoch: int32 [b / P]; mask: bool [b / P], all true; unless resident image: uint8 [b / P, resolution,
-      resolution, 3] and label: int32 [b / P].
+      index, epoch: int32 [b / P]; unless resident image: uint8 [b / P, resolution, resolution, 3] and label:
+      int32 [b / P].
 
     Raises:
       UserError: naming the image file that can't be read.
     """
     rows = _rows(data.batch_size, process)
-    make = _TrainBatch(data, split, seed, rows, index_stream(len(split), seed), resident)
+    make = _TrainBatch(data, split, seed, rows, IndexStream(len(split), seed), resident)
     return _stream(make, start_step, sys.maxsize, 0 if resident else _num_workers(data, split))
 
 
@@ -175,7 +164,8 @@ def eval_batches(
       resident: images and labels are with the caller; only index and mask are given.
 
     Yields:
-      As `train_batches`, without epoch. Rows of padding have index 0, label 0 and a black image.
+      As `train_batches`, with mask: bool [b / P] instead of epoch. Rows of padding have index 0, label 0 and a black
+      image.
     """
     batch_size = data.eval_batch_size if batch_size is None else batch_size
     make = _EvalBatch(data, split, batch_size, _rows(batch_size, process), resident)
@@ -201,9 +191,8 @@ class _TrainBatch:
     def __call__(self, step: int) -> NumpyBatch:
         first = step * self.data.batch_size
         batch = self.stream.take(first + self.rows.start, first + self.rows.stop)
-        batch["mask"] = np.ones(len(batch["index"]), bool)
         if not self.resident:
-            batch |= _filled(self.data, self.split, batch, self._view)
+            batch |= _filled(self.data, self.split, batch, range(len(batch["index"])), self._view)
         return batch
 
     def _view(self, image: np.ndarray, index: int, epoch: int) -> np.ndarray:
@@ -227,19 +216,27 @@ class _EvalBatch:
         mask = index < len(self.split)
         batch = {"index": np.where(mask, index, 0).astype(np.int32), "mask": mask}
         if not self.resident:
-            batch |= _filled(self.data, self.split, batch, lambda image, *_: evaluation_view(image, self.data))
+            rows = np.flatnonzero(mask).tolist()
+            batch |= _filled(self.data, self.split, batch, rows, lambda image, *_: evaluation_view(image, self.data))
         return batch
 
 
 def _filled(
-    data: DataConfig, split: Split, batch: NumpyBatch, view: Callable[[np.ndarray, int, int], np.ndarray]
+    data: DataConfig,
+    split: Split,
+    batch: NumpyBatch,
+    rows: Iterable[int],
+    view: Callable[[np.ndarray, int, int], np.ndarray],
 ) -> NumpyBatch:
-    """The images and labels of a batch; ``view`` makes [resolution, resolution, 3] of an image, its index and epoch."""
+    """The images and labels of these rows, black and 0 in the others.
+
+    ``view`` makes [resolution, resolution, 3] of an image, its index and epoch.
+    """
     size = len(batch["index"])
     images = np.zeros((size, data.resolution, data.resolution, 3), np.uint8)
     labels = np.zeros(size, np.int32)
     epochs = batch.get("epoch", np.zeros(size, np.int32))
-    for row in np.flatnonzero(batch["mask"]).tolist():
+    for row in rows:
         index = int(batch["index"][row])
         images[row] = view(split.read(index), index, int(epochs[row]))
         labels[row] = split.labels[index]  # after its image: a record that holds both is then read once

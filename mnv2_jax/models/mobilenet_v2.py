@@ -7,7 +7,8 @@ Strides for small images: `stem_stride`, `stage_strides` and the last feature ma
      96            2    (1, 2, 2, 2, 1, 2, 1)    3×3       the paper
      64            1    (1, 2, 2, 2, 1, 2, 1)    4×4
      32            1    (1, 1, 2, 2, 1, 2, 1)    4×4       chenyaofo/pytorch-cifar-models
-     32            2    (1, 2, 2, 2, 1, 2, 1)    1×1       the paper's; fast
+     32            2    (1, 2, 2, 1, 1, 2, 1)    2×2       the recipe for digits
+     32            2    (1, 2, 2, 2, 1, 2, 1)    1×1       the paper's; fast, hard to train
 """
 
 from __future__ import annotations

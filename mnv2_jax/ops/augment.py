@@ -64,13 +64,18 @@ def inception_color(keys: Key, images: Float[AnyArray, "b h w 3"]) -> Float[AnyA
     return jnp.clip(adjust_saturation(images + before, factor) + (delta - before), 0, 1)
 
 
+def as_float(images: UInt8[AnyArray, "b h w c"] | Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b h w c"]:
+    """uint8 in 0..255 as floats in [0, 1], in float32 at least; floats are taken to be there already."""
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
+
+
 def normalise(
     images: UInt8[AnyArray, "b h w c"] | Float[AnyArray, "b h w c"],
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Float[AnyArray, "b h w c"]:
     """uint8 in 0..255, or floats in [0, 1], as (x - mean) / std by channel, in float32 at least."""
-    dtype = jnp.promote_types(images.dtype, jnp.float32)
-    unit = images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images
-    shape = (1, 1, 1, -1)
-    return (unit - jnp.asarray(mean, dtype).reshape(shape)) / jnp.asarray(std, dtype).reshape(shape)
+    images = as_float(images)
+    dtype, shape = images.dtype, (1, 1, 1, -1)
+    return (images - jnp.asarray(mean, dtype).reshape(shape)) / jnp.asarray(std, dtype).reshape(shape)

@@ -41,8 +41,7 @@ class Classification:
         logits, new_state = self.model.apply(
             {"params": params, **model_state}, images, train=True, dropout_keys=dropout_keys
         )
-        # A training batch is whole: its mask is all True and not read. A count summed over the devices would be one
-        # more all-reduce, in the way of the gradient.
+        # A training batch is whole, it needs no mask: a count summed over the devices would be one more all-reduce.
         each = losses.softmax_cross_entropy(logits, batch["label"], self.label_smoothing)
         right = (logits.argmax(axis=-1) == batch["label"]).astype(each.dtype)
         return each.mean(), (new_state, {"loss": each.mean(), "top1": right.mean()})
@@ -69,7 +68,7 @@ class Classification:
         if data.flip:
             images = augment.random_flip(flip, images)
         if data.color == "inception":
-            images = augment.inception_color(color, images.astype(jnp.float32) / 255)
+            images = augment.inception_color(color, augment.as_float(images))
         return self._normalised(images)
 
 

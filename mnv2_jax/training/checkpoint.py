@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mnv2_jax.config import CheckpointConfig
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.run_folder import METRICS, read_metrics
+from mnv2_jax.training.metrics_log import read_evaluations
 from mnv2_jax.types import PyTree, Variables
 
 Leaves = dict[str, np.ndarray]
@@ -97,7 +97,7 @@ class Checkpoints:
         """Opens the folder; without ``keep`` it is only read."""
         self.folder = workdir.resolve() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
-        logged = {line["step"]: line.get("top1") for line in read_metrics(workdir / METRICS) if line["split"] == "eval"}
+        logged = {step: line.get("top1") for step, line in read_evaluations(workdir).items()}
         self._metrics = {step: self._read_metric(step, logged.get(step)) for step in self.steps()}
         if keep is not None:
             try:

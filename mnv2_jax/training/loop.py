@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 import jax
 
-from mnv2_jax.config import read_json
 from mnv2_jax.errors import UserError
+from mnv2_jax.json_files import read_json, write_json
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training import run_folder
@@ -58,8 +58,10 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
                 return read_json(workdir / SUMMARY)
             with contextlib.closing(Recorder(experiment, workdir, start, stream)) as recorder:
                 recorder.say(f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {total}")
+                state = _begin(experiment, restored)
+                del restored  # its arrays would stay in the host's memory all through training
                 try:
-                    result = _run(experiment, restored, checkpoints, recorder, stop)
+                    result = _run(experiment, state, start, checkpoints, recorder, stop)
                 except Stopped:  # before the first step: there is nothing new to save
                     result = None
                 checkpoints.wait()  # a run is finished when its last checkpoint is on disk
@@ -71,7 +73,8 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
 
 def _run(
     experiment: Experiment,
-    restored: Restored | None,
+    state: TrainState,
+    start: int,
     checkpoints: Checkpoints,
     recorder: Recorder,
     stop: Callable[[], bool],
@@ -80,8 +83,6 @@ def _run(
     config, mesh, total = experiment.config, experiment.mesh, experiment.total_steps
     train_step = meshes.compile_train_step(mesh, make_train_step(experiment.task, experiment.optimizer, config))
     evaluate = make_evaluate(experiment, stop)
-    state = _begin(experiment, restored)
-    start = restored.step if restored else 0
     result: Mapping[str, Any] | None = None
 
     def save(step: int, metric: float | None) -> None:
@@ -158,8 +159,8 @@ def _finish(
         "eval_split": experiment.dataset.eval.name,
         "eval": scalars(result),
     }
-    run_folder.write_json(workdir / EVALUATION, {"step": experiment.total_steps, **result})
-    run_folder.write_json(workdir / SUMMARY, summary)
+    write_json(workdir / EVALUATION, {"step": experiment.total_steps, **result})
+    write_json(workdir / SUMMARY, summary)
     write_report(workdir)
     recorder.say(
         f"{summary['eval_split']} top-1 {result['top1']:.2%} on {result['count']} images"

@@ -20,7 +20,6 @@ class Progress:
         total_steps: int,
         start_step: int = 0,
         stream: TextIO | None = None,
-        quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Opens the bar if standard error is a terminal.
@@ -29,16 +28,14 @@ class Progress:
           total_steps: at which the run ends.
           start_step: steps taken by earlier sessions.
           stream: where plain lines go; standard output if unset. Pass standard error where the output is JSON.
-          quiet: show nothing.
           clock: seconds from any origin.
         """
         self._total = total_steps
         self._stream = sys.stdout if stream is None else stream
-        self._quiet = quiet
         self._clock = clock
         self._first: tuple[int, float] | None = None
         self._bar: tqdm.tqdm | None = None
-        if not quiet and sys.stderr.isatty():
+        if sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=total_steps,
                 initial=start_step,
@@ -74,7 +71,7 @@ class Progress:
             # tqdm takes the bar away and draws it again, but only if both streams are the standard ones.
             tqdm.tqdm.write(text, file=self._stream)
             self._stream.flush()
-        elif not self._quiet:
+        else:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:

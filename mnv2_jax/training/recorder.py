@@ -11,8 +11,8 @@ import jax
 from mnv2_jax.errors import NonFiniteLossError
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training.experiment import Experiment
+from mnv2_jax.training.metrics_log import MetricsLog, read_evaluations
 from mnv2_jax.training.progress import Progress
-from mnv2_jax.training.run_folder import METRICS, MetricsLog, read_metrics
 from mnv2_jax.training.speed import Speed
 from mnv2_jax.training.state import NEVER, TrainState
 from mnv2_jax.training.step import Metrics
@@ -25,8 +25,7 @@ class Recorder:
         """Opens the log, cut back to ``start`` steps."""
         config = experiment.config
         self._experiment = experiment
-        evaluated = (line["step"] for line in read_metrics(workdir / METRICS) if line["split"] == "eval")
-        self._evaluated = {step for step in evaluated if step <= start}
+        self._evaluated = {step for step in read_evaluations(workdir) if step <= start}
         self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
         self._progress = Progress(experiment.total_steps, start, stream)
         self.speed = Speed(config.data.batch_size)

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mnv2_jax import config as config_lib
-from mnv2_jax.training import run_folder
+from mnv2_jax.json_files import read_json, write_text
+from mnv2_jax.training.metrics_log import read_metrics
 from mnv2_jax.training.progress import duration
 
 NAME = "report.html"
@@ -71,10 +72,10 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
       UserError: if one of the JSON files can't be read, or the page not be written.
     """
     read = {
-        name: config_lib.read_json(path) if (path := workdir / f"{name}.json").exists() else {}
+        name: read_json(path) if (path := workdir / f"{name}.json").exists() else {}
         for name in ("summary", "evaluation", "config", "dataset", "provenance")
     }
-    metrics = run_folder.read_metrics(workdir / run_folder.METRICS)
+    metrics = read_metrics(workdir)
     title = _title(read["config"], read["dataset"]) or workdir.resolve().name
     body = "\n".join(
         (
@@ -88,7 +89,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
         )
     )
     path = workdir / NAME
-    run_folder.write_text(path, _PAGE.format(title=_text(title), css=_CSS, body=body))
+    write_text(path, _PAGE.format(title=_text(title), css=_CSS, body=body))
     return path
 
 

@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from mnv2_jax.config import Config
 from mnv2_jax.data.sources import known_num_classes
+from mnv2_jax.json_files import jsonable
 from mnv2_jax.models import counting
 from mnv2_jax.models.registry import from_config
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import evaluate as evaluation
 from mnv2_jax.training import loop, runtime
 from mnv2_jax.training.experiment import open_experiment
-from mnv2_jax.training.run_folder import jsonable
 
 
 class Output(NamedTuple):

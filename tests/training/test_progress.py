@@ -41,14 +41,6 @@ def test_time_left_leaves_out_what_came_before_the_first_update():
     assert out.getvalue().splitlines()[-1].endswith("2:46:39 left")
 
 
-def test_quiet_says_nothing(capsys):
-    progress = Progress(10, quiet=True)
-    progress.update(1, 1.0, 1.0, 0.0)
-    progress.line("x")
-    progress.close()
-    assert capsys.readouterr() == ("", "")
-
-
 def test_lines_go_to_standard_output_and_nothing_to_standard_error(capsys):
     progress = Progress(10)
     progress.update(1, 1.0, 1.0, 0.0)

@@ -9,7 +9,9 @@ import pytest
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.errors import UserError
+from mnv2_jax.json_files import write_json
 from mnv2_jax.training import report, run_folder
+from mnv2_jax.training.metrics_log import MetricsLog
 
 VOID = {"meta", "img", "br", "hr"}
 
@@ -52,7 +54,7 @@ def make_run(workdir, names, lines=40):
     config = config_lib.build({"model": {"width": 0.35}, "data": {"name": "digits"}})
     facts = {"name": "digits", "class_names": names, "num_train": 1437, "num_eval": 360, "eval_split": "test"}
     run_folder.prepare(workdir, config, facts | {"steps": lines}, {"platform": "cpu", "kind": "x<y", "count": 2})
-    log = run_folder.MetricsLog(workdir, 0)
+    log = MetricsLog(workdir, 0)
     for step in range(1, lines + 1):
         loss = float("nan") if step == 7 else 2 / step
         log.write(step, "train", {"loss": loss, "top1": 0.5, "lr": 0.1, "images_per_second": 300.0})
@@ -71,9 +73,9 @@ def make_run(workdir, names, lines=40):
         for i in range(15)
     ]
     tables = {"per_class": per_class, "confusion": confusion, "calibration": bins}
-    run_folder.write_json(workdir / "evaluation.json", {"step": lines, **scores, **tables})
+    write_json(workdir / "evaluation.json", {"step": lines, **scores, **tables})
     summary = {"model": "mobilenet_v2", "params": 410114, "madds": 6_170_000, "steps": lines, "seconds": 143.2}
-    run_folder.write_json(workdir / "summary.json", {**summary, "images_per_second": 311.3, "eval": scores})
+    write_json(workdir / "summary.json", {**summary, "images_per_second": 311.3, "eval": scores})
 
 
 def render(workdir):

@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 
-import numpy as np
 import pytest
 
 from mnv2_jax import config as config_lib
@@ -77,32 +75,6 @@ def test_lock_refuses_where_no_folder_can_be(tmp_path):
         with pytest.raises(UserError) as error, run_folder.lock(workdir):
             pass
         assert str(workdir) in one_line(error)
-
-
-# --- JSON ---
-
-
-def test_write_json_holds_arrays_and_no_nan(tmp_path):
-    path = tmp_path / "x.json"
-    tree = {"a": np.arange(3), "b": (np.float32("nan"), np.float64("inf"), 0.5), "c": {"d": np.int64(7), "e": None}}
-    run_folder.write_json(path, tree)
-    expected = {"a": [0, 1, 2], "b": [None, None, 0.5], "c": {"d": 7, "e": None}}
-    assert json.loads(path.read_text(), parse_constant=pytest.fail) == expected
-    assert os.listdir(tmp_path) == ["x.json"]
-
-
-def test_write_json_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    run_folder.write_json(path, {"old": 1})
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
-        run_folder.write_json(path, {"new": 2})
-    assert json.loads(path.read_text()) == {"old": 1}
-    assert os.listdir(tmp_path) == ["x.json"]
 
 
 # --- prepare ---
@@ -200,96 +172,3 @@ def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
                 complete = after and kill_at == 2
                 assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES) == complete
                 assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
-
-
-def test_provenance_without_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert run_folder.provenance(DEVICES)["git"] is None
-
-
-# --- metrics ---
-
-
-def write_log(workdir, steps=range(10, 60, 10)) -> bytes:
-    log = run_folder.MetricsLog(workdir, 0)
-    for step in steps:
-        log.write(step, "train", {"loss": 1 / step, "lr": 0.1})
-    log.close()
-    return (workdir / "metrics.jsonl").read_bytes()
-
-
-def test_metrics_are_lines_of_json_without_nan(tmp_path):
-    log = run_folder.MetricsLog(tmp_path, 0)
-    log.write(1, "train", {"loss": np.float32("nan"), "top1": float("inf"), "lr": np.float32(0.5), "count": 3})
-    # Readable at once, by another process too.
-    (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    line = json.loads(text, parse_constant=pytest.fail)
-    assert 0 < line.pop("seconds") < 3600
-    assert line == {"step": 1, "split": "train", "loss": None, "top1": None, "lr": 0.5, "count": 3}
-    log.close()
-
-
-def test_metrics_torn_at_every_byte(tmp_path):
-    """Whatever was cut off the end, exactly the whole lines remain, and the log goes on after them."""
-    whole = write_log(tmp_path, (10, 20, 30))
-    path = tmp_path / "metrics.jsonl"
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        # An object that has its brace is whole, though its newline is missing.
-        steps = [10, 20, 30][: whole[:cut].count(b"}")]
-        assert [line["step"] for line in run_folder.read_metrics(path)] == steps
-        log = run_folder.MetricsLog(tmp_path, 30)
-        log.write(40, "train", {"loss": 0.0})
-        log.close()
-        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*steps, 40]
-
-
-@pytest.mark.parametrize(
-    "garbage", [b"\0" * 64, b"\xff\xfe\n", b'{"step": 4', b"[1]\n", b'{"step": "x"}\n', b"7", b"\n"]
-)
-def test_metrics_drop_everything_after_garbage(tmp_path, garbage):
-    whole = write_log(tmp_path, (10, 20))
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(whole + garbage + whole)
-    assert [line["step"] for line in run_folder.read_metrics(path)] == [10, 20]
-    run_folder.MetricsLog(tmp_path, 99).close()
-    assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize(("resume_step", "kept"), [(0, 0), (9, 0), (10, 1), (29, 2), (50, 5), (99, 5)])
-def test_metrics_are_cut_back_to_the_restored_step(tmp_path, resume_step, kept):
-    whole = write_log(tmp_path)
-    last = run_folder.read_metrics(tmp_path / "metrics.jsonl")[-1]
-    log = run_folder.MetricsLog(tmp_path, resume_step)
-    log.close()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:kept])
-    # The time that the lost steps took was spent all the same.
-    assert log.seconds_before == last["seconds"]
-    assert log.seconds >= last["seconds"] + run_folder.process_seconds() - 0.1
-
-
-def test_reading_metrics_that_are_not_there(tmp_path):
-    assert run_folder.read_metrics(tmp_path / "metrics.jsonl") == []
-
-
-def test_tensorboard_has_the_same_numbers(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for resume_step in (0, 10):
-            log = run_folder.MetricsLog(tmp_path, resume_step, tensorboard=True)
-            log.write(resume_step + 10, "train", {"loss": 0.25, "top1": float("nan")})
-            log.write(resume_step + 10, "eval", {"loss": 0.5})
-            log.close()
-    files = sorted((tmp_path / "tensorboard").iterdir())
-    assert len(files) == 2
-    for file in files:
-        content = file.read_bytes()
-        assert b"train/loss" in content
-        assert b"eval/loss" in content
-        assert b"train/top1" not in content
-
-
-def test_process_seconds_counts_from_the_start_of_the_process():
-    code = "import time; time.sleep(0.3); from mnv2_jax.training import run_folder as r; print(r.process_seconds())"
-    seconds = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
-    assert 0.3 <= seconds < 30

@@ -1,0 +1,47 @@
+"""The one configuration record of a run: frozen dataclasses, built strictly from a file and flags.
+
+    configs/w1_0.py:data=cifar10  +  --config.optim.peak_lr=0.2   ->   Config
+            `files.load`               `overrides`                     `schema`, typed by `build`, bounded by `checks`
+
+A key that no dataclass declares, a value of the wrong type, a value out of range and an option that the rest of the
+config makes idle are a `UserError` of one line that names the key. Code reads attributes of `Config` and nothing else,
+so an option can't be misspelt.
+"""
+
+from mnv2_jax.config.build import build
+from mnv2_jax.config.checks import check_devices
+from mnv2_jax.config.files import load
+from mnv2_jax.config.schema import (
+    MAY_DIFFER,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    LogConfig,
+    LossConfig,
+    ModelConfig,
+    NormConfig,
+    OptimConfig,
+    TrainConfig,
+    differences,
+    flatten,
+    to_dict,
+)
+
+__all__ = [
+    "MAY_DIFFER",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "LogConfig",
+    "LossConfig",
+    "ModelConfig",
+    "NormConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "build",
+    "check_devices",
+    "differences",
+    "flatten",
+    "load",
+    "to_dict",
+]

@@ -1,0 +1,80 @@
+"""A nested mapping as a `Config`: every key declared, every value of its type and in its range."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mnv2_jax.config.checks import check
+from mnv2_jax.config.schema import Config, flatten
+from mnv2_jax.errors import UserError, nearest
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """Turns a nested mapping into a checked `Config` with `peak_lr` filled in.
+
+    Raises:
+      UserError: naming the key, for an unknown key, a wrong type or an impossible value.
+    """
+    config: Config = _build(Config, tree, "")
+    check(config)
+    if config.optim.peak_lr is None:
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, peak_lr=config.linear_lr))
+    return config
+
+
+def _build(cls: type, tree: Any, prefix: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"config key {prefix[:-1]!r} is a section, not a value ({tree!r}); set one of its keys")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise UserError(f"unknown config key {prefix + key!r}{_suggest(prefix + key)}")
+        hint = hints[key]
+        is_section = dataclasses.is_dataclass(hint)
+        values[key] = _build(hint, value, f"{prefix}{key}.") if is_section else _typed(prefix + key, value, hint)
+    return cls(**values)
+
+
+def _suggest(key: str) -> str:
+    """The nearest declared key: of the same section where there is one that is close, else of all."""
+    every = flatten(dataclasses.asdict(Config()))
+    section = key.rpartition(".")[0]
+    siblings = {k for k in every if k.rpartition(".")[0] == section}
+    hint = nearest(key, siblings) if siblings else ""
+    return hint if "did you mean" in hint else nearest(key, every)
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """``value`` as the declared type, or a `UserError`; only int -> float and list -> tuple are converted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value in (None, "none", "null"):  # as a command line may have it
+            return None
+        return _typed(key, value, next(a for a in arguments if a is not type(None)))
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise UserError(f"{key}={value!r} is not a choice{nearest(str(value), map(str, arguments))}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
+        if len(kinds) != len(value):
+            raise UserError(f"{key}={value!r} has {len(value)} entries; expected {len(kinds)}")
+        return tuple(_typed(key, item, kind) for item, kind in zip(value, kinds, strict=True))
+    if hint is str and isinstance(value, int | float):  # a folder may be called 123
+        value = str(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, hint if origin is None else origin) or (isinstance(value, bool) and hint is not bool):
+        wanted = getattr(hint, "__name__", str(hint)) if origin is None else "a tuple"
+        raise UserError(f"{key}={value!r} is {type(value).__name__}; expected {wanted}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{key}={value!r} is not finite")
+    return value

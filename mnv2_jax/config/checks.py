@@ -1,0 +1,163 @@
+"""What values an option can have, alone and together with others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping
+
+from mnv2_jax.config.schema import Config, flatten
+from mnv2_jax.errors import UserError
+
+_INF = math.inf
+RANGES: tuple[tuple[str, float, float, bool], ...] = (
+    ("seed", 0, 2**31 - 1, True),
+    ("model.width", 0, 16, False),
+    ("model.num_classes", 2, _INF, True),
+    ("model.stem_stride", 1, 2, True),
+    ("model.dropout", 0, 0.999, True),
+    ("norm.group_size", 1, _INF, True),
+    ("norm.decay", 0, 0.99999, True),
+    ("norm.epsilon", 0, 1, False),
+    ("data.resolution", 8, 4096, True),
+    ("data.batch_size", 1, _INF, True),
+    ("data.eval_batch_size", 1, _INF, True),
+    ("data.holdout_fraction", 0, 0.9, True),
+    ("data.pad_pixels", 0, 1024, True),
+    ("data.eval_crop_fraction", 0, 1, False),
+    ("data.num_workers", 0, 1024, True),
+    ("loss.label_smoothing", 0, 0.999, True),
+    ("optim.peak_lr", 0, _INF, False),
+    ("optim.reference_lr", 0, _INF, False),
+    ("optim.reference_batch_size", 1, _INF, True),
+    ("optim.momentum", 0, 0.99999, True),
+    ("optim.rms_decay", 0, 0.99999, True),
+    ("optim.b1", 0, 0.99999, True),
+    ("optim.b2", 0, 0.999999, True),
+    ("optim.epsilon", 0, 10, False),
+    ("optim.weight_decay", 0, 10, True),
+    ("optim.warmup_epochs", 0, _INF, True),
+    ("optim.warmup_init_lr", 0, _INF, True),
+    ("optim.final_lr", 0, _INF, True),
+    ("optim.decay_factor", 0, 1, False),
+    ("optim.decay_every_epochs", 0, _INF, False),
+    ("optim.clip_grad_norm", 0, _INF, False),
+    ("optim.accumulate_steps", 1, _INF, True),
+    ("optim.ema_decay", 0, 0.9999999, True),
+    ("train.epochs", 0, _INF, False),
+    ("train.steps", 1, _INF, True),
+    ("train.eval_every_epochs", 0, _INF, True),
+    ("log.every_steps", 1, _INF, True),
+    ("checkpoint.every_steps", 1, _INF, True),
+    ("checkpoint.keep_latest", 1, _INF, True),
+    ("checkpoint.keep_best", 0, _INF, True),
+)
+"""(key, lowest, highest, whether the lowest itself is allowed)."""
+
+READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
+    "data.path": ("data.name other than digits, which come with scikit-learn", lambda c: c.data.name != "digits"),
+    "data.crop_area": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
+    "data.crop_ratio": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
+    "data.pad_pixels": ("data.crop=shift", lambda c: c.data.crop == "shift"),
+    "optim.reference_lr": ("optim.peak_lr=none", lambda c: c.peak_lr == c.linear_lr),
+    "optim.reference_batch_size": ("optim.peak_lr=none", lambda c: c.peak_lr == c.linear_lr),
+    "optim.momentum": ("optim.name=sgd or rmsprop", lambda c: c.optim.name != "adamw"),
+    "optim.nesterov": (
+        "optim.name=sgd and optim.momentum above 0",
+        lambda c: c.optim.name == "sgd" and c.optim.momentum > 0,
+    ),
+    "optim.rms_decay": ("optim.name=rmsprop", lambda c: c.optim.name == "rmsprop"),
+    "optim.b1": ("optim.name=adamw", lambda c: c.optim.name == "adamw"),
+    "optim.b2": ("optim.name=adamw", lambda c: c.optim.name == "adamw"),
+    "optim.epsilon": ("optim.name=rmsprop or adamw", lambda c: c.optim.name != "sgd"),
+    "optim.weight_decay_on": ("optim.weight_decay above 0", lambda c: c.optim.weight_decay > 0),
+    "optim.warmup_init_lr": ("optim.warmup_epochs above 0", lambda c: c.optim.warmup_epochs > 0),
+    "optim.final_lr": ("optim.schedule=cosine", lambda c: c.optim.schedule == "cosine"),
+    "optim.decay_factor": (
+        "optim.schedule=exponential or step",
+        lambda c: c.optim.schedule in ("exponential", "step"),
+    ),
+    "optim.decay_every_epochs": ("optim.schedule=exponential", lambda c: c.optim.schedule == "exponential"),
+    "optim.staircase": ("optim.schedule=exponential", lambda c: c.optim.schedule == "exponential"),
+    "optim.milestones_epochs": ("optim.schedule=step", lambda c: c.optim.schedule == "step"),
+    "optim.ema_warmup": ("optim.ema_decay set", lambda c: c.optim.ema_decay is not None),
+}
+"""Options that something else in the config can make idle: with what they are read, in words and as a test."""
+
+
+def check_read(config: Config, keys: Collection[str]) -> None:
+    """Refuses an option that was asked for and that nothing would read; a recipe may leave some idle.
+
+    Raises:
+      UserError: naming the key and with what it is read.
+    """
+    for key in keys:
+        wanted, is_read = READ_WHEN.get(key, ("", lambda _: True))
+        if not is_read(config):
+            raise UserError(f"--config.{key} changes nothing here: it is read with {wanted}; set that, or leave it out")
+
+
+def check(config: Config) -> None:
+    """Refuses a value out of its range, and values that can't stand together.
+
+    Raises:
+      UserError: naming the key and what it can be.
+    """
+    flat = flatten(dataclasses.asdict(config))
+    for key, low, high, closed in RANGES:
+        value = flat[key]
+        if value is None:
+            continue
+        high = min(high, 2**31 - 1) if isinstance(value, int) else high
+        if value < low or value > high or (value == low and not closed):
+            bound = f"at least {low:g}" if closed else f"greater than {low:g}"
+            upper = "" if high == _INF else f" and at most {high:g}"
+            raise UserError(f"{key}={value!r} is out of range; it must be {bound}{upper}")
+    data, optim, train = config.data, config.optim, config.train
+    for key, (low, high) in (("data.crop_area", data.crop_area), ("data.crop_ratio", data.crop_ratio)):
+        if not 0 < low <= high:
+            raise UserError(f"{key}={[low, high]} must be two growing numbers above 0")
+    if data.crop_area[1] > 1:
+        raise UserError(f"data.crop_area={list(data.crop_area)} must not exceed the whole image, 1.0")
+    if min(data.std) <= 0:
+        raise UserError(f"data.std={list(data.std)} must be greater than 0")
+    if any(stride not in (1, 2) for stride in config.model.stage_strides or ()):
+        raise UserError(f"model.stage_strides={list(config.model.stage_strides or ())} must be of 1 and 2")
+    if train.steps is None and optim.warmup_epochs > train.epochs:
+        raise UserError(
+            f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than train.epochs={train.epochs:g};"
+            f" the most it can be: {train.epochs:g}"
+        )
+    if data.holdout_fraction and data.eval_split:
+        raise UserError(
+            f"data.eval_split={data.eval_split!r} and data.holdout_fraction={data.holdout_fraction:g} both say what is"
+            " evaluated; set one of them to none or 0"
+        )
+    if optim.schedule == "step" and not optim.milestones_epochs:
+        raise UserError("optim.schedule='step' needs optim.milestones_epochs, as in (60, 120, 160)")
+    if list(optim.milestones_epochs) != sorted(set(optim.milestones_epochs)):
+        raise UserError(f"optim.milestones_epochs={list(optim.milestones_epochs)} must grow")
+
+
+def check_devices(config: Config, num_devices: int) -> None:
+    """Refuses a batch that the devices, the accumulation or the norm groups don't divide.
+
+    Raises:
+      UserError: with the nearest valid value.
+    """
+    batch, group, accumulate = config.data.batch_size, config.norm.group_size, config.optim.accumulate_steps
+    pieces = num_devices * accumulate
+    if batch % pieces:
+        below, above = batch // pieces * pieces, -(-batch // pieces) * pieces
+        best = above if not below or above - batch <= batch - below else below
+        raise UserError(
+            f"data.batch_size={batch} does not divide over {num_devices} devices"
+            f" x {accumulate} accumulation steps; the nearest that does: {best}"
+        )
+    share = batch // pieces
+    if share % group:
+        best = min((d for d in range(1, share + 1) if share % d == 0), key=lambda d: (abs(d - group), -d))
+        raise UserError(
+            f"norm.group_size={group} does not divide the {share} images of data.batch_size={batch} that each of"
+            f" {num_devices} devices takes at once; the nearest that does: {best}"
+        )

@@ -1,0 +1,101 @@
+"""Reads a config file and the flags that change it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import pathlib
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from mnv2_jax.config.build import build
+from mnv2_jax.config.checks import check_read
+from mnv2_jax.config.schema import Config
+from mnv2_jax.errors import UserError, nearest
+from mnv2_jax.json_files import read_json
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
+    """Reads ``FILE.py[:ARG]`` or ``FILE.json`` and applies overrides.
+
+    Args:
+      spec: the value of ``--config``.
+      overrides: ``a.b=value`` each; later ones win. A value is a Python literal or else a string.
+
+    Returns:
+      The name of the config (the file's stem; the run's folder for a ``config.json``) and the `Config`.
+
+    Raises:
+      UserError: on anything that can't be read, isn't declared, is out of range, or is overridden for nothing.
+    """
+    path_text, _, arg = spec.partition(":")
+    path = pathlib.Path(path_text)
+    if path.suffix not in (".py", ".json"):
+        raise UserError(f"--config={spec}: expected a .py or .json file, as in --config=configs/w1_0.py")
+    if not path.is_file():
+        siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
+        hint = nearest(path_text, siblings) if siblings else "; no config is there"
+        if not path.parent.is_dir():
+            hint = f"; there is no folder {str(path.parent)!r} here"
+        raise UserError(f"--config={spec}: no file {path_text!r}{hint}")
+    if path.suffix == ".json":
+        if arg:
+            raise UserError(f"--config={spec}: a .json config takes no argument; use --config.KEY=VALUE")
+        tree = read_json(path)
+        _forget_derived(tree)
+        name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    else:
+        tree, name = _run_python(path, arg), path.stem
+    for override in overrides:
+        _set(tree, override)
+    config = build(tree)
+    check_read(config, [override.partition("=")[0] for override in overrides])
+    return name, config
+
+
+def _run_python(path: pathlib.Path, arg: str) -> dict[str, Any]:
+    """Runs ``get_config(arg)`` of a config file."""
+    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        return typing.cast(dict[str, Any], module.get_config(arg).to_dict())
+    except UserError as error:
+        raise UserError(f"--config={path}{':' + arg if arg else ''}: {error}") from error
+    except Exception as error:
+        raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}") from error
+
+
+def _forget_derived(tree: dict[str, Any]) -> None:
+    """Unsets the learning rate of a run's config if it is what the batch size made it, so that it follows a new one."""
+    optim, data = tree.get("optim"), tree.get("data")
+    if isinstance(optim, dict) and isinstance(data, dict):
+        try:
+            derived = optim["reference_lr"] * (data["batch_size"] / optim["reference_batch_size"])
+        except (KeyError, TypeError, ZeroDivisionError):
+            return  # `build` will say what is wrong
+        if optim.get("peak_lr") == derived:
+            del optim["peak_lr"]
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Writes ``a.b=value`` into the nested dict; unknown keys are left for `build` to refuse."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise UserError(f"--config.{key}: expected --config.{key}=VALUE")
+    *parents, leaf = key.split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--config.{key}: {'.'.join(parents[: depth + 1])!r} is a value, not a section")
+    try:
+        value = ast.literal_eval(text)
+        if isinstance(value, dict):
+            raise UserError(f"--config.{key}: {key!r} is a section; set one of its keys")
+        node[leaf] = value
+    except (ValueError, SyntaxError):
+        node[leaf] = {"true": True, "false": False}.get(text.lower(), text)

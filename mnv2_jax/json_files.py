@@ -1,0 +1,67 @@
+"""JSON and text files that are replaced whole or not at all, whenever the process dies."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mnv2_jax.errors import UserError
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      UserError: if the file isn't one.
+    """
+    try:
+        tree = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); restore it or give another file") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}")
+    return tree
+
+
+def write_json(path: pathlib.Path, tree: Any) -> None:
+    """Replaces a JSON file atomically: whoever reads it, and whenever we die, it is the old one or the new one.
+
+    Args:
+      path: in a folder that exists.
+      tree: nested mappings and sequences of what JSON has; arrays become lists, NaN and infinities null.
+
+    Raises:
+      UserError: if it can't be written.
+    """
+    write_text(path, json.dumps(jsonable(tree), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replaces a text file as `write_json` does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(text.encode(errors="backslashreplace"))  # a file name need not be Unicode
+            file.flush()
+            os.fsync(file.fileno())  # before the rename, which may otherwise reach the disk first
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({error.strerror}); mend that and start again") from error
+
+
+def jsonable(value: Any) -> Any:
+    """What JSON can hold: it has no arrays, and no NaN though Python would write one."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
