@@ -181,8 +181,8 @@ class Checkpoints:
     def _errors_of_writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # a full disk comes as OSError, or as tensorstore's ValueError
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+        except Exception as error:  # a full disk comes as OSError, or as tensorstore's ValueError, the cause at its end
+            reason = " ".join(str(error).split())[-160:].rpartition(": ")[2] or type(error).__name__
             raise UserError(
                 f"{self.folder}: a checkpoint can't be written ({reason}); the older ones are intact: make room and"
                 " start again"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
+import sys
 
 import jax
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 
 
 def configure() -> None:
@@ -18,6 +21,18 @@ def configure() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(home / "mnv2_jax"))
-    logging.set_verbosity(logging.ERROR)  # Orbax reports every file it writes
+    # Orbax reports every file that it writes, and asyncio and it each error that is raised as well.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _report_unraisable
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
+
+
+def _report_unraisable(event: sys.UnraisableHookArgs) -> None:
+    """As Python's own hook, but for what tensorstore reports once an array when another's error has ended a checkpoint.
+
+    That error is raised by `Checkpoints`; these would be printed across it.
+    """
+    if not (event.object is None and str(event.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(event)

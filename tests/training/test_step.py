@@ -4,6 +4,7 @@ The experiment is the real one, shrunk: `configs/w0_25.py:data=digits` on small 
 """
 
 import collections
+import functools
 import pathlib
 import re
 
@@ -36,10 +37,24 @@ def experiment(*overrides, devices=1):
     return open_experiment(config, jax.devices()[:devices])
 
 
+@functools.lru_cache
+def compiled_init(dtype, ema_decay):
+    """One compilation for all tests."""
+    opened = experiment(f"model.dtype={dtype}", f"optim.ema_decay={ema_decay}")
+    return jax.device_get(meshes.compile_init(opened.mesh, opened.init_state)())
+
+
+def begin(opened):
+    """The state before the first step, on the experiment's devices."""
+    state = compiled_init(opened.config.model.dtype, opened.config.optim.ema_decay)
+    # A copy: on a CPU the host's array may become the device's, and a step gives away what it is given.
+    return meshes.put(opened.mesh, jax.tree.map(np.copy, state))
+
+
 def run(opened, steps):
     """The metrics of each step, and the last state."""
     step = meshes.compile_train_step(opened.mesh, make_train_step(opened.task, opened.optimizer, opened.config))
-    state, batches, found = meshes.compile_init(opened.mesh, opened.init_state)(), opened.train_batches()(0), []
+    state, batches, found = begin(opened), opened.train_batches()(0), []
     for _ in range(steps):
         state, metrics = step(state, next(batches))
         found.append({name: float(value) for name, value in metrics.items()})
@@ -59,7 +74,7 @@ def test_float64_losses_agree_on_1_2_and_4_devices(x64):
 
 def test_gradient_is_that_of_finite_differences(x64):
     opened = experiment("model.dtype=float64")
-    state, batch = opened.init_state(), next(opened.train_batches()(0))
+    state, batch = begin(opened), next(opened.train_batches()(0))
 
     def loss(params):
         return opened.task.loss(params, state.model_state, batch, jax.random.key(0))[0]
@@ -130,7 +145,7 @@ def test_compiled_once_and_no_implicit_transfer():
         return step(state, batch)
 
     compiled = meshes.compile_train_step(opened.mesh, counted)
-    state, batches = meshes.compile_init(opened.mesh, opened.init_state)(), opened.train_batches()(0)
+    state, batches = begin(opened), opened.train_batches()(0)
     donated = state.params
     for _ in range(4):
         batch = next(batches)
@@ -154,7 +169,7 @@ def test_a_loss_that_is_not_finite_is_remembered_as_the_first():
 def test_ema_averages_weights_and_their_statistics():
     opened = experiment("optim.ema_decay=0.5", "optim.ema_warmup=False")
     step = jax.jit(make_train_step(opened.task, opened.optimizer, opened.config))
-    first, batches = opened.init_state(), opened.train_batches()(0)
+    first, batches = begin(opened), opened.train_batches()(0)
     state, _ = step(first, next(batches))
     expected = jax.tree.map(lambda a, b: (a + b) / 2, first.ema, {"params": state.params, **state.model_state})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
@@ -164,7 +179,7 @@ def test_ema_averages_weights_and_their_statistics():
 
 def test_dropout_follows_the_step_and_the_example_not_the_place():
     opened = experiment("model.dropout=0.5", "norm.group_size=32")
-    state, batch = opened.init_state(), next(opened.train_batches()(0))
+    state, batch = begin(opened), next(opened.train_batches()(0))
     loss = jax.jit(opened.task.loss)
     order = jnp.asarray(np.random.default_rng(0).permutation(32))
     shuffled = {name: value[order] for name, value in batch.items()}
