@@ -73,6 +73,7 @@ def test_arguments():
     assert (built.data.name, built.data.path, built.data.resolution) == ("folder", "/some/where", 96)
     assert (built.model.num_classes, built.data.batch_size, built.norm.group_size) == (3, 20, 20)
     assert built.model.stem_stride == 1
+    assert config.load(f"{W1}:data=digits,batch=48")[1].norm.group_size == 16
     _, built = config.load(f"{W1}:data=tfds:mnist,path=/data")
     assert (built.data.name, built.data.path) == ("tfds:mnist", "/data")
 
@@ -136,6 +137,12 @@ def test_files_that_are_not_there_or_not_configs(tmp_path):
     torn.write_text('{"seed": ')
     with pytest.raises(UserError, match="not readable as JSON"):
         config.load(str(torn))
+
+
+def test_digits_and_cifar_train_on_up_to_four_devices_as_they_are():
+    for data in ("digits", "cifar10"):
+        for devices in (1, 2, 4):
+            config.check_devices(config.load(f"{W1}:data={data}")[1], devices)
 
 
 def test_devices_must_divide_the_batch_and_groups_the_share():
