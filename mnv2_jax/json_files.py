@@ -23,7 +23,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); restore it or give another file") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}")
+        raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}; restore it or give another file")
     return tree
 
 

@@ -30,6 +30,8 @@ def main() -> None:
         raise UserError(f"--checkpoint={args.checkpoint} is read with --mode=eval only; leave it out")
     if args.config is None and args.mode != "train" and args.workdir is not None:
         args.config = str(args.workdir / "config.json")
+        if not (args.workdir / "config.json").is_file():
+            raise UserError(f"--workdir={args.workdir}: no run is there (no config.json); give the folder of a run")
     if args.config is None:
         raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
     name, settings = config.load(args.config, overrides)

@@ -170,6 +170,8 @@ def preset(arg: str = "", **model: Any) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(RECIPES[recipe], convert_dict=True)
     config.model.update(model)
     config.data.name = parsed["data"] if data == "tfds" else data
+    if data == "digits" and (folder or "path" in parsed):
+        raise UserError(f"data=digits comes with scikit-learn; leave {folder or parsed['path']!r} out")
     if folder and data != "tfds":
         if "path" in parsed:
             raise UserError(f"data={parsed['data']} and path={parsed['path']} both give the path; leave one out")

@@ -24,7 +24,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("data.eval_batch_size", 1, _INF, True),
     ("data.holdout_fraction", 0, 0.9, True),
     ("data.pad_pixels", 0, 1024, True),
-    ("data.eval_crop_fraction", 0, 1, False),
+    ("data.eval_crop_fraction", 0.01, 1, True),
     ("data.num_workers", 0, 1024, True),
     ("loss.label_smoothing", 0, 0.999, True),
     ("optim.peak_lr", 0, _INF, False),
@@ -36,7 +36,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("optim.b2", 0, 0.999999, True),
     ("optim.epsilon", 0, 10, False),
     ("optim.weight_decay", 0, 10, True),
-    ("optim.warmup_epochs", 0, _INF, True),
+    ("optim.warmup_epochs", 0, 1e6, True),
     ("optim.warmup_init_lr", 0, _INF, True),
     ("optim.final_lr", 0, _INF, True),
     ("optim.decay_factor", 0, 1, False),
@@ -44,9 +44,9 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("optim.clip_grad_norm", 0, _INF, False),
     ("optim.accumulate_steps", 1, _INF, True),
     ("optim.ema_decay", 0, 0.9999999, True),
-    ("train.epochs", 0, _INF, False),
+    ("train.epochs", 0, 1e6, False),
     ("train.steps", 1, _INF, True),
-    ("train.eval_every_epochs", 0, _INF, True),
+    ("train.eval_every_epochs", 0, 1e6, True),
     ("log.every_steps", 1, _INF, True),
     ("checkpoint.every_steps", 1, _INF, True),
     ("checkpoint.keep_latest", 1, _INF, True),
@@ -117,10 +117,19 @@ def check(config: Config) -> None:
     for key, (low, high) in (("data.crop_area", data.crop_area), ("data.crop_ratio", data.crop_ratio)):
         if not 0 < low <= high:
             raise UserError(f"{key}={[low, high]} must be two growing numbers above 0")
+    if data.crop_ratio[0] < 0.01 or data.crop_ratio[1] > 100:
+        raise UserError(f"data.crop_ratio={list(data.crop_ratio)} must lie between 0.01 and 100")
     if data.crop_area[1] > 1:
         raise UserError(f"data.crop_area={list(data.crop_area)} must not exceed the whole image, 1.0")
-    if min(data.std) <= 0:
-        raise UserError(f"data.std={list(data.std)} must be greater than 0")
+    if max(map(abs, data.mean)) > 255:
+        raise UserError(f"data.mean={list(data.mean)} is out of range; images run from 0 to 1")
+    if min(data.std) < 1e-3 or max(data.std) > 255:
+        raise UserError(f"data.std={list(data.std)} must be at least 0.001 and at most 255; images run from 0 to 1")
+    if optim.peak_lr is None and not math.isfinite(config.linear_lr):
+        raise UserError(
+            f"optim.reference_lr={optim.reference_lr:g} for a batch of {optim.reference_batch_size} is infinite for"
+            f" data.batch_size={data.batch_size}; lower it"
+        )
     if any(stride not in (1, 2) for stride in config.model.stage_strides or ()):
         raise UserError(f"model.stage_strides={list(config.model.stage_strides or ())} must be of 1 and 2")
     if train.steps is None and optim.warmup_epochs > train.epochs:

@@ -30,7 +30,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
       UserError: on anything that can't be read, isn't declared, is out of range, or is overridden for nothing.
     """
     path_text, _, arg = spec.partition(":")
-    path = pathlib.Path(path_text)
+    path = pathlib.Path(path_text).expanduser()
     if path.suffix not in (".py", ".json"):
         raise UserError(f"--config={spec}: expected a .py or .json file, as in --config=configs/w1_0.py")
     if not path.is_file():
@@ -97,5 +97,5 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if isinstance(value, dict):
             raise UserError(f"--config.{key}: {key!r} is a section; set one of its keys")
         node[leaf] = value
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # nested too deeply
         node[leaf] = {"true": True, "false": False}.get(text.lower(), text)

@@ -86,7 +86,8 @@ def layout(model: ModelConfig) -> Layout:
     """
     if not 0 < model.width < math.inf:
         raise UserError(f"model.width={model.width!r} must be a finite number greater than 0")
-    strides = model.stage_strides or tuple(stage.stride for stage in STAGES)
+    own = tuple(stage.stride for stage in STAGES)
+    strides = own if model.stage_strides is None else model.stage_strides
     if len(strides) != len(STAGES):
         raise UserError(f"model.stage_strides={list(strides)} has {len(strides)} entries; expected {len(STAGES)}")
     divisor = 4 if model.width_rule == "divisor4" else 8

@@ -21,6 +21,9 @@ from mnv2_jax.training.signals import Stopped
 from mnv2_jax.training.state import TrainState, init_state
 from mnv2_jax.types import Batch
 
+_MOST_STEPS = 2**31 - 1
+"""What `TrainState.step` can count."""
+
 
 def _never() -> bool:
     return False
@@ -140,6 +143,10 @@ def check_training(experiment: Experiment) -> None:
     """
     config, total = experiment.config, experiment.total_steps
     check_devices(config, experiment.mesh.size)
+    if total > _MOST_STEPS:
+        raise UserError(
+            f"train.epochs={config.train.epochs:g} are {total} steps; {_MOST_STEPS} are the most, so lower it"
+        )
     warmup_steps = round(config.optim.warmup_epochs * experiment.steps_per_epoch)
     if warmup_steps > total:
         raise UserError(

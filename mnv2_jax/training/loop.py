@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ from mnv2_jax.training import run_folder
 from mnv2_jax.training.checkpoint import Checkpoints, Restored, from_leaves
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import Experiment, check_training
+from mnv2_jax.training.metrics_log import read_metrics
 from mnv2_jax.training.recorder import Recorder
 from mnv2_jax.training.report import NAME as REPORT
 from mnv2_jax.training.report import write_report
@@ -155,7 +157,7 @@ def _finish(
         "madds": model.madds,
         "steps": experiment.total_steps,
         "seconds": round(recorder.seconds, 1),
-        "images_per_second": recorder.speed.images_per_second,
+        "images_per_second": _images_per_second(workdir),
         "eval_split": experiment.dataset.eval.name,
         "eval": scalars(result),
     }
@@ -171,3 +173,10 @@ def _finish(
         f"  report       {workdir / REPORT}"
     )
     return summary
+
+
+def _images_per_second(workdir: pathlib.Path) -> float | None:
+    """The median of the log's, over all sessions; None where no session took two steps."""
+    train = (line for line in read_metrics(workdir) if line["split"] == "train")
+    speeds = [line["images_per_second"] for line in train if line.get("images_per_second")]
+    return statistics.median(speeds) if speeds else None

@@ -1,6 +1,6 @@
 """metrics.jsonl, one JSON object a line: step, split and values; the same numbers go to TensorBoard.
 
-A process may die in the middle of a line, so the log is read as far as it is sound.
+A process may die in the middle of a line, so what isn't a sound line counts for nothing.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import psutil
 
 from mnv2_jax.json_files import jsonable, write_text
 
-NAME, TENSORBOARD = "metrics.jsonl", "tensorboard"
+NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
 
 
 def process_seconds() -> float:
@@ -36,12 +37,20 @@ class MetricsLog:
         Args:
           workdir: of a run that this process has locked.
           resume_step: number of steps the restored state has taken; 0 for a new run. Lines of later steps are
-            dropped, and everything from the first line on that doesn't parse.
+            dropped, and a torn last one. If others are damaged, which no crash does, the log is first copied to
+            metrics.damaged.jsonl.
           tensorboard: whether to write event files; what they hold of dropped steps is purged.
         """
         path = workdir / NAME
         old = path.read_bytes() if path.exists() else b""
-        lines = list(_parse(old))
+        parsed = list(_parse(old))
+        lines = [line for line in parsed if line is not None]
+        if None in parsed[:-1]:
+            aside = workdir / DAMAGED
+            aside.write_bytes(old)
+            print(
+                f"warning: {path} has damaged lines; it is copied to {aside}, and goes on without them", file=sys.stderr
+            )
         self.seconds_before = max((float(line.get("seconds") or 0) for line in lines), default=0.0)
         kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= resume_step)
         if kept.encode() != old:
@@ -82,9 +91,9 @@ class MetricsLog:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, up to the first that is torn; none where there is no log."""
+    """The sound lines of a run's log; none where there is no log."""
     path = workdir / NAME
-    return list(_parse(path.read_bytes())) if path.exists() else []
+    return [line for line in _parse(path.read_bytes()) if line is not None] if path.exists() else []
 
 
 def read_evaluations(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
@@ -92,13 +101,20 @@ def read_evaluations(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: line for line in read_metrics(workdir) if line["split"] == "eval"}
 
 
-def _parse(content: bytes) -> Iterator[dict[str, Any]]:
-    """The sound lines at the start of a log. What was cut short can't parse: an object's last byte is its brace."""
-    for line in content.split(b"\n"):
+def _parse(content: bytes) -> Iterator[dict[str, Any] | None]:
+    """Each line, None for one that isn't sound. What was cut short can't parse: an object's last byte is its brace."""
+    for line in filter(None, content.split(b"\n")):
         try:
             parsed = json.loads(line.decode(), parse_constant=lambda _: None)  # as `write` has NaN
-        except ValueError:  # bad JSON, bad UTF-8, or the empty end
-            return
-        if not isinstance(parsed, dict) or type(parsed.get("step")) is not int:
-            return
-        yield parsed
+        except (ValueError, RecursionError):  # bad JSON, bad UTF-8
+            parsed = None
+        yield parsed if _is_sound(parsed) else None
+
+
+def _is_sound(line: Any) -> bool:
+    return (
+        isinstance(line, dict)
+        and type(line.get("step")) is int
+        and isinstance(line.get("split"), str)
+        and isinstance(line.get("seconds", 0), int | float | None)
+    )

@@ -41,7 +41,9 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         # process could then lock the deleted file while another locks a new one of the same name.
         descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: no run folder can be made there ({error.strerror})") from error
+        raise UserError(
+            f"--workdir={workdir}: no run folder can be made there ({error.strerror}); give another"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,11 +90,13 @@ def prepare(
     """
     dataset = jsonable(dataset)
     resumed = (workdir / CONFIG).exists()
-    sessions = []
+    sessions: Any = []
     if resumed:
         _check_same_run(workdir, config, dataset)
         if (workdir / PROVENANCE).exists():
-            sessions = read_json(workdir / PROVENANCE).get("sessions", [])
+            sessions = read_json(workdir / PROVENANCE).get("sessions")
+            if not isinstance(sessions, list):
+                raise UserError(f"{workdir / PROVENANCE}: sessions is not a list; restore the file, or remove it")
     else:
         _check_unused(workdir)
         write_json(workdir / DATASET, dataset)

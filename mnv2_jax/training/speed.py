@@ -22,7 +22,6 @@ class Speed:
 
     def __init__(self, batch_size: int, clock: Callable[[], float] = time.monotonic):
         self._batch_size, self._clock = batch_size, clock
-        self._total_steps, self._total_seconds = 0, 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -52,12 +51,5 @@ class Speed:
         seconds = max(self._clock() - self._since, 1e-9)
         speed = self._steps * self._batch_size / seconds if self._steps else None
         pace = Pace(speed, min(self._waited / seconds, 1.0))
-        self._total_steps += self._steps
-        self._total_seconds += seconds
         self.restart()
         return pace
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Over all laps; None before the first."""
-        return self._total_steps * self._batch_size / self._total_seconds if self._total_steps else None

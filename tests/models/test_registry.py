@@ -28,6 +28,7 @@ def test_equal_options_give_equal_models():
         (dict(width=-0.5), "model.width=-0.5 must be a finite number greater than 0"),
         (dict(width=float("nan")), "model.width=nan must be a finite number greater than 0"),
         (dict(num_classes=0), "model.num_classes=0 must be at least 1"),
+        (dict(stage_strides=()), r"model.stage_strides=\[\] has 0 entries; expected 7"),
         (dict(stage_strides=(1, 2)), r"model.stage_strides=\[1, 2\] has 2 entries; expected 7"),
     ],
 )

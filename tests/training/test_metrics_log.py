@@ -45,16 +45,39 @@ def test_metrics_torn_at_every_byte(tmp_path):
         assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*steps, 40]
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"\0" * 64, b"\xff\xfe\n", b'{"step": 4', b"[1]\n", b'{"step": "x"}\n', b"7", b"\n"]
-)
-def test_metrics_drop_everything_after_garbage(tmp_path, garbage):
+GARBAGE = [
+    b"\0" * 64,
+    b"\xff\xfe",
+    b'{"step": 4',
+    b"[1]",
+    b'{"step": "x"}',
+    b"7",
+    b'{"step": 3}',
+    b'{"step": 3, "split": "eval", "seconds": "abc"}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_damaged_line_costs_no_other_and_is_kept_aside(tmp_path, garbage, capsys):
     whole = write_log(tmp_path, (10, 20))
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(whole + garbage + whole)
+    first, second = whole.splitlines(keepends=True)
+    path.write_bytes(first + garbage + b"\n" + second)
     assert [line["step"] for line in read_metrics(tmp_path)] == [10, 20]
     MetricsLog(tmp_path, 99).close()
     assert path.read_bytes() == whole
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == first + garbage + b"\n" + second
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("garbage", [b"\n", *GARBAGE])
+def test_a_torn_end_is_dropped_without_a_word(tmp_path, garbage, capsys):
+    whole = write_log(tmp_path, (10, 20))
+    (tmp_path / "metrics.jsonl").write_bytes(whole + garbage)
+    MetricsLog(tmp_path, 99).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("resume_step", "kept"), [(0, 0), (9, 0), (10, 1), (29, 2), (50, 5), (99, 5)])

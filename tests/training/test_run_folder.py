@@ -101,6 +101,15 @@ def test_prepare_begins_then_resumes(tmp_path):
     assert sessions[0]["git"] is None or len(sessions[0]["git"]["commit"]) == 40
 
 
+def test_prepare_refuses_a_provenance_that_is_none(tmp_path):
+    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    (tmp_path / "provenance.json").write_text('{"sessions": 3}')
+    with pytest.raises(UserError) as error:
+        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    assert "sessions is not a list" in one_line(error)
+    assert (tmp_path / "provenance.json").read_text() == '{"sessions": 3}'
+
+
 def test_prepare_refuses_another_config(tmp_path):
     run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
