@@ -180,6 +180,8 @@ def _read_npz(path: str) -> tuple[Split, Split]:
         # Opened here, because np.load leaves the file open where it fails.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
+    except ValueError as error:  # NumPy's own message advises to unpickle it
+        raise UserError(f"{path}: not an archive of plain NumPy arrays; make or copy it again") from error
     except Exception as error:  # a damaged zip fails in many ways
         raise UserError(f"{path}: can't be read as a NumPy archive ({error}); make or copy it again") from error
     if missing := sorted({"x_train", "y_train", "x_test", "y_test"} - set(arrays)):
