@@ -56,6 +56,12 @@ def test_a_recipe_brings_its_data_unless_others_are_asked_for():
     assert config.load(f"{W1}:recipe=cifar,data=digits")[1].data.name == "digits"
 
 
+def test_a_data_set_brings_its_recipe_unless_another_is_asked_for():
+    names = {"imagenet": "rmsprop", "cifar10": "sgd", "folder:DIR": "sgd", "tfds:mnist": "sgd"}
+    assert {data: config.load(f"{W1}:data={data}")[1].optim.name for data in names} == names
+    assert config.load(f"{W1}:data=folder:DIR,recipe=paper")[1].optim.name == "rmsprop"
+
+
 def test_overrides_win_in_order():
     _, built = config.load(W1, ["optim.peak_lr=0.3", "optim.peak_lr=0.2", "data.crop_area=(0.2, 1)", "seed=7"])
     assert built.peak_lr == 0.2
