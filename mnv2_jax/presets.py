@@ -80,6 +80,9 @@ CIFAR = dict(
     checkpoint=dict(every_steps=2000),
 )
 
+CLIPPED_SGD = dict(name="sgd", reference_batch_size=64, nesterov=True, weight_decay=5e-4, clip_grad_norm=1.0)
+"""For small sets; what clipping is for stands in `DIGITS`."""
+
 DIGITS = dict(
     # 1,437 training images of 8×8, shown at 32×32: small enough that a laptop's CPU learns them in a minute or
     # two. Everything was chosen on training images (data.holdout_fraction of 0.2, 0.3 and 0.5). On so small images
@@ -100,14 +103,7 @@ DIGITS = dict(
         std=(0.5, 0.5, 0.5),
     ),
     loss=dict(label_smoothing=0.1),
-    optim=dict(
-        name="sgd",
-        reference_lr=0.05,
-        reference_batch_size=64,
-        nesterov=True,
-        weight_decay=5e-4,
-        clip_grad_norm=1.0,
-    ),
+    optim=dict(CLIPPED_SGD, reference_lr=0.05),
     train=dict(epochs=60.0, eval_every_epochs=20.0),
     log=dict(every_steps=20),
     checkpoint=dict(every_steps=1000),
@@ -120,14 +116,7 @@ SCRATCH = dict(
     norm=dict(decay=0.9, epsilon=1e-3),
     data=dict(name="folder", batch_size=64),
     loss=dict(label_smoothing=0.1),
-    optim=dict(
-        name="sgd",
-        reference_lr=0.1,
-        reference_batch_size=64,
-        nesterov=True,
-        weight_decay=5e-4,
-        clip_grad_norm=1.0,
-    ),
+    optim=dict(CLIPPED_SGD, reference_lr=0.1),
     train=dict(epochs=60.0),
 )
 
