@@ -13,8 +13,8 @@ import ml_collections
 from mnv2_jax.config import NormConfig
 from mnv2_jax.errors import UserError, nearest
 
-SMALL_IMAGE_STRIDES = dict(stem_stride=1, stage_strides=(1, 1, 2, 2, 1, 2, 1))
-"""For 32 px: a 4×4 last feature map, as chenyaofo/pytorch-cifar-models. See the table in `models.mobilenet_v2`."""
+SMALL_IMAGE_STRIDES = (1, 1, 2, 2, 2)
+"""For 32 px: a 4×4 last feature map, as chenyaofo/pytorch-cifar-models."""
 
 PAPER = dict(
     # The paper gives batch 96, 0.045 and ×0.98 per epoch (section 6.1); the rest is tf_slim_v2, which decays per
@@ -56,7 +56,7 @@ PAPER = dict(
 CIFAR = dict(
     # chenyaofo's cifar10.conf (SGD with Nesterov momentum, 0.1, 5e-4, cosine over 200 epochs, padded crop and
     # flip, dropout 0.2) at kuangliu's batch of 128.
-    model=dict(dropout=0.2, **SMALL_IMAGE_STRIDES),
+    model=dict(dropout=0.2, strides=SMALL_IMAGE_STRIDES),
     norm=dict(decay=0.9, epsilon=1e-3),
     data=dict(
         name="cifar10",
@@ -88,7 +88,7 @@ DIGITS = dict(
     # two. Everything was chosen on training images (data.holdout_fraction of 0.2, 0.3 and 0.5). On so small images
     # the gradient's norm begins at 20 (50 to 80 with the paper's strides, in PyTorch too), and without clipping
     # the network errs twice as often or diverges.
-    model=dict(dropout=0.3, init="kaiming_fan_out", stage_strides=(1, 2, 2, 1, 1, 2, 1)),
+    model=dict(dropout=0.3, init="kaiming_fan_out", strides=(2, 2, 2, 1, 2)),
     # On 861 held-out images of three seeds 4 errors with groups of 16, 9 with 64, 8 with 8; 16 are for 1 to 4 devices.
     norm=dict(group_size=16, decay=0.99, epsilon=1e-3),
     data=dict(

@@ -78,7 +78,7 @@ def test_arguments():
     _, built = config.load(f"{W1}:data=folder:/some/where,res=96,classes=3,batch=20,recipe=cifar")
     assert (built.data.name, built.data.path, built.data.resolution) == ("folder", "/some/where", 96)
     assert (built.model.num_classes, built.data.batch_size, built.norm.group_size) == (3, 20, 20)
-    assert built.model.stem_stride == 1
+    assert built.model.strides == (1, 1, 2, 2, 2)
     assert config.load(f"{W1}:data=digits,batch=48")[1].norm.group_size == 16
     _, built = config.load(f"{W1}:data=tfds:mnist,path=/data")
     assert (built.data.name, built.data.path) == ("tfds:mnist", "/data")

@@ -14,7 +14,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("seed", 0, 2**31 - 1, True),
     ("model.width", 0, 16, False),
     ("model.num_classes", 2, _INF, True),
-    ("model.stem_stride", 1, 2, True),
+    ("model.depth", 0, 8, False),
     ("model.dropout", 0, 0.999, True),
     ("norm.group_size", 1, _INF, True),
     ("norm.decay", 0, 0.99999, True),
@@ -130,8 +130,8 @@ def check(config: Config) -> None:
             f"optim.reference_lr={optim.reference_lr:g} for a batch of {optim.reference_batch_size} is infinite for"
             f" data.batch_size={data.batch_size}; lower it"
         )
-    if any(stride not in (1, 2) for stride in config.model.stage_strides or ()):
-        raise UserError(f"model.stage_strides={list(config.model.stage_strides or ())} must be of 1 and 2")
+    if len(config.model.strides) != 5 or set(config.model.strides) - {1, 2}:
+        raise UserError(f"model.strides={list(config.model.strides)} must be five of 1 and 2")
     if train.steps is None and optim.warmup_epochs > train.epochs:
         raise UserError(
             f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than train.epochs={train.epochs:g};"

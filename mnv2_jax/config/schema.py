@@ -16,16 +16,22 @@ class ModelConfig:
     name: str = "mobilenet_v2"
     width: float = 1.0
     """Width multiplier, > 0."""
-    width_rule: Literal["standard", "corenet", "divisor4"] = "standard"
+    width_rule: Literal["standard", "corenet", "divisor4", "torchvision", "fixed_stem_head"] = "standard"
+    """How widths round and what they leave alone; each family's `plan` in `models` says which it has."""
+    depth: float = 1.0
+    """Multiplier of the blocks of a stage; mobilenet_v2."""
+    activation: Literal["relu", "relu6"] | None = None
+    """Unset: the family's; mobilenet_v1, mobilenet_v2."""
     num_classes: int | None = None
     """Unset: counted in the data."""
-    stem_stride: int = 2
-    stage_strides: tuple[int, ...] | None = None
-    """Unset: the paper's. The table for small images is in `models.mobilenet_v2`."""
+    strides: tuple[int, ...] = (2, 2, 2, 2, 2)
+    """1 or 2, at the five places where the published network halves its map, the stem first. For small images:
+    (1, 1, 2, 2, 2) gives 4×4 for 32 px, (2, 2, 2, 1, 2) 2×2, (1, 2, 2, 2, 2) 4×4 for 64."""
     output_stride: Literal[8, 16, 32] = 32
     """Largest ratio of input to feature map; strides beyond it become dilation."""
-    padding: Literal["same", "symmetric"] = "same"
-    """`same`: TensorFlow, Keras, slim. `symmetric`: PyTorch."""
+    padding: Literal["same", "symmetric", "keras_v1"] = "same"
+    """same: TensorFlow, Keras, slim. symmetric: PyTorch. keras_v1: as same, but depthwise convolutions with a stride
+    pad after the map only, whatever its size (Keras' MobileNet)."""
     dropout: float = 0.2
     """Share of the pooled features that is dropped in training, in [0, 1)."""
     init: Literal["truncated_normal", "kaiming_fan_out", "kaiming_fan_out_grouped"] = "kaiming_fan_out_grouped"

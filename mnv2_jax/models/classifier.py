@@ -24,11 +24,11 @@ def dropout(x: Array, keys: Key, rate: float) -> Array:
 
 
 class Classifier(nn.Module):
-    """Global mean pool, dropout, dense layer with bias; all in float32 at least.
+    """Dropout, dense layer with bias; all in float32 at least.
 
     Attributes:
       num_classes: columns of the logits.
-      dropout: share of the pooled features that is dropped in training.
+      dropout: share of the features that is dropped in training.
       kernel_init: of the dense kernel [c, k].
     """
 
@@ -37,19 +37,17 @@ class Classifier(nn.Module):
     kernel_init: Initializer
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, dropout_keys: Key | None) -> tuple[Array, Array]:
-        """Maps [b, h, w, c] to pooled features [b, c], before dropout, and logits [b, k].
+    def __call__(self, features: Array, train: bool, dropout_keys: Key | None) -> Array:
+        """Maps [b, c] to logits [b, k].
 
         Raises:
           ValueError: if there is dropout to do and no keys to do it with.
         """
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        pooled = x.mean((1, 2), dtype=wide)
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.num_classes), wide)
+        wide = features.dtype
+        kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.num_classes), wide)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.num_classes,), wide)
-        features = pooled
         if train and self.dropout:
             if dropout_keys is None:
                 raise ValueError(f"training with dropout={self.dropout:g} needs dropout_keys, one key an example")
-            features = dropout(pooled, dropout_keys, self.dropout)
-        return pooled, features @ kernel + bias[None]
+            features = dropout(features, dropout_keys, self.dropout)
+        return features @ kernel + bias[None]

@@ -56,10 +56,17 @@ def summarise(model: Model, resolution: int) -> Summary:
         name = _layer_of(scope, params)
         shapes[name] = shape[1:]  # the last product of a layer gives its output
         madds[name] = madds.get(name, 0) + count
-    # Layers in the order in which they compute, each norm behind the layer that it follows in name.
+    # Layers in the order in which they compute, each norm behind the layer that it follows in name; what has no product
+    # and follows none, as a norm at the entrance of a block, stands behind the last layer of its block.
     names = list(madds) + [name for name in params if name not in madds]
     order = {name: place for place, name in enumerate(madds)}
-    names.sort(key=lambda name: (order.get(name, order.get(name.removesuffix("_norm"), len(order))), name))
+    ends = {name.rpartition("/")[0]: place for name, place in order.items()}
+
+    def place_of(name: str) -> tuple[int, str]:
+        followed = order.get(name.removesuffix("_norm"), ends[name.rpartition("/")[0]])
+        return order.get(name, followed), name
+
+    names.sort(key=place_of)
     layers = tuple(Layer(name, shapes.get(name), params.get(name, 0), madds.get(name, 0)) for name in names)
     return Summary(sum(params.values()), sum(madds.values()), layers)
 
@@ -71,9 +78,11 @@ def _shapes(model: Model) -> Variables:
 
 
 def _layer_of(scope: tuple[str, ...], params: dict[str, int]) -> str:
-    """The longest run of a scope's names that is the path of a layer; the scope itself where none is."""
-    runs = (scope[i:j] for i in range(len(scope)) for j in range(i + 1, len(scope) + 1))
-    known = [name for name in map("/".join, runs) if name in params]
+    """The longest run of a scope's names that is the path of a layer, or what follows that of a block."""
+    runs = [(scope[i:j], scope[i : j + 1]) for i in range(len(scope)) for j in range(i + 1, len(scope) + 1)]
+    parents = {name.rpartition("/")[0] for name in params}
+    known = ["/".join(run) for run, _ in runs if "/".join(run) in params]
+    known = known or ["/".join(longer) for run, longer in runs if "/".join(run) in parents]
     return max(known, key=len, default="/".join(scope))
 
 

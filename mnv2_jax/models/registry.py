@@ -4,20 +4,61 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+from mnv2_jax.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
+from mnv2_jax.models.network import STRIDES, Network, Plan, is_width
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
-_MODELS: dict[str, Callable[[ModelConfig, NormConfig], nn.Module]] = {
-    "mobilenet_v2": MobileNetV2,
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A name's network, and which options of a `ModelConfig` it has beyond those that all have."""
+
+    plan: Callable[[ModelConfig], Plan]
+    options: tuple[str, ...] = ("width",)
+    width_rules: tuple[str, ...] = ("standard",)
+
+
+def _family(plan: Callable[..., Plan], tables: Mapping[str, Any], **facts: Any) -> dict[str, Architecture]:
+    return {name: Architecture(functools.partial(plan, table=table), **facts) for name, table in tables.items()}
+
+
+_MODELS: dict[str, Architecture] = {
+    "mobilenet_v1": Architecture(mobilenet_v1.plan, ("width", "activation"), ("standard", "corenet")),
+    "mobilenet_v2": Architecture(
+        mobilenet_v2.plan,
+        ("width", "activation", "depth"),
+        ("standard", "corenet", "divisor4", "fixed_stem_head"),
+    ),
+    **_family(
+        mobilenet_v3.plan,
+        {
+            "mobilenet_v3_large": mobilenet_v3.LARGE,
+            "mobilenet_v3_small": mobilenet_v3.SMALL,
+            "mobilenet_v3_large_minimalistic": mobilenet_v3.minimalistic(mobilenet_v3.LARGE),
+            "mobilenet_v3_small_minimalistic": mobilenet_v3.minimalistic(mobilenet_v3.SMALL),
+        },
+        width_rules=("standard", "torchvision", "fixed_stem_head"),
+    ),
+    **_family(
+        mobilenet_v4.plan,
+        {
+            "mobilenet_v4_conv_small": mobilenet_v4.CONV_SMALL,
+            "mobilenet_v4_conv_medium": mobilenet_v4.CONV_MEDIUM,
+            "mobilenet_v4_conv_large": mobilenet_v4.CONV_LARGE,
+            "mobilenet_v4_hybrid_medium": mobilenet_v4.HYBRID_MEDIUM,
+            "mobilenet_v4_hybrid_large": mobilenet_v4.HYBRID_LARGE,
+        },
+    ),
+    "resnet50": Architecture(resnet.plan, options=()),
 }
 _DEFAULT_NORM = NormConfig()
 
@@ -31,7 +72,7 @@ class Model:
 
     name: str
     num_classes: int
-    module: nn.Module
+    module: Network
 
     def init(self, key: Key, x: Any) -> Variables:
         """Draws the weights.
@@ -96,6 +137,7 @@ def create_model(name: str, num_classes: int, *, norm: NormConfig = _DEFAULT_NOR
     for key in overrides:
         if key not in fields:
             raise UserError(f"unknown model option {key!r}{nearest(key, fields)}")
+    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     return from_config(ModelConfig(name=name, num_classes=num_classes, **overrides), norm)
 
 
@@ -109,4 +151,25 @@ def from_config(model: ModelConfig, norm: NormConfig) -> Model:
         raise UserError(f"unknown model {model.name!r}{nearest(model.name, _MODELS)}")
     if model.num_classes is None or model.num_classes < 1:
         raise UserError(f"model.num_classes={model.num_classes!r} must be at least 1")
-    return Model(model.name, model.num_classes, _MODELS[model.name](model, norm))
+    _check_options(model)
+    return Model(model.name, model.num_classes, Network(model, norm, _MODELS[model.name].plan))
+
+
+def _check_options(model: ModelConfig) -> None:
+    """Refuses an impossible width, and an option that the family doesn't have."""
+    mine = _MODELS[model.name]
+    if not is_width(model.width):
+        raise UserError(f"model.width={model.width!r} must be a finite number greater than 0")
+    if model.width_rule not in mine.width_rules:
+        raise UserError(
+            f"model.width_rule={model.width_rule!r}: {model.name} has no such rule; one of:"
+            f" {', '.join(mine.width_rules)}"
+        )
+    if len(model.strides) != STRIDES:
+        raise UserError(f"model.strides={list(model.strides)} has {len(model.strides)} entries; expected {STRIDES}")
+    default = ModelConfig()
+    for option in ("width", "depth", "activation"):
+        value = getattr(model, option)
+        if option not in mine.options and value != getattr(default, option):
+            having = [name for name, other in _MODELS.items() if option in other.options]
+            raise UserError(f"model.{option}={value!r}: {model.name} has none; these have: {', '.join(having)}")

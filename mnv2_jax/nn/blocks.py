@@ -1,46 +1,312 @@
-"""Building blocks of the networks, from layers that the network has bound to its options."""
+"""Building blocks of the networks, made of layers that the network has bound to its options.
+
+Every block is called as ``block(x, train)``, maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features] and
+has ``features``, ``stride``, ``dilation`` (of the convolution that has a window) and ``layers`` among its attributes. A
+norm is named after the layer that it follows, ``expand_norm`` after ``expand``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from mnv2_jax.nn.channels import make_divisible
+from mnv2_jax.nn.conv import Initializer, Window
 from mnv2_jax.types import Array
+
+Activation: TypeAlias = Literal["relu", "relu6", "hard_swish", "gelu"]
+ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "hard_swish": jax.nn.hard_swish,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layers:
+    """What all blocks of a network are made of, with the network's options bound."""
+
+    conv: Callable[..., nn.Module]
+    """`nn.conv.Conv`."""
+    depthwise: Callable[..., nn.Module]
+    """`nn.conv.DepthwiseConv`."""
+    norm: Callable[..., nn.Module]
+    """`nn.norm.GroupedBatchNorm`."""
+    dense: Callable[..., nn.Module]
+    """`flax.linen.Dense`."""
+
+    def conv_norm(
+        self, x: Array, train: bool, features: int, name: str, act: Activation | None = None, **window: int
+    ) -> Array:
+        """Convolution ``name``, norm, and the activation where there is one."""
+        return self._finish(self.conv(features, name=name, **window)(x), train, name, act)
+
+    def depthwise_norm(
+        self, x: Array, train: bool, name: str = "depthwise", act: Activation | None = None, **window: int
+    ) -> Array:
+        """Depthwise convolution ``name``, norm, and the activation where there is one."""
+        return self._finish(self.depthwise(name=name, **window)(x), train, name, act)
+
+    def _finish(self, x: Array, train: bool, name: str, act: Activation | None) -> Array:
+        x = self.norm(name=f"{name}_norm")(x, train)
+        return ACTIVATIONS[act](x) if act else x
+
+
+class ConvBlock(nn.Module):
+    """Convolution, norm, activation."""
+
+    features: int
+    act: Activation
+    layers: Layers
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """See the module."""
+        window: dict[str, Any] = dict(kernel_size=self.kernel_size, stride=self.stride, dilation=self.dilation)
+        return self.layers.conv_norm(x, train, self.features, "conv", self.act, **window)
+
+
+class DepthwiseSeparable(nn.Module):
+    """MobileNetV1's block (Howard et al. 2017, arXiv 1704.04861, figure 3): filter each channel, then mix them."""
+
+    features: int
+    act: Activation
+    layers: Layers
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """See the module."""
+        x = self.layers.depthwise_norm(x, train, act=self.act, stride=self.stride, dilation=self.dilation)
+        return self.layers.conv_norm(x, train, self.features, "pointwise", self.act)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by what the whole map shows (Hu et al., arXiv 1709.01507), with MobileNetV3's hard sigmoid.
+
+    Attributes:
+      squeezed: channels between the two dense layers, both of float32 at least.
+      dense: as in `Layers`.
+    """
+
+    squeezed: int
+    dense: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Scales [b, h, w, c]."""
+        y = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        y = jax.nn.relu(self.dense(self.squeezed, name="reduce")(y))
+        gate = jax.nn.hard_sigmoid(self.dense(x.shape[-1], name="expand")(y))
+        return x * gate[:, None, None].astype(x.dtype)
 
 
 class InvertedResidual(nn.Module):
     """MobileNetV2's block (Sandler et al. 2018, arXiv 1801.04381, table 1): expand, filter each channel, project.
 
+    With V3's additions (Howard et al. 2019, arXiv 1905.02244, figure 4).
+
     Attributes:
-      features: channels out.
-      expand_ratio: hidden channels over channels in; there is no expansion convolution where it is 1.
-      stride: of the depthwise convolution.
-      dilation: of the depthwise convolution.
-      conv: `nn.conv.Conv` with the network's options bound.
-      depthwise: `nn.conv.DepthwiseConv`, likewise.
-      norm: `nn.norm.GroupedBatchNorm`, likewise.
+      hidden: channels of the depthwise convolution; None: as many as come in, without an expansion.
+      act: after the expansion and the depthwise convolution.
+      kernel_size: of the depthwise convolution.
+      squeezed: of the squeeze-excite before the projection, where there is one.
     """
 
     features: int
-    expand_ratio: int
-    stride: int
-    dilation: int
-    conv: Callable[..., nn.Module]
-    depthwise: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    hidden: int | None
+    act: Activation
+    layers: Layers
+    kernel_size: int = 3
+    squeezed: int | None = None
+    stride: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features]."""
-        y = x
-        if self.expand_ratio != 1:
-            y = self.conv(x.shape[-1] * self.expand_ratio, name="expand")(y)
-            y = jax.nn.relu6(self.norm(name="expand_norm")(y, train))
-        y = self.depthwise(stride=self.stride, dilation=self.dilation, name="depthwise")(y)
-        y = jax.nn.relu6(self.norm(name="depthwise_norm")(y, train))
+        """See the module."""
+        y, layers = x, self.layers
+        if self.hidden is not None:
+            y = layers.conv_norm(y, train, self.hidden, "expand", self.act)
+        window: dict[str, Any] = dict(kernel_size=self.kernel_size, stride=self.stride, dilation=self.dilation)
+        y = layers.depthwise_norm(y, train, act=self.act, **window)
+        if self.squeezed is not None:
+            y = SqueezeExcite(self.squeezed, layers.dense, name="squeeze_excite")(y)
         # No activation after the projection: the paper's linear bottleneck.
-        y = self.conv(self.features, name="project")(y)
-        y = self.norm(name="project_norm")(y, train)
-        return x + y if self.stride == 1 and x.shape == y.shape else y
+        y = layers.conv_norm(y, train, self.features, "project")
+        return _residual(x, y, self.stride)
+
+
+class FusedInvertedResidual(nn.Module):
+    """The expansion filters too (EfficientNet-EdgeTPU's fused block; MobileNetV4's first stage, FusedIB)."""
+
+    features: int
+    expand_ratio: float
+    act: Activation
+    layers: Layers
+    kernel_size: int = 3
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """See the module."""
+        window: dict[str, Any] = dict(kernel_size=self.kernel_size, stride=self.stride, dilation=self.dilation)
+        hidden = make_divisible(x.shape[-1] * self.expand_ratio)
+        y = self.layers.conv_norm(x, train, hidden, "expand", self.act, **window)
+        y = self.layers.conv_norm(y, train, self.features, "project")
+        return _residual(x, y, self.stride)
+
+
+class LayerScale(nn.Module):
+    """A learnt factor for each channel (Touvron et al., arXiv 2103.17239, section 2), from 1e-5."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Scales [b, h, w, c]."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(1e-5), (x.shape[-1],), wide)
+        return x * scale[None, None, None].astype(x.dtype)
+
+
+class UniversalInvertedBottleneck(nn.Module):
+    """MobileNetV4's block (Qin et al. 2024, arXiv 2404.10518, figure 4): expansion between two optional filters.
+
+        start   middle   instance
+        0       k        inverted bottleneck (V2's)
+        k       0        ConvNext-like
+        k       k        extra depthwise
+        0       0        feed-forward network
+
+    Attributes:
+      start_kernel_size: of the depthwise convolution before the expansion; 0: there is none.
+      kernel_size: of the one after it; 0: there is none. It has the stride; if there is none, the first has.
+      layer_scale: scale the branch (the hybrid networks do).
+    """
+
+    features: int
+    expand_ratio: float
+    start_kernel_size: int
+    kernel_size: int
+    act: Activation
+    layers: Layers
+    layer_scale: bool = False
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """See the module."""
+        y, layers = x, self.layers
+        window: dict[str, Any] = dict(stride=self.stride, dilation=self.dilation)
+        if self.start_kernel_size:
+            first = window if not self.kernel_size else dict(window, stride=1)
+            y = layers.depthwise_norm(y, train, "start_depthwise", kernel_size=self.start_kernel_size, **first)
+        y = layers.conv_norm(y, train, make_divisible(x.shape[-1] * self.expand_ratio), "expand", self.act)
+        if self.kernel_size:
+            y = layers.depthwise_norm(y, train, act=self.act, kernel_size=self.kernel_size, **window)
+        y = layers.conv_norm(y, train, self.features, "project")
+        y = LayerScale(name="layer_scale")(y) if self.layer_scale else y
+        return _residual(x, y, self.stride)
+
+
+class MobileAttention(nn.Module):
+    """MobileNetV4's Mobile MQA (arXiv 2404.10518, section 5): every head has its queries, all share keys and values.
+
+    Attributes:
+      heads: of the queries.
+      key_dim: channels of a key, a value, and a head's query.
+      kv_stride: keys and values see a map that a depthwise 3×3 convolution has made smaller by it.
+    """
+
+    features: int
+    heads: int
+    key_dim: int
+    kv_stride: int
+    layers: Layers
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """See the module."""
+        layers = self.layers
+        y = layers.norm(name="input_norm")(x, train)
+        batch, rows, columns, _ = y.shape
+        query = layers.conv(self.heads * self.key_dim, name="query")(y)
+        query = query.reshape(batch, rows * columns, self.heads, self.key_dim)
+
+        def shared(name: str) -> Array:
+            seen = y
+            if self.kv_stride > 1:
+                seen = layers.depthwise_norm(y, train, f"{name}_depthwise", stride=self.kv_stride)
+            return layers.conv(self.key_dim, name=name)(seen).reshape(batch, -1, self.key_dim)
+
+        key, value = shared("key"), shared("value")
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        with jax.named_scope("attention"):
+            match = jnp.einsum("bqhd,bkd->bhqk", query, key, preferred_element_type=wide)
+            weights = jax.nn.softmax(match * self.key_dim**-0.5, axis=-1).astype(x.dtype)
+            seen = jnp.einsum("bhqk,bkd->bqhd", weights, value)
+        y = layers.conv(self.features, name="output")(seen.reshape(batch, rows, columns, -1))
+        return _residual(x, LayerScale(name="layer_scale")(y), self.stride)
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block (He et al. 2015, arXiv 1512.03385, figure 5), its stride on the 3×3 convolution (ResNet v1.5).
+
+    Attributes:
+      hidden: channels of the 3×3 convolution.
+    """
+
+    features: int
+    hidden: int
+    layers: Layers
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """See the module."""
+        layers = self.layers
+        window: dict[str, Any] = dict(kernel_size=3, stride=self.stride, dilation=self.dilation)
+        y = layers.conv_norm(x, train, self.hidden, "reduce", "relu")
+        y = layers.conv_norm(y, train, self.hidden, "conv", "relu", **window)
+        y = layers.conv_norm(y, train, self.features, "project")
+        if x.shape != y.shape:
+            x = layers.conv_norm(x, train, self.features, "shortcut", stride=self.stride)
+        return jax.nn.relu(x + y)
+
+
+def max_pool(x: Array, window: Window, size: int = 3) -> Array:
+    """Largest of each ``size`` × ``size`` window, per channel."""
+    pads = tuple(window.pad(x.shape[axis], size) for axis in (1, 2))
+    return nn.max_pool(x, (size, size), (window.stride, window.stride), pads)
+
+
+def _residual(x: Array, y: Array, stride: int) -> Array:
+    return x + y if stride == 1 and x.shape == y.shape else y
+
+
+def bind_layers(
+    conv: Callable[..., nn.Module],
+    depthwise: Callable[..., nn.Module],
+    norm: Callable[..., nn.Module],
+    dtype: Any,
+    kernel_init: Initializer,
+) -> Layers:
+    """`Layers` whose dense ones compute in float32 at least."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    dense = functools.partial(nn.Dense, dtype=wide, param_dtype=wide, kernel_init=kernel_init)
+    return Layers(conv=conv, depthwise=depthwise, norm=norm, dense=dense)

@@ -21,7 +21,7 @@ from jaxtyping import DTypeLike, Float
 
 from mnv2_jax.types import Array, Key
 
-Padding: TypeAlias = Literal["same", "symmetric"]
+Padding: TypeAlias = Literal["same", "symmetric", "trailing"]
 Init: TypeAlias = Literal["truncated_normal", "kaiming_fan_out", "kaiming_fan_out_grouped"]
 Initializer: TypeAlias = Callable[..., Array]
 
@@ -40,13 +40,19 @@ class Window(NamedTuple):
         """Zeros before and after an axis, of which ceil(size / stride) outputs remain.
 
         ``same``: as few as that takes, the odd one after (TensorFlow). ``symmetric``: dilation * (kernel - 1) / 2 on
-        each side, whatever the size (PyTorch). They differ where a stride meets an even size.
+        each side, whatever the size (PyTorch). They differ where a stride meets an even size. ``trailing``: where there
+        is a stride, one less before than ``symmetric``, as Keras pads in MobileNetV1; floor(size / stride) remain.
         """
         reach = self.dilation * (kernel - 1)
-        if self.padding == "symmetric":
-            return reach // 2, reach // 2
+        if self.padding != "same":
+            is_short = self.padding == "trailing" and self.stride > 1
+            return reach // 2 - is_short, reach // 2
         total = max((-(-size // self.stride) - 1) * self.stride + reach + 1 - size, 0)
         return total // 2, total - total // 2
+
+    def outputs(self, size: int, kernel: int) -> int:
+        """What remains of an axis."""
+        return (size + sum(self.pad(size, kernel)) - self.dilation * (kernel - 1) - 1) // self.stride + 1
 
     def pads(self, x: Array, kernel: Array) -> tuple[tuple[int, int], tuple[int, int]]:
         """`pad` of the rows and of the columns."""
@@ -117,7 +123,7 @@ def _padded(x: Array, kernel: Array, window: Window) -> Array:
 
 def _taps(x: Array, kernel: Array, window: Window) -> Iterator[tuple[int, int, Array]]:
     """Each (r, s) of the kernel with what it is multiplied by, [b, ceil(h / stride), ceil(w / stride), c]."""
-    rows, columns = (-(-size // window.stride) for size in x.shape[1:3])
+    rows, columns = window.outputs(x.shape[1], kernel.shape[0]), window.outputs(x.shape[2], kernel.shape[1])
     x = _padded(x, kernel, window)
     for r in range(kernel.shape[0]):
         for s in range(kernel.shape[1]):
@@ -272,6 +278,7 @@ class Conv(nn.Module):
       features: channels out.
       kernel_size: rows and columns of the kernel, odd.
       stride: of rows and columns.
+      dilation: rows and columns between taps of the kernel.
       padding: as `Window.pad` says.
       dtype: of the computation and the result.
       kernel_init: initialiser of the kernel.
@@ -280,6 +287,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 1
     stride: int = 1
+    dilation: int = 1
     padding: Padding = "same"
     dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = conv_init("kaiming_fan_out")
@@ -289,7 +297,13 @@ class Conv(nn.Module):
         """Maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features]."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.promote_types(self.dtype, jnp.float32))
-        return conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
+        return conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=self.padding,
+        )
 
 
 class DepthwiseConv(nn.Module):

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.models.classifier import Classifier, dropout
-from mnv2_jax.models.mobilenet_v2 import layout
+from mnv2_jax.models.mobilenet_v2 import plan
 from mnv2_jax.models.registry import Model, create_model
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "mobilenet_v2.json").read_text())
@@ -46,13 +46,17 @@ def images(batch, height, width=None, dtype=np.float32):
 def test_channels_are_those_of_the_literature(table):
     rule = "corenet" if "corenet" in table else "standard"
     for width, expected in GOLDEN[table].items():
-        plan = layout(ModelConfig(width=float(width), width_rule=rule))
-        rows, before = [], plan.stem
-        for block in plan.blocks:
-            residual = block.stride == 1 and before == block.channels
-            rows.append([before, before * block.expand_ratio, block.channels, block.stride, int(residual)])
-            before = block.channels
-        assert {"stem": plan.stem, "last": plan.head, "blocks": rows} == expected
+        params = shapes(create_model("mobilenet_v2", 10, width=float(width), width_rule=rule))["params"]
+        channels = {name: jax.tree.map(lambda leaf: leaf.shape[-1], tree) for name, tree in params.items()}
+        rows, before = [], channels["stem"]["kernel"]
+        for index, block in enumerate(plan(ModelConfig(width=float(width), width_rule=rule)).blocks, 1):
+            here = channels[f"block_{index}"]
+            after = here["project"]["kernel"]
+            residual = block.stride == 1 and before == after
+            rows.append([before, here["depthwise"]["kernel"], after, block.stride, int(residual)])
+            before = after
+        found = {"stem": channels["stem"]["kernel"], "last": channels["head"]["kernel"], "blocks": rows}
+        assert found == expected
 
 
 def test_parameters_are_named_as_a_checkpoint_should_read():
@@ -81,8 +85,9 @@ def test_endpoints_have_their_strides():
     [
         (224, {}, 7),
         (96, {}, 3),
-        (64, dict(stem_stride=1), 4),
-        (32, dict(stem_stride=1, stage_strides=(1, 1, 2, 2, 1, 2, 1)), 4),
+        (64, dict(strides=(1, 2, 2, 2, 2)), 4),
+        (32, dict(strides=(1, 1, 2, 2, 2)), 4),
+        (32, dict(strides=(2, 2, 2, 1, 2)), 2),
         (32, {}, 1),
     ],
 )
@@ -121,7 +126,7 @@ def test_dropout_of_a_row_depends_on_its_key_alone():
 
 def test_training_with_dropout_needs_keys():
     head = Classifier(num_classes=3, dropout=0.5, kernel_init=jax.nn.initializers.zeros)
-    x = jnp.ones((2, 1, 1, 4))
+    x = jnp.ones((2, 4))
     variables = head.init(jax.random.key(0), x, False, None)
     with pytest.raises(ValueError, match=r"dropout=0\.5 needs dropout_keys"):
         head.apply(variables, x, True, None)

@@ -8,7 +8,8 @@ from mnv2_jax.models.registry import create_model, from_config, list_models
 def test_lists_by_pattern():
     assert "mobilenet_v2" in list_models()
     assert list_models("*_v2") == ["mobilenet_v2"]
-    assert list_models("resnet*") == []
+    assert list_models("mobilenet_v4_hybrid*") == ["mobilenet_v4_hybrid_large", "mobilenet_v4_hybrid_medium"]
+    assert list_models("efficientnet*") == []
 
 
 def test_equal_options_give_equal_models():
@@ -28,8 +29,11 @@ def test_equal_options_give_equal_models():
         (dict(width=-0.5), "model.width=-0.5 must be a finite number greater than 0"),
         (dict(width=float("nan")), "model.width=nan must be a finite number greater than 0"),
         (dict(num_classes=0), "model.num_classes=0 must be at least 1"),
-        (dict(stage_strides=()), r"model.stage_strides=\[\] has 0 entries; expected 7"),
-        (dict(stage_strides=(1, 2)), r"model.stage_strides=\[1, 2\] has 2 entries; expected 7"),
+        (dict(strides=()), r"model.strides=\[\] has 0 entries; expected 5"),
+        (dict(name="resnet50", width=0.5), r"model.width=0.5: resnet50 has none; these have: mobilenet_v1, mob"),
+        (dict(name="resnet50", depth=2.0), r"model.depth=2.0: resnet50 has none; these have: mobilenet_v2"),
+        (dict(name="mobilenet_v3_small", activation="relu"), r"model.activation='relu': .* mobilenet_v1, mobilenet_v2"),
+        (dict(width_rule="torchvision"), r"width_rule='torchvision': mobilenet_v2 has no such rule; one of: standard"),
     ],
 )
 def test_refuses_what_cannot_be(arguments, message):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mnv2_jax.nn.blocks import InvertedResidual
+from mnv2_jax.nn.blocks import InvertedResidual, bind_layers
 from mnv2_jax.nn.conv import Conv, DepthwiseConv
 from mnv2_jax.nn.norm import GroupedBatchNorm
 
@@ -105,9 +105,14 @@ def test_refuses_a_batch_that_the_groups_do_not_divide():
 
 
 def test_the_number_of_devices_changes_rounding_only(x64):
-    options = dict(conv=functools.partial(Conv, dtype=jnp.float64), norm=functools.partial(GroupedBatchNorm, 2))
-    depthwise = functools.partial(DepthwiseConv, dtype=jnp.float64)
-    block = InvertedResidual(features=8, expand_ratio=3, stride=1, dilation=1, depthwise=depthwise, **options)
+    layers = bind_layers(
+        conv=functools.partial(Conv, dtype=jnp.float64),
+        depthwise=functools.partial(DepthwiseConv, dtype=jnp.float64),
+        norm=functools.partial(GroupedBatchNorm, 2),
+        dtype=jnp.float64,
+        kernel_init=jax.nn.initializers.normal(0.1),
+    )
+    block = InvertedResidual(features=8, hidden=24, act="relu6", squeezed=8, layers=layers)
     x = images(8, 4, 4, 8, dtype=np.float64)
     state = jax.jit(lambda: block.init(jax.random.key(0), jnp.asarray(x), False))()
 

@@ -24,7 +24,7 @@ SHRUNK = [
     "data.batch_size=32",
     "norm.group_size=8",
     "data.resolution=16",
-    "model.stage_strides=(1, 1, 2, 2, 1, 1, 1)",  # the last map is 2×2: statistics of 32 values, not of 8
+    "model.strides=(2, 1, 2, 2, 1)",  # the last map is 2×2: statistics of 32 values, not of 8
     "model.init=kaiming_fan_out_grouped",
     "model.dropout=0.1",
     "train.steps=20",
@@ -96,7 +96,7 @@ def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices():
     # ReLU6's kink, and then that one flip shows in the fifth digit of the gradient.
     first = {}
     for devices in (1, 2, 4):
-        found, _, _ = run(experiment("data.resolution=96", "model.stage_strides=None", devices=devices), 1)
+        found, _, _ = run(experiment("data.resolution=96", "model.strides=(2, 2, 2, 2, 2)", devices=devices), 1)
         first[devices] = found[0]
     for devices in (2, 4):
         for name in ("loss", "grad_norm"):

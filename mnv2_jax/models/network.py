@@ -1,0 +1,189 @@
+"""The network that every table of this folder is built into.
+
+    image ─► stem ─► (pool) ─► block_1 ─► … ─► block_n ─► (head) ─► mean ─► (hidden) ─► classifier ─► logits
+
+A family is a table and a function from a `ModelConfig` to a `Plan`; nothing else knows of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mnv2_jax.config import ModelConfig, NormConfig
+from mnv2_jax.models.classifier import Classifier
+from mnv2_jax.nn.blocks import ACTIVATIONS, Activation, Layers, bind_layers, max_pool
+from mnv2_jax.nn.conv import Conv, DepthwiseConv, Window, conv_init, dense_init
+from mnv2_jax.nn.norm import GroupedBatchNorm
+from mnv2_jax.types import Array, Key
+
+STRIDES = 5
+"""Every network here halves its map so often: `ModelConfig.strides`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """One block of a table, with everything decided but its channels in."""
+
+    make: Callable[..., nn.Module]
+    """A block of `nn.blocks`, called with ``layers``, ``stride``, ``dilation`` and ``name``."""
+    stride: int
+    """As published: 1 or 2."""
+    stage: int
+    """Which row of the family's table it belongs to, from 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The network that a config asks for; numbers are channels."""
+
+    stem: int
+    blocks: tuple[Block, ...]
+    act: Activation
+    """After the stem, the head and the hidden layer."""
+    stem_kernel_size: int = 3
+    stem_pool: bool = False
+    """Max-pool 3×3 of stride 2 after the stem (ResNet)."""
+    head: int | None = None
+    """1×1 convolution before the mean."""
+    hidden: int | None = None
+    """Dense layer behind the mean."""
+    hidden_norm: bool = False
+    """With batch norm, and so without a bias."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the map stands after some part of the network."""
+
+    stride: int
+    dilation: int
+    ratio: int
+    """Height of the image over height of the map."""
+
+
+def places(plan: Plan, model: ModelConfig) -> tuple[Place, ...]:
+    """Stride, dilation and ratio of the stem, of the pool where there is one, and of each block."""
+    published = [2, *([2] if plan.stem_pool else []), *(block.stride for block in plan.blocks)]
+    assert published.count(2) == STRIDES
+    asked = iter(model.strides)
+    found = []
+    ratio, dilation = 1, 1
+    for index, halves in enumerate(published):
+        stride = next(asked) if halves == 2 else 1
+        here = dilation
+        # DeepLab's rule, as in slim: a stride that would go beyond the output stride becomes dilation, from the
+        # next block on; the block that lost its stride still has the taps it would have had.
+        if ratio * stride > model.output_stride and index > plan.stem_pool:
+            dilation, stride = dilation * stride, 1
+        ratio *= stride
+        found.append(Place(stride, here, ratio))
+    return tuple(found)
+
+
+class Network(nn.Module):
+    """The network of a `ModelConfig` (its ``num_classes`` set) and a `NormConfig`.
+
+    Attributes:
+      plan_of: the family.
+    """
+
+    model: ModelConfig
+    norm: NormConfig
+    plan_of: Callable[[ModelConfig], Plan]
+
+    def __call__(self, x: Array, train: bool = False, dropout_keys: Key | None = None) -> Array:
+        """Maps float images [b, h, w, 3] to logits [b, k], float32 at least; see `endpoints`."""
+        return self.endpoints(x, train, dropout_keys)["logits"]
+
+    @property
+    def plan(self) -> Plan:
+        """What is built."""
+        return self.plan_of(self.model)
+
+    @property
+    def endpoint_strides(self) -> dict[str, int]:
+        """Height of the image over height of the map, for each endpoint that is one, in order."""
+        plan = self.plan
+        names = ["stem", *(["pool"] if plan.stem_pool else [])]
+        names += [f"block_{i}" for i in range(1, len(plan.blocks) + 1)]
+        ratios = {name: place.ratio for name, place in zip(names, places(plan, self.model), strict=True)}
+        return ratios | ({"head": ratios[names[-1]]} if plan.head else {})
+
+    @nn.compact
+    def endpoints(self, x: Array, train: bool = False, dropout_keys: Key | None = None) -> dict[str, Array]:
+        """The output of every block.
+
+        Args:
+          x: float images [b, h, w, 3] of any height and width.
+          train: batch norm by the statistics of the batch, which its groups must divide, and dropout.
+          dropout_keys: [b], one typed PRNG key an example; only read in training.
+
+        Returns:
+          In order (which `jax.jit` doesn't keep): stem, (pool), block_1 and so on, (head), each
+          [b, h / stride, w / stride, c] in the compute type, strides as in `endpoint_strides`, sizes rounded up; then
+          pooled [b, c], (hidden [b, d]) and logits [b, k], float32 at least.
+        """
+        plan, layers = self.plan, self._layers()
+        act = ACTIVATIONS[plan.act]
+        points: dict[str, Array] = {}
+        ways = iter(places(plan, self.model))
+        x = layers.conv_norm(
+            x, train, plan.stem, "stem", plan.act, kernel_size=plan.stem_kernel_size, stride=next(ways).stride
+        )
+        points["stem"] = x
+        if plan.stem_pool:
+            x = points["pool"] = max_pool(x, Window(next(ways).stride, padding=_conv_padding(self.model)))
+        for index, (block, way) in enumerate(zip(plan.blocks, ways, strict=True), 1):
+            name = f"block_{index}"
+            x = block.make(layers=layers, stride=way.stride, dilation=way.dilation, name=name)(x, train)
+            points[name] = x
+        if plan.head:
+            x = points["head"] = layers.conv_norm(x, train, plan.head, "head", plan.act)
+        x = points["pooled"] = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        if plan.hidden:
+            x = layers.dense(plan.hidden, use_bias=not plan.hidden_norm, name="hidden")(x)
+            x = layers.norm(name="hidden_norm")(x, train) if plan.hidden_norm else x
+            x = points["hidden"] = act(x)
+        assert self.model.num_classes is not None
+        classifier = Classifier(
+            num_classes=self.model.num_classes,
+            dropout=self.model.dropout,
+            kernel_init=dense_init(self.model.init),
+            name="classifier",
+        )
+        points["logits"] = classifier(x, train, dropout_keys)
+        return points
+
+    def _layers(self) -> Layers:
+        model, dtype = self.model, jnp.dtype(self.model.dtype)
+        options: dict[str, Any] = dict(dtype=dtype, kernel_init=conv_init(model.init))
+        return bind_layers(
+            conv=functools.partial(Conv, padding=_conv_padding(model), **options),
+            depthwise=functools.partial(
+                DepthwiseConv, padding="trailing" if model.padding == "keras_v1" else model.padding, **options
+            ),
+            norm=functools.partial(
+                GroupedBatchNorm,
+                group_size=self.norm.group_size,
+                decay=self.norm.decay,
+                epsilon=self.norm.epsilon,
+            ),
+            dtype=dtype,
+            kernel_init=dense_init(model.init),
+        )
+
+
+def _conv_padding(model: ModelConfig) -> Any:
+    return "same" if model.padding == "keras_v1" else model.padding
+
+
+def is_width(width: float) -> bool:
+    """Whether it can be a width multiplier."""
+    return 0 < width < math.inf
