@@ -5,7 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_EXPORTS = dict.fromkeys(("Model", "create_model", "list_models"), "mnv2_jax.models.registry")
+_EXPORTS = {
+    "Model": "mnv2_jax.models.registry",
+    "WeightsInfo": "mnv2_jax.models.weights",
+    "create_model": "mnv2_jax.models.registry",
+    "list_models": "mnv2_jax.models.registry",
+    "load_weights": "mnv2_jax.convert.load",
+    "model_info": "mnv2_jax.models.info",
+    "save_weights": "mnv2_jax.models.weights",
+}
 
 __all__ = list(_EXPORTS)
 

@@ -35,6 +35,7 @@ def main() -> None:
     if args.config is None:
         raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
     name, settings = config.load(args.config, overrides)
+    given = config.given(args.config, overrides)
     default = args.config.removesuffix("/config.json") if args.config.endswith("/config.json") else f"runs/{name}"
     workdir = args.workdir or workdir_type(default)
 
@@ -42,11 +43,15 @@ def main() -> None:
 
     out = verbs.Output(args.json)
     if args.mode == "train":
-        verbs.train(settings, workdir, out)
+        verbs.train(settings, given, workdir, out)
+    elif args.mode == "eval" and "init.weights" in given:
+        if args.workdir or args.checkpoint:
+            raise UserError("--config.init.weights says what is evaluated; leave --workdir and --checkpoint out")
+        verbs.evaluate_weights(settings, given, out)
     elif args.mode == "eval":
         verbs.evaluate(settings, workdir, args.checkpoint or "latest", out)
     else:
-        verbs.summarise(settings, out)
+        verbs.summarise(settings, given, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Says what is on images: ``python -m mnv2_jax.predict --workdir=runs/w0_35 IMAGE_OR_FOLDER...``."""
+"""Says what is on images: ``python -m mnv2_jax.predict --weights=v2.safetensors IMAGE_OR_FOLDER...``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,12 +19,16 @@ from mnv2_jax.data.images import decode, evaluation_view
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
 
+if TYPE_CHECKING:
+    from mnv2_jax.models.weights import Weights
+
 BATCH = 32
 """Images that are looked at together, at most."""
 
 _HELP_AFTER = """\
-An image is seen as evaluation sees it: resized, cropped and normalised as the run's config says. Nothing is printed
-before every image has been read; one that is missing or damaged is named on standard error, with exit code 2.
+An image is seen as evaluation sees it: resized, cropped and normalised as the run's config or the weights say. Nothing
+is printed before every image has been read; one that is missing or damaged is named on standard error, with exit code
+2.
 
 --json prints one list on standard output:
   [{"path": "a.jpg", "top": [{"index": 3, "label": "cat", "probability": 0.98}, ...]}, ...]
@@ -32,16 +36,19 @@ before every image has been read; one that is missing or damaged is named on sta
 examples:
   python -m mnv2_jax.predict --workdir=runs/w0_35 a.jpg b.png
   python -m mnv2_jax.predict --workdir=runs/w0_35 --checkpoint=best --top=1 --json photos/
+  python -m mnv2_jax.predict --weights=v2.safetensors photos/
+  python -m mnv2_jax.predict --weights=timm/mobilenetv2_100.ra_in1k photos/
 """
 
 
 def main() -> None:
     """Flags, images, answer."""
-    parser = Parser("Prints the most probable classes of images, by a trained run.", _HELP_AFTER)
+    parser = Parser("Prints the most probable classes of images, by a trained run or by weights.", _HELP_AFTER)
     parser.prog = "python -m mnv2_jax.predict"
     parser.add_argument("--workdir", type=workdir_type, help="the run's folder")
+    parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or a name of published weights")
     parser.add_argument(
-        "--checkpoint", choices=("latest", "best"), default="latest", help="best: at evaluation (default: latest)"
+        "--checkpoint", choices=("latest", "best"), help="of the run; best: at evaluation (default: latest)"
     )
     parser.add_argument(
         "--top", type=_at_least_one, default=5, metavar="K", help="classes an image, at most all (default: 5)"
@@ -53,12 +60,19 @@ def main() -> None:
     args, overrides = parser.parse(sys.argv[1:])
     if overrides:
         raise UserError(f"--config.{overrides[0]}: a run predicts by its own config; leave it out")
-    if args.workdir is None:
-        raise UserError("--workdir is missing; give the folder of a trained run, as in --workdir=runs/w0_35")
+    if (args.workdir is None) == (args.weights is None):
+        raise UserError("give either --workdir, the folder of a trained run, as runs/w0_35, or --weights, a file")
+    if args.weights and args.checkpoint:
+        raise UserError(f"--checkpoint={args.checkpoint} is read with --workdir only; leave it out")
     if not args.images:
         raise UserError("no image is given; name image files or folders after the flags")
     paths = list(find_images(args.images))
-    answers = predict(args.workdir, paths, args.top, args.checkpoint)
+    if args.workdir is not None:
+        answers = predict_by_run(args.workdir, paths, args.top, args.checkpoint or "latest")
+    else:
+        from mnv2_jax.convert.load import load_weights  # JAX takes seconds; a mistyped flag or path doesn't wait for it
+
+        answers = predict(load_weights(args.weights), paths, args.top)
     if args.json:
         print(json.dumps(answers))
         return
@@ -87,55 +101,57 @@ def find_images(inputs: Sequence[str]) -> Iterator[str]:
             raise UserError(f"{given}: no such image or folder; correct the path")
 
 
-def predict(
+def predict_by_run(
     workdir: pathlib.Path, paths: Sequence[str], top: int = 5, which: Literal["latest", "best"] = "latest"
 ) -> list[dict[str, Any]]:
-    """Classifies image files by a run's checkpoint.
+    """Classifies image files by a run's checkpoint; see `predict`."""
+    from mnv2_jax.training.initial import read_run_weights
+
+    return predict(read_run_weights(workdir, which), paths, top)
+
+
+def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[str, Any]]:
+    """Classifies image files.
 
     Args:
-      workdir: the run's folder.
+      weights: a model, its variables, and how it wants images.
       paths: of image files, at least one.
       top: how many classes an image, at least 1; at most all are given.
-      which: checkpoint.
 
     Returns:
       For each image ``{"path", "top": [{"index", "label", "probability"}]}``, the most probable class first.
 
     Raises:
-      UserError: if that is no run with a checkpoint, or an image can't be read.
+      UserError: if an image can't be read.
     """
-    from mnv2_jax.training.run_folder import read_run
-
-    settings, names = read_run(workdir)
-
     import jax  # takes seconds; a mistyped flag or path doesn't wait for it
 
-    from mnv2_jax.models.registry import from_config
     from mnv2_jax.ops.augment import normalise
     from mnv2_jax.training import runtime
-    from mnv2_jax.training.checkpoint import restore_variables
 
     runtime.configure()
-    model = from_config(dataclasses.replace(settings.model, num_classes=len(names)), settings.norm)
-    variables = jax.device_put(restore_variables(workdir, which)[1])
+    model, variables, info = weights
+    data = config.build({"data": dataclasses.asdict(info.preprocessing)}).data
+    labels = info.labels or tuple(str(index) for index in range(model.num_classes))
+    variables = jax.device_put(variables)
 
     @jax.jit
     def best(variables: Any, images: Any) -> Any:
-        logits, _ = model.apply(variables, normalise(images, settings.data.mean, settings.data.std))
-        return jax.lax.top_k(jax.nn.softmax(logits), min(top, len(names)))
+        logits, _ = model.apply(variables, normalise(images, data.mean, data.std))
+        return jax.lax.top_k(jax.nn.softmax(logits), min(top, model.num_classes))
 
     answers: list[dict[str, Any]] = []
     # Every batch has the same size, and few sizes are possible: one compilation, which the cache often has.
     size = min(BATCH, 1 << (len(paths) - 1).bit_length())
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
-        images = np.zeros((size, settings.data.resolution, settings.data.resolution, 3), np.uint8)
+        images = np.zeros((size, data.resolution, data.resolution, 3), np.uint8)
         for row, path in enumerate(chunk):
-            images[row] = _read(path, settings.data)
+            images[row] = _read(path, data)
         probabilities, indices = jax.device_get(best(variables, images))
         for path, values, places in zip(chunk, probabilities.tolist(), indices.tolist(), strict=False):
             rows = zip(places, values, strict=True)
-            answers.append({"path": path, "top": [{"index": i, "label": names[i], "probability": p} for i, p in rows]})
+            answers.append({"path": path, "top": [{"index": i, "label": labels[i], "probability": p} for i, p in rows]})
     return answers
 
 

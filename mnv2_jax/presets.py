@@ -24,7 +24,6 @@ PAPER = dict(
     norm=dict(decay=0.997, epsilon=1e-3),
     data=dict(
         name="imagenet",
-        resolution=224,
         batch_size=96,
         crop="random_resized",
         crop_area=(0.05, 1.0),
@@ -156,13 +155,14 @@ def _integer(parsed: dict[str, str], key: str) -> int:
     return value
 
 
-def preset(arg: str = "", **model: Any) -> ml_collections.ConfigDict:
+def preset(arg: str = "", *, resolution: int = 224, **model: Any) -> ml_collections.ConfigDict:
     """A recipe with the deltas of ``arg`` and of ``model``.
 
     Args:
       arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME (unset: the
         recipe's); path: where it lies; res: resolution in pixels; recipe: a key of `RECIPES`; classes: number of
         classes; batch: images a step, which also sets the norm group to its largest divisor up to the recipe's.
+      resolution: what the network was published for, in pixels; taken where neither ``arg`` nor the recipe has one.
       **model: fields of `config.ModelConfig`, as ``width=0.35``.
 
     Raises:
@@ -187,6 +187,8 @@ def preset(arg: str = "", **model: Any) -> ml_collections.ConfigDict:
         config.data.path = parsed["path"]
     if "res" in parsed:
         config.data.resolution = _integer(parsed, "res")
+    elif "resolution" not in config.data:
+        config.data.resolution = resolution
     if "classes" in parsed:
         config.model.num_classes = _integer(parsed, "classes")
     if "batch" in parsed:

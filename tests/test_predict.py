@@ -68,8 +68,8 @@ def test_table_for_people(run):
 def test_an_image_does_not_depend_on_its_neighbours(run):
     workdir, images = run
     paths = [str(path) for path in sorted((images / "5").iterdir())[:35]]  # more than one batch
-    together = predict.predict(workdir, paths)
-    alone = predict.predict(workdir, paths[-1:])[0]
+    together = predict.predict_by_run(workdir, paths)
+    alone = predict.predict_by_run(workdir, paths[-1:])[0]
     assert [row["index"] for row in together[-1]["top"]] == [row["index"] for row in alone["top"]]
     for ours, its in zip(together[-1]["top"], alone["top"], strict=True):
         assert ours["probability"] == pytest.approx(its["probability"], rel=1e-5)
@@ -88,7 +88,7 @@ def test_a_damaged_image_among_good_ones_stops_it_before_any_answer(run, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "--workdir is missing"),
+        ([], "give either --workdir"),
         (["--workdir=.", "--json"], "no image is given"),
         (["--wrokdir=.", "x.png"], "did you mean '--workdir'"),
         (["--workdir=.", "nowhere.png"], "nowhere.png: no such image or folder"),
@@ -126,4 +126,4 @@ def test_find_images(tmp_path):
 def test_a_folder_that_is_no_run(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     with pytest.raises(UserError, match="no run is there"):
-        predict.predict(tmp_path, [str(tmp_path / "x.png")])
+        predict.predict_by_run(tmp_path, [str(tmp_path / "x.png")])

@@ -10,12 +10,13 @@ so an option can't be misspelt.
 
 from mnv2_jax.config.build import build
 from mnv2_jax.config.checks import check_devices
-from mnv2_jax.config.files import load
+from mnv2_jax.config.files import given, load
 from mnv2_jax.config.schema import (
     MAY_DIFFER,
     CheckpointConfig,
     Config,
     DataConfig,
+    InitConfig,
     LogConfig,
     LossConfig,
     ModelConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "InitConfig",
     "LogConfig",
     "LossConfig",
     "ModelConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "check_devices",
     "differences",
     "flatten",
+    "given",
     "load",
     "to_dict",
 ]

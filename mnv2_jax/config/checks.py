@@ -55,6 +55,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
 """(key, lowest, highest, whether the lowest itself is allowed)."""
 
 READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
+    "init.head": ("init.weights set", lambda c: c.init.weights is not None),
     "data.path": ("data.name other than digits, which come with scikit-learn", lambda c: c.data.name != "digits"),
     "data.crop_area": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
     "data.crop_ratio": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),

@@ -54,6 +54,13 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
     return name, config
 
 
+def given(spec: str, overrides: Sequence[str] = ()) -> frozenset[str]:
+    """Keys that the command line sets by itself: those of the overrides, and the resolution where ``res=`` does."""
+    keys = {override.partition("=")[0] for override in overrides}
+    argument = spec.partition(":")[2].split(",")
+    return frozenset(keys | {"data.resolution" for item in argument if item.startswith("res=")})
+
+
 def _run_python(path: pathlib.Path, arg: str) -> dict[str, Any]:
     """Runs ``get_config(arg)`` of a config file."""
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)

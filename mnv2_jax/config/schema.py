@@ -41,6 +41,17 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """What the weights are before the first step."""
+
+    weights: str | None = None
+    """A file of weights (ours, or of torchvision, timm, CoreNet, Keras, TFLite), the folder of a run, or a name such as
+    timm/mobilenetv2_100.ra_in1k. Unset: random."""
+    head: Literal["load", "new"] = "load"
+    """new: a random classifier, for other classes than those of the weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NormConfig:
     """Grouped batch norm (`nn.norm`)."""
 
@@ -181,6 +192,7 @@ class Config:
     seed: int = 0
     """Of the initial weights, the data order, augmentation and dropout."""
     model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
     norm: NormConfig = NormConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()

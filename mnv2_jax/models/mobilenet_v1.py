@@ -24,12 +24,14 @@ STAGES = (
 def plan(model: ModelConfig) -> Plan:
     """The network of a config.
 
-    Channels are cut to whole numbers, at least 8 (slim, Keras; the paper's counts); by ``width_rule="corenet"``
-    rounded to multiples of 16. The activation is ReLU6 (slim, Keras, timm), or what ``model.activation`` says.
+    Channels are cut to whole numbers, at least 8 (slim, Keras; the paper's counts). The activation is ReLU6 (slim,
+    Keras, timm), or what ``model.activation`` says. With ``width_rule="corenet"`` channels are rounded to multiples of
+    16, and no activation follows a depthwise convolution.
     """
+    is_corenet = model.width_rule == "corenet"
 
     def scaled(channels: int) -> int:
-        if model.width_rule == "corenet":
+        if is_corenet:
             return make_divisible(math.ceil(channels * model.width), 16)
         return max(8, int(channels * model.width))
 
@@ -38,7 +40,9 @@ def plan(model: ModelConfig) -> Plan:
         stem=scaled(STEM_CHANNELS),
         blocks=tuple(
             Block(
-                make=functools.partial(DepthwiseSeparable, features=scaled(channels), act=act),
+                make=functools.partial(
+                    DepthwiseSeparable, features=scaled(channels), act=act, linear_depthwise=is_corenet
+                ),
                 stride=stride,
                 stage=stage,
             )

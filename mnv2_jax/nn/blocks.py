@@ -77,18 +77,25 @@ class ConvBlock(nn.Module):
 
 
 class DepthwiseSeparable(nn.Module):
-    """MobileNetV1's block (Howard et al. 2017, arXiv 1704.04861, figure 3): filter each channel, then mix them."""
+    """MobileNetV1's block (Howard et al. 2017, arXiv 1704.04861, figure 3): filter each channel, then mix them.
+
+    Attributes:
+      act: after both convolutions.
+      linear_depthwise: only after the second (CoreNet).
+    """
 
     features: int
     act: Activation
     layers: Layers
+    linear_depthwise: bool = False
     stride: int = 1
     dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """See the module."""
-        x = self.layers.depthwise_norm(x, train, act=self.act, stride=self.stride, dilation=self.dilation)
+        act = None if self.linear_depthwise else self.act
+        x = self.layers.depthwise_norm(x, train, act=act, stride=self.stride, dilation=self.dilation)
         return self.layers.conv_norm(x, train, self.features, "pointwise", self.act)
 
 

@@ -44,6 +44,18 @@ def make_evaluate(experiment: Experiment, should_stop: Callable[[], bool] = lamb
     return evaluate
 
 
+def evaluate_initial(experiment: Experiment) -> tuple[str, Mapping[str, Any]]:
+    """Evaluates the weights that an experiment was opened with.
+
+    Returns:
+      The name of the split, and `Task.summarise`'s result.
+    """
+    assert experiment.initial is not None
+    result = make_evaluate(experiment)(meshes.put(experiment.mesh, experiment.initial.variables))
+    assert result is not None
+    return experiment.dataset.eval.name, result
+
+
 def evaluate_run(
     config: Config, workdir: pathlib.Path, which: Literal["latest", "best"]
 ) -> tuple[int, str, Mapping[str, Any]]:

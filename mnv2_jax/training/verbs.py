@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple, TextIO
 
 from mnv2_jax.config import Config
@@ -18,6 +18,7 @@ from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import evaluate as evaluation
 from mnv2_jax.training import loop, runtime
 from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.initial import prepare
 
 
 class Output(NamedTuple):
@@ -38,10 +39,11 @@ class Output(NamedTuple):
             print(text)
 
 
-def train(config: Config, workdir: pathlib.Path, out: Output) -> None:
-    """Trains a run to its end, or goes on with it."""
+def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Output) -> None:
+    """Trains a run to its end, or goes on with it; ``given`` are the keys that the command line sets."""
     runtime.configure()
-    summary = loop.train(open_experiment(config), workdir, out.text)
+    config, initial = prepare(config, given, evaluates=False)
+    summary = loop.train(open_experiment(config, initial=initial), workdir, out.text)
     out.answer({"stopped": True} if summary is None else summary)
 
 
@@ -49,24 +51,41 @@ def evaluate(config: Config, workdir: pathlib.Path, which: Literal["latest", "be
     """Evaluates a checkpoint of a run, on any devices."""
     runtime.configure()
     step, split, result = evaluation.evaluate_run(config, workdir, which)
+    _answer_evaluation(f"{workdir}, step {step}", split, result, out, step=step)
+
+
+def evaluate_weights(config: Config, given: Collection[str], out: Output) -> None:
+    """Evaluates `init.weights` as they are, on images as their publisher sees them."""
+    runtime.configure()
+    config, initial = prepare(config, given, evaluates=True)
+    experiment = open_experiment(config, initial=initial, evaluates_initial=True)
+    split, result = evaluation.evaluate_initial(experiment)
+    _answer_evaluation(str(config.init.weights), split, result, out, weights=config.init.weights)
+
+
+def _answer_evaluation(what: str, split: str, result: Mapping[str, Any], out: Output, **facts: Any) -> None:
     lines = [
-        f"{workdir}, step {step}: {split} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
+        f"{what}: {split} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
         f" {result['loss']:.4f}, ECE {result['ece']:.4f}, {result['count']} images"
     ]
-    for row in result["per_class"]:
-        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
-        lines.append(f"  {row['label']:<30} {accuracy:>8}  of {row['count']}")
+    lines += [
+        f"  {row['label']:<30} {row['accuracy']:>8.2%}  of {row['count']}"
+        for row in result["per_class"]
+        if row["count"]
+    ]
     if len(result["confusion"]) <= 30:
         lines += ["confusion, a row a true class:"]
         lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in result["confusion"]]
     tables = {key: result[key] for key in ("per_class", "confusion", "calibration")}
-    out.answer({"step": step, "split": split, "eval": scalars(result), **tables}, "\n".join(lines))
+    out.answer({**facts, "split": split, "eval": scalars(result), **tables}, "\n".join(lines))
 
 
-def summarise(config: Config, out: Output) -> None:
+def summarise(config: Config, given: Collection[str], out: Output) -> None:
     """Prints the layer table of a config's model; reads no data."""
     runtime.configure()
-    classes = config.model.num_classes or known_num_classes(config.data)
+    config, initial = prepare(config, given, evaluates=True)
+    loaded = initial.model.num_classes if initial and config.init.head == "load" else None
+    classes = config.model.num_classes or loaded or known_num_classes(config.data)
     model = from_config(dataclasses.replace(config.model, num_classes=classes), config.norm)
     summary = counting.summarise(model, config.data.resolution)
     rows = [("layer", "output", "params", "MAdds")]

@@ -1,0 +1,16 @@
+"""ResNet-50 on ImageNet at 224 px: 25,557,032 parameters, 4,089.2 M MAdds.
+
+Published top-1 / top-5: torchvision v1 76.130 / 92.862, v2 80.858 / 95.434. Not trained with this code yet.
+The default recipe is MobileNetV2's, not that of the family's own paper: 412 epochs of 1.28 million images.
+
+    python -m mnv2_jax.main --config=configs/resnet50.py:path=IMAGENET
+"""
+
+from ml_collections import ConfigDict
+
+from mnv2_jax import presets
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, name="resnet50")

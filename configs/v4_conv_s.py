@@ -1,0 +1,16 @@
+"""MobileNetV4-Conv-S on ImageNet at 224 px: 3,774,024 parameters, 186.0 M MAdds.
+
+Published top-1 / top-5: paper 73.8; timm (e2400) 73.756 / 91.430. Not trained with this code yet.
+The default recipe is MobileNetV2's, not that of the family's own paper: 412 epochs of 1.28 million images.
+
+    python -m mnv2_jax.main --config=configs/v4_conv_s.py:path=IMAGENET
+"""
+
+from ml_collections import ConfigDict
+
+from mnv2_jax import presets
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, name="mobilenet_v4_conv_small")

@@ -1,0 +1,125 @@
+"""Weights of other libraries, and of runs, as one file: ``python -m mnv2_jax.convert --model=NAME WEIGHTS OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+from mnv2_jax.errors import UserError, exit_on_user_error
+from mnv2_jax.flags import Parser
+
+if TYPE_CHECKING:
+    from mnv2_jax.models.weights import Weights
+
+_HELP_AFTER = """\
+WEIGHTS is one of
+  a file of torchvision or timm (.pth, .safetensors), CoreNet (.pt), Keras (.h5, .weights.h5, .keras) or TFLite
+    (.tflite, float or quantised); whose it is, is recognised
+  a name of published weights, fetched once: timm/mobilenetv2_100.ra_in1k, torchvision/mobilenet_v2.v2
+  the folder of a run
+  a file that this command wrote, with --to=timm
+OUT gets the model, how it wants its images and the names of its classes with the weights. TensorFlow's 1001 classes
+become ImageNet's 1000. .pth files need torch, Keras and TFLite files and timm's names the extra "convert".
+
+examples:
+  python -m mnv2_jax.convert --model=mobilenet_v2 mobilenet_v2_1.0_224.tflite v2.safetensors
+  python -m mnv2_jax.convert --model=mobilenet_v1 --width=0.25 mobilenet_2_5_128_tf.h5 v1.safetensors
+  python -m mnv2_jax.convert timm/mobilenetv3_large_100.ra_in1k v3.safetensors
+  python -m mnv2_jax.convert runs/w0_35 mine.safetensors
+  python -m mnv2_jax.convert --to=timm mine.safetensors for_timm.safetensors
+"""
+LIBRARIES = ("torchvision", "timm", "timm_tf", "corenet", "keras", "tflite")
+
+
+def main() -> None:
+    """Flags, weights, file."""
+    parser = Parser("Converts weights into one file for this project, or back for timm.", _HELP_AFTER)
+    parser.prog = "python -m mnv2_jax.convert"
+    parser.add_argument("--model", metavar="NAME", help="which network the file holds, as mobilenet_v2")
+    parser.add_argument("--width", type=float, help="its width multiplier (default: 1.0)")
+    parser.add_argument("--width_rule", metavar="RULE", help="how its widths round (default: the library's)")
+    parser.add_argument("--depth", type=float, help="its depth multiplier (default: 1.0)")
+    parser.add_argument("--activation", metavar="NAME", help="relu or relu6 (default: the file's or the library's)")
+    parser.add_argument(
+        "--library", choices=LIBRARIES, help="whose file it is (default: recognised); timm_tf: timm's tf_ models"
+    )
+    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="of the images (default: the file's, or 224)")
+    parser.add_argument("--mean", type=_three, metavar="R,G,B", help="of pixels from 0 to 1 (default: the library's)")
+    parser.add_argument("--std", type=_three, metavar="R,G,B", help="likewise, the deviation")
+    parser.add_argument("--eval_crop_fraction", type=float, metavar="F", help="of the short side (default: 0.875)")
+    parser.add_argument("--interpolation", metavar="NAME", help="bilinear or bicubic (default: the library's)")
+    parser.add_argument("--labels", type=pathlib.Path, metavar="FILE", help="a name of a class a line, in their order")
+    parser.add_argument(
+        "--to", choices=("mnv2_jax", "timm"), default="mnv2_jax", help="timm: a state dict of timm's names"
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a file, a name, or the folder of a run")
+    parser.add_argument("out", metavar="OUT", type=pathlib.Path, help="ends in .safetensors; with --to=timm also .pth")
+    args, overrides = parser.parse(sys.argv[1:])
+    if overrides:
+        raise UserError(f"--config.{overrides[0]}: there is no config to convert by; leave it out")
+    endings = (".safetensors", ".pth") if args.to == "timm" else (".safetensors",)
+    if args.out.suffix not in endings:
+        raise UserError(f"{args.out}: OUT must end in {' or '.join(endings)}")
+    if args.out.exists() and not args.force:
+        raise UserError(f"{args.out}: is there already; give another name, or --force to replace it")
+
+    from mnv2_jax.convert.load import to_timm  # JAX takes seconds; a mistyped flag doesn't wait for it
+    from mnv2_jax.convert.state_dicts import write_state_dict
+    from mnv2_jax.models.weights import describe, save_weights
+
+    weights = _open(args)
+    if args.to == "timm":
+        write_state_dict(args.out, to_timm(weights))
+    else:
+        save_weights(args.out, *weights)
+    print(f"{args.out}: {describe(weights.model)}, of {weights.info.source}")
+    for note in weights.info.notes:
+        print(f"  {note}")
+    for key, value in dataclasses.asdict(weights.info.preprocessing).items():
+        print(f"  {key} {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _open(args: argparse.Namespace) -> Weights:
+    from mnv2_jax.convert.load import load_weights
+
+    options = {key: getattr(args, key) for key in ("width", "width_rule", "depth", "activation")}
+    options = {key: value for key, value in options.items() if value is not None}
+    fields = ("resolution", "mean", "std", "eval_crop_fraction", "interpolation")
+    asked = {key: getattr(args, key) for key in fields if getattr(args, key) is not None}
+    labels = _read_labels(args.labels) if args.labels else None
+    if pathlib.Path(args.weights).expanduser().is_dir():
+        if args.model or args.library or labels or options or asked:
+            raise UserError(f"{args.weights}: a run says itself what it holds; leave the model and its options out")
+        from mnv2_jax.training.initial import read_run_weights
+
+        return read_run_weights(pathlib.Path(args.weights).expanduser(), "latest")
+    return load_weights(
+        args.weights, args.model, library=args.library, preprocessing=asked or None, labels=labels, **options
+    )
+
+
+def _read_labels(path: pathlib.Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--labels={path}: can't be read ({error}); give a text file") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _three(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} must be three numbers, as in 0.5,0.5,0.5")
+    return values
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,103 @@
+"""What the readers of foreign files hand on: layers with our leaf names and layouts, in the order of computation.
+
+The order of `ForeignNetwork.layers` is a promise within each kind: all convolutions (1x1 ones too) stand in the order
+in which the network computes them, and so do all depthwise convolutions, all norms and all dense layers. How layers of
+different kinds interleave means something only where the file says it (Keras files with a config, TFLite) and nothing
+elsewhere (Keras `.weights.h5`): match kind by kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+
+from mnv2_jax.errors import UserError
+
+Kind = Literal["conv", "depthwise", "dense", "norm"]
+LARGEST = 1 << 30
+"""Bytes of all arrays of a file: no MobileNet comes near, and a damaged size must not fill the memory."""
+
+_RANK = {"conv": 4, "depthwise": 4, "dense": 2}
+_NORM = {"scale", "bias", "mean", "var"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignLayer:
+    """A layer with weights; one whose arrays don't fit together or aren't finite can't be made (`UserError`)."""
+
+    name: str
+    """As its file calls it, for errors."""
+    kind: Kind
+    """As in the file: a classifier or a squeeze-excite of 1x1 convolutions is "conv", of dense layers "dense"."""
+    arrays: Mapping[str, np.ndarray]
+    """float32: kernel (conv [r, s, i, o], depthwise [r, s, 1, c], dense [c, k]) and perhaps bias [o]; or scale, bias,
+    mean, var [c] of a norm."""
+    activation: str | None = None
+    """relu, relu6, hard_swish or hard_sigmoid follows it, directly or after its norm. None: no, another, or unknown."""
+
+    def __post_init__(self) -> None:
+        arrays = self.arrays
+        if self.kind == "norm":
+            shape = arrays.get("mean", np.empty(0)).shape
+            fits = set(arrays) == _NORM and len(shape) == 1 and all(a.shape == shape for a in arrays.values())
+        else:
+            kernel = arrays.get("kernel", np.empty(0))
+            fits = set(arrays) <= {"kernel", "bias"} and kernel.ndim == _RANK[self.kind]
+            fits &= "bias" not in arrays or arrays["bias"].shape == kernel.shape[-1:]
+            fits &= self.kind != "depthwise" or kernel.shape[2] == 1  # a depth multiplier other than 1 isn't known here
+        if not fits or not all(a.size for a in arrays.values()):
+            shapes = ", ".join(f"{leaf} {list(a.shape)}" for leaf, a in arrays.items()) or "nothing"
+            raise UserError(
+                f"{self.kind} layer {self.name!r} holds {shapes}, which no MobileNet has; give another file"
+            )
+        if not all(np.isfinite(a).all() for a in arrays.values()):
+            raise UserError(f"layer {self.name!r} holds NaN or infinity; take the weights of an earlier step")
+        if self.kind == "norm" and arrays["var"].min() < 0:
+            raise UserError(f"norm {self.name!r} has a negative variance; the file is damaged, get it again")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForeignNetwork:
+    """All layers with weights of a file, and what else it says."""
+
+    source: Literal["keras", "tflite"]
+    layers: tuple[ForeignLayer, ...]
+    """Of each kind in the order of computation: see the module."""
+    folded: bool
+    """True: the norms are folded into the convolutions, which have biases (TFLite)."""
+    epsilon: float | None
+    """Of the norms. None: the file doesn't say."""
+    resolution: int | None
+    """Height and width of the input. None: the file doesn't say, or it isn't fixed, or not square."""
+    mean: tuple[float, float, float] | None
+    """The network takes (pixel / 255 - mean) / std. None: the file doesn't say."""
+    std: tuple[float, float, float] | None
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """In C order; what overflows is infinite, without a warning."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(array, np.float32)
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, form: str) -> Iterator[None]:
+    """Whatever reading a foreign file raises becomes one `UserError` that begins with its path.
+
+    Parsers of binary formats raise almost anything on damaged bytes (struct.error, KeyError, RuntimeError,
+    RecursionError, MemoryError, ...), so that a list of exceptions would never be complete.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file; correct the path") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {str(error) or 'no details'}"[:200]
+        raise UserError(f"{path}: damaged, or not a {form} file ({what}); get it again, or give another") from error

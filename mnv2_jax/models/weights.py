@@ -1,0 +1,275 @@
+"""A model with its weights in one file: safetensors, with what is needed to use them in its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mnv2_jax import config
+from mnv2_jax.config import DataConfig
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import Model, from_config
+from mnv2_jax.types import Variables
+
+_KEY = "mnv2_jax"
+"""Of the metadata; a safetensors file without it is another library's."""
+_VERSION = 1
+_MOST_NAMED = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes what the weights were evaluated on; fields of `config.DataConfig`."""
+
+    resolution: int = DataConfig.resolution
+    mean: tuple[float, float, float] = DataConfig.mean
+    std: tuple[float, float, float] = DataConfig.std
+    eval_crop: str = DataConfig.eval_crop
+    eval_crop_fraction: float = DataConfig.eval_crop_fraction
+    interpolation: str = DataConfig.interpolation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What goes with weights."""
+
+    preprocessing: Preprocessing = Preprocessing()
+    labels: tuple[str, ...] = ()
+    """Of the logits, in their order, as people say them; empty where nobody knows."""
+    class_ids: tuple[str, ...] = ()
+    """As folders of images are called, where that differs: ImageNet's n01440764."""
+    source: str = "mnv2_jax"
+    """Whose weights they were."""
+    notes: tuple[str, ...] = ()
+    """What was done to them, a sentence each."""
+
+
+class Weights(NamedTuple):
+    """What `load_weights` gives."""
+
+    model: Model
+    variables: Variables
+    info: WeightsInfo
+
+
+def save_weights(
+    path: str | os.PathLike[str], model: Model, variables: Variables, info: WeightsInfo | None = None
+) -> None:
+    """Writes a safetensors file, whole or not at all.
+
+    Args:
+      path: ends in .safetensors.
+      model: whose weights they are.
+      variables: as `Model.init` gives them.
+      info: what goes with them; unset: the defaults of `WeightsInfo`.
+
+    Raises:
+      UserError: if the variables aren't the model's, the labels aren't as many as its classes, or the file can't be
+        written.
+    """
+    info, path = info or WeightsInfo(), pathlib.Path(path)
+    leaves = flatten(jax.device_get(variables))
+    check_shapes(model, {name: leaf.shape for name, leaf in leaves.items()}, "variables")
+    _check_labels(info, model.num_classes, str(path))
+    about = {
+        "version": _VERSION,
+        "model": dataclasses.asdict(model.module.model),
+        "norm": dataclasses.asdict(model.module.norm),
+        "info": dataclasses.asdict(info),
+    }
+    content = safetensors.numpy.save(
+        {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}, {_KEY: json.dumps(about)}
+    )
+    write_atomically(path, content)
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
+    """Reads what `save_weights` wrote.
+
+    Raises:
+      UserError: naming the file, if it is missing, damaged, another library's, or doesn't hold its model's weights.
+    """
+    path = pathlib.Path(path)
+    leaves, metadata = read_safetensors(path)
+    if _KEY not in metadata:
+        raise UserError(f"{path}: not written by this project; convert it with python -m mnv2_jax.convert")
+    try:
+        about = json.loads(metadata[_KEY])
+        version, parts, info = about["version"], {key: about[key] for key in ("model", "norm")}, about["info"]
+        if version != _VERSION:
+            raise UserError(f"{path}: version {version!r} of the format, this is {_VERSION}; update mnv2_jax")
+        settings = config.build(parts)
+        told = dict(info, preprocessing=_preprocessing(info["preprocessing"]))
+        told = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+        read = WeightsInfo(**told)
+        model = from_config(settings.model, settings.norm)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its metadata are damaged ({error}); convert or save the weights again") from error
+    _check_labels(read, model.num_classes, str(path))
+    check_shapes(model, {name: leaf.shape for name, leaf in leaves.items()}, str(path))
+    return Weights(model, unflatten(leaves), read)
+
+
+def _preprocessing(tree: Mapping[str, Any]) -> Preprocessing:
+    """Checked as a config's are."""
+    data = config.build({"data": tree}).data
+    return Preprocessing(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Preprocessing)})
+
+
+def preprocessing_from(tree: Mapping[str, Any], base: Preprocessing) -> Preprocessing:
+    """``base`` with some of its fields changed.
+
+    Raises:
+      UserError: for a field that doesn't exist or a value that can't be.
+    """
+    return _preprocessing(dataclasses.asdict(base) | dict(tree))
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether `save_weights` wrote this safetensors file.
+
+    Raises:
+      UserError: naming the file, if it is no safetensors file.
+    """
+    path = pathlib.Path(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return _KEY in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of any safetensors file; bfloat16 and float16 become float32.
+
+    Raises:
+      UserError: naming the file, if it is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            metadata = dict(file.metadata() or {})
+            leaves = {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    half = (jnp.bfloat16, np.float16)
+    return {n: x.astype(np.float32) if x.dtype in half else x for n, x in leaves.items()}, metadata
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file; correct the path")
+    return UserError(f"{path}: not a whole safetensors file ({error}); get it again")
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes the file, whole or not at all.
+
+    Raises:
+      UserError: if it can't be written.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({error.strerror or error}); make room or choose another") from error
+
+
+def flatten(variables: Variables) -> dict[str, np.ndarray]:
+    """Leaves by path, as ``params/block_1/expand/kernel``."""
+    return {
+        "/".join(key.key for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dicts that `flatten` took apart."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node, *parents = tree, *path.split("/")[:-1]
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[path.rpartition("/")[2]] = leaf
+    return tree
+
+
+def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's variables by path, as in `flatten`."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return {
+        "/".join(key.key for key in path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+
+
+def check_shapes(model: Model, found: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Refuses tensors that aren't just those of the model.
+
+    Raises:
+      UserError: listing what is missing, left over, or of another shape.
+    """
+    expected = shapes_of(model)
+    wrong = [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    problems = {
+        "missing": sorted(set(expected) - set(found)),
+        "left over": sorted(set(found) - set(expected)),
+        "of another shape": wrong,
+    }
+    raise_mismatch(problems, f"{what}: not the weights of {describe(model)}")
+
+
+def raise_mismatch(problems: Mapping[str, Sequence[str]], what: str) -> None:
+    """Raises a `UserError` that lists the problems, by kind, if there are any."""
+
+    def some(names: Sequence[str]) -> str:
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        return ", ".join(names[:_MOST_NAMED]) + more
+
+    told = [f"{kind}: {some(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise UserError(f"{what}; {'; '.join(told)}")
+
+
+def describe(model: Model) -> str:
+    """The name and those options that aren't the default, as ``mobilenet_v2 width=0.35 with 10 classes``."""
+    own, default = model.module.model, config.ModelConfig()
+    options = [f"{key}={getattr(own, key)}" for key in STRUCTURE if getattr(own, key) != getattr(default, key)]
+    return " ".join([own.name, *options, f"with {model.num_classes} classes"])
+
+
+STRUCTURE = ("width", "width_rule", "depth", "activation", "padding")
+"""Options of a `ModelConfig` that belong to weights: without them they are another network's."""
+
+
+def _check_labels(info: WeightsInfo, num_classes: int, what: str) -> None:
+    for key, names in (("labels", info.labels), ("class_ids", info.class_ids)):
+        if names and len(names) != num_classes:
+            raise UserError(f"{what}: {len(names)} {key} for {num_classes} classes; give one each, in their order")

@@ -1,0 +1,168 @@
+"""Weights that a run starts from, or that are evaluated as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Collection
+from typing import Any, Literal
+
+import numpy as np
+
+from mnv2_jax.config import Config, ModelConfig
+from mnv2_jax.convert.hub import is_name
+from mnv2_jax.convert.load import kind_of, load_weights
+from mnv2_jax.data.sources import Dataset
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import from_config
+from mnv2_jax.models.weights import STRUCTURE, Preprocessing, Weights, WeightsInfo, describe
+from mnv2_jax.training.checkpoint import restore_variables
+from mnv2_jax.training.run_folder import read_run
+from mnv2_jax.training.state import TrainState
+from mnv2_jax.types import PyTree
+
+
+def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"]) -> Weights:
+    """A run's checkpoint, with its preprocessing and its classes.
+
+    Raises:
+      UserError: if there is no run with a checkpoint.
+    """
+    settings, names = read_run(workdir)
+    model = from_config(dataclasses.replace(settings.model, num_classes=len(names)), settings.norm)
+    step, variables = restore_variables(workdir, which)
+    fields = [field.name for field in dataclasses.fields(Preprocessing)]
+    info = WeightsInfo(
+        preprocessing=Preprocessing(**{name: getattr(settings.data, name) for name in fields}),
+        labels=tuple(names),
+        notes=(f"step {step} of the run {workdir.name}",),
+    )
+    return Weights(model, variables, info)
+
+
+def open_weights(source: str, model: ModelConfig) -> Weights:
+    """What ``init.weights`` names: a run's folder, our file, another library's, or published weights.
+
+    Args:
+      source: path or name.
+      model: says which network a foreign file holds.
+
+    Raises:
+      UserError: if it can't be had, or isn't that network.
+    """
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        return read_run_weights(path, "latest")
+    if is_name(source) or kind_of(path) == "ours":
+        return load_weights(source)
+    default = ModelConfig()
+    asked = {key: getattr(model, key) for key in STRUCTURE if getattr(model, key) != getattr(default, key)}
+    return load_weights(source, model.name, **asked)
+
+
+def prepare(config: Config, given: Collection[str], *, evaluates: bool) -> tuple[Config, Weights | None]:
+    """Opens `init.weights`, where they are set, and makes the config one of their network.
+
+    What belongs to weights and isn't asked for in the config comes from them: padding, width rule, the epsilon of the
+    norms, how pixels are normalised; for an evaluation of the weights themselves the resolution and the crop, too.
+
+    Args:
+      config: the experiment.
+      given: keys that the command line sets, which win.
+      evaluates: whether the weights are evaluated, not trained on.
+
+    Raises:
+      UserError: if the weights can't be had, or are of another network than the config's.
+    """
+    source = config.init.weights
+    if source is None:
+        return config, None
+    weights = open_weights(source, config.model)
+    own, norm = weights.model.module.model, weights.model.module.norm
+    default = ModelConfig()
+    for key in ("name", *STRUCTURE):
+        asked, held = getattr(config.model, key), getattr(own, key)
+        is_open = key not in ("name", "width") and asked == getattr(default, key) and f"model.{key}" not in given
+        if asked != held and not is_open:
+            raise UserError(
+                f"init.weights={source!r} are of {describe(weights.model)}, and model.{key}={asked!r};"
+                f" give --config.model.{key}={held}"
+            )
+    told = dataclasses.asdict(weights.info.preprocessing)
+    wanted = list(told) if evaluates else ["mean", "std"]
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **{key: getattr(own, key) for key in STRUCTURE}),
+        norm=config.norm if "norm.epsilon" in given else dataclasses.replace(config.norm, epsilon=norm.epsilon),
+        data=dataclasses.replace(config.data, **{key: told[key] for key in wanted if f"data.{key}" not in given}),
+    ), weights
+
+
+def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
+    """The data with the classes of the weights: all of them, in their order, whichever of them have images.
+
+    Raises:
+      UserError: for a class that the weights don't know.
+    """
+    if not info.labels and len(dataset.class_names) == num_classes:
+        return dataset
+    places = {name: index for names in (info.labels, info.class_ids) for index, name in enumerate(names)}
+    unknown = [name for name in dataset.class_names if name not in places]
+    if unknown:
+        some = ", ".join((info.class_ids or info.labels)[:3]) or "not named"
+        raise UserError(
+            f"init.weights know no class {unknown[0]!r} of {dataset.name}; theirs are {num_classes}: {some}, …"
+        )
+    index_of = np.array([places[name] for name in dataset.class_names], np.int32)
+
+    def labelled(split: Any) -> Any:
+        return dataclasses.replace(split, labels=index_of[np.asarray(split.labels)])
+
+    return dataclasses.replace(
+        dataset, class_names=info.labels, train=labelled(dataset.train), eval=labelled(dataset.eval)
+    )
+
+
+def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
+    """Refuses to train the head of other classes than the data's, unless a new one is asked for.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    if config.init.head == "new":
+        return
+    names, info = dataset.class_names, weights.info
+    is_same = len(names) == weights.model.num_classes and (not info.labels or names in (info.labels, info.class_ids))
+    if not is_same:
+        raise UserError(
+            f"init.weights={os.fspath(str(config.init.weights))!r} have {weights.model.num_classes} classes,"
+            f" {dataset.name} has {len(names)} others; give --config.init.head=new for a new head"
+        )
+
+
+def with_weights(state: TrainState, weights: Weights, head: Literal["load", "new"]) -> TrainState:
+    """The state before the first step with its random weights replaced, those of a new head excepted.
+
+    Host arrays, each its own: the state will be donated, and a buffer can be given away only once.
+    """
+
+    def copied(tree: PyTree, random: PyTree) -> PyTree:
+        kept = {"classifier": random["classifier"]} if head == "new" and "classifier" in random else {}
+        return {name: kept.get(name) or _copy(branch, random[name]) for name, branch in tree.items()}
+
+    variables = weights.variables
+
+    def fresh() -> dict[str, PyTree]:
+        random = {"params": state.params, **state.model_state}
+        return {name: copied(variables[name], random[name]) for name in random}
+
+    both = fresh()
+    params = both.pop("params")
+    return state.replace(params=params, model_state=both, ema=None if state.ema is None else fresh())
+
+
+def _copy(tree: PyTree, like: PyTree) -> PyTree:
+    if isinstance(tree, dict):
+        return {name: _copy(branch, like[name]) for name, branch in tree.items()}
+    return np.array(tree, dtype=like.dtype)

@@ -1,0 +1,45 @@
+"""What the parity tests share: random images and numbers, and the comparison."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+SIZES = ((96, 96), (75, 71))
+"""Even at every stride of 2 but the last, and odd at several."""
+TOLERANCE = 1e-4
+
+
+def images(size):
+    return np.random.default_rng(sum(size)).standard_normal((2, *size, 3), np.float32)
+
+
+def values(rng, shape):
+    """He's for a kernel of so many inputs, or for a vector 0.5 to 1: 0 and 1, of new norms, would hide swaps."""
+    *inputs, outputs = shape
+    if not inputs:
+        return rng.uniform(0.5, 1.0, outputs).astype(np.float32)
+    return rng.normal(0.0, (2 / np.prod(inputs)) ** 0.5, shape).astype(np.float32)
+
+
+def difference(ours, theirs):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def compare(library, name, weights, x, theirs):
+    """Ours against their endpoints; the largest differences go into the file that MNV2_JAX_PARITY_TABLE names."""
+    ours = jax.jit(weights.model.endpoints)(weights.variables, x)
+    assert sorted(ours) == sorted(theirs)
+    off = {point: difference(ours[point], theirs[point].reshape(ours[point].shape)) for point in theirs}
+    logits = theirs["logits"]
+    spread = np.abs(logits[0] - logits[1]).max() / np.abs(logits).max()
+    worst = max(off, key=off.get)
+    if table := os.environ.get("MNV2_JAX_PARITY_TABLE"):
+        with pathlib.Path(table).open("a") as file:
+            size = "×".join(map(str, x.shape[1:3]))
+            file.write(f"| {library} | {name} | {size} | {off['logits']:.1e} | {off[worst]:.1e} {worst} | {spread:.2f}\n")
+    assert spread > 0.01  # else the logits would say little of the image
+    assert off[worst] < TOLERANCE, {point: value for point, value in off.items() if value >= TOLERANCE}

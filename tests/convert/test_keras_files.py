@@ -1,0 +1,417 @@
+import contextlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from mnv2_jax.convert.keras_files import read_keras
+from mnv2_jax.errors import UserError
+
+h5py = pytest.importorskip("h5py")
+
+
+@pytest.fixture(scope="module")
+def real_data() -> pathlib.Path:
+    """The folder that MNV2_JAX_DATA names; what lies in it each test says."""
+    root = os.environ.get("MNV2_JAX_DATA")
+    if not root:
+        pytest.skip("MNV2_JAX_DATA is not set")
+    return pathlib.Path(root)
+
+
+# --- small files, made by hand ----------------------------------------------------------------------------------
+
+SHAPES = {"Conv2D": [(3, 3, 3, 4)], "DepthwiseConv2D": [(3, 3, 4, 1)], "Dense": [(4, 5), (5,)]}
+SHAPES["BatchNormalization"] = [(4,)] * 4
+NAMES = {"DepthwiseConv2D": ["depthwise_kernel"], "BatchNormalization": ["gamma", "beta", "moving_mean"]}
+NAMES["BatchNormalization"] += ["moving_variance"]
+GROUPS = {"DepthwiseConv2D": "depthwise_conv2d", "BatchNormalization": "batch_normalization"}
+ORDER = ("Conv2D", "BatchNormalization", "ReLU", "DepthwiseConv2D", "BatchNormalization", "Activation", "Dense")
+OURS = ("conv", "norm", "depthwise", "norm", "dense")
+
+
+def arrays_of(number, klass):
+    rng = np.random.default_rng(number)
+    return [rng.uniform(0.5, 1.5, shape).astype(np.float32) for shape in SHAPES.get(klass, [])]
+
+
+def layers_of(order=ORDER):
+    """Names (which sort otherwise than they follow each other), classes and arrays."""
+    return [(f"{'zyxwvut'[i % 7]}{i}", klass, arrays_of(i, klass)) for i, klass in enumerate(order)]
+
+
+def config_of(layers, **changes):
+    """As Keras 2 writes it, each layer fed by the one before."""
+    listed = []
+    for before, (name, klass, _) in itertools.pairwise([(None, None, None), *layers]):
+        config = {"name": name, **changes.get(name, {})}
+        config |= {"epsilon": 0.001} if klass == "BatchNormalization" else {}
+        config |= {"max_value": 6.0} if klass == "ReLU" else {}
+        config |= {"activation": "hard_silu" if klass == "Activation" else "softmax" if klass == "Dense" else "linear"}
+        nodes = [[[before[0], 0, 0, {}]]] if before[0] else []
+        listed.append({"class_name": klass, "name": name, "config": config, "inbound_nodes": nodes})
+    first = {"name": "in", "batch_input_shape": [None, 32, 32, 3]}
+    listed.insert(0, {"class_name": "InputLayer", "name": "in", "config": first, "inbound_nodes": []})
+    return {"class_name": "Functional", "config": {"name": "m", "layers": listed}}
+
+
+def write_named(group, layers):
+    group.attrs["layer_names"] = np.array([name.encode() for name, _, _ in layers])  # as Keras does, of fixed length
+    for name, klass, arrays in layers:
+        inner = group.create_group(name)
+        paths = [f"{name}/{leaf}:0" for leaf in NAMES.get(klass, ["kernel", "bias"])][: len(arrays)]
+        inner.attrs["weight_names"] = np.array([path.encode() for path in paths] or np.empty(0))
+        for path, array in zip(paths, arrays, strict=True):
+            inner[path] = array
+
+
+def write_numbered(group, layers):
+    numbers = {}
+    for name, klass, arrays in layers:
+        base = GROUPS.get(klass, klass.lower())
+        number = numbers[base] = numbers.get(base, -1) + 1
+        variables = group.create_group(f"layers/{base}_{number}/vars" if number else f"layers/{base}/vars")
+        variables.attrs["name"] = name
+        for i, array in enumerate(arrays):
+            variables[str(i)] = array
+
+
+def whole(path, layers, **changes):
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(config_of(layers, **changes))
+        write_named(file.create_group("model_weights"), layers)
+        file["optimizer_weights/x:0"] = np.ones(3)
+
+
+def legacy(path, layers):
+    with h5py.File(path, "w") as file:
+        write_named(file, layers)
+
+
+def numbered(path, layers):
+    with h5py.File(path, "w") as file:
+        write_numbered(file, layers)
+
+
+def zipped(path, layers, **changes):
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        write_numbered(file, layers)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", json.dumps(config_of(layers, **changes)))
+        archive.writestr("model.weights.h5", content.getvalue())
+
+
+FORMS = {"whole": whole, "legacy": legacy, "numbered": numbered, "zipped": zipped}
+CONFIGURED = ("whole", "zipped")
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return request.param
+
+
+def of_kind(network, kind):
+    return [layer for layer in network.layers if layer.kind == kind]
+
+
+# --- what is read -----------------------------------------------------------------------------------------------
+
+
+def test_layers_of_each_kind_come_in_order(form, tmp_path):
+    layers = layers_of(ORDER[:-1] * 12 + ORDER[-1:])  # more than 10: as text, 10 is before 2
+    FORMS[form](tmp_path / "m", layers)
+    network = read_keras(tmp_path / "m")
+    for klass, kind in {"Conv2D": "conv", "DepthwiseConv2D": "depthwise", "BatchNormalization": "norm"}.items():
+        assert [layer.name for layer in of_kind(network, kind)] == [name for name, k, _ in layers if k == klass]
+    if form != "numbered":
+        assert [layer.kind for layer in network.layers] == [*OURS[:-1] * 12, "dense"]
+    assert network.source == "keras"
+    assert not network.folded
+
+
+def test_arrays_have_our_names_and_layouts(form, tmp_path):
+    layers = layers_of()
+    FORMS[form](tmp_path / "m", layers)
+    read = {layer.name: layer.arrays for layer in read_keras(tmp_path / "m").layers}
+    wanted = {name: arrays for name, _, arrays in layers if arrays}
+    np.testing.assert_array_equal(read["z0"]["kernel"], wanted["z0"][0])
+    np.testing.assert_array_equal(read["w3"]["kernel"], wanted["w3"][0].transpose(0, 1, 3, 2))
+    for leaf, array in zip(("scale", "bias", "mean", "var"), wanted["y1"], strict=True):
+        np.testing.assert_array_equal(read["y1"][leaf], array)
+    for leaf, array in zip(("kernel", "bias"), wanted["t6"], strict=True):
+        np.testing.assert_array_equal(read["t6"][leaf], array)
+    assert all(array.dtype == np.float32 for arrays in read.values() for array in arrays.values())
+
+
+def test_what_the_config_says(form, tmp_path):
+    FORMS[form](tmp_path / "m", layers_of())
+    network = read_keras(tmp_path / "m")
+    told = form in CONFIGURED
+    assert network.epsilon == (0.001 if told else None)
+    assert network.resolution == (32 if told else None)
+    if told:
+        assert [layer.activation for layer in network.layers] == ["relu6"] * 2 + ["hard_swish"] * 2 + [None]
+
+
+def test_a_composed_hard_swish_is_not_a_hard_sigmoid(tmp_path):
+    layers = layers_of(("Conv2D", "Conv2D"))
+    config = config_of(layers)
+    listed = config["config"]["layers"]
+
+    def put(klass, name, *before, **rest):
+        nodes = [[[each, 0, 0, {"y": 3.0} if klass == "TFOpLambda" else {}] for each in before]]
+        listed.append({"class_name": klass, "name": name, "config": {"name": name, **rest}, "inbound_nodes": nodes})
+
+    for conv in ("z0", "y1"):
+        put("TFOpLambda", f"{conv}_add", conv)
+        put("ReLU", f"{conv}_relu", f"{conv}_add", max_value=6.0)
+        put("TFOpLambda", f"{conv}_sixth", f"{conv}_relu")
+    put("Multiply", "z0_mul", "z0", "z0_sixth")
+    with h5py.File(tmp_path / "m", "w") as file:
+        file.attrs["model_config"] = json.dumps(config)
+        write_named(file.create_group("model_weights"), layers)
+    assert [layer.activation for layer in read_keras(tmp_path / "m").layers] == ["hard_swish", "hard_sigmoid"]
+
+
+@pytest.mark.parametrize("form", CONFIGURED)
+def test_norms_without_scale_get_ones(form, tmp_path, monkeypatch):
+    layers = [("n", "BatchNormalization", arrays_of(0, "BatchNormalization")[1:])]
+    monkeypatch.setitem(NAMES, "BatchNormalization", NAMES["BatchNormalization"][1:])
+    FORMS[form](tmp_path / "m", layers, n={"scale": False})
+    (norm,) = read_keras(tmp_path / "m").layers
+    np.testing.assert_array_equal(norm.arrays["scale"], np.ones(4))
+    np.testing.assert_array_equal(norm.arrays["bias"], layers[0][2][0])
+
+
+def test_long_lists_of_names_lie_in_pieces(tmp_path):
+    layers = layers_of()
+    legacy(tmp_path / "m", layers)
+    with h5py.File(tmp_path / "m", "r+") as file:
+        names = file.attrs["layer_names"]
+        del file.attrs["layer_names"]
+        file.attrs["layer_names0"], file.attrs["layer_names1"] = names[:3], names[3:]
+    assert len(read_keras(tmp_path / "m").layers) == len(OURS)
+
+
+def nested(path, paths):
+    """A legacy file with one layer, a model whose arrays are listed as given."""
+    shapes = {"kernel": (1, 1, 2, 2)}
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [b"inner"]
+        group = file.create_group("inner")
+        group.attrs["weight_names"] = [each.encode() for each in paths]
+        for each in paths:
+            group[each] = np.ones(shapes.get(each.split("/")[-1], (2,)), np.float32)
+
+
+def test_nested_models_are_read_in_order_or_not_at_all(tmp_path):
+    norm = ("gamma", "beta", "moving_mean", "moving_variance")
+    trained = [f"{name}/{leaf}" for name in "ab" for leaf in norm[:2]]
+    rest = [f"{name}/{leaf}" for name in "ab" for leaf in norm[2:]]
+    nested(tmp_path / "m", ["c/kernel", *trained, *rest])
+    assert [layer.name for layer in read_keras(tmp_path / "m").layers] == ["c", "a", "b"]
+    nested(tmp_path / "m", [*trained[2:], *[f"a/{leaf}" for leaf in norm], *rest[2:]])  # a was frozen
+    with pytest.raises(UserError, match=r"partly frozen.*save the whole model"):
+        read_keras(tmp_path / "m")
+
+
+def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
+    with h5py.File(tmp_path / "m", "w") as file:
+        write_numbered(file, layers_of(("Conv2D", "Dense")))
+        write_numbered(file.create_group("layers/functional"), layers_of(("DepthwiseConv2D",)))
+    assert [layer.kind for layer in read_keras(tmp_path / "m").layers] == ["conv", "dense", "depthwise"]
+    with h5py.File(tmp_path / "m", "r+") as file:
+        write_numbered(file["layers"].create_group("sequential"), layers_of(("Conv2D",)))
+    with pytest.raises(UserError, match="conv layers of its nested models"):
+        read_keras(tmp_path / "m")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+def refused(path, match):
+    with pytest.raises(UserError, match=match) as caught:
+        read_keras(path)
+    assert str(caught.value).startswith(str(path))
+    assert "; " in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_values_that_are_not_finite(value, form, tmp_path):
+    layers = layers_of()
+    layers[0] = ("z0", "Conv2D", [np.full((3, 3, 3, 4), value)])
+    FORMS[form](tmp_path / "m", layers)
+    refused(tmp_path / "m", "NaN or infinity")
+
+
+def test_integers(form, tmp_path):
+    FORMS[form](tmp_path / "m", [("z0", "Conv2D", [np.ones((3, 3, 3, 4), np.int8)])])
+    refused(tmp_path / "m", "int8")
+
+
+def test_layers_that_no_mobilenet_has(form, tmp_path):
+    layers = [*layers_of(), ("t", "Conv2DTranspose", [np.ones((2, 2, 2, 2, 2), np.float32)])]
+    FORMS[form](tmp_path / "m", layers)
+    refused(tmp_path / "m", "isn't one of|no MobileNet has")
+
+
+def test_a_depth_multiplier(form, tmp_path):
+    FORMS[form](tmp_path / "m", [("z0", "DepthwiseConv2D", [np.ones((3, 3, 4, 2), np.float32)])])
+    refused(tmp_path / "m", r"depthwise layer 'z0' holds kernel \[3, 3, 2, 4\]")
+
+
+def test_different_epsilons(tmp_path):
+    config = config_of(layers_of())
+    config["config"]["layers"][2]["config"]["epsilon"] = 1e-5
+    whole(tmp_path / "m", layers_of())
+    with h5py.File(tmp_path / "m", "r+") as file:
+        file.attrs["model_config"] = json.dumps(config)
+    refused(tmp_path / "m", "epsilons from 1e-05 to 0.001")
+
+
+def test_a_third_array_of_a_norm_without_a_config(tmp_path):
+    numbered(tmp_path / "m", [("n", "BatchNormalization", arrays_of(0, "BatchNormalization")[1:])])
+    refused(tmp_path / "m", "has 3 arrays.*save the whole model")
+
+
+def test_missing_groups(form, tmp_path):
+    layers = layers_of()
+    FORMS[form](tmp_path / "m", layers)
+    if form == "zipped":
+        with zipfile.ZipFile(tmp_path / "m", "w") as archive:
+            archive.writestr("config.json", "{}")
+        return refused(tmp_path / "m", "a zip without model.weights.h5")
+    with h5py.File(tmp_path / "m", "r+") as file:
+        del file[{"whole": "model_weights/z0/z0", "legacy": "z0", "numbered": "layers/conv2d/vars"}[form]]
+    refused(tmp_path / "m", "there is no")
+
+
+def test_links_to_other_files(tmp_path):
+    legacy(tmp_path / "other", layers_of())
+    legacy(tmp_path / "m", layers_of())
+    with h5py.File(tmp_path / "m", "r+") as file:
+        del file["z0/z0/kernel:0"]
+        file["z0/z0/kernel:0"] = h5py.ExternalLink("other", "z0/z0/kernel:0")
+    refused(tmp_path / "m", "there is no 'z0/kernel:0'")
+    (tmp_path / "secret").write_bytes(bytes(432))
+    with h5py.File(tmp_path / "m", "r+") as file:
+        del file["z0/z0/kernel:0"]
+        file.create_dataset("z0/z0/kernel:0", (3, 3, 3, 4), "f4", external=[(str(tmp_path / "secret"), 0, 432)])
+    refused(tmp_path / "m", "lies in another file")
+
+
+def test_sizes_that_would_fill_the_memory(tmp_path):
+    legacy(tmp_path / "m", layers_of())
+    with h5py.File(tmp_path / "m", "r+") as file:
+        del file["z0/z0/kernel:0"]
+        file.create_dataset("z0/z0/kernel:0", (1 << 20, 1 << 20, 1 << 20, 4), "f4", chunks=(1, 1, 1, 4))
+    refused(tmp_path / "m", "MiB, as no MobileNet has")
+
+
+def test_a_zip_member_that_unpacks_to_too_much(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", bytes((1 << 26) + 1))
+    refused(tmp_path / "m", "config.json in it has more than 64 MiB")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"PK\3\4", b"not weights" * 100])
+def test_other_files(content, tmp_path):
+    (tmp_path / "m").write_bytes(content)
+    refused(tmp_path / "m", "damaged, or not a Keras file")
+
+
+@pytest.mark.parametrize("config", ["[" * 10**5, "1", "{}", '{"config": {"layers": [1]}}', '{"config": 3}'])
+def test_configs_that_make_no_sense(config, tmp_path):
+    whole(tmp_path / "m", layers_of())
+    with h5py.File(tmp_path / "m", "r+") as file:
+        del file.attrs["model_config"]
+        file.attrs["model_config"] = config[:60000]
+    refused(tmp_path / "m", "damaged, or not a Keras file")
+
+
+def test_a_heap_of_strings_that_never_ends(tmp_path):
+    """HDF5 itself would go round in it for ever."""
+    whole(tmp_path / "m", layers_of())
+    content = bytearray((tmp_path / "m").read_bytes())
+    first = content.index(b"GCOL") + 16
+    length = int.from_bytes(content[first + 8 : first + 16], "little")
+    free = first + 16 + -(-length // 8) * 8
+    content[free : free + 16] = bytes(16)
+    (tmp_path / "m").write_bytes(content)
+    refused(tmp_path / "m", "its strings are damaged")
+
+
+def test_no_such_file(tmp_path):
+    refused(tmp_path / "m", "there is no such file")
+
+
+def test_damaged_files_are_refused_or_read(form, tmp_path):
+    """Cuts and changed bytes give a network or one line; few of these, as HDF5 itself crashes on some."""
+    FORMS[form](tmp_path / "m", layers_of())
+    content = (tmp_path / "m").read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(30):
+        damaged = bytearray(content)
+        if trial % 3 == 0:
+            del damaged[rng.integers(len(content)) :]
+        else:
+            for place in rng.integers(len(content), size=rng.integers(1, 20)):
+                damaged[place] = rng.integers(256)
+        (tmp_path / "d").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            assert read_keras(tmp_path / "d").layers
+
+
+def test_without_h5py(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    refused(tmp_path / "m", "needs h5py; pip install")
+
+
+# --- files by others --------------------------------------------------------------------------------------------
+
+
+def test_a_published_file(real_data):
+    network = read_keras(real_data / "weights" / "vww_96.h5")
+    assert [len(of_kind(network, kind)) for kind in ("conv", "depthwise", "norm", "dense")] == [14, 13, 27, 1]
+    assert (network.epsilon, network.resolution) == (0.001, 96)
+    assert {layer.activation for layer in network.layers} == {"relu", None}
+    assert of_kind(network, "dense")[0].activation is None
+    assert network.layers[0].arrays["kernel"].shape == (3, 3, 3, 8)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras with NumPy 2
+@pytest.mark.parametrize(("name", "width"), [("MobileNet", 0.25), ("MobileNetV2", 0.35), ("MobileNetV3Small", 0.75)])
+def test_what_keras_writes(name, width, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    model = getattr(keras.applications, name)(weights=None, classes=7, input_shape=(96, 96, 3), alpha=width)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.5, 1.5, array.shape).astype(np.float32) for array in model.get_weights()])
+    model.save_weights(tmp_path / "m.weights.h5")
+    model.save(tmp_path / "m.keras")
+    model.save(tmp_path / "m.h5")
+    classes = {"conv": "Conv2D", "depthwise": "DepthwiseConv2D", "norm": "BatchNormalization", "dense": "Dense"}
+    for file in ("m.weights.h5", "m.keras", "m.h5"):
+        network = read_keras(tmp_path / file)
+        for kind, klass in classes.items():
+            wanted = [layer for layer in model.layers if type(layer).__name__ == klass]
+            found = of_kind(network, kind)
+            assert [layer.name for layer in found] == [layer.name for layer in wanted]
+            for ours, theirs in zip(found, wanted, strict=True):
+                for array, value in zip(ours.arrays.values(), theirs.get_weights(), strict=True):
+                    value = value.transpose(0, 1, 3, 2) if kind == "depthwise" and value.ndim == 4 else value
+                    np.testing.assert_array_equal(array, value)
+        if file != "m.weights.h5":
+            assert (network.epsilon, network.resolution) == (0.001, 96)
+            convs = {layer.activation for layer in of_kind(network, "conv")}
+            seen = {None, "relu", "hard_swish", "hard_sigmoid"} if "V3" in name else {None, "relu6"}
+            assert convs == seen

@@ -1,0 +1,254 @@
+"""torchvision, timm and CoreNet: their networks with random weights, through their files, endpoint by endpoint."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2_jax.convert import hub
+from mnv2_jax.convert.load import load_weights, to_timm
+from mnv2_jax.convert.state_dicts import write_state_dict
+from tests.convert import parity
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch", reason="pip install .[parity]")
+
+
+@pytest.fixture(scope="module")
+def operators():
+    """torchvision may lack its compiled operators: there is no build of it for the CPU build of torch."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):  # asked for by torchvision's import, never called
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+@pytest.fixture
+def torchvision(operators):
+    return pytest.importorskip("torchvision", reason="pip install .[parity]")
+
+
+@pytest.fixture
+def timm(operators):
+    return pytest.importorskip("timm", reason="pip install .[parity]")
+
+
+def randomised(model):
+    rng = np.random.default_rng(0)
+    for name, tensor in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            shape = [*tensor.shape[1:], tensor.shape[0]]
+            tensor.copy_(torch.from_numpy(np.moveaxis(parity.values(rng, shape), -1, 0).copy()))
+    return model.eval()
+
+
+def saved(model, path):
+    if path.suffix == ".safetensors":
+        pytest.importorskip("safetensors.torch").save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    return path
+
+
+def endpoints(model, x, modules):
+    """What the modules give, by our names of them; maps as [b, h, w, c]."""
+    found = {}
+
+    def keep(point, module, inputs, output):
+        found[point] = output.detach().clone()  # the next activation may be in place
+
+    hooks = [module.register_forward_hook(functools.partial(keep, point)) for point, module in modules.items()]
+    with torch.no_grad():
+        found["logits"] = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    for hook in hooks:
+        hook.remove()
+    return {
+        point: (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).contiguous().numpy() for point, y in found.items()
+    }
+
+
+def check(library, name, model, modules, weights):
+    for size in parity.SIZES:
+        x = parity.images(size)
+        parity.compare(library, name, weights, x, endpoints(model, x, modules))
+
+
+def numbered(blocks):
+    return {f"block_{i}": block for i, block in enumerate(blocks, 1)}
+
+
+def resnet_modules(model, activation, pool):
+    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+    modules = numbered(itertools.chain(*stages))
+    return {"stem": activation, "pool": model.maxpool, **modules, "pooled": pool}
+
+
+# --- torchvision --------------------------------------------------------------------------------------------
+
+
+def narrow_v3(models):
+    """torchvision has a width multiplier for V3, and no public name for it."""
+    settings = models.mobilenetv3._mobilenet_v3_conf("mobilenet_v3_large", width_mult=0.75)
+    return models.MobileNetV3(*settings)
+
+
+TORCHVISION = {
+    "mobilenet_v2": (lambda models: models.mobilenet_v2(), "mobilenet_v2", {}),
+    "mobilenet_v2 0.5": (lambda models: models.mobilenet_v2(width_mult=0.5), "mobilenet_v2", {"width": 0.5}),
+    "mobilenet_v3_large": (lambda models: models.mobilenet_v3_large(), "mobilenet_v3_large", {}),
+    "mobilenet_v3_small": (lambda models: models.mobilenet_v3_small(), "mobilenet_v3_small", {}),
+    "mobilenet_v3_large 0.75": (narrow_v3, "mobilenet_v3_large", {"width": 0.75}),
+    "resnet50": (lambda models: models.resnet50(), "resnet50", {}),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name, torchvision, tmp_path):
+    make, ours, options = TORCHVISION[name]
+    model = randomised(make(torchvision.models))
+    if ours == "resnet50":
+        modules = resnet_modules(model, model.relu, model.avgpool)
+    else:
+        stem, *blocks, head = model.features
+        modules = {"stem": stem, **numbered(blocks), "head": head, "pooled": model.classifier[0]}
+        if ours.startswith("mobilenet_v3"):
+            modules |= {"pooled": model.avgpool, "hidden": model.classifier[1]}
+    weights = load_weights(saved(model, tmp_path / "model.pth"), ours, library="torchvision", **options)
+    check("torchvision", name, model, modules, weights)
+
+
+# --- timm ---------------------------------------------------------------------------------------------------
+
+TIMM = [
+    *("mobilenetv1_100", "mobilenetv1_125"),
+    *("mobilenetv2_035", "mobilenetv2_050", "mobilenetv2_075", "mobilenetv2_100", "mobilenetv2_140"),
+    *("mobilenetv2_110d", "mobilenetv2_120d"),
+    *("mobilenetv3_large_100", "mobilenetv3_large_075", "mobilenetv3_small_100", "mobilenetv3_small_075"),
+    "mobilenetv3_small_050",
+    *("tf_mobilenetv3_large_100", "tf_mobilenetv3_large_075", "tf_mobilenetv3_large_minimal_100"),
+    *("tf_mobilenetv3_small_100", "tf_mobilenetv3_small_075", "tf_mobilenetv3_small_minimal_100"),
+    *("mobilenetv4_conv_small", "mobilenetv4_conv_small_050", "mobilenetv4_conv_small_035"),
+    *("mobilenetv4_conv_medium", "mobilenetv4_conv_large", "mobilenetv4_hybrid_medium", "mobilenetv4_hybrid_large"),
+    "resnet50",
+]
+AS_PTH = ("mobilenetv1_125", "mobilenetv2_100", "tf_mobilenetv3_small_100", "mobilenetv4_conv_small", "resnet50")
+
+
+def timm_modules(model, family):
+    if family == "resnet50":
+        return resnet_modules(model, model.act1, model.global_pool)
+    blocks = list(itertools.chain(*model.blocks))
+    modules = {"stem": model.bn1, "pooled": model.global_pool}
+    if family.startswith("mobilenet_v2"):
+        modules["head"] = model.bn2
+    elif family.startswith("mobilenet_v3"):
+        modules["head"] = blocks.pop()
+    if family.startswith(("mobilenet_v3", "mobilenet_v4")):
+        modules["hidden"] = model.act2
+    return modules | numbered(blocks)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm(name, timm, tmp_path):
+    model = randomised(timm.create_model(name, pretrained=False))
+    path = saved(model, tmp_path / f"{name}.{'pth' if name in AS_PTH else 'safetensors'}")
+    options = dict(hub.TIMM[name].model)
+    family = options.pop("name")
+    library = "timm_tf" if name.startswith("tf_") else "timm"
+    weights = load_weights(path, family, library=library, **options)
+    check(library, name, model, timm_modules(model, family), weights)
+
+    write_state_dict(path, to_timm(weights))
+    back = pytest.importorskip("safetensors.torch").load_file(path) if name not in AS_PTH else torch.load(path)
+    given = model.state_dict()
+    assert sorted(back) == sorted(given)
+    assert all(back[key].dtype == tensor.dtype and torch.equal(back[key], tensor) for key, tensor in given.items())
+    timm.create_model(name, pretrained=False).load_state_dict(back, strict=True)
+
+
+def test_whose_file_it_is_matters(timm, tmp_path):
+    model = randomised(timm.create_model("tf_mobilenetv3_small_100", pretrained=False))
+    path = saved(model, tmp_path / "model.safetensors")
+    x = parity.images(parity.SIZES[0])
+    theirs = endpoints(model, x, {})["logits"]
+    for library, is_right in (("timm_tf", True), ("timm", False)):
+        weights = load_weights(path, "mobilenet_v3_small", library=library)
+        logits, _ = jax.jit(weights.model.apply)(weights.variables, x)
+        assert (parity.difference(logits, theirs) < 1e-3) == is_right
+
+
+# --- CoreNet ------------------------------------------------------------------------------------------------
+
+
+def sequential(**modules):
+    model = torch.nn.Sequential()
+    for name, module in modules.items():
+        model.add_module(name, module)
+    return model
+
+
+def corenet_conv(before, after, size, stride=1, groups=1, act=None):
+    conv = torch.nn.Conv2d(before, after, size, stride, size // 2, groups=groups, bias=False)
+    block = sequential(conv=conv, norm=torch.nn.BatchNorm2d(after), **({"act": act} if act else {}))
+    return sequential(block=block)
+
+
+class Residual(torch.nn.Module):
+    def __init__(self, before, after, stride, ratio):
+        super().__init__()
+        act, hidden = torch.nn.ReLU6(), before * ratio
+        expand = {"exp_1x1": corenet_conv(before, hidden, 1, act=act)} if ratio > 1 else {}
+        depthwise = corenet_conv(hidden, hidden, 3, stride, hidden, act)
+        self.block = sequential(**expand, conv_3x3=depthwise, red_1x1=corenet_conv(hidden, after, 1))
+        self.is_residual = stride == 1 and before == after
+
+    def forward(self, x):
+        return x + self.block(x) if self.is_residual else self.block(x)
+
+
+def corenet_v1():
+    """corenet/modeling/models/classification/mobilenetv1.py: its `SeparableConv2d` filters without an activation."""
+    act, before, layers = torch.nn.ReLU(), 32, {}
+    for layer, (channels, repeats) in enumerate(((64, 1), (128, 2), (256, 2), (512, 6), (1024, 2)), 1):
+        blocks = torch.nn.Sequential()
+        for place in range(repeats):
+            stride = 2 if layer > 1 and place == 0 else 1
+            depthwise = corenet_conv(before, before, 3, stride, before)
+            blocks.append(sequential(dw_conv=depthwise, pw_conv=corenet_conv(before, channels, 1, act=act)))
+            before = channels
+        layers[f"layer_{layer}"] = blocks
+    return corenet(corenet_conv(3, 32, 3, 2, act=act), layers, torch.nn.Identity(), before)
+
+
+def corenet_v2():
+    """corenet/modeling/models/classification/mobilenetv2.py."""
+    table = [[(16, 1)], [(24, 2)], [(32, 3)], [(64, 4), (96, 3)], [(160, 3), (320, 1)]]
+    act, before, layers = torch.nn.ReLU6(), 32, {}
+    for layer, rows in enumerate(table, 1):
+        blocks = torch.nn.Sequential()
+        for place, channels in enumerate(itertools.chain(*([channels] * repeats for channels, repeats in rows))):
+            stride = 2 if layer > 1 and place == 0 else 1
+            blocks.add_module(f"mv2_block_{place}", Residual(before, channels, stride, 6 if layer > 1 else 1))
+            before = channels
+        layers[f"layer_{layer}"] = blocks
+    return corenet(corenet_conv(3, 32, 3, 2, act=act), layers, corenet_conv(before, 1280, 1, act=act), 1280)
+
+
+def corenet(stem, layers, head, channels):
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    classifier = sequential(global_pool=pool, classifier_fc=torch.nn.Linear(channels, 1000))
+    return sequential(conv_1=stem, **layers, conv_1x1_exp=head, classifier=classifier)
+
+
+@pytest.mark.parametrize("make", [corenet_v1, corenet_v2])
+def test_corenet(make, tmp_path):
+    model = randomised(make())
+    layers = [getattr(model, f"layer_{i}") for i in range(1, 6)]
+    modules = {"stem": model.conv_1, **numbered(itertools.chain(*layers)), "pooled": model.classifier.global_pool}
+    if make is corenet_v2:
+        modules["head"] = model.conv_1x1_exp
+    weights = load_weights(saved(model, tmp_path / "model.pt"), make.__name__.replace("corenet", "mobilenet"))
+    assert weights.info.source == "corenet"
+    check("corenet", make.__name__, model, modules, weights)
