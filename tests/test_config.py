@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ import pytest
 from mnv2_jax import config, presets
 from mnv2_jax.config import checks
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.info import NATIVE_RESOLUTION
+from mnv2_jax.models.published import published
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -27,7 +30,66 @@ def test_every_config_builds_and_survives_json(path, recipe, tmp_path):
     again_name, again = config.load(str(tmp_path / "config.json"))
     assert again == built
     assert again_name == tmp_path.name
-    assert built.model.width == float(path.stem.removeprefix("w").replace("_", "."))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_file_names_and_docstrings_tell_the_network(path):
+    built = config.load(str(path))[1]
+    model, data = built.model, built.data
+    family, digits = re.fullmatch(r"(w|v1_)(\d_\d+)|.*", path.stem).groups()
+    width = float(digits.replace("_", ".")) if digits else 1.0
+    name = {"w": "mobilenet_v2", "v1_": "mobilenet_v1"}.get(family) or NAMES[path.stem]
+    assert (model.name, model.width, data.resolution) == (name, width, NATIVE_RESOLUTION.get(name, 224))
+    told = ast.get_docstring(ast.parse(path.read_text()))
+    (counted,) = [
+        row
+        for row in json.loads((ROOT / "tests" / "golden" / "complexity.json").read_text())["complexity"]
+        if (row["model"], row["resolution"]) == (name, data.resolution)
+        and row["options"] == ({} if name == "resnet50" else {"width": width, "width_rule": "standard"})
+    ]
+    params, madds = counted["params"]["trainable_1000"], counted["madds"]["classes_1000"]
+    assert f"at {data.resolution} px: {params:,} parameters, {madds / 1e6:,.1f} M MAdds." in told
+    rows = [row for row in published(name) if row["width"] == width and "precision" not in row]
+    accuracies = {row[key] for row in rows for key in ("top1", "top5")} - {None}
+    printed = re.findall(r"\d\d\.\d+", told[told.index("Published") : told.index("Not trained")])
+    assert printed
+    for number in printed:
+        assert float(number) in {round(accuracy, len(number.partition(".")[2])) for accuracy in accuracies}
+    assert f"--config=configs/{path.name}:path=IMAGENET" in told
+
+
+NAMES = {
+    "v3_large": "mobilenet_v3_large",
+    "v3_small": "mobilenet_v3_small",
+    "v3_large_minimalistic": "mobilenet_v3_large_minimalistic",
+    "v3_small_minimalistic": "mobilenet_v3_small_minimalistic",
+    "v4_conv_s": "mobilenet_v4_conv_small",
+    "v4_conv_m": "mobilenet_v4_conv_medium",
+    "v4_conv_l": "mobilenet_v4_conv_large",
+    "v4_hybrid_m": "mobilenet_v4_hybrid_medium",
+    "v4_hybrid_l": "mobilenet_v4_hybrid_large",
+    "resnet50": "resnet50",
+}
+
+
+@pytest.mark.parametrize(
+    ("arg", "resolution"),
+    [
+        ("", 256),
+        ("res=96", 96),
+        ("data=imagenet", 256),
+        ("data=folder:DIR", 256),
+        ("data=tfds:mnist,res=64", 64),
+        ("data=digits", 32),
+        ("data=cifar10", 32),
+        ("data=cifar10,res=64", 64),
+        ("data=cifar10,recipe=paper", 256),
+        ("data=folder:DIR,recipe=cifar", 32),
+    ],
+)
+def test_resolution_is_the_arguments_else_the_recipes_else_the_networks(arg, resolution):
+    _, built = config.load(f"{ROOT / 'configs' / 'v4_conv_m.py'}:{arg}")
+    assert built.data.resolution == resolution
 
 
 def test_w1_0_alone_is_the_papers():

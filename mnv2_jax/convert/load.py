@@ -27,9 +27,9 @@ from mnv2_jax.convert.layers import ForeignLayer, ForeignNetwork
 from mnv2_jax.convert.state_dicts import read_state_dict
 from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.data import imagenet
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models.counting import summarise
-from mnv2_jax.models.registry import Model, create_model
+from mnv2_jax.models.registry import Model, create_model, list_models
 from mnv2_jax.models.weights import (
     Preprocessing,
     Weights,
@@ -149,6 +149,8 @@ def load_weights(
         return read_weights(path)
     if model is None:
         raise UserError(f"{path}: a file of another library doesn't say which network it holds; give the model's name")
+    if model not in list_models():
+        raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     foreign = _read(path)
     library = library or _library(path, foreign)
     network, leaves, notes = _convert(path, foreign, library, model, options)

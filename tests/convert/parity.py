@@ -11,12 +11,16 @@ SIZES = ((96, 96), (75, 71))
 TOLERANCE = 1e-4
 
 
-def images(size):
-    return np.random.default_rng(sum(size)).standard_normal((2, *size, 3), np.float32)
+def images(size, count=2):
+    return np.random.default_rng(sum(size)).standard_normal((count, *size, 3), np.float32)
+
+
+CALIBRATION = images(SIZES[0], 8)
+"""What the statistics of the norms are of: with random ones maps grow and attention is so sharp that rounding decides."""
 
 
 def values(rng, shape):
-    """He's for a kernel of so many inputs, or for a vector 0.5 to 1: 0 and 1, of new norms, would hide swaps."""
+    """He's for a kernel [..., inputs, outputs], 0.5 to 1 for a vector: a new norm's 0 and 1 would hide swaps."""
     *inputs, outputs = shape
     if not inputs:
         return rng.uniform(0.5, 1.0, outputs).astype(np.float32)
@@ -40,6 +44,8 @@ def compare(library, name, weights, x, theirs):
     if table := os.environ.get("MNV2_JAX_PARITY_TABLE"):
         with pathlib.Path(table).open("a") as file:
             size = "×".join(map(str, x.shape[1:3]))
-            file.write(f"| {library} | {name} | {size} | {off['logits']:.1e} | {off[worst]:.1e} {worst} | {spread:.2f}\n")
-    assert spread > 0.01  # else the logits would say little of the image
+            file.write(
+                f"| {library} | {name} | {size} | {off['logits']:.1e} | {off[worst]:.1e} {worst} | {spread:.2f}\n"
+            )
+    assert spread > 0.05  # else the logits would say little of the image
     assert off[worst] < TOLERANCE, {point: value for point, value in off.items() if value >= TOLERANCE}

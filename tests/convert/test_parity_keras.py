@@ -1,5 +1,7 @@
 """keras.applications: their networks with random weights, through their files, endpoint by endpoint."""
 
+import functools
+import itertools
 import os
 import re
 
@@ -10,7 +12,10 @@ import pytest
 from mnv2_jax.convert.load import load_weights
 from tests.convert import parity
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # Keras's variables
+]
 
 V1, V2, V3 = "mobilenet_v1", "mobilenet_v2", "mobilenet_v3"
 MODELS = {
@@ -44,48 +49,70 @@ def keras():
 
 def build(keras, name, size):
     klass, options, _, _ = MODELS[name]
-    options = {"include_preprocessing": False, **options} if "V3" in klass else options
+    if "V3" in klass:
+        options = {"include_preprocessing": False, **options}
     make = getattr(keras.applications, klass)
     return make(input_shape=(*size, 3), weights=None, classifier_activation=None, **options)
 
 
-def randomise(model):
+def randomise(keras, model):
     rng = np.random.default_rng(0)
     for variable in model.weights:
-        is_depthwise = variable.path.endswith("depthwise/kernel") or "conv_dw" in variable.path
         shape = tuple(variable.shape)
-        if is_depthwise and len(shape) == 4:
-            variable.assign(np.moveaxis(parity.values(rng, (*shape[:2], 1, shape[2])), 2, 3))
-        else:
-            variable.assign(parity.values(rng, shape))
+        is_depthwise = len(shape) == 4 and re.search(r"depthwise|conv_dw", variable.path)
+        drawn = parity.values(rng, (*shape[:2], 1, shape[2]) if is_depthwise else shape)
+        variable.assign(drawn.reshape(shape))  # a depthwise kernel is [r, s, c, 1]
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    state = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
+    with jax.numpy_rank_promotion("allow"):
+        _, statistics = jax.jit(functools.partial(model.stateless_call, training=True))(*state, parity.CALIBRATION)
+    for variable, value in zip(model.non_trainable_variables, statistics, strict=True):
+        variable.assign(value)
+
+
+def saved(model, path):
+    if path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    else:
+        model.save(path)
+    return path
+
+
+BEFORE = {  # the layer before an endpoint
+    **{"conv1_bn": "stem", "bn_Conv1": "stem", "conv_bn": "stem"},
+    **{"Conv_1_bn": "head", "conv_1_bn": "head", "conv_2": "hidden"},
+}
+LAST = re.compile(r"(conv_pw_\d+|block_\d+|expanded_conv(?:_\d+)?)_(?:relu|project_bn|project_BN|add)")
+"""Of a block: its sum, or else the norm of its projection."""
 
 
 def endpoints(keras, model, x):
     """What its layers give, by our names of them."""
-    layers = model.layers
-    names = [layer.name for layer in layers]
+    points, blocks = {"logits": model.output}, {}
+    for layer, following in itertools.pairwise(model.layers):
+        if layer.name in BEFORE:
+            points[BEFORE[layer.name]] = following.output
+        elif found := LAST.fullmatch(layer.name):
+            blocks[found[1]] = layer.output
+        elif re.fullmatch(r"global_average_pooling2d(_\d+)?", layer.name):
+            points["pooled"] = layer.output
+    points |= {f"block_{i}": output for i, output in enumerate(blocks.values(), 1)}
+    tapped = keras.Model(model.input, points)
+    with jax.numpy_rank_promotion("allow"):
+        return {point: np.asarray(y) for point, y in jax.jit(tapped)(x).items()}
 
-    def last_before(name):
-        return layers[names.index(name) - 1]
 
-    if "conv1_relu" in names:
-        blocks = [name for name in names if re.fullmatch(r"conv_pw_\d+_relu", name)]
-        points = {"stem": model.get_layer("conv1_relu"), "logits": model.get_layer("predictions")}
-    else:
-        # A block ends in its sum, or else in the norm of its projection.
-        found = {}
-        for name in names:
-            if end := re.fullmatch(r"(expanded_conv|block)_(\d*)_?(project_bn|add)", name.lower()):
-                found[end[1], end[2]] = name
-        blocks = list(found.values())
-        head, stem = ("out_relu", "Conv1_relu") if "out_relu" in names else (None, None)
-        points = {
-            "stem": model.get_layer(stem) if stem else layers[names.index("conv_bn") + 1],
-            "head": model.get_layer(head) if head else layers[names.index("conv_1_bn") + 1],
-            "logits": model.get_layer("predictions"),
-        }
-        if "conv_2" in names:
-            points["hidden"] = layers[names.index("conv_2") + 1]
-    points |= {f"block_{i}": model.get_layer(name) for i, name in enumerate(blocks, 1)}
-    (points["pooled"],) = [layer for layer in layers if re.fullmatch(r"global_average_pooling2d(_\d+)?", layer.name)]
-    return keras.Model(model.input, {point: layer.output for point, layer in points.items()})(x)
+@pytest.mark.parametrize(("name", "form"), FILES)
+def test_keras_applications(name, form, keras, tmp_path):
+    model = build(keras, name, parity.SIZES[0])
+    randomise(keras, model)
+    _, _, ours, options = MODELS[name]
+    weights = load_weights(saved(model, tmp_path / f"model.{form}"), ours, **options)
+    assert weights.info.source == "keras"
+    for size in parity.SIZES:
+        sized = build(keras, name, size)  # its padding is decided as it is built
+        sized.set_weights(model.get_weights())
+        x = parity.images(size)
+        parity.compare("keras", f"{name} .{form}", weights, x, endpoints(keras, sized, x))

@@ -41,6 +41,12 @@ def randomised(model):
         if not name.endswith("num_batches_tracked"):
             shape = [*tensor.shape[1:], tensor.shape[0]]
             tensor.copy_(torch.from_numpy(np.moveaxis(parity.values(rng, shape), -1, 0).copy()))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    endpoints(model.train(), parity.CALIBRATION, {})
+    for norm in norms:
+        norm.num_batches_tracked.zero_()
     return model.eval()
 
 
@@ -64,9 +70,7 @@ def endpoints(model, x, modules):
         found["logits"] = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
     for hook in hooks:
         hook.remove()
-    return {
-        point: (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).contiguous().numpy() for point, y in found.items()
-    }
+    return {point: (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).contiguous().numpy() for point, y in found.items()}
 
 
 def check(library, name, model, modules, weights):

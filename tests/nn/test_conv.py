@@ -57,6 +57,26 @@ def test_matrix_forms_agree_with_gradients(kind, kernel_size, x64):
     assert_forms_agree(kind, 7, kernel_size, jnp.float64, WINDOWS[::3], 1e-13)
 
 
+@pytest.mark.parametrize(("kernel_size", "size"), [(3, 6), (3, 7), (5, 7)])
+def test_depthwise_forms_agree_where_the_padding_is_trailing(kernel_size, size, x64):
+    windows = [conv.Window(2, 1, "trailing"), conv.Window(2, 2, "trailing")]
+    assert_forms_agree("depthwise", size, kernel_size, jnp.float64, windows, 1e-13)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_trailing_padding_is_same_at_even_sizes_and_shifts_odd_ones(kernel_size):
+    x, kernel = arrays("depthwise", 6, kernel_size, jnp.float32)  # 6 rows, 7 columns
+    run = {padding: conv.depthwise_conv(x, kernel, stride=2, padding=padding) for padding in ("same", "trailing")}
+    assert (run["same"].shape, run["trailing"].shape) == ((4, 3, 4, 5), (4, 3, 3, 5))
+    even = {p: conv.depthwise_conv(x[:, :, :6], kernel, stride=2, padding=p) for p in run}
+    np.testing.assert_array_equal(even["same"], even["trailing"])
+    # Without a stride it is "symmetric"; with one, each window begins a column after that one's.
+    dense = conv.depthwise_conv(x, kernel, padding="symmetric")
+    np.testing.assert_allclose(run["trailing"], dense[:, 1::2, 1::2], atol=1e-5)
+    still = [conv.depthwise_conv(x, kernel, padding=padding) for padding in ("symmetric", "trailing")]
+    np.testing.assert_array_equal(*still)
+
+
 def test_bfloat16_is_summed_in_float32():
     # In bfloat16, 256 + 1 is 256 again.
     kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16).at[0, 0].set(256)
@@ -86,6 +106,10 @@ def test_the_form_is_that_of_the_platform_lowered_for(layer, shape):
         (14, 5, conv.Window(1, 2, "same"), (4, 4)),
         (14, 5, conv.Window(1, 2, "symmetric"), (4, 4)),
         (14, 1, conv.Window(2, 1, "same"), (0, 0)),
+        (224, 3, conv.Window(2, 1, "trailing"), (0, 1)),
+        (225, 3, conv.Window(2, 1, "trailing"), (0, 1)),  # of which 112 remain, not 113
+        (225, 5, conv.Window(2, 1, "trailing"), (1, 2)),
+        (225, 3, conv.Window(1, 1, "trailing"), (1, 1)),
     ],
 )
 def test_padding(size, kernel, window, expected):

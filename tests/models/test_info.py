@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.info import NATIVE_RESOLUTION, model_info
+from mnv2_jax.models.published import published
+from mnv2_jax.models.registry import list_models
+
+
+def test_counts_are_those_of_the_native_resolution():
+    info = model_info("mobilenet_v4_conv_medium")
+    assert (info.name, info.resolution, info.params, info.madds) == (
+        *("mobilenet_v4_conv_medium", 256),
+        *(9_715_512, 1_080_244_224),
+    )
+    assert info.published == published("mobilenet_v4_conv_medium")
+
+
+def test_every_network_has_results_at_its_native_resolution():
+    assert set(NATIVE_RESOLUTION) <= set(list_models())
+    for name in list_models():
+        assert NATIVE_RESOLUTION.get(name, 224) in {row["resolution"] for row in published(name)}, name
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (dict(width=0.35), {(0.35, 1.0)}),
+        (dict(width=1.2), set()),  # published with a depth of 1.4 only
+        (dict(width=1.2, depth=1.4), {(1.2, 1.4)}),
+        (dict(depth=1.0), {(1.0, 1.0)}),
+    ],
+)
+def test_results_are_those_of_the_width_and_the_depth_that_are_given(options, found):
+    rows = model_info("mobilenet_v2", **options).published
+    assert {(row["width"], row.get("depth", 1.0)) for row in rows} == found
+
+
+def test_results_are_all_where_neither_is_given():
+    assert model_info("mobilenet_v2", padding="symmetric").published == published("mobilenet_v2")
+
+
+def test_prints_an_aligned_table():
+    lines = str(model_info("mobilenet_v2", width=1.4)).splitlines()
+    assert lines[0] == "mobilenet_v2 width=1.4: 6,108,776 parameters, 582.2 M MAdds at 224 px"
+    head, *rows = lines[2:]
+    assert head.split() == ["width", "px", "top-1", "top-5", "source", "remarks"]  # no depth: it would be empty
+    assert len(rows) == len([row for row in published("mobilenet_v2") if row["width"] == 1.4])
+    ends = [head.index(key) + len(key) for key in ("width", "px", "top-1", "top-5")]
+    for line in rows:
+        assert all(line[end - 1] != " " for end in ends[:3])
+        assert all(line[end : end + 2] == "  " for end in ends)
+        assert line[head.index("source")] != " "
+        assert line == line.rstrip()
+
+
+def test_prints_that_nothing_was_published():
+    assert str(model_info("mobilenet_v2", width=0.6)).endswith("px\nno published results")
+
+
+def test_is_read_only():
+    info = model_info("resnet50")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        info.params = 0
+    with pytest.raises(TypeError):
+        info.options["width"] = 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="mobilnet_v2"), "unknown model 'mobilnet_v2'; did you mean 'mobilenet_v2'"),
+        (dict(name="mobilenet_v2", widht=0.5), "unknown model option 'widht'; did you mean 'width'"),
+        (dict(name="resnet50", width=0.5), "model.width=0.5: resnet50 has none"),
+    ],
+)
+def test_refuses_what_cannot_be(arguments, message):
+    with pytest.raises(UserError, match=message):
+        model_info(**arguments)

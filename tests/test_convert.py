@@ -1,0 +1,275 @@
+"""Weights through the public commands: converted, predicted with, evaluated, trained on."""
+
+import json
+import os
+import pathlib
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from mnv2_jax import config
+from mnv2_jax.convert.load import load_weights
+from mnv2_jax.data.sources import open_dataset
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import create_model
+from mnv2_jax.models.weights import Preprocessing, WeightsInfo, save_weights
+from mnv2_jax.training.checkpoint import restore_variables
+from mnv2_jax.training.initial import prepare, relabel
+from tests import cli
+
+REAL = pathlib.Path(os.environ["MNV2_JAX_DATA"]) if "MNV2_JAX_DATA" in os.environ else None
+needs_real = pytest.mark.skipif(REAL is None, reason="MNV2_JAX_DATA names no folder of real images and weights")
+DIGITS = tuple(map(str, range(10)))
+
+
+def weights_file(path, name="mobilenet_v2", classes=DIGITS, **options):
+    """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own."""
+    options = dict(width=0.25, padding="symmetric") | options
+    model = create_model(name, len(classes), norm=config.NormConfig(epsilon=1e-5), **options)
+    rng = np.random.default_rng(0)
+
+    def draw(at, leaf):
+        if at[-1].key == "kernel":
+            return rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape).astype(np.float32)
+        low, high = (0.5, 1.5) if at[-1].key in ("scale", "var") else (-0.1, 0.1)
+        return rng.uniform(low, high, leaf.shape).astype(np.float32)
+
+    like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
+    variables = jax.tree_util.tree_map_with_path(draw, like)
+    preprocessing = Preprocessing(resolution=16, mean=(0.3, 0.3, 0.3), std=(0.7, 0.7, 0.7), eval_crop_fraction=1.0)
+    save_weights(path, model, variables, WeightsInfo(labels=classes, preprocessing=preprocessing))
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return weights_file(tmp_path_factory.mktemp("weights") / "w.safetensors")
+
+
+def digits_config(weights, *more):
+    return (
+        f"--config={cli.W0_25}:data=digits,batch=32",
+        f"--config.init.weights={weights}",
+        "--json",
+        *more,
+    )
+
+
+def test_evaluated_as_they_are_they_predict_what_predict_says(weights, tmp_path):
+    split = open_dataset(config.DataConfig(name="digits", resolution=16)).eval
+    for place in range(40):
+        folder = tmp_path / str(int(split.labels[place]))
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.asarray(split.read(place))).save(folder / f"{place:03}.png")
+    folder = f"--config={cli.W0_25}:data=folder:{tmp_path / 'all'}"
+    (tmp_path / "all" / "train").mkdir(parents=True)
+    for digit in DIGITS:
+        if (tmp_path / digit).exists():
+            os.rename(tmp_path / digit, tmp_path / "all" / "train" / digit)
+    os.symlink(tmp_path / "all" / "train", tmp_path / "all" / "val")
+    told = cli.answer(cli.run("main", "--mode=eval", folder, f"--config.init.weights={weights}", "--json"))
+    assert told["weights"] == str(weights)
+    images = tmp_path / "all" / "val"
+    answers = cli.answer(cli.run("predict", f"--weights={weights}", "--top=10", "--json", images))
+    assert len(answers) == 40
+    losses, confusion = [], np.zeros((10, 10), int)
+    for answer in answers:
+        true = int(answer["path"].split("/")[-2])
+        losses += [-np.log(row["probability"]) for row in answer["top"] if row["index"] == true]
+        confusion[true, answer["top"][0]["index"]] += 1
+    assert told["eval"]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert told["confusion"] == confusion.tolist()
+
+
+def test_training_starts_from_them(weights, tmp_path):
+    still = ("--config.optim.peak_lr=1e-12", "--config.norm.decay=0.99999", "--config.train.steps=1")
+    before = cli.answer(cli.run("main", "--mode=eval", *digits_config(weights)))
+    ema = ("--config.optim.ema_decay=0.5", "--config.data.resolution=16")
+    run = f"--workdir={tmp_path / 'run'}"
+    after = cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run)))
+    assert after["eval"]["loss"] == pytest.approx(before["eval"]["loss"], rel=1e-3)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (kept["model"]["padding"], kept["norm"]["epsilon"]) == ("symmetric", 1e-5)
+    assert kept["data"]["mean"] == [0.3, 0.3, 0.3]
+    # The same command says that it is done; the run evaluates by its own config, without the file.
+    assert cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run))) == after
+    kept_out = tmp_path / "moved.safetensors"
+    os.rename(weights, kept_out)
+    try:
+        again = cli.answer(cli.run("main", "--mode=eval", run, "--json"))
+    finally:
+        os.rename(kept_out, weights)
+    assert again["eval"] == after["eval"]
+    # And it becomes a file of weights, which is the run.
+    out = tmp_path / "out.safetensors"
+    result = cli.run("convert", tmp_path / "run", out)
+    assert result.returncode == 0, result.stderr
+    assert "mobilenet_v2 width=0.25 padding=symmetric with 10 classes" in result.stdout
+    _, variables = restore_variables(tmp_path / "run", "latest")
+    jax.tree.map(np.testing.assert_array_equal, load_weights(out).variables, dict(variables))
+    assert cli.run("convert", "--to=timm", out, tmp_path / "timm.safetensors").returncode == 0
+    assert "conv_stem.weight" in safetensors.numpy.load_file(tmp_path / "timm.safetensors")
+
+
+def test_a_new_head_is_made_only_when_asked_for(tmp_path):
+    file = weights_file(tmp_path / "w.safetensors", classes=("cat", "dog", "owl"))
+    short = ("--config.train.steps=2", "--config.data.resolution=16", f"--workdir={tmp_path / 'run'}")
+    refused = cli.run("main", *digits_config(file, *short))
+    assert refused.returncode == 2
+    assert "have 3 classes, digits has 10 others; give --config.init.head=new" in refused.stderr
+    told = cli.answer(cli.run("main", *digits_config(file, *short, "--config.init.head=new")))
+    assert told["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model.width=0.5"], "are of mobilenet_v2 width=0.25 padding=symmetric with 10 classes, and model.width=0.5"),
+        (["model.padding=keras_v1"], "give --config.model.padding=symmetric"),
+        (["model.padding=same"], "give --config.model.padding=symmetric"),
+        (["model.name=mobilenet_v1"], "give --config.model.name=mobilenet_v2"),
+        (["init.weights=nowhere.safetensors"], "nowhere.safetensors: can't be read"),
+        (["init.weights=."], "no run is there"),
+        (["init.weights=timm/efficientnet_b0"], "no weights are known by the name"),
+    ],
+)
+def test_weights_that_do_not_go_with_the_config(weights, overrides, said):
+    overrides = [f"init.weights={weights}", *overrides]
+    spec = f"{cli.W0_25}:data=digits"
+    _, settings = config.load(spec, overrides)
+    with pytest.raises(UserError, match=said) as error:
+        prepare(settings, config.given(spec, overrides), evaluates=False)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_command_line_says_wins(weights):
+    spec, overrides = f"{cli.W0_25}:data=digits,res=24", [f"init.weights={weights}", "data.mean=(0, 0, 0)"]
+    _, settings = config.load(spec, overrides)
+    found, _ = prepare(settings, config.given(spec, overrides), evaluates=True)
+    assert (found.data.resolution, found.data.mean, found.data.std) == (24, (0, 0, 0), (0.7, 0.7, 0.7))
+    plain, _ = prepare(settings, [], evaluates=True)
+    assert (plain.data.resolution, plain.data.mean) == (16, (0.3, 0.3, 0.3))
+    trained, _ = prepare(settings, config.given(spec, overrides), evaluates=False)
+    assert trained.data.eval_crop == settings.data.eval_crop
+
+
+def test_images_of_some_classes_are_measured_among_all():
+    data = open_dataset(config.DataConfig(name="digits", resolution=16))
+    info = WeightsInfo(labels=("zero", *map(str, range(9, -1, -1)), "other"))
+    found = relabel(data, info, 12)
+    assert found.class_names == info.labels
+    np.testing.assert_array_equal(found.eval.labels, 10 - np.asarray(data.eval.labels))
+    ids = WeightsInfo(labels=tuple("abcdefghij"), class_ids=DIGITS)
+    np.testing.assert_array_equal(relabel(data, ids, 10).eval.labels, data.eval.labels)
+    with pytest.raises(UserError, match=r"init\.weights know no class '0' of digits; theirs are 2: cat, dog, …"):
+        relabel(data, WeightsInfo(labels=("cat", "dog")), 2)
+    with pytest.raises(UserError, match="theirs are 12: not named, …"):
+        relabel(data, WeightsInfo(), 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model=mobilenet_v2", "{weights}", "out.pth"], "out.pth: OUT must end in .safetensors"),
+        (["--model=mobilenet_v2", "{weights}", "{weights}"], "is there already; give another name, or --force"),
+        (["{weights}", "new.safetensors", "--width=0.5"], "says itself what it holds"),
+        (["--to=timm", "{weights}", "out.onnx"], "OUT must end in .safetensors or .pth"),
+        (["--model=mobilenet_v2", "nowhere.pth", "new.safetensors"], "nowhere.pth: can't be read"),
+        (["--mean=1,2", "{weights}", "new.safetensors"], "'1,2' must be three numbers"),
+        (["--library=slim", "{weights}", "new.safetensors"], "invalid choice: 'slim'"),
+        (["{weights}"], "the following arguments are required: OUT"),
+        (["--config.seed=1", "{weights}", "new.safetensors"], "there is no config to convert by"),
+    ],
+)
+def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):
+    from mnv2_jax.convert.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["convert", *(text.format(weights=weights) for text in arguments)])
+    with pytest.raises(UserError) as error:
+        main()
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_convert_is_complete():
+    result = cli.run("convert", "--help")
+    assert result.returncode == 0
+    for flag in ("--model", "--width", "--library", "--labels", "--to", "--force", "WEIGHTS", "OUT", "timm/"):
+        assert flag in result.stdout
+
+
+# --- real weights and images -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imagenet_samples(tmp_path_factory):
+    """The 200 images as folders of their wnids."""
+    top = tmp_path_factory.mktemp("samples")
+    with tarfile.open(REAL / "imagenet-samples" / "imagenet_samples_200.tar") as archive:
+        for member in archive.getmembers():
+            if member.isfile() and member.name.endswith(".JPEG"):
+                name = pathlib.Path(member.name).name
+                folder = top / "train" / name.partition("_")[0]
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(archive.extractfile(member).read())
+    os.symlink(top / "train", top / "val")
+    return top
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("file", "model", "settings", "least"),
+    [
+        # 90.0 % and 40.0 % in the TFLite runtime, whose activations are quantised, too.
+        ("tf2_mobilenet_v2_1.0_224_ptq.tflite", ("mobilenet_v2", 1.0), ["float32"], 0.88),
+        ("tf2_mobilenet_v2_1.0_224_ptq.tflite", ("mobilenet_v2", 1.0), ["float32", "bfloat16"], 0.88),
+        ("mobilenet_v1_0.25_128_quant.tflite", ("mobilenet_v1", 0.25), ["float32"], 0.37),
+    ],
+)
+def test_trained_weights_name_the_images(file, model, settings, least, imagenet_samples, tmp_path):
+    name, width = model
+    out = tmp_path / "w.safetensors"
+    converted = cli.run("convert", f"--model={name}", f"--width={width}", REAL / "weights" / file, out)
+    assert converted.returncode == 0, converted.stderr
+    top1 = []
+    for dtype in settings:
+        arguments = [f"--config={cli.W0_25}:data=folder:{imagenet_samples}", f"--config.init.weights={out}"]
+        arguments += [f"--config.model.name={name}", f"--config.model.width={width}", f"--config.model.dtype={dtype}"]
+        told = cli.answer(cli.run("main", "--mode=eval", "--json", *arguments))["eval"]
+        assert told["count"] == 200
+        top1.append(told["top1"])
+    assert min(top1) >= least
+    assert max(top1) - min(top1) <= 0.01
+
+
+@needs_real
+def test_predict_names_imagenet_classes(imagenet_samples, tmp_path):
+    file = REAL / "weights" / "tf2_mobilenet_v2_1.0_224_ptq.tflite"
+    assert cli.run("convert", "--model=mobilenet_v2", file, tmp_path / "w.safetensors").returncode == 0
+    goldfish = imagenet_samples / "val" / "n01443537"
+    answers = cli.answer(cli.run("predict", f"--weights={tmp_path / 'w.safetensors'}", "--json", goldfish))
+    assert answers[0]["top"][0]["label"] == "goldfish"
+
+
+@needs_real
+def test_keras_and_tflite_files_of_one_network_agree():
+    # What the file's authors exported: the TFLite runtime's outputs are compared in the parity tests.
+    files = [REAL / "weights" / name for name in ("vww_96.h5", "vww_96_float.tflite")]
+    both = [load_weights(file, "mobilenet_v1", width=0.25) for file in files]
+    assert {read.model.module.model.activation for read in both} == {"relu"}
+    images = np.random.default_rng(0).uniform(0, 1, (4, 96, 96, 3)).astype(np.float32)
+    outputs = [np.asarray(jax.nn.softmax(read.model.apply(read.variables, images)[0])) for read in both]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
+@needs_real
+def test_a_keras_file_of_another_model_is_one_line():
+    with pytest.raises(UserError, match=r"vww_96\.h5: not the weights of mobilenet_v2 .*missing: ") as error:
+        load_weights(REAL / "weights" / "vww_96.h5", "mobilenet_v2")
+    assert "\n" not in str(error.value)
