@@ -1,6 +1,6 @@
 """MobileNetV3-Small on ImageNet at 224 px: 2,542,856 parameters, 56.5 M MAdds.
 
-Published top-1 / top-5: paper (table 9) 67.5; Keras 68.1; torchvision v1 67.668 / 87.402. Not trained with this code yet.
+Published top-1 / top-5: paper 67.5; Keras 68.1; torchvision v1 67.668 / 87.402. Not trained with this code yet.
 The default recipe is MobileNetV2's, not that of the family's own paper: 412 epochs of 1.28 million images.
 
     python -m mnv2_jax.main --config=configs/v3_small.py:path=IMAGENET

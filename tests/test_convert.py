@@ -153,8 +153,10 @@ def test_what_the_command_line_says_wins(weights):
     assert (found.data.resolution, found.data.mean, found.data.std) == (24, (0, 0, 0), (0.7, 0.7, 0.7))
     plain, _ = prepare(settings, [], evaluates=True)
     assert (plain.data.resolution, plain.data.mean) == (16, (0.3, 0.3, 0.3))
+    assert settings.model.strides != plain.model.strides == (2, 2, 2, 2, 2)  # the recipe's, the weights'
     trained, _ = prepare(settings, config.given(spec, overrides), evaluates=False)
     assert trained.data.eval_crop == settings.data.eval_crop
+    assert trained.model.strides == settings.model.strides
 
 
 def test_images_of_some_classes_are_measured_among_all():

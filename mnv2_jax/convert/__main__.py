@@ -68,17 +68,21 @@ def main() -> None:
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out}: is there already; give another name, or --force to replace it")
 
-    from mnv2_jax.convert.load import to_timm  # JAX takes seconds; a mistyped flag doesn't wait for it
+    from mnv2_jax.convert.by_name import to_timm  # JAX takes seconds; a mistyped flag doesn't wait for it
     from mnv2_jax.convert.state_dicts import write_state_dict
     from mnv2_jax.models.weights import describe, save_weights
 
     weights = _open(args)
+    notes = list(weights.info.notes)
     if args.to == "timm":
         write_state_dict(args.out, to_timm(weights))
+        own, norm = weights.model.module.model, weights.model.module.norm
+        pad_type = "" if own.padding == "symmetric" else "same"
+        notes.append(f"its model in timm: timm.create_model(…, pad_type={pad_type!r}, bn_eps={norm.epsilon:g})")
     else:
         save_weights(args.out, *weights)
     print(f"{args.out}: {describe(weights.model)}, of {weights.info.source}")
-    for note in weights.info.notes:
+    for note in notes:
         print(f"  {note}")
     for key, value in dataclasses.asdict(weights.info.preprocessing).items():
         print(f"  {key} {value if isinstance(value, str) else json.dumps(value)}")

@@ -1,17 +1,16 @@
 """Weights of any kind as a model with its variables.
 
-    our file ─────────────────────────────► models.weights ──────────┐
-    name ──► hub ──► file                                            ├──► Weights(model, variables, info)
-    .pth .pt .safetensors ──► state_dicts ──► names ────┐            │
-    .h5 .weights.h5 .keras ──► keras_files ──► order ───┼► variables ┘
-    .tflite ──► tflite_files ──► order ─────────────────┘
+    our file ──────────────────────────────────────────────────────┐
+    a name ──► hub ──► a file                                      │
+    .pth .pt .safetensors ──► state_dicts ──► by_name (names) ──┐  ├──► Weights(model, variables, info)
+    .h5 .weights.h5 .keras ──► keras_files ──► by_order ────────┼──┘
+    .tflite ──► tflite_files ──► by_order ──────────────────────┘
 
-What isn't in a file, its library's padding, epsilon and normalisation, stands in `CONVENTIONS`.
+What a file doesn't say, its library's padding, epsilon and normalisation, stands in `conventions`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 import zipfile
@@ -21,80 +20,25 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from mnv2_jax.config import NormConfig
-from mnv2_jax.convert import hub, names
+from mnv2_jax.convert import by_name, by_order, hub, names
+from mnv2_jax.convert.conventions import CONVENTIONS, WIDTH_RULES, Convention, Source
 from mnv2_jax.convert.keras_files import read_keras
-from mnv2_jax.convert.layers import ForeignLayer, ForeignNetwork
+from mnv2_jax.convert.layers import ForeignNetwork
 from mnv2_jax.convert.state_dicts import read_state_dict
 from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.models.counting import summarise
 from mnv2_jax.models.registry import Model, create_model, list_models
 from mnv2_jax.models.weights import (
     Preprocessing,
     Weights,
     WeightsInfo,
     check_shapes,
-    describe,
-    flatten,
     is_ours,
     preprocessing_from,
-    raise_mismatch,
     read_weights,
-    shapes_of,
     unflatten,
 )
-
-Source = Literal["torchvision", "timm", "timm_tf", "corenet", "keras", "tflite"]
-Padding = Literal["same", "symmetric", "keras_v1"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Convention:
-    """What a library does and its files don't say."""
-
-    padding: Padding
-    epsilon: float
-    decay: float
-    """Of the running statistics: 1 - PyTorch's momentum."""
-    normalisation: tuple[float, float] | None = None
-    """Mean and deviation of all channels; None: ImageNet's."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    activation: Literal["relu", "relu6"] | None = None
-
-
-_WIDTH_RULES: Mapping[tuple[str, str], str] = {
-    ("torchvision", "mobilenet_v3"): "torchvision",
-    ("corenet", "mobilenet_v1"): "corenet",
-    ("corenet", "mobilenet_v2"): "corenet",
-}
-HALF = (0.5, 0.5)  # pixels from -1 to 1
-CONVENTIONS: Mapping[tuple[str, str], Convention] = {
-    # torchvision/models: mobilenetv2.py, mobilenetv3.py (epsilon 0.001, momentum 0.01), resnet.py
-    ("torchvision", "mobilenet_v2"): Convention("symmetric", 1e-5, 0.9),
-    ("torchvision", "mobilenet_v3"): Convention("symmetric", 1e-3, 0.99),
-    ("torchvision", "resnet50"): Convention("symmetric", 1e-5, 0.9),
-    # timm/models: efficientnet.py, mobilenetv3.py, resnet.py; its tf_ models keep TensorFlow's padding and epsilon
-    ("timm", "mobilenet_v1"): Convention("symmetric", 1e-5, 0.9, HALF, "bicubic"),
-    ("timm", "mobilenet_v2"): Convention("symmetric", 1e-5, 0.9, None, "bicubic"),
-    ("timm", "mobilenet_v3"): Convention("symmetric", 1e-5, 0.9, None, "bicubic"),
-    ("timm", "mobilenet_v4"): Convention("symmetric", 1e-5, 0.9, None, "bicubic"),
-    ("timm", "resnet50"): Convention("symmetric", 1e-5, 0.9, None, "bicubic"),
-    ("timm_tf", "mobilenet_v3"): Convention("same", 1e-3, 0.99, HALF),
-    # apple/corenet projects/mobilenet_v{1,2}: pixels from 0 to 1; V1 has ReLU. Its V3 is another network.
-    ("corenet", "mobilenet_v1"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0), activation="relu"),
-    ("corenet", "mobilenet_v2"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0)),
-    # keras/src/applications: mobilenet.py, mobilenet_v2.py, mobilenet_v3.py; "tf" mode of preprocess_input
-    ("keras", "mobilenet_v1"): Convention("keras_v1", 1e-3, 0.99, HALF),
-    ("keras", "mobilenet_v2"): Convention("same", 1e-3, 0.999, HALF),
-    ("keras", "mobilenet_v3"): Convention("same", 1e-3, 0.999, HALF),
-    # TensorFlow's padding; the norms are folded, so the epsilon is only that of the identity
-    ("tflite", "mobilenet_v1"): Convention("same", 1e-3, 0.997, HALF),
-    ("tflite", "mobilenet_v2"): Convention("same", 1e-3, 0.997, HALF),
-    ("tflite", "mobilenet_v3"): Convention("same", 1e-3, 0.997, HALF),
-    ("tflite", "mobilenet_v4"): Convention("same", 1e-3, 0.997, HALF),
-}
-"""By source and family."""
 
 _OF_KEYS: tuple[tuple[str, Source], ...] = (
     ("conv_1.block.conv.weight", "corenet"),
@@ -207,8 +151,8 @@ def _convert(
     custom = _convention(path, foreign, library, name)
     family = names.family_of(name)
     options: dict[str, Any] = {"padding": custom.padding}
-    if (library, family) in _WIDTH_RULES:
-        options["width_rule"] = _WIDTH_RULES[library, family]
+    if (library, family) in WIDTH_RULES:
+        options["width_rule"] = WIDTH_RULES[library, family]
     activation = _activation(foreign) or custom.activation
     if activation == "relu" and family in ("mobilenet_v1", "mobilenet_v2"):
         options["activation"] = activation
@@ -219,12 +163,12 @@ def _convert(
         return create_model(name, num_classes, norm=norm, **options | dict(asked))
 
     if isinstance(foreign, ForeignNetwork):
-        network = build(_num_classes_by_order(path, foreign))
-        leaves = _by_order(path, network, foreign)
+        network = build(by_order.num_classes(path, foreign))
+        leaves = by_order.leaves_of(path, network, foreign)
     else:
         table = names.TABLES[library, family](build(2).module.plan)
-        network = build(_num_classes_by_name(path, foreign, table))
-        leaves = _by_name(path, network, foreign, table)
+        network = build(by_name.num_classes(path, foreign, table))
+        leaves = by_name.leaves_of(path, network, foreign, table)
     notes = []
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
         notes.append("norms were folded into the convolutions: each is an identity with a bias")
@@ -236,34 +180,6 @@ def _convert(
     leaves = {path_of: np.ascontiguousarray(leaf) for path_of, leaf in leaves.items()}
     check_shapes(network, {path_of: leaf.shape for path_of, leaf in leaves.items()}, str(path))
     return network, leaves, notes
-
-
-def to_timm(weights: Weights) -> dict[str, np.ndarray]:
-    """The state dict that timm's model of the same network loads; ``num_batches_tracked`` is 0.
-
-    Raises:
-      UserError: if timm has no such network, or pads differently.
-    """
-    model = weights.model
-    family = names.family_of(model.name)
-    if ("timm", family) not in names.TABLES:
-        raise UserError(f"timm has no {model.name}")
-    table = names.TABLES["timm", family](model.module.plan)
-    state: dict[str, np.ndarray] = {}
-    for path, leaf in flatten(weights.variables).items():
-        layer, _, kind = path.partition("/")[2].rpartition("/")
-        theirs = table[layer]
-        if kind == "kernel":
-            is_dense = leaf.ndim == 2
-            leaf = leaf[None, None] if is_dense and layer != "classifier" else leaf  # timm's are 1×1 convolutions
-            leaf = leaf.T if leaf.ndim == 2 else leaf.transpose(3, 2, 0, 1)
-        if layer.endswith("layer_scale"):
-            state[f"{theirs}.gamma"] = leaf
-            continue
-        state[f"{theirs}.{names.LEAVES[kind]}"] = leaf
-        if kind == "mean":
-            state[f"{theirs}.num_batches_tracked"] = np.zeros((), np.int64)
-    return {name: np.asarray(array, order="C") for name, array in state.items()}
 
 
 def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dict"]:
@@ -316,119 +232,3 @@ def _activation(foreign: _Foreign) -> str | None:
         return None
     found = {layer.activation for layer in foreign.layers if layer.activation}
     return found.pop() if len(found) == 1 and found <= {"relu", "relu6"} else None
-
-
-# --- by name ------------------------------------------------------------------------------------------------
-
-
-def _num_classes_by_name(path: pathlib.Path, state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> int:
-    head = f"{table['classifier']}.weight"
-    if head not in state:
-        raise UserError(f"{path}: no tensor {head}, so no classifier; weights without their head can't be converted")
-    return int(state[head].shape[0])
-
-
-def _by_name(
-    path: pathlib.Path, model: Model, state: Mapping[str, np.ndarray], table: Mapping[str, str]
-) -> dict[str, np.ndarray]:
-    """Every leaf of ours from the tensor that the table names.
-
-    Raises:
-      UserError: listing tensors that are missing, left over, or of another shape.
-    """
-    leaves, missing, wrong, used = {}, [], [], set()
-    for ours, shape in shapes_of(model).items():
-        layer, _, kind = ours.partition("/")[2].rpartition("/")
-        leaf = "gamma" if layer.endswith("layer_scale") else names.LEAVES[kind]
-        theirs = f"{table.get(layer, layer)}.{leaf}"
-        used.add(theirs)
-        if theirs not in state:
-            missing.append(theirs)
-            continue
-        array = state[theirs]
-        if kind == "kernel" and array.ndim in (2, 4):
-            array = array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
-        if len(shape) == 2 and array.shape[:2] == (1, 1) and array.ndim == 4:
-            array = array[0, 0]
-        if array.shape != shape:
-            wrong.append(f"{theirs} is {list(array.shape)} instead of {list(shape)} for {layer}")
-        leaves[ours] = array
-    problems = {"missing": missing, "left over": sorted(set(state) - used), "of another shape": wrong}
-    raise_mismatch(problems, f"{path}: not the weights of {describe(model)}")
-    return leaves
-
-
-# --- by order -----------------------------------------------------------------------------------------------
-
-
-def _products(network: ForeignNetwork) -> list[ForeignLayer]:
-    """Convolutions, then dense layers, which come last in every network here that has both."""
-    return [layer for kind in ("conv", "dense") for layer in network.layers if layer.kind == kind]
-
-
-def _num_classes_by_order(path: pathlib.Path, network: ForeignNetwork) -> int:
-    products = _products(network)
-    if not products:
-        raise UserError(f"{path}: holds no convolution and no dense layer; give another file")
-    return int(products[-1].arrays["kernel"].shape[-1])
-
-
-def _by_order(path: pathlib.Path, model: Model, network: ForeignNetwork) -> dict[str, np.ndarray]:
-    """Every layer of ours from the file's layer of the same kind at the same place.
-
-    Raises:
-      UserError: listing layers that are missing, left over, or of another shape.
-    """
-    shapes = shapes_of(model)
-    order = [layer.name for layer in summarise(model, 64).layers]
-    ours: dict[str, list[str]] = {"depthwise": [], "product": [], "norm": []}
-    for layer in order:
-        kernel = shapes.get(f"params/{layer}/kernel")
-        if kernel is not None:
-            ours["depthwise" if len(kernel) == 4 and kernel[2] == 1 else "product"].append(layer)
-        elif f"batch_stats/{layer}/mean" in shapes:
-            ours["norm"].append(layer)
-    theirs: dict[str, list[ForeignLayer]] = {
-        "depthwise": [layer for layer in network.layers if layer.kind == "depthwise"],
-        "product": _products(network),
-        "norm": [layer for layer in network.layers if layer.kind == "norm"],
-    }
-    if network.folded:
-        theirs["norm"], ours["norm"] = [], []
-    what = f"{path}: not the weights of {describe(model)}"
-    raise_mismatch(
-        {
-            "missing": [name for kind in ours for name in ours[kind][len(theirs[kind]) :]],
-            "left over": [layer.name for kind in ours for layer in theirs[kind][len(ours[kind]) :]],
-        },
-        what,
-    )
-    leaves: dict[str, np.ndarray] = {}
-    wrong, left, before_norm = [], [], {}
-    for kind in ours:
-        for layer, other in zip(ours[kind], theirs[kind], strict=True):
-            for leaf, array in other.arrays.items():
-                place = f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{layer}/{leaf}"
-                if leaf == "bias" and f"params/{layer}_norm/bias" in shapes:
-                    before_norm[f"{layer}_norm"] = array
-                    continue
-                shape = shapes.get(place)
-                if shape is None:
-                    left.append(f"{leaf} of {other.name}")
-                    continue
-                if len(shape) == 2 and array.shape[:2] == (1, 1) and array.ndim == 4:
-                    array = array[0, 0]
-                if array.shape != shape:
-                    wrong.append(f"{leaf} of {other.name} is {list(array.shape)} instead of {list(shape)} for {layer}")
-                leaves[place] = array
-    for norm, bias in before_norm.items():
-        if network.folded:
-            one = np.ones_like(bias)
-            # scale / sqrt(var + epsilon) = 1
-            leaves |= {f"params/{norm}/scale": one, f"params/{norm}/bias": bias}
-            leaves |= {f"batch_stats/{norm}/mean": 0 * one, f"batch_stats/{norm}/var": one - model.module.norm.epsilon}
-        elif (mean := leaves.get(f"batch_stats/{norm}/mean")) is not None and mean.shape == bias.shape:
-            leaves[f"batch_stats/{norm}/mean"] = mean - bias  # what is added before a norm is subtracted in it
-    missing = sorted(set(shapes) - set(leaves))
-    raise_mismatch({"missing": missing, "left over": left, "of another shape": wrong}, what)
-    return leaves

@@ -26,6 +26,7 @@ _KEY = "mnv2_jax"
 """Of the metadata; a safetensors file without it is another library's."""
 _VERSION = 1
 _MOST_NAMED = 12
+_TEXTS = ("labels", "class_ids", "notes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,13 +114,18 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         told = dict(info, preprocessing=_preprocessing(info["preprocessing"]))
         told = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
         read = WeightsInfo(**told)
+        for key, texts in (("source", (read.source,)), *((key, getattr(read, key)) for key in _TEXTS)):
+            if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{key} is no text")
         model = from_config(settings.model, settings.norm)
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error}); convert or save the weights again") from error
     _check_labels(read, model.num_classes, str(path))
     check_shapes(model, {name: leaf.shape for name, leaf in leaves.items()}, str(path))
+    whole = [name for name, leaf in leaves.items() if not np.issubdtype(leaf.dtype, np.floating)]
+    raise_mismatch({"no floats": whole}, f"{path}: no weights of a network")
     return Weights(model, unflatten(leaves), read)
 
 
@@ -163,7 +169,8 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
             names = list(file.keys())
             metadata = dict(file.metadata() or {})
             leaves = {name: file.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, OSError, UnicodeDecodeError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, UnicodeDecodeError, ValueError, AttributeError) as error:
+        # AttributeError: of a type that NumPy doesn't have, as float8.
         raise _damaged(path, error) from error
     half = (jnp.bfloat16, np.float16)
     return {n: x.astype(np.float32) if x.dtype in half else x for n, x in leaves.items()}, metadata
@@ -200,7 +207,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 def flatten(variables: Variables) -> dict[str, np.ndarray]:
     """Leaves by path, as ``params/block_1/expand/kernel``."""
     return {
-        "/".join(key.key for key in path): np.asarray(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
 

@@ -65,7 +65,8 @@ def prepare(config: Config, given: Collection[str], *, evaluates: bool) -> tuple
     """Opens `init.weights`, where they are set, and makes the config one of their network.
 
     What belongs to weights and isn't asked for in the config comes from them: padding, width rule, the epsilon of the
-    norms, how pixels are normalised; for an evaluation of the weights themselves the resolution and the crop, too.
+    norms, how pixels are normalised; for an evaluation of the weights themselves the strides, the resolution and the
+    crop, too.
 
     Args:
       config: the experiment.
@@ -89,11 +90,14 @@ def prepare(config: Config, given: Collection[str], *, evaluates: bool) -> tuple
                 f"init.weights={source!r} are of {describe(weights.model)}, and model.{key}={asked!r};"
                 f" give --config.model.{key}={held}"
             )
+    taken = {key: getattr(own, key) for key in STRUCTURE}
+    if evaluates:  # weights fit any strides, but were trained with theirs
+        taken |= {key: getattr(own, key) for key in ("strides", "output_stride") if f"model.{key}" not in given}
     told = dataclasses.asdict(weights.info.preprocessing)
     wanted = list(told) if evaluates else ["mean", "std"]
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, **{key: getattr(own, key) for key in STRUCTURE}),
+        model=dataclasses.replace(config.model, **taken),
         norm=config.norm if "norm.epsilon" in given else dataclasses.replace(config.norm, epsilon=norm.epsilon),
         data=dataclasses.replace(config.data, **{key: told[key] for key in wanted if f"data.{key}" not in given}),
     ), weights

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mnv2_jax.convert.load import CONVENTIONS, load_weights, to_timm
+from mnv2_jax.convert.by_name import to_timm
+from mnv2_jax.convert.conventions import CONVENTIONS
+from mnv2_jax.convert.load import load_weights
 from mnv2_jax.convert.names import TABLES
 from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError

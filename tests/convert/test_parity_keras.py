@@ -80,10 +80,9 @@ def saved(model, path):
     return path
 
 
-BEFORE = {  # the layer before an endpoint
-    **{"conv1_bn": "stem", "bn_Conv1": "stem", "conv_bn": "stem"},
-    **{"Conv_1_bn": "head", "conv_1_bn": "head", "conv_2": "hidden"},
-}
+STEM = dict.fromkeys(("conv1_bn", "bn_Conv1", "conv_bn"), "stem")
+BEFORE = {**STEM, "Conv_1_bn": "head", "conv_1_bn": "head", "conv_2": "hidden"}
+"""The layer before an endpoint."""
 LAST = re.compile(r"(conv_pw_\d+|block_\d+|expanded_conv(?:_\d+)?)_(?:relu|project_bn|project_BN|add)")
 """Of a block: its sum, or else the norm of its projection."""
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.convert import hub
-from mnv2_jax.convert.load import load_weights, to_timm
+from mnv2_jax.convert.by_name import to_timm
+from mnv2_jax.convert.load import load_weights
 from mnv2_jax.convert.state_dicts import write_state_dict
 from tests.convert import parity
 

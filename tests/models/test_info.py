@@ -3,18 +3,26 @@ import dataclasses
 import pytest
 
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.counting import Summary
 from mnv2_jax.models.info import NATIVE_RESOLUTION, model_info
 from mnv2_jax.models.published import published
 from mnv2_jax.models.registry import list_models
 
 
-def test_counts_are_those_of_the_native_resolution():
-    info = model_info("mobilenet_v4_conv_medium")
-    assert (info.name, info.resolution, info.params, info.madds) == (
-        *("mobilenet_v4_conv_medium", 256),
-        *(9_715_512, 1_080_244_224),
-    )
-    assert info.published == published("mobilenet_v4_conv_medium")
+@pytest.fixture
+def uncounted(monkeypatch):
+    """Counting takes a second."""
+    monkeypatch.setattr("mnv2_jax.models.info.summarise", lambda model, resolution: Summary(6_108_776, 582_200_000, ()))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("mobilenet_v4_conv_medium", (256, 9_715_512, 1_080_244_224)), ("resnet50", (224, 25_557_032, 4_089_184_256))],
+)
+def test_counts_are_those_of_the_native_resolution(name, counts):
+    info = model_info(name)
+    assert (info.resolution, info.params, info.madds) == counts
+    assert (info.name, info.published) == (name, published(name))
 
 
 def test_every_network_has_results_at_its_native_resolution():
@@ -32,16 +40,16 @@ def test_every_network_has_results_at_its_native_resolution():
         (dict(depth=1.0), {(1.0, 1.0)}),
     ],
 )
-def test_results_are_those_of_the_width_and_the_depth_that_are_given(options, found):
+def test_results_are_those_of_the_width_and_the_depth_that_are_given(options, found, uncounted):
     rows = model_info("mobilenet_v2", **options).published
     assert {(row["width"], row.get("depth", 1.0)) for row in rows} == found
 
 
-def test_results_are_all_where_neither_is_given():
+def test_results_are_all_where_neither_is_given(uncounted):
     assert model_info("mobilenet_v2", padding="symmetric").published == published("mobilenet_v2")
 
 
-def test_prints_an_aligned_table():
+def test_prints_an_aligned_table(uncounted):
     lines = str(model_info("mobilenet_v2", width=1.4)).splitlines()
     assert lines[0] == "mobilenet_v2 width=1.4: 6,108,776 parameters, 582.2 M MAdds at 224 px"
     head, *rows = lines[2:]
@@ -55,11 +63,11 @@ def test_prints_an_aligned_table():
         assert line == line.rstrip()
 
 
-def test_prints_that_nothing_was_published():
+def test_prints_that_nothing_was_published(uncounted):
     assert str(model_info("mobilenet_v2", width=0.6)).endswith("px\nno published results")
 
 
-def test_is_read_only():
+def test_is_read_only(uncounted):
     info = model_info("resnet50")
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.params = 0

@@ -15,9 +15,7 @@ MQA = functools.partial(blocks.MobileAttention, features=8, heads=2, key_dim=4)
 BLOCKS = {
     "conv": functools.partial(blocks.ConvBlock, features=8, act="gelu"),
     "depthwise_separable": functools.partial(blocks.DepthwiseSeparable, features=8, act="relu6"),
-    "squeeze_excite": functools.partial(
-        blocks.InvertedResidual, features=8, hidden=16, act="hard_swish", kernel_size=5, squeezed=8
-    ),
+    "squeeze_excite": functools.partial(blocks.InvertedResidual, features=8, hidden=16, act="hard_swish", squeezed=8),
     "fused": functools.partial(blocks.FusedInvertedResidual, features=8, expand_ratio=2, act="relu"),
     "inverted_bottleneck": functools.partial(UIB, start_kernel_size=0, kernel_size=3),
     "convnext_like": functools.partial(UIB, start_kernel_size=3, kernel_size=0),
@@ -28,6 +26,8 @@ BLOCKS = {
     "bottleneck": functools.partial(blocks.Bottleneck, features=8, hidden=4),
     "bottleneck_with_shortcut": functools.partial(blocks.Bottleneck, features=12, hidden=4),
 }
+CANCELLED = ("start_depthwise_norm/bias", "key_depthwise_norm/bias")
+"""Of no effect in training: the next norm takes a constant out again, and softmax what all keys have in common."""
 WITHOUT_STRIDE = ("feed_forward", "attention", "attention_on_a_smaller_map")
 
 
@@ -49,9 +49,12 @@ def variables(block, x):
     """Random where the initialiser has 0, 1 or 1e-5."""
     shapes = jax.eval_shape(lambda key: block.init(key, jnp.zeros(x.shape, x.dtype), False), jax.random.key(0))
     rng = np.random.default_rng(1)
-    draw = lambda leaf: jnp.asarray(rng.uniform(0.2, 0.8, leaf.shape) * rng.choice([-1, 1], leaf.shape), leaf.dtype)  # noqa: E731
-    state = jax.tree.map(draw, shapes)
-    return {"batch_stats": {}} | state
+
+    def draw(path, leaf):
+        sign = 1 if path[-1].key == "var" else rng.choice([-1, 1], leaf.shape)
+        return jnp.asarray(sign * rng.uniform(0.2, 0.8, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def step_of(block, stats):
@@ -69,16 +72,16 @@ def test_the_number_of_devices_changes_rounding_only_and_every_parameter_is_reac
     block, x = BLOCKS[name](layers=bind(jnp.float64)), images(8, 4, 4, 8)
     state = variables(block, x)
     step, results = step_of(block, state["batch_stats"]), []
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
         mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices])
         whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data")))
         compiled = jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
         results.append(jax.tree.map(np.asarray, compiled(state["params"], x)))
-    for other in results[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), results[0], other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), *results)
     for path, leaf in jax.tree_util.tree_leaves_with_path(results[0][1]):
-        assert np.isfinite(leaf).all(), path
-        assert np.abs(leaf).max() > 1e-12, path
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        assert np.isfinite(leaf).all(), name
+        assert (np.abs(leaf).max() > 1e-12) == (name not in CANCELLED), name
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
@@ -96,15 +99,14 @@ def test_maps_shrink_by_the_stride_rounded_up(name, padding):
 
 @pytest.mark.parametrize("name", ["attention", "attention_on_a_smaller_map"])
 def test_attention_sees_the_whole_image_and_no_other(name):
-    block, x = BLOCKS[name](layers=bind(jnp.float32)), images(2, 4, 4, 8).astype(np.float32)
+    block = BLOCKS[name](layers=bind(jnp.float32))
+    x = images(2, 4, 4, 8).astype(np.float32) / 10  # of larger ones, softmax sees a single place
     state = variables(block, x)
     changed = x.copy()
-    changed[0, 0, 0] += 5
+    changed[0, 0, 0] += 0.5
     a, b = (block.apply(state, values, False) for values in (x, changed))
     np.testing.assert_array_equal(a[1], b[1])
     assert (np.abs(a[0] - b[0]).max(-1) > 0).all()
-
-
 
 
 def test_squeeze_excite_is_a_factor_between_0_and_1_for_each_channel():
@@ -116,7 +118,7 @@ def test_squeeze_excite_is_a_factor_between_0_and_1_for_each_channel():
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(factor, np.broadcast_to(factor[:, :1, :1], factor.shape), atol=0.01)
-    assert (0 <= factor).all()
+    assert (factor >= 0).all()
     assert (factor <= 1).all()
 
 

@@ -1,0 +1,91 @@
+"""PyTorch state dicts to our variables and back, by the tables of `names`."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from mnv2_jax.convert import names
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import Model
+from mnv2_jax.models.weights import Weights, describe, flatten, raise_mismatch, shapes_of
+
+
+def num_classes(path: pathlib.Path, state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> int:
+    """How many the classifier of a state dict has.
+
+    Raises:
+      UserError: if it has none.
+    """
+    head = f"{table['classifier']}.weight"
+    if head not in state or state[head].ndim == 0:
+        raise UserError(f"{path}: no tensor {head}, so no classifier; weights without their head can't be converted")
+    return int(state[head].shape[0])
+
+
+def leaves_of(
+    path: pathlib.Path, model: Model, state: Mapping[str, np.ndarray], table: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Every leaf of ours from the tensor that the table names.
+
+    Raises:
+      UserError: listing tensors that are missing, left over, or of another shape.
+    """
+    leaves, missing, wrong, used = {}, [], [], set()
+    for ours, shape in shapes_of(model).items():
+        layer, leaf = _split(ours)
+        theirs = _name(table, layer, leaf)
+        used.add(theirs)
+        if theirs not in state:
+            missing.append(theirs)
+            continue
+        array = state[theirs]
+        if leaf == "kernel" and array.ndim in (2, 4):
+            array = array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
+        if len(shape) == 2 and array.ndim == 4 and array.shape[:2] == (1, 1):
+            array = array[0, 0]  # a dense layer as a 1×1 convolution
+        if array.shape != shape:
+            wrong.append(f"{theirs} is {list(array.shape)} instead of {list(shape)} for {layer}")
+        leaves[ours] = array
+    problems = {"missing": missing, "left over": sorted(set(state) - used), "of another shape": wrong}
+    raise_mismatch(problems, f"{path}: not the weights of {describe(model)}")
+    return leaves
+
+
+def to_timm(weights: Weights) -> dict[str, np.ndarray]:
+    """The state dict that timm's model of the same network loads; ``num_batches_tracked`` is 0.
+
+    Raises:
+      UserError: if timm has no such network.
+    """
+    model = weights.model
+    family = names.family_of(model.name)
+    if ("timm", family) not in names.TABLES:
+        raise UserError(f"timm has no {model.name}")
+    table = names.TABLES["timm", family](model.module.plan)
+    state: dict[str, np.ndarray] = {}
+    for path, array in flatten(weights.variables).items():
+        layer, leaf = _split(path)
+        if leaf == "kernel":
+            is_conv = array.ndim == 4 or layer != "classifier"  # its other dense layers are 1×1 convolutions
+            array = array.reshape(1, 1, *array.shape) if is_conv and array.ndim == 2 else array
+            array = array.transpose(3, 2, 0, 1) if is_conv else array.T
+        theirs = _name(table, layer, leaf)
+        state[theirs] = array
+        if leaf == "mean":
+            state[theirs.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+    return {name: np.asarray(array, order="C") for name, array in state.items()}
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Layer and leaf of ``params/block_1/expand/kernel``."""
+    layer, _, leaf = path.partition("/")[2].rpartition("/")
+    return layer, leaf
+
+
+def _name(table: Mapping[str, str], layer: str, leaf: str) -> str:
+    """Of the library's tensor; ours where the library has no such layer."""
+    is_layer_scale = layer.endswith("layer_scale")
+    return f"{table.get(layer, layer)}.{'gamma' if is_layer_scale else names.LEAVES[leaf]}"
