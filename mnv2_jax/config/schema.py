@@ -17,7 +17,8 @@ class ModelConfig:
     width: float = 1.0
     """Width multiplier, > 0."""
     width_rule: Literal["standard", "corenet", "divisor4", "torchvision", "fixed_stem_head"] = "standard"
-    """How widths round and what they leave alone; each family's `plan` in `models` says which it has."""
+    """How widths round and what they leave alone; each family's `plan` in `models` says which it has. corenet is also
+    without the activation after V1's depthwise convolutions, as CoreNet's network."""
     depth: float = 1.0
     """Multiplier of the blocks of a stage; mobilenet_v2."""
     activation: Literal["relu", "relu6"] | None = None

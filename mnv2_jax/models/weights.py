@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -223,14 +225,17 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def shapes_of(model: Model) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def shapes_of(model: Model) -> Mapping[str, tuple[int, ...]]:
     """Shapes of a model's variables by path, as in `flatten`."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return {
-        "/".join(key.key for key in path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-    }
+    return types.MappingProxyType(
+        {
+            "/".join(key.key for key in path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+        }
+    )
 
 
 def check_shapes(model: Model, found: Mapping[str, tuple[int, ...]], what: str) -> None:

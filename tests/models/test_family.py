@@ -44,8 +44,8 @@ def shapes(model: Model):
     return shapes_of(model.name, model.module.model.width)
 
 
-def weights(model: Model):
-    """Variables that keep activations of about 1, without compiling the initialiser."""
+def weights(variables):
+    """Values for shapes that keep activations of about 1, without compiling the initialiser."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -53,7 +53,7 @@ def weights(model: Model):
             return rng.normal(0, (2 / math.prod(leaf.shape[:-1])) ** 0.5, leaf.shape).astype(np.float32)
         return rng.uniform(0.8, 1.2, leaf.shape).astype(np.float32) * (path[-1].key in ("scale", "var"))
 
-    return jax.tree_util.tree_map_with_path(draw, shapes(model))
+    return jax.tree_util.tree_map_with_path(draw, variables)
 
 
 def images(batch, height, width):
@@ -200,7 +200,7 @@ def test_v3_channels_are_those_of_the_literature(table):
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_is_by_image_of_any_size_and_leaves_the_state(name, few_kernels):
     model = create(name)
-    variables, x = weights(model), images(3, 33, 57)
+    variables, x = weights(shapes(model)), images(3, 33, 57)
     apply = jax.jit(model.apply)
     logits, state = apply(variables, x)
     order = np.array([2, 0, 1])
@@ -228,7 +228,7 @@ def test_evaluation_is_by_image_of_any_size_and_leaves_the_state(name, few_kerne
 )
 def test_dilation_computes_the_same_map_more_densely(name, block, few_kernels):
     coarse, dense = (create(name, padding="symmetric", output_stride=stride) for stride in (32, 16))
-    variables, x = weights(coarse), images(1, 72, 40)
+    variables, x = weights(shapes(coarse)), images(1, 72, 40)
     assert traced(coarse) == traced(dense)
     assert (list(coarse.endpoint_strides)[-1], dense.endpoint_strides[block]) == (block, 16)
     a, b = (jax.jit(lambda v, x, model=model: model.endpoints(v, x)[block])(variables, x) for model in (coarse, dense))
@@ -239,7 +239,7 @@ def test_dilation_computes_the_same_map_more_densely(name, block, few_kernels):
 
 def test_padding_of_keras_v1_differs_at_odd_sizes_only(few_kernels):
     ours, keras = create("mobilenet_v1"), create("mobilenet_v1", padding="keras_v1")
-    variables = weights(ours)
+    variables = weights(shapes(ours))
     run = [jax.jit(model.endpoints) for model in (ours, keras)]
     even, same = (endpoints(variables, images(1, 64, 32)) for endpoints in run)
     jax.tree.map(np.testing.assert_array_equal, even, same)
@@ -276,7 +276,7 @@ def shortened(model: Model) -> Model:
 def test_a_step_of_training_reaches_every_parameter(name, few_kernels):
     # The other blocks have theirs in nn/test_blocks.py.
     model = shortened(create(name, norm=NormConfig(group_size=2), dropout=0.0))
-    variables, x = weights(model), images(2, 64, 64)
+    variables, x = weights(traced(model)), images(2, 64, 64)
 
     def loss(params):
         both = {"params": params, "batch_stats": variables["batch_stats"]}
