@@ -13,4 +13,4 @@ from mnv2_jax import presets
 
 def get_config(arg: str = "") -> ConfigDict:
     """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, name="mobilenet_v4_conv_large", resolution=384)
+    return presets.preset(arg, name="mobilenet_v4_conv_large")

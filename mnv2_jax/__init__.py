@@ -7,6 +7,9 @@ from typing import Any
 
 _EXPORTS = {
     "Model": "mnv2_jax.models.registry",
+    "ModelInfo": "mnv2_jax.models.info",
+    "Preprocessing": "mnv2_jax.models.weights",
+    "Weights": "mnv2_jax.models.weights",
     "WeightsInfo": "mnv2_jax.models.weights",
     "create_model": "mnv2_jax.models.registry",
     "list_models": "mnv2_jax.models.registry",

@@ -1,7 +1,8 @@
-"""JSON and text files that are replaced whole or not at all, whenever the process dies."""
+"""JSON and other files that are replaced whole or not at all, whenever the process dies."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -42,16 +43,23 @@ def write_json(path: pathlib.Path, tree: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Replaces a text file as `write_json` does."""
+    write_bytes(path, text.encode(errors="backslashreplace"))  # a file name need not be Unicode
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Replaces any file as `write_json` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(text.encode(errors="backslashreplace"))  # a file name need not be Unicode
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # before the rename, which may otherwise reach the disk first
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: can't be written ({error.strerror}); mend that and start again") from error
+    finally:
+        with contextlib.suppress(OSError):  # it is there only if we failed, or its name is impossible
+            temporary.unlink(missing_ok=True)
 
 
 def jsonable(value: Any) -> Any:

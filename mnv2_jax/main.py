@@ -35,7 +35,7 @@ def main() -> None:
     if args.config is None:
         raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
     name, settings = config.load(args.config, overrides)
-    given = config.given(args.config, overrides)
+    given, given_now = config.given(args.config, overrides), [item.partition("=")[0] for item in overrides]
     default = args.config.removesuffix("/config.json") if args.config.endswith("/config.json") else f"runs/{name}"
     workdir = args.workdir or workdir_type(default)
 
@@ -44,7 +44,7 @@ def main() -> None:
     out = verbs.Output(args.json)
     if args.mode == "train":
         verbs.train(settings, given, workdir, out)
-    elif args.mode == "eval" and "init.weights" in given:
+    elif args.mode == "eval" and settings.init.weights and "init.weights" in given_now:
         if args.workdir or args.checkpoint:
             raise UserError("--config.init.weights says what is evaluated; leave --workdir and --checkpoint out")
         verbs.evaluate_weights(settings, given, out)

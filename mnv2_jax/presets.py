@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from mnv2_jax.config import NormConfig
+from mnv2_jax.config import DataConfig, ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
 
 SMALL_IMAGE_STRIDES = (1, 1, 2, 2, 2)
@@ -123,6 +123,20 @@ RECIPES: dict[str, dict[str, Any]] = {"paper": PAPER, "cifar": CIFAR, "digits": 
 RECIPE_OF_DATA = {"digits": "digits", "cifar10": "cifar", "folder": "scratch", "tfds": "scratch"}
 """Which recipe a data set has where none is asked for; the others have the paper's."""
 
+_NATIVE_RESOLUTION = {
+    "mobilenet_v4_conv_medium": 256,
+    "mobilenet_v4_conv_large": 384,
+    "mobilenet_v4_hybrid_medium": 256,
+    "mobilenet_v4_hybrid_large": 384,
+}
+"""Where it isn't 224."""
+
+
+def native_resolution(model: str | None) -> int:
+    """What a network was published for, in pixels."""
+    return _NATIVE_RESOLUTION.get(model or ModelConfig.name, DataConfig.resolution)
+
+
 ARGUMENT_KEYS = ("data", "path", "res", "recipe", "classes", "batch")
 
 
@@ -155,14 +169,14 @@ def _integer(parsed: dict[str, str], key: str) -> int:
     return value
 
 
-def preset(arg: str = "", *, resolution: int = 224, **model: Any) -> ml_collections.ConfigDict:
+def preset(arg: str = "", **model: Any) -> ml_collections.ConfigDict:
     """A recipe with the deltas of ``arg`` and of ``model``.
 
     Args:
       arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME (unset: the
         recipe's); path: where it lies; res: resolution in pixels; recipe: a key of `RECIPES`; classes: number of
         classes; batch: images a step, which also sets the norm group to its largest divisor up to the recipe's.
-      resolution: what the network was published for, in pixels; taken where neither ``arg`` nor the recipe has one.
+        Where neither it nor the recipe has a resolution, it is the network's own (`native_resolution`).
       **model: fields of `config.ModelConfig`, as ``width=0.35``.
 
     Raises:
@@ -188,7 +202,7 @@ def preset(arg: str = "", *, resolution: int = 224, **model: Any) -> ml_collecti
     if "res" in parsed:
         config.data.resolution = _integer(parsed, "res")
     elif "resolution" not in config.data:
-        config.data.resolution = resolution
+        config.data.resolution = native_resolution(config.model.get("name"))
     if "classes" in parsed:
         config.model.num_classes = _integer(parsed, "classes")
     if "batch" in parsed:

@@ -1,16 +1,21 @@
 """A strict session: four CPU devices, warnings are errors, implicit rank promotion raises."""
 
 import atexit
+import fcntl
+import json
 import os
 import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+# Compiling is most of the time here; what the commands compile that tests run is optimised as a user's is.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 
 import jax
 import pytest
 from absl import flags
+
+from tests import cli
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Several tests compile the same step; the commands they run, too, which take the folder from the environment. Each
@@ -19,6 +24,34 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv2_jax_test
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+
+LONGEST = ("test_step.py", "test_resume.py", "test_convert.py", "test_main.py", "test_family.py")
+"""Files that begin first, so that no worker of pytest-xdist is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A finished run of `cli.SHRUNK`, made once for all workers: its folder, what it answered and what it said.
+
+    Nobody may write to it.
+    """
+    top = tmp_path_factory.getbasetemp()
+    top = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+    said = top / "trained.json"
+    with (top / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            result = cli.run("main", *cli.SHRUNK, f"--workdir={top / 'trained'}", "--json")
+            cli.answer(result)
+            said.write_text(json.dumps({"stdout": result.stdout, "stderr": result.stderr}))
+    told = json.loads(said.read_text())
+    return top / "trained", json.loads(told["stdout"]), told
 
 
 @pytest.fixture

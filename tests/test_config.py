@@ -13,8 +13,8 @@ import pytest
 from mnv2_jax import config, presets
 from mnv2_jax.config import checks
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.info import NATIVE_RESOLUTION
 from mnv2_jax.models.published import published
+from mnv2_jax.presets import native_resolution
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -39,7 +39,7 @@ def test_file_names_and_docstrings_tell_the_network(path):
     family, digits = re.fullmatch(r"(w|v1_)(\d_\d+)|.*", path.stem).groups()
     width = float(digits.replace("_", ".")) if digits else 1.0
     name = {"w": "mobilenet_v2", "v1_": "mobilenet_v1"}.get(family) or NAMES[path.stem]
-    assert (model.name, model.width, data.resolution) == (name, width, NATIVE_RESOLUTION.get(name, 224))
+    assert (model.name, model.width, data.resolution) == (name, width, native_resolution(name))
     told = ast.get_docstring(ast.parse(path.read_text()))
     golden = json.loads((ROOT / "tests" / "golden" / "complexity.json").read_text())["complexity"]
     params, madds = next(

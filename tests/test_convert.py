@@ -1,5 +1,6 @@
 """Weights through the public commands: converted, predicted with, evaluated, trained on."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,9 +17,10 @@ from mnv2_jax.convert.load import load_weights
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
-from mnv2_jax.models.weights import Preprocessing, WeightsInfo, save_weights
+from mnv2_jax.models.weights import Preprocessing, WeightsInfo, flatten, save_weights, shapes_of, unflatten
 from mnv2_jax.training.checkpoint import restore_variables
-from mnv2_jax.training.initial import prepare, relabel
+from mnv2_jax.training.initial import check_head, prepare, relabel, with_weights
+from mnv2_jax.training.state import TrainState
 from tests import cli
 
 REAL = pathlib.Path(os.environ["MNV2_JAX_DATA"]) if "MNV2_JAX_DATA" in os.environ else None
@@ -88,21 +90,22 @@ def test_evaluated_as_they_are_they_predict_what_predict_says(weights, tmp_path)
 def test_training_starts_from_them(weights, tmp_path):
     still = ("--config.optim.peak_lr=1e-12", "--config.norm.decay=0.99999", "--config.train.steps=1")
     before = cli.answer(cli.run("main", "--mode=eval", *digits_config(weights)))
-    ema = ("--config.optim.ema_decay=0.5", "--config.data.resolution=16")
+    ema = ("--config.optim.ema_decay=0.5", "--config.data.resolution=16", "--config.model.strides=(2, 2, 2, 2, 2)")
     run = f"--workdir={tmp_path / 'run'}"
     after = cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run)))
     assert after["eval"]["loss"] == pytest.approx(before["eval"]["loss"], rel=1e-3)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (kept["model"]["padding"], kept["norm"]["epsilon"]) == ("symmetric", 1e-5)
     assert kept["data"]["mean"] == [0.3, 0.3, 0.3]
-    # The same command says that it is done; the run evaluates by its own config, without the file.
-    assert cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run))) == after
+    # The same command says that it is done, and the run evaluates by its own config; neither needs the file.
     kept_out = tmp_path / "moved.safetensors"
     os.rename(weights, kept_out)
     try:
+        done = cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run)))
         again = cli.answer(cli.run("main", "--mode=eval", run, "--json"))
     finally:
         os.rename(kept_out, weights)
+    assert done == after
     assert again["eval"] == after["eval"]
     # And it becomes a file of weights, which is the run.
     out = tmp_path / "out.safetensors"
@@ -117,12 +120,27 @@ def test_training_starts_from_them(weights, tmp_path):
 
 def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     file = weights_file(tmp_path / "w.safetensors", classes=("cat", "dog", "owl"))
-    short = ("--config.train.steps=2", "--config.data.resolution=16", f"--workdir={tmp_path / 'run'}")
-    refused = cli.run("main", *digits_config(file, *short))
+    refused = cli.run("main", *digits_config(file, f"--workdir={tmp_path / 'run'}"))
     assert refused.returncode == 2
     assert "have 3 classes, digits has 10 others; give --config.init.head=new" in refused.stderr
-    told = cli.answer(cli.run("main", *digits_config(file, *short, "--config.init.head=new")))
-    assert told["steps"] == 2
+    assert not (tmp_path / "run").exists()
+    weights = load_weights(file)
+    model = create_model("mobilenet_v2", 10, width=0.25, padding="symmetric")
+    random = unflatten({name: jax.numpy.full(shape, 7.0) for name, shape in shapes_of(model).items()})
+    fields = dict.fromkeys(("step", "seed", "first_bad_step", "opt_state"))
+    state = TrainState(
+        params=random["params"], model_state={"batch_stats": random["batch_stats"]}, ema=random, **fields
+    )
+    begun = with_weights(state, weights, "new")
+    for tree in ({"params": begun.params, **begun.model_state}, begun.ema):
+        leaves, held = flatten(tree), flatten(weights.variables)
+        assert leaves["params/classifier/kernel"].shape == (1280, 10)
+        for name, leaf in leaves.items():
+            np.testing.assert_array_equal(leaf, 7.0 if "classifier" in name else held[name], name)
+    # The step gives the state's buffers away, each only once.
+    every = jax.tree.leaves((begun.params, begun.model_state, begun.ema))
+    assert all(isinstance(leaf, np.ndarray) for leaf in every)
+    assert len({leaf.ctypes.data for leaf in every}) == len(every)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +152,7 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
         (["model.name=mobilenet_v1"], "give --config.model.name=mobilenet_v2"),
         (["init.weights=nowhere.safetensors"], "nowhere.safetensors: can't be read"),
         (["init.weights=."], "no run is there"),
+        (["init.weights=" + "x" * 300], "can't be read"),
         (["init.weights=timm/efficientnet_b0"], "no weights are known by the name"),
     ],
 )
@@ -157,6 +176,24 @@ def test_what_the_command_line_says_wins(weights):
     trained, _ = prepare(settings, config.given(spec, overrides), evaluates=False)
     assert trained.data.eval_crop == settings.data.eval_crop
     assert trained.model.strides == settings.model.strides
+    assert (trained.norm.decay, trained.norm.epsilon) == (0.9, 1e-5)
+
+
+def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
+    spec, overrides = (
+        f"{cli.W0_25}:data=digits",
+        [f"init.weights={weights}", "data.mean=(0, 0, 0)", "norm.epsilon=0.01"],
+    )
+    settings = prepare(config.load(spec, overrides)[1], config.given(spec, overrides))[0]
+    assert (settings.model.padding, settings.data.mean, settings.norm.epsilon) == ("symmetric", (0, 0, 0), 0.01)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_dict(settings)))
+    again = config.load(str(file))[1]
+    assert prepare(again, config.given(str(file))) == (settings, None)
+    # A run that is gone on with has it all, and doesn't read the weights.
+    moved = dataclasses.replace(settings, init=config.InitConfig(weights="nowhere"))
+    asked = dataclasses.replace(config.load(spec, overrides)[1], init=moved.init)
+    assert prepare(asked, config.given(spec, overrides), saved=moved) == (moved, None)
 
 
 def test_images_of_some_classes_are_measured_among_all():
@@ -171,6 +208,18 @@ def test_images_of_some_classes_are_measured_among_all():
         relabel(data, WeightsInfo(labels=("cat", "dog")), 2)
     with pytest.raises(UserError, match="theirs are 12: not named, …"):
         relabel(data, WeightsInfo(), 12)
+    only_ids = relabel(data, WeightsInfo(class_ids=DIGITS[::-1]), 10)
+    np.testing.assert_array_equal(only_ids.eval.labels, 9 - np.asarray(data.eval.labels))
+
+
+def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
+    data = open_dataset(config.DataConfig(name="digits", resolution=16))
+    settings = config.Config(init=config.InitConfig(weights=str(weights)))
+    check_head(settings, load_weights(weights), data)
+    other = load_weights(weights)._replace(info=WeightsInfo(labels=tuple("abcdefghij")))
+    with pytest.raises(UserError, match=r"have 10 classes, digits has 10 others; give --config\.init\.head=new"):
+        check_head(settings, other, data)
+    check_head(dataclasses.replace(settings, init=config.InitConfig(weights="x", head="new")), other, data)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +234,10 @@ def test_images_of_some_classes_are_measured_among_all():
         (["--library=slim", "{weights}", "new.safetensors"], "invalid choice: 'slim'"),
         (["{weights}"], "the following arguments are required: OUT"),
         (["--config.seed=1", "{weights}", "new.safetensors"], "there is no config to convert by"),
+        (["{weights}", "x" * 300 + ".safetensors"], "can't be written"),
+        (["--checkpoint=best", "{weights}", "new.safetensors"], "is read with the folder of a run only"),
+        (["--model=mobilenet_v2", ".", "new.safetensors"], "no run is there"),
+        (["--labels=nowhere", "{weights}", "new.safetensors"], "--labels=nowhere: can't be read"),
     ],
 )
 def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):

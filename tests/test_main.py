@@ -9,15 +9,8 @@ import pytest
 from tests import cli
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("main") / "run"
-    result = cli.run("main", *cli.SHRUNK, f"--workdir={workdir}", "--json")
-    return workdir, cli.answer(result), result
-
-
-def test_summary_has_what_scripts_rely_on(run):
-    workdir, summary, _ = run
+def test_summary_has_what_scripts_rely_on(trained):
+    workdir, summary, _ = trained
     assert {"model", "params", "madds", "steps", "seconds", "images_per_second", "eval"} <= summary.keys()
     assert set(summary["eval"]) == {"top1", "top5", "loss", "ece", "count"}
     assert (summary["model"], summary["steps"], summary["eval"]["count"]) == ("mobilenet_v2", 12, 360)
@@ -26,8 +19,8 @@ def test_summary_has_what_scripts_rely_on(run):
     assert summary["images_per_second"] > 0
 
 
-def test_run_folder_is_complete(run):
-    workdir, _, _ = run
+def test_run_folder_is_complete(trained):
+    workdir, _, _ = trained
     for name in ("config.json", "provenance.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints"):
         assert (workdir / name).exists(), name
     assert any((workdir / "tensorboard").iterdir())
@@ -37,15 +30,15 @@ def test_run_folder_is_complete(run):
     assert provenance["sessions"][0]["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1}
 
 
-def test_nothing_but_the_answer_on_standard_output(run):
-    _, _, result = run
-    assert result.stdout.count("\n") == 1
-    assert "step 12/12" in result.stderr
+def test_nothing_but_the_answer_on_standard_output(trained):
+    _, _, said = trained
+    assert said["stdout"].count("\n") == 1
+    assert "step 12/12" in said["stderr"]
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_eval_counts_every_image_once_on_any_number_of_devices(run, devices):
-    workdir, summary, _ = run
+def test_eval_counts_every_image_once_on_any_number_of_devices(trained, devices):
+    workdir, summary, _ = trained
     found = cli.answer(cli.run("main", "--mode=eval", f"--workdir={workdir}", "--json", devices=devices))
     # 32 images a training step don't divide over 3 devices; evaluation doesn't mind.
     for name in ("top1", "top5", "count"):
@@ -54,16 +47,16 @@ def test_eval_counts_every_image_once_on_any_number_of_devices(run, devices):
     assert sum(map(sum, found["confusion"])) == 360
 
 
-def test_eval_prints_a_table(run):
-    workdir, _, _ = run
+def test_eval_prints_a_table(trained):
+    workdir, _, _ = trained
     result = cli.run("main", "--mode=eval", f"--workdir={workdir}", "--checkpoint=best")
     assert result.returncode == 0, result.stderr
     assert "top-1" in result.stdout
     assert "confusion" in result.stdout
 
 
-def test_eval_refuses_another_model_and_an_empty_folder(run, tmp_path):
-    workdir, _, _ = run
+def test_eval_refuses_another_model_and_an_empty_folder(trained, tmp_path):
+    workdir, _, _ = trained
     other = cli.run("main", "--mode=eval", *cli.SHRUNK, "--config.model.width=0.5", f"--workdir={workdir}")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
     assert "model.width: 0.25 -> 0.5" in other.stderr
@@ -71,8 +64,8 @@ def test_eval_refuses_another_model_and_an_empty_folder(run, tmp_path):
     assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
 
 
-def test_summary_of_a_run_is_that_of_its_config(run):
-    workdir, summary, _ = run
+def test_summary_of_a_run_is_that_of_its_config(trained):
+    workdir, summary, _ = trained
     found = cli.answer(cli.run("main", "--mode=summary", f"--workdir={workdir}", "--json"))
     assert (found["params"], found["madds"]) == (summary["params"], summary["madds"])
 

@@ -13,17 +13,15 @@ from tests import cli
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(trained, tmp_path_factory):
     """A run, and the images that it is evaluated on as PNG files in folders by their class."""
     top = tmp_path_factory.mktemp("predict")
-    result = cli.run("main", *cli.SHRUNK, f"--workdir={top / 'run'}", "--json")
-    cli.answer(result)
     split = open_dataset(config.DataConfig(name="digits", resolution=16)).eval
     for place in range(len(split)):
         folder = top / "images" / str(int(split.labels[place]))
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(split.read(place))).save(folder / f"{place:03}.png")
-    return top / "run", top / "images"
+    return trained[0], top / "images"
 
 
 def test_predictions_are_those_of_the_evaluation(run):

@@ -12,9 +12,8 @@ from tests import cli
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    summary = cli.answer(cli.run("main", *cli.SHRUNK, f"--workdir={workdir}", "--json"))
+def uninterrupted(trained):
+    workdir, summary, _ = trained
     assert summary["steps"] == 12
     return workdir
 

@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from unittest import mock
 
@@ -32,7 +32,7 @@ def main() -> None:
     if args.repeats < 1:
         raise UserError(f"--repeats={args.repeats} must be at least 1")
     _, settings = config.load(args.config, overrides)
-    found = time_step(settings, args.repeats)
+    found = time_step(settings, config.given(args.config, overrides), args.repeats)
     if args.json:
         print(json.dumps(found))
         return
@@ -44,7 +44,7 @@ def main() -> None:
         )
 
 
-def time_step(settings: config.Config, repeats: int) -> dict[str, dict[str, float]]:
+def time_step(settings: config.Config, given: Collection[str], repeats: int) -> dict[str, dict[str, float]]:
     """Medians over turns of the train step and of inference.
 
     Returns:
@@ -54,9 +54,10 @@ def time_step(settings: config.Config, repeats: int) -> dict[str, dict[str, floa
     from mnv2_jax.nn import conv
     from mnv2_jax.training import runtime
     from mnv2_jax.training.experiment import check_training, open_experiment
+    from mnv2_jax.training.initial import prepare
 
     runtime.configure()
-    experiment = open_experiment(settings)
+    experiment = open_experiment(prepare(settings, given)[0])
     check_training(experiment)
     plain = mock.patch.multiple(
         conv, _depthwise=conv._depthwise_lax_form, _pointwise=conv._lax_form, _of_image=conv._lax_form

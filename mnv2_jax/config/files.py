@@ -11,7 +11,7 @@ from typing import Any
 
 from mnv2_jax.config.build import build
 from mnv2_jax.config.checks import check_read
-from mnv2_jax.config.schema import Config
+from mnv2_jax.config.schema import Config, flatten
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
 
@@ -55,10 +55,14 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
 
 
 def given(spec: str, overrides: Sequence[str] = ()) -> frozenset[str]:
-    """Keys that the command line sets by itself: those of the overrides, and the resolution where ``res=`` does."""
+    """Keys whose values are said and no recipe's: those of the overrides, the resolution where ``res=`` sets it, and
+    all of a .json file, which has what a run was resolved to.
+    """
     keys = {override.partition("=")[0] for override in overrides}
-    argument = spec.partition(":")[2].split(",")
-    return frozenset(keys | {"data.resolution" for item in argument if item.startswith("res=")})
+    path, _, argument = spec.partition(":")
+    if path.endswith(".json"):
+        return frozenset(keys | set(flatten(read_json(pathlib.Path(path).expanduser()))))
+    return frozenset(keys | {"data.resolution" for item in argument.split(",") if item.startswith("res=")})
 
 
 def _run_python(path: pathlib.Path, arg: str) -> dict[str, Any]:

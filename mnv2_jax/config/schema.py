@@ -16,7 +16,7 @@ class ModelConfig:
     name: str = "mobilenet_v2"
     width: float = 1.0
     """Width multiplier, > 0."""
-    width_rule: Literal["standard", "corenet", "divisor4", "torchvision", "fixed_stem_head"] = "standard"
+    width_rule: Literal["standard", "corenet", "divisor4", "torchvision", "fixed_stem_head", "keras"] = "standard"
     """How widths round and what they leave alone; each family's `plan` in `models` says which it has. corenet is also
     without the activation after V1's depthwise convolutions, as CoreNet's network."""
     depth: float = 1.0

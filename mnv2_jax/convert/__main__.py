@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from mnv2_jax.convert.conventions import Source
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser
 
@@ -32,7 +34,7 @@ examples:
   python -m mnv2_jax.convert runs/w0_35 mine.safetensors
   python -m mnv2_jax.convert --to=timm mine.safetensors for_timm.safetensors
 """
-LIBRARIES = ("torchvision", "timm", "timm_tf", "corenet", "keras", "tflite")
+LIBRARIES = get_args(Source)
 
 
 def main() -> None:
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--to", choices=("mnv2_jax", "timm"), default="mnv2_jax", help="timm: a state dict of timm's names"
     )
+    parser.add_argument("--checkpoint", choices=("latest", "best"), help="of a run (default: latest)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
     parser.add_argument("weights", metavar="WEIGHTS", help="a file, a name, or the folder of a run")
     parser.add_argument("out", metavar="OUT", type=pathlib.Path, help="ends in .safetensors; with --to=timm also .pth")
@@ -65,10 +68,10 @@ def main() -> None:
     endings = (".safetensors", ".pth") if args.to == "timm" else (".safetensors",)
     if args.out.suffix not in endings:
         raise UserError(f"{args.out}: OUT must end in {' or '.join(endings)}")
-    if args.out.exists() and not args.force:
+    if os.path.exists(args.out) and not args.force:
         raise UserError(f"{args.out}: is there already; give another name, or --force to replace it")
 
-    from mnv2_jax.convert.by_name import to_timm  # JAX takes seconds; a mistyped flag doesn't wait for it
+    from mnv2_jax.convert.by_name import timm_options, to_timm  # JAX takes seconds; a mistyped flag doesn't wait for it
     from mnv2_jax.convert.state_dicts import write_state_dict
     from mnv2_jax.models.weights import describe, save_weights
 
@@ -76,9 +79,8 @@ def main() -> None:
     notes = list(weights.info.notes)
     if args.to == "timm":
         write_state_dict(args.out, to_timm(weights))
-        own, norm = weights.model.module.model, weights.model.module.norm
-        pad_type = "" if own.padding == "symmetric" else "same"
-        notes.append(f"its model in timm: timm.create_model(…, pad_type={pad_type!r}, bn_eps={norm.epsilon:g})")
+        told = ", ".join(f"{key}={value!r}" for key, value in timm_options(weights).items())
+        notes.append(f"for timm.create_model(NAME, {told}), NAME being timm's of the same network")
     else:
         save_weights(args.out, *weights)
     print(f"{args.out}: {describe(weights.model)}, of {weights.info.source}")
@@ -95,13 +97,17 @@ def _open(args: argparse.Namespace) -> Weights:
     options = {key: value for key, value in options.items() if value is not None}
     fields = ("resolution", "mean", "std", "eval_crop_fraction", "interpolation")
     asked = {key: getattr(args, key) for key in fields if getattr(args, key) is not None}
-    labels = _read_labels(args.labels) if args.labels else None
-    if pathlib.Path(args.weights).expanduser().is_dir():
-        if args.model or args.library or labels or options or asked:
-            raise UserError(f"{args.weights}: a run says itself what it holds; leave the model and its options out")
+    labels = _read_labels(args.labels) if args.labels is not None else None
+    source = os.path.expanduser(args.weights)
+    if os.path.isdir(source):
         from mnv2_jax.training.initial import read_run_weights
 
-        return read_run_weights(pathlib.Path(args.weights).expanduser(), "latest")
+        run = read_run_weights(pathlib.Path(source), args.checkpoint or "latest")
+        if args.model or args.library or labels or options or asked:
+            raise UserError(f"{args.weights}: a run says itself what it holds; leave the model and its options out")
+        return run
+    if args.checkpoint:
+        raise UserError(f"--checkpoint={args.checkpoint} is read with the folder of a run only; leave it out")
     return load_weights(
         args.weights, args.model, library=args.library, preprocessing=asked or None, labels=labels, **options
     )
@@ -110,9 +116,12 @@ def _open(args: argparse.Namespace) -> Weights:
 def _read_labels(path: pathlib.Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--labels={path}: can't be read ({error}); give a text file") from error
-    return [line.strip() for line in lines if line.strip()]
+    labels = [line.strip() for line in lines if line.strip()]
+    if not labels:
+        raise UserError(f"--labels={path}: holds no name; give one a line")
+    return labels
 
 
 def _three(text: str) -> tuple[float, ...]:

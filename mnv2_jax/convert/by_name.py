@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from mnv2_jax.config import ModelConfig
 from mnv2_jax.convert import names
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import Model
@@ -57,13 +59,23 @@ def leaves_of(
 def to_timm(weights: Weights) -> dict[str, np.ndarray]:
     """The state dict that timm's model of the same network loads; ``num_batches_tracked`` is 0.
 
+    Padding, epsilon and activation are not in it: see `timm_options`.
+
     Raises:
       UserError: if timm has no such network.
     """
     model = weights.model
+    own, default = model.module.model, ModelConfig()
     family = names.family_of(model.name)
-    if ("timm", family) not in names.TABLES:
-        raise UserError(f"timm has no {model.name}")
+    lacking = {
+        "model.padding='keras_v1'": own.padding == "keras_v1",
+        "model.width_rule='corenet'": own.width_rule == "corenet",
+        f"model.strides={list(own.strides)}": own.strides != default.strides,
+        f"model.output_stride={own.output_stride}": own.output_stride != default.output_stride,
+        model.name: ("timm", family) not in names.TABLES,
+    }
+    if found := [what for what, lacks in lacking.items() if lacks]:
+        raise UserError(f"timm has no {describe(model)}: not {found[0]}")
     table = names.TABLES["timm", family](model.module.plan)
     state: dict[str, np.ndarray] = {}
     for path, array in flatten(weights.variables).items():
@@ -77,6 +89,17 @@ def to_timm(weights: Weights) -> dict[str, np.ndarray]:
         if leaf == "mean":
             state[theirs.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
     return {name: np.asarray(array, order="C") for name, array in state.items()}
+
+
+def timm_options(weights: Weights) -> dict[str, Any]:
+    """What ``timm.create_model`` is to be called with besides the name, for the same outputs."""
+    own, norm = weights.model.module.model, weights.model.module.norm
+    options: dict[str, Any] = {"num_classes": weights.model.num_classes}
+    if own.name != "resnet50":
+        options |= {"pad_type": "" if own.padding == "symmetric" else "same", "bn_eps": norm.epsilon}
+    if own.activation:
+        options["act_layer"] = own.activation
+    return options
 
 
 def _split(path: str) -> tuple[str, str]:

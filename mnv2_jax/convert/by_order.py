@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from mnv2_jax.convert.layers import ForeignLayer, ForeignNetwork
+from mnv2_jax.convert.names import family_of
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.network import Plan
 from mnv2_jax.models.registry import Model
 from mnv2_jax.models.weights import describe, raise_mismatch, shapes_of
+from mnv2_jax.nn.conv import Padding, Window
+
+_PADDINGS: Mapping[str, Mapping[str, Padding]] = {
+    "symmetric": {"conv": "symmetric", "depthwise": "symmetric"},
+    "keras_v1": {"conv": "same", "depthwise": "trailing"},
+    "same": {"conv": "same", "depthwise": "same"},
+}
+"""Of layers with a stride, by ``padding`` and kind; a file whose zeros fit several has the first."""
+_LINEAR = ("project", "start_depthwise")
+_SQUEEZE_EXCITE = {"squeeze_excite/reduce": "relu", "squeeze_excite/expand": "hard_sigmoid"}
+_RELUS = ("relu", "relu6")
 
 
 def _products(network: ForeignNetwork) -> list[ForeignLayer]:
@@ -29,6 +43,116 @@ def num_classes(path: pathlib.Path, network: ForeignNetwork) -> int:
     if not products:
         raise UserError(f"{path}: holds no convolution and no dense layer; give another file")
     return int(products[-1].arrays["kernel"].shape[-1])
+
+
+def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork) -> dict[str, Any]:
+    """Options of `create_model` that a file says: ``strides``, ``padding`` and ``activation``.
+
+    Args:
+      path: of the file, for errors.
+      model: built without them, whose layers the file's are.
+      network: what the file holds.
+
+    Returns:
+      Those that it says. ``activation`` isn't among them where it is the family's.
+
+    Raises:
+      UserError: if layers are missing or left over, or one has a stride, a dilation, a padding or an activation that
+        ours can't have.
+    """
+    shapes = shapes_of(model)
+    pairs = dict(_pairs(model, network, shapes, f"{path}: not the weights of {describe(model)}"))
+    pairs = {ours: layer for ours, layer in pairs.items() if layer.kind != "norm"}
+    kernels = {ours: shapes[f"params/{ours}/kernel"] for ours in pairs}
+    halving = _halving(model.module.plan, [ours for ours, (size, *rest) in kernels.items() if rest[1:] and size > 1])
+    for ours, layer in pairs.items():
+        strides = (1, 2) if ours in halving else (1,)
+        if layer.stride not in (None, *strides) or layer.dilation not in (None, 1):
+            raise UserError(
+                f"{path}: layer {layer.name} has a stride of {layer.stride} and a dilation of {layer.dilation}, where"
+                f" {model.name} has {' or '.join(map(str, strides))} and 1; give another model or file"
+            )
+        if ours not in halving and not _agrees(layer, "same", None):
+            raise _wrong_padding(path, layer)
+    facts: dict[str, Any] = _activation(path, model, network, pairs)
+    window_layers = [pairs[ours] for ours in halving]
+    if all(layer.stride is not None for layer in window_layers):
+        facts["strides"] = tuple(layer.stride for layer in window_layers)
+        if all(layer.pads is not None for layer in window_layers):
+            facts["padding"] = _padding(path, model, window_layers, network.resolution)
+    return facts
+
+
+def _halving(plan: Plan, windowed: list[str]) -> list[str]:
+    """The layers that halve the published map, out of all with a window: of a block the last has the stride."""
+    places = ["stem", *(f"block_{i}" for i, block in enumerate(plan.blocks, 1) if block.stride > 1)]
+    return [[ours for ours in windowed if ours.split("/")[0] == place][-1] for place in places]
+
+
+def _padding(path: pathlib.Path, model: Model, layers: list[ForeignLayer], size: int | None) -> str:
+    """Which padding has the zeros of the layers that halve the map of an image of that size."""
+    if all(layer.pads == "same" for layer in layers):
+        return "same"
+    left = [name for name in _PADDINGS if name != "keras_v1" or family_of(model.name) == "mobilenet_v1"]
+    for layer in layers:
+        left = [name for name in left if _agrees(layer, _PADDINGS[name][layer.kind], size)]
+        if not left:
+            raise _wrong_padding(path, layer)
+        # As few zeros as "same" adds leave as many places as (kernel - 1) zeros do.
+        zeros = layer.pads if isinstance(layer.pads, tuple) else (layer.arrays["kernel"].shape[0] - 1,)
+        size = size and (size + sum(zeros) - layer.arrays["kernel"].shape[0]) // (layer.stride or 1) + 1
+    return left[0]
+
+
+def _agrees(layer: ForeignLayer, padding: Padding, size: int | None) -> bool:
+    """Whether a layer has the zeros of a padding; a map of unknown size counts as even, as in Keras."""
+    stride = layer.stride or 1
+    if layer.pads is None or layer.pads == padding or (layer.pads == "same" and stride == 1):
+        return True
+    zeros = (0, 0) if layer.pads == "valid" else layer.pads
+    return zeros == Window(stride, 1, padding).pad(size or 2, layer.arrays["kernel"].shape[0])
+
+
+def _wrong_padding(path: pathlib.Path, layer: ForeignLayer) -> UserError:
+    pads = layer.pads if isinstance(layer.pads, str) else f"{layer.pads} zeros before and after"
+    kernel, stride = layer.arrays["kernel"].shape[0], layer.stride
+    return UserError(
+        f"{path}: layer {layer.name} has padding {pads} with a kernel of {kernel} and a stride of {stride}, which fits"
+        f" none of {', '.join(_PADDINGS)} together with the layers before it; give another file"
+    )
+
+
+def _activation(
+    path: pathlib.Path, model: Model, network: ForeignNetwork, pairs: Mapping[str, ForeignLayer]
+) -> dict[str, str]:
+    """relu, where a family that has the choice has that; and every layer has the same as ours."""
+    plan = model.module.plan
+    said = {layer.activation for layer in pairs.values()}
+    has_choice = family_of(model.name) in ("mobilenet_v1", "mobilenet_v2")
+    chosen = next((name for name in _RELUS if name in said), None) if has_choice else None
+    for ours, layer in pairs.items():
+        wanted = _activation_of(ours, plan)
+        wanted = chosen or wanted if wanted in _RELUS else wanted
+        # A file of Keras with a config says everything; in TFLite an activation may be a mere range of integers.
+        says_none = network.source == "keras" and layer.stride is not None
+        if ours == "classifier" or layer.activation == wanted or (layer.activation is None and not says_none):
+            continue
+        raise UserError(
+            f"{path}: after layer {layer.name} comes {layer.activation or 'no activation that we know'}, where"
+            f" {model.name} has {wanted or 'none'}; give another model or file"
+        )
+    return {"activation": "relu"} if chosen == "relu" else {}
+
+
+def _activation_of(ours: str, plan: Plan) -> str | None:
+    """What follows a layer of ours."""
+    block, _, layer = ours.partition("/")
+    if not layer:
+        return plan.act
+    make: Any = plan.blocks[int(block.removeprefix("block_")) - 1].make
+    if layer in _LINEAR or (layer == "depthwise" and make.keywords.get("linear_depthwise")):
+        return None
+    return _SQUEEZE_EXCITE.get(layer, make.keywords.get("act"))
 
 
 def leaves_of(path: pathlib.Path, model: Model, network: ForeignNetwork) -> dict[str, np.ndarray]:

@@ -28,6 +28,7 @@ WIDTH_RULES: Mapping[tuple[str, str], str] = {
     ("torchvision", "mobilenet_v3"): "torchvision",
     ("corenet", "mobilenet_v1"): "corenet",
     ("corenet", "mobilenet_v2"): "corenet",
+    ("keras", "mobilenet_v3"): "keras",
 }
 """By source and family; standard elsewhere."""
 HALF = (0.5, 0.5)
@@ -55,6 +56,5 @@ CONVENTIONS: Mapping[tuple[str, str], Convention] = {
     ("tflite", "mobilenet_v1"): Convention("same", 1e-3, 0.997, HALF),
     ("tflite", "mobilenet_v2"): Convention("same", 1e-3, 0.997, HALF),
     ("tflite", "mobilenet_v3"): Convention("same", 1e-3, 0.997, HALF),
-    ("tflite", "mobilenet_v4"): Convention("same", 1e-3, 0.997, HALF),
 }
 """By source and family."""

@@ -12,12 +12,13 @@ import http.client
 import math
 import os
 import pathlib
+import reprlib
 import shutil
 import ssl
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from mnv2_jax.errors import UserError, nearest
@@ -142,36 +143,101 @@ def fetch(name: str) -> Fetched:
 
 
 def _fetch_timm(name: str, architecture: str, tag: str) -> Fetched:
-    entry = TIMM[architecture]
-    tag = tag or entry.tag or ""
+    tag = tag or TIMM[architecture].tag or ""
     if not tag:
         raise UserError(f"{name}: timm publishes no weights of {architecture}; one of: {', '.join(known_names())}")
     repository = f"timm/{architecture}.{tag}"
     config, weights = _hugging_face_files(repository, ("config.json", "model.safetensors"))
+    return _of_timm(weights, architecture, _read_config(config), str(config))
+
+
+def beside(path: pathlib.Path) -> Fetched | None:
+    """What the ``config.json`` in its folder says of a file of timm's weights, as `fetch` would by their name.
+
+    Which network it is, whether with TensorFlow's padding, and its preprocessing: the weights don't say it themselves.
+
+    Returns:
+      None where there is no such file, or it isn't one of timm's for a network that we have.
+
+    Raises:
+      UserError: if it is, but describes a preprocessing that can't be.
+    """
+    config = path.with_name("config.json")
+    if path.suffix not in (".safetensors", ".bin") or not os.path.isfile(config):
+        return None
+    try:
+        told = _read_config(config)
+    except UserError:
+        return None  # whatever it is
+    architecture = told.get("architecture")
+    if not isinstance(architecture, str) or architecture not in TIMM or not isinstance(told.get(_CONFIG), Mapping):
+        return None
+    return _of_timm(path, architecture, told, str(config))
+
+
+def _of_timm(path: pathlib.Path, architecture: str, config: Mapping[str, Any], where: str) -> Fetched:
     return Fetched(
-        path=weights,
+        path=path,
         source="timm_tf" if architecture.startswith("tf_") else "timm",
-        model=entry.model,
-        preprocessing=timm_preprocessing(read_json(config)),
+        model=TIMM[architecture].model,
+        preprocessing=timm_preprocessing(config, where),
     )
 
 
-def timm_preprocessing(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The evaluation that a timm ``config.json`` describes; None if it has no (whole) ``pretrained_cfg``."""
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
     try:
-        theirs = config["pretrained_cfg"]
-        resolution = int(theirs["input_size"][-1])
-        return _preprocessing(
-            resolution,
-            # timm rounds the short side down, `data.images.evaluation_view` to the nearest: this is the share for which
-            # both have the same.
-            resize=math.floor(resolution / theirs["crop_pct"]),
-            interpolation=theirs["interpolation"],
-            mean=tuple(theirs["mean"]),
-            std=tuple(theirs["std"]),
-        )
-    except (KeyError, TypeError):
+        return read_json(path)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
+        raise UserError(f"{path}: not readable as JSON ({type(error).__name__}); get it again") from error
+
+
+def timm_preprocessing(config: Mapping[str, Any], where: str = "config.json") -> dict[str, Any] | None:
+    """The evaluation that a timm ``config.json`` describes; None if it has no (whole) ``pretrained_cfg``.
+
+    Raises:
+      UserError: beginning with ``where``, for a value that can't be.
+    """
+    theirs = config.get(_CONFIG)
+    if not isinstance(theirs, Mapping) or any(theirs.get(key) is None for key in _IS_VALID):
         return None
+    for key, (is_valid, expected) in _IS_VALID.items():
+        if not is_valid(theirs[key]):
+            raise UserError(
+                f"{where}: {_CONFIG}.{key}={reprlib.repr(theirs[key])} must be {expected}; get the file again"
+            )
+    resolution = theirs["input_size"][-1]
+    return _preprocessing(
+        resolution,
+        # timm rounds the short side down, `data.images.evaluation_view` to the nearest: this is the share for which
+        # both have the same.
+        resize=math.floor(resolution / theirs["crop_pct"]),
+        interpolation=theirs["interpolation"],
+        mean=tuple(theirs["mean"]),
+        std=tuple(theirs["std"]),
+    )
+
+
+_CONFIG = "pretrained_cfg"
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN isn't
+
+
+def _is_three(value: Any, low: float, high: float, kind: type = object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return False
+    return all(isinstance(v, kind) and _is_number(v, low, high) for v in value)
+
+
+_IS_VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "input_size": (lambda v: _is_three(v, 1, 4096, int), "three whole numbers, channels, height and width"),
+    "crop_pct": (lambda v: _is_number(v, 0.01, 1), "a number from 0.01 to 1"),
+    "interpolation": (lambda v: v in ("bilinear", "bicubic"), "bilinear or bicubic"),
+    "mean": (lambda v: _is_three(v, -255, 255), "three numbers"),
+    "std": (lambda v: _is_three(v, 1e-3, 255), "three numbers of at least 0.001"),
+}
+"""Of a ``pretrained_cfg``: what its values can be, in words, too. The bounds are those of `config.checks`."""
 
 
 def _preprocessing(
@@ -198,7 +264,7 @@ def _hugging_face_files(repository: str, files: tuple[str, ...]) -> list[pathlib
     except ImportError as error:
         raise UserError(
             f"{repository}: needs the package huggingface_hub, which can't be imported ({error}); pip install"
-            " huggingface_hub"
+            " 'mnv2_jax[convert]'"
         ) from error
     try:
         try:
@@ -220,16 +286,15 @@ def _hugging_face_files(repository: str, files: tuple[str, ...]) -> list[pathlib
             " lists them), or leave it away for timm's default"
         ) from error
     except Exception as error:  # requests', httpx's and its own have no parent in common
-        url = f"https://huggingface.co/{repository}/resolve/main/{files[-1]}"
-        raise UserError(_unreachable(repository, error, url)) from error
+        url = f"https://huggingface.co/{repository}/resolve/main"
+        both = " and ".join(f"{url}/{file}" for file in reversed(files))
+        remedy = f"download {both} elsewhere, keep them together in one folder, and convert the former"
+        raise UserError(_unreachable(repository, error, remedy)) from error
 
 
-def _unreachable(name: str, error: Exception, url: str) -> str:
+def _unreachable(name: str, error: Exception, remedy: str) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return (
-        f"{name}: can't be downloaded ({reason}); connect to the internet and start again, or download {url}"
-        " elsewhere and convert that file"
-    )
+    return f"{name}: can't be downloaded ({reason}); connect to the internet and start again, or {remedy}"
 
 
 # --- torchvision --------------------------------------------------------------------------------------------
@@ -244,7 +309,7 @@ def _fetch_torchvision(name: str, entry: _Torchvision) -> Fetched:
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it is also the response
-        raise UserError(_unreachable(name, error, url)) from error
+        raise UserError(_unreachable(name, error, f"download {url} elsewhere and convert that file")) from error
     except OSError as error:
         raise UserError(
             f"{path}: can't be read or written ({error.strerror}); mend that, or set MNV2_JAX_CACHE to a folder that"

@@ -5,7 +5,7 @@
     model.weights.h5    save_weights of Keras 3: layers/CLASS_NUMBER/vars/0, 1, ..., numbered class by class
     model.keras         a zip of config.json and such a model.weights.h5
 
-Only the first and the last know activations, the epsilon of the norms and the resolution.
+Only the first and the last know strides, paddings, activations, the epsilon of the norms and the resolution.
 No file makes this code run anything, but the C code of HDF5 isn't proof against all damage: of 13,000 small files with
 random bytes changed it crashed or hung on 4.
 """
@@ -27,7 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.convert.layers import LARGEST, ForeignLayer, ForeignNetwork, Kind, as_float32, reading
+from mnv2_jax.convert.layers import (
+    LARGEST,
+    ForeignLayer,
+    ForeignNetwork,
+    Kind,
+    as_float32,
+    one_of,
+    pads_of,
+    reading,
+    without_softmax,
+)
 from mnv2_jax.errors import UserError
 
 _KINDS: dict[str, Kind] = {
@@ -47,8 +57,21 @@ _LEAVES = {
     "moving_mean": "mean",
     "moving_variance": "var",
 }
-# "hard_sigmoid" isn't among them: in Keras 2 it is clip(0.2 x + 0.5, 0, 1), in Keras 3 relu6(x + 3) / 6.
-_ACTIVATIONS = {"relu": "relu", "relu6": "relu6", "hard_swish": "hard_swish", "hard_silu": "hard_swish"}
+_ACTIVATIONS = {"None": None, "linear": None, "hard_silu": "hard_swish"}  # others by their own names
+_CLASSES = {
+    "LeakyReLU": "leaky_relu",
+    "ELU": "elu",
+    "ThresholdedReLU": "thresholded_relu",
+    "Softmax": "softmax",
+    "Relu": "relu",  # this and the next: functions of keras.ops
+    "Relu6": "relu6",
+    "Silu": "silu",
+    "HardSilu": "hard_swish",
+    "Gelu": "gelu",
+}
+_ACTIVATING = {"Activation", "ReLU", "TFOpLambda", *_CLASSES}
+_ACTING = "nn.", "keras.activations."  # functions that TFOpLambda calls
+_GATED = {"hard_sigmoid": "hard_swish", "sigmoid": "swish"}  # times what they are of
 _ADDS = {"add", "tf_op_lambda", "tensor_flow_op_layer"}  # x + 3 of a composed hard sigmoid, by version
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # Keras 3; TensorFlow 2.12 to 2.15
 _LARGEST_CONFIG = 1 << 26
@@ -71,11 +94,12 @@ def read_keras(path: pathlib.Path) -> ForeignNetwork:
             content = opened.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise UserError(f"it has more than {LARGEST >> 20} MiB, as no MobileNet has; {_GIVE}")
-        config, weights = _unzipped(content) if content.startswith(b"PK\3\4") else (None, content)
+        config, weights, version = _unzipped(content) if content.startswith(b"PK\3\4") else (None, content, None)
         _check_heaps(weights)
         with h5py.File(io.BytesIO(weights), "r") as file:
             config = config or file.attrs.get("model_config")
-            nodes = list(_configured(json.loads(config))) if config else []
+            version = str(version or file.attrs.get("keras_version"))
+            nodes = list(_configured(json.loads(config), version)) if config else []
             return ForeignNetwork(
                 source="keras",
                 layers=_layers(file, nodes),
@@ -87,7 +111,8 @@ def read_keras(path: pathlib.Path) -> ForeignNetwork:
             )
 
 
-def _unzipped(zipped: bytes) -> tuple[bytes, bytes]:
+def _unzipped(zipped: bytes) -> tuple[bytes, bytes, str | None]:
+    """Its config, its weights and the version of Keras."""
     with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
 
         def content(name: str, largest: int) -> bytes:
@@ -99,7 +124,8 @@ def _unzipped(zipped: bytes) -> tuple[bytes, bytes]:
                 raise UserError(f"{name} in it has more than {largest >> 20} MiB, as no MobileNet has; {_GIVE}")
             return found
 
-        return content("config.json", _LARGEST_CONFIG), content("model.weights.h5", LARGEST)
+        config, weights = content("config.json", _LARGEST_CONFIG), content("model.weights.h5", LARGEST)
+        return config, weights, json.loads(content("metadata.json", _LARGEST_CONFIG)).get("keras_version")
 
 
 def _check_heaps(content: bytes) -> None:
@@ -133,9 +159,11 @@ class _Node:
     """None: not one with weights that a MobileNet has."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     activation: str | None = None
+    window: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Stride, dilation and pads of a `ForeignLayer`."""
 
 
-def _configured(model: Any, group: tuple[str, ...] = (), top: str | None = None) -> Iterator[_Node]:
+def _configured(model: Any, version: str, group: tuple[str, ...] = (), top: str | None = None) -> Iterator[_Node]:
     """The layers that a config lists: Keras does so in an order of computation."""
     config = model["config"]
     layers = {_name(layer): layer for layer in (config["layers"] if isinstance(config, dict) else config)}
@@ -146,16 +174,18 @@ def _configured(model: Any, group: tuple[str, ...] = (), top: str | None = None)
     for name, inputs in before.items():
         for each in inputs:
             after[each].append(name)
-    graph = _Graph(layers, before, after)
+    graph = _Graph(layers, before, after, version)
     numbers: collections.Counter[str] = collections.Counter()
     for name, layer in layers.items():
         klass = graph.klass(name)
         inner = (*group, f"{klass}_{numbers[klass]}" if numbers[klass] else klass)
         numbers[klass] += 1
         if "layers" in layer["config"]:
-            yield from _configured(layer, inner, top or name)
+            yield from _configured(layer, version, inner, top or name)
         else:
-            yield _Node(name, top or name, inner, _KINDS.get(klass), layer["config"], graph.activation(name))
+            kind, config = _KINDS.get(klass), layer["config"]
+            window = graph.window(name) if kind in ("conv", "depthwise") else {}
+            yield _Node(name, top or name, inner, kind, config, graph.activation(name), window)
 
 
 def _name(layer: Mapping[str, Any]) -> str:
@@ -177,6 +207,8 @@ class _Graph:
     layers: Mapping[str, Any]
     before: Mapping[str, list[str]]
     after: Mapping[str, list[str]]
+    version: str
+    """Of Keras."""
 
     def klass(self, name: str) -> str:
         """In snake case, as Keras 3 names the groups: DepthwiseConv2D, depthwise_conv2d."""
@@ -188,25 +220,60 @@ class _Graph:
         following = {other: self.klass(other) for other in self.after.get(name, ())}
         for norm in [other for other, klass in following.items() if _KINDS.get(klass) == "norm"]:
             following |= {other: self.klass(other) for other in self.after.get(norm, ())}
-        found = [_activation(self.layers[name])]
-        found += [
-            _activation(self.layers[other]) for other, klass in following.items() if klass in ("activation", "re_lu")
-        ]
+        found = [self._own(name)]
+        found += [self._own(other) for other in following if self.layers[other]["class_name"] in _ACTIVATING]
         for other, klass in following.items():
-            clipped = [_activation(self.layers[each]) for each in self.after.get(other, ())]
+            clipped = [self._own(each) for each in self.after.get(other, ())]
             if klass in _ADDS and len(self.before[other]) == 1 and "relu6" in clipped:
-                found.append("hard_swish" if "multiply" in following.values() else "hard_sigmoid")
-        return next(filter(None, found), None)
+                found.append("hard_sigmoid")
+        first = next(filter(None, found), None)
+        return _GATED.get(str(first), first) if "multiply" in following.values() else first
+
+    def _own(self, name: str) -> str | None:
+        """The activation that a layer is, or has in it."""
+        found = _activation(self.layers[name])
+        if found == "hard_sigmoid" and not self.version.startswith("3."):
+            return "hard_sigmoid of Keras 2"  # clip(0.2 x + 0.5, 0, 1); in Keras 3 it is relu6(x + 3) / 6
+        return found
+
+    def window(self, name: str) -> dict[str, Any]:
+        """Stride, dilation and pads of a convolution, as far as its config says them."""
+        config = self.layers[name]["config"]
+        found: dict[str, Any] = {}
+        for ours, theirs in {"stride": "strides", "dilation": "dilation_rate"}.items():
+            if theirs in config:
+                found[ours] = one_of(name, ours, _pair(config[theirs]))
+        if "padding" in config:
+            zeros = [
+                self.layers[other]["config"] for other in self.before[name] if self.klass(other) == "zero_padding2d"
+            ]
+            added = tuple(tuple(_pair(side)) for side in _pair(zeros[0]["padding"])) if zeros else None
+            found["pads"] = pads_of(name, config["padding"], added)
+        return found
+
+
+def _pair(value: Any) -> list[Any]:
+    """Keras takes one for two that are equal."""
+    return list(value) if isinstance(value, list) else [value, value]
 
 
 def _activation(layer: Mapping[str, Any]) -> str | None:
     """The activation that a layer is, or has in it."""
-    config = layer["config"]
-    if layer["class_name"] == "ReLU":
+    klass, config = layer["class_name"], layer["config"]
+    if not isinstance(config, dict):  # a function's config is its name
+        return _named(config)
+    if klass == "ReLU":
         plain = not any(np.any(config.get(key)) for key in ("negative_slope", "threshold"))
-        return {None: "relu", 6.0: "relu6"}.get(config.get("max_value")) if plain else None
-    value = config.get("activation") if isinstance(config, dict) else config  # a function's config is its name
-    return _activation(value) if isinstance(value, dict) else _ACTIVATIONS.get(str(value))
+        return {None: "relu", 6.0: "relu6"}.get(config.get("max_value"), klass) if plain else klass
+    if klass == "TFOpLambda":
+        function = str(config.get("function"))
+        return _named(function.rpartition(".")[2]) if function.startswith(_ACTING) else None
+    value = config.get("activation", _CLASSES.get(klass))
+    return _activation(value) if isinstance(value, dict) else _named(value)
+
+
+def _named(value: Any) -> str | None:
+    return _ACTIVATIONS.get(str(value), str(value))
 
 
 def _epsilon(nodes: list[_Node]) -> float | None:
@@ -245,7 +312,7 @@ def _layers(file: Any, nodes: list[_Node]) -> tuple[ForeignLayer, ...]:
     datasets = [array for _, arrays in found for array in arrays.values()]
     if (size := sum(math.prod(array.shape) * array.dtype.itemsize for array in datasets)) > LARGEST:
         raise UserError(f"its arrays have {size >> 20} MiB, as no MobileNet has; {_GIVE}")
-    return tuple(itertools.starmap(_layer, found))
+    return without_softmax(itertools.starmap(_layer, found))
 
 
 def _layer(node: _Node, datasets: Mapping[str, Any]) -> ForeignLayer:
@@ -257,7 +324,7 @@ def _layer(node: _Node, datasets: Mapping[str, Any]) -> ForeignLayer:
         arrays = {"scale": np.ones_like(mean), "bias": np.zeros_like(mean)} | arrays
     elif node.kind == "depthwise" and arrays["kernel"].ndim == 4:
         arrays["kernel"] = arrays["kernel"].transpose(0, 1, 3, 2)  # [r, s, c, 1]
-    return ForeignLayer(node.name, node.kind, arrays, node.activation)
+    return ForeignLayer(node.name, node.kind, arrays, node.activation, **node.window)
 
 
 def _array(name: str, dataset: Any) -> np.ndarray:

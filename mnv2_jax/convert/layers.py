@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from mnv2_jax.errors import UserError
 
 Kind = Literal["conv", "depthwise", "dense", "norm"]
+Pads: TypeAlias = Literal["same", "valid"] | tuple[int, int]
+"""Zeros around a map, of rows as of columns: as few as TensorFlow's SAME takes, none, or so many before and after."""
 LARGEST = 1 << 30
 """Bytes of all arrays of a file: no MobileNet comes near, and a damaged size must not fill the memory."""
 
@@ -38,7 +40,12 @@ class ForeignLayer:
     """float32: kernel (conv [r, s, i, o], depthwise [r, s, 1, c], dense [c, k]) and perhaps bias [o]; or scale, bias,
     mean, var [c] of a norm."""
     activation: str | None = None
-    """relu, relu6, hard_swish or hard_sigmoid follows it, directly or after its norm. None: no, another, or unknown."""
+    """What follows it, directly or after its norm: relu, relu6, hard_swish, hard_sigmoid, or as the file calls another.
+    None: nothing, the softmax of the last layer, or unknown."""
+    stride: int | None = None
+    """Of rows as of columns, and so the next two; only of conv and depthwise. None: the file doesn't say."""
+    dilation: int | None = None
+    pads: Pads | None = None
 
     def __post_init__(self) -> None:
         arrays = self.arrays
@@ -77,6 +84,49 @@ class ForeignNetwork:
     mean: tuple[float, float, float] | None
     """The network takes (pixel / 255 - mean) / std. None: the file doesn't say."""
     std: tuple[float, float, float] | None
+
+
+def pads_of(name: str, padding: str, zeros: tuple[tuple[int, ...], ...] | None) -> Pads:
+    """What a layer pads with.
+
+    Args:
+      name: of the layer.
+      padding: its own, same or valid.
+      zeros: rows before and after, and columns, that the layer right before it adds.
+
+    Raises:
+      UserError: if no single padding says it.
+    """
+    own: Pads | None = {"same": "same", "valid": "valid"}.get(padding)  # type: ignore[assignment]
+    if own is None:
+        raise UserError(f"layer {name!r} has padding {padding!r}, as no MobileNet has; give another file")
+    if zeros is None:
+        return own
+    (top, bottom), columns = zeros
+    if (top, bottom) != columns or own == "same":
+        raise UserError(
+            f"layer {name!r} has padding {padding!r} after zeros {zeros}; only the same ones for rows and columns,"
+            " before a layer without padding, can be read"
+        )
+    return top, bottom
+
+
+def one_of(name: str, what: str, values: Iterable[int]) -> int:
+    """The number that holds for rows and columns.
+
+    Raises:
+      UserError: if they differ.
+    """
+    first, *others = values
+    if any(other != first for other in others):
+        raise UserError(f"layer {name!r} has another {what} for rows than for columns; give another file")
+    return int(first)
+
+
+def without_softmax(layers: Iterable[ForeignLayer]) -> tuple[ForeignLayer, ...]:
+    """The layers, the last of which gives logits."""
+    *others, last = layers
+    return (*others, dataclasses.replace(last, activation=None) if last.activation == "softmax" else last)
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from mnv2_jax.config import NormConfig
 from mnv2_jax.convert import by_name, by_order, hub, names
 from mnv2_jax.convert.conventions import CONVENTIONS, WIDTH_RULES, Convention, Source
 from mnv2_jax.convert.keras_files import read_keras
-from mnv2_jax.convert.layers import ForeignNetwork
+from mnv2_jax.convert.layers import ForeignNetwork, reading
 from mnv2_jax.convert.state_dicts import read_state_dict
 from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.data import imagenet
@@ -39,6 +39,7 @@ from mnv2_jax.models.weights import (
     read_weights,
     unflatten,
 )
+from mnv2_jax.presets import native_resolution
 
 _OF_KEYS: tuple[tuple[str, Source], ...] = (
     ("conv_1.block.conv.weight", "corenet"),
@@ -48,6 +49,7 @@ _OF_KEYS: tuple[tuple[str, Source], ...] = (
 )
 """A tensor that tells whose state dict it is; ResNet's names are the same everywhere."""
 _BACKGROUND_CLASSES = 1001
+_TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
 
 def load_weights(
@@ -78,35 +80,43 @@ def load_weights(
       UserError: in one line, if the source can't be had or read, or doesn't hold just the weights of the model.
     """
     text = os.fspath(source)
-    path = pathlib.Path(text).expanduser()
-    if hub.is_name(text):
-        fetched = hub.fetch(text)
-        options = {**fetched.model, **options}
-        name = options.pop("name")
-        if model not in (None, name):
-            raise UserError(f"{text} is {name}, not {model}; leave the model out")
-        model, library, path = name, library or fetched.source, fetched.path
-        preprocessing = {**(fetched.preprocessing or {}), **(preprocessing or {})}
-    elif kind_of(path) == "ours":
+    path = pathlib.Path(os.path.expanduser(text))
+    if fixed := {"num_classes", "norm"} & set(options):
+        raise UserError(f"{text}: {min(fixed)} follows from the file; leave it out")
+    is_name = hub.is_name(text)
+    if not is_name and os.path.isdir(path):
+        raise UserError(f"{path}: a folder, and not a file of weights; a run's folder is given as --workdir")
+    if not is_name and kind_of(path) == "ours":
         if any(asked is not None for asked in (model, library, preprocessing, labels)) or options:
             raise UserError(f"{path}: says itself what it holds; leave the model and its options out")
         return read_weights(path)
+    if (published := hub.fetch(text) if is_name else hub.beside(path)) is not None:
+        options = {**published.model, **options}
+        name = options.pop("name")
+        if model not in (None, name):
+            raise UserError(f"{text} is {name}, not {model}; leave the model out")
+        model, library, path = name, library or published.source, published.path
+        preprocessing = {**(published.preprocessing or {}), **(preprocessing or {})}
     if model is None:
         raise UserError(f"{path}: a file of another library doesn't say which network it holds; give the model's name")
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     foreign = _read(path)
     library = library or _library(path, foreign)
-    network, leaves, notes = _convert(path, foreign, library, model, options)
+    network, leaves, notes = _convert(path, foreign, library, model, options, labels)
     if labels is None and network.num_classes == len(imagenet.class_ids()):
         named: dict[str, Any] = {"labels": imagenet.class_names(), "class_ids": imagenet.class_ids()}
     else:
         named = {"labels": tuple(labels or ())}
     if named["labels"] and len(named["labels"]) != network.num_classes:
         raise UserError(f"{path}: {len(named['labels'])} labels for {network.num_classes} classes; give one each")
+    wants = preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model))
+    is_told = "resolution" in (preprocessing or {}) or getattr(foreign, "resolution", None) is not None
+    if not is_told:
+        notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
     info = WeightsInfo(
-        preprocessing=preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model)),
-        source=text if hub.is_name(text) else library,
+        preprocessing=wants,
+        source=text if is_name else library,
         notes=(f"converted from {path.name}", *notes),
         **named,
     )
@@ -125,8 +135,11 @@ def _read(path: pathlib.Path) -> _Foreign:
 
 def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Convention:
     family = names.family_of(model)
-    is_named = (library, family) in names.TABLES
-    if (library, family) not in CONVENTIONS or isinstance(foreign, dict) != is_named:
+    by_names = library not in ("keras", "tflite")
+    if isinstance(foreign, dict) != by_names:
+        kind = "a state dict" if isinstance(foreign, dict) else f"a file of {foreign.source}"
+        raise UserError(f"{path}: {kind}, which {library} doesn't write; leave the library out")
+    if (library, family) not in CONVENTIONS:
         known = sorted({of for whose, of in CONVENTIONS if whose == library})
         raise UserError(f"{path}: no {model} of {library} that we can read; the families we can: {', '.join(known)}")
     return CONVENTIONS[library, family]
@@ -135,7 +148,7 @@ def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: s
 def _preprocessing(foreign: _Foreign, library: Source, model: str) -> Preprocessing:
     """What the file says of it, for the rest the library's custom."""
     custom = CONVENTIONS[library, names.family_of(model)]
-    told: dict[str, Any] = {"interpolation": custom.interpolation}
+    told: dict[str, Any] = {"interpolation": custom.interpolation, "resolution": native_resolution(model)}
     if custom.normalisation is not None:
         told |= {key: (value,) * 3 for key, value in zip(("mean", "std"), custom.normalisation, strict=True)}
     if isinstance(foreign, ForeignNetwork):
@@ -145,7 +158,12 @@ def _preprocessing(foreign: _Foreign, library: Source, model: str) -> Preprocess
 
 
 def _convert(
-    path: pathlib.Path, foreign: _Foreign, library: Source, name: str, asked: Mapping[str, Any]
+    path: pathlib.Path,
+    foreign: _Foreign,
+    library: Source,
+    name: str,
+    asked: Mapping[str, Any],
+    labels: Sequence[str] | None,
 ) -> tuple[Model, dict[str, np.ndarray], list[str]]:
     """The network, its leaves, and what was done to them."""
     custom = _convention(path, foreign, library, name)
@@ -153,17 +171,18 @@ def _convert(
     options: dict[str, Any] = {"padding": custom.padding}
     if (library, family) in WIDTH_RULES:
         options["width_rule"] = WIDTH_RULES[library, family]
-    activation = _activation(foreign) or custom.activation
-    if activation == "relu" and family in ("mobilenet_v1", "mobilenet_v2"):
-        options["activation"] = activation
-    epsilon = (foreign.epsilon if isinstance(foreign, ForeignNetwork) else None) or custom.epsilon
-    norm = NormConfig(epsilon=epsilon, decay=custom.decay)
+    if custom.activation is not None:
+        options["activation"] = custom.activation
+    told = foreign.epsilon if isinstance(foreign, ForeignNetwork) else None
+    norm = NormConfig(epsilon=custom.epsilon if told is None else told, decay=custom.decay)
 
     def build(num_classes: int) -> Model:
         return create_model(name, num_classes, norm=norm, **options | dict(asked))
 
     if isinstance(foreign, ForeignNetwork):
-        network = build(by_order.num_classes(path, foreign))
+        num_classes = by_order.num_classes(path, foreign)
+        options |= by_order.facts_of(path, build(num_classes), foreign)
+        network = build(num_classes)
         leaves = by_order.leaves_of(path, network, foreign)
     else:
         table = names.TABLES[library, family](build(2).module.plan)
@@ -172,7 +191,8 @@ def _convert(
     notes = []
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
         notes.append("norms were folded into the convolutions: each is an identity with a bias")
-    if network.num_classes == _BACKGROUND_CLASSES:
+    has_background = library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
+    if has_background and len(labels or ()) != _BACKGROUND_CLASSES:
         network = build(_BACKGROUND_CLASSES - 1)
         for leaf in ("kernel", "bias"):
             leaves[f"params/classifier/{leaf}"] = leaves[f"params/classifier/{leaf}"][..., 1:]
@@ -191,18 +211,16 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
     try:
         with path.open("rb") as file:
             head = file.read(16)
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); correct the path") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: can't be read ({reason}); correct the path") from error
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
     if head[4:8] == b"TFL3":
         return "tflite"
     if head.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path}: a damaged archive ({error}); get it again") from error
+        with reading(path, "Keras or PyTorch"), zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
         return "keras" if "model.weights.h5" in members else "state dict"
     if path.suffix == ".safetensors":
         return "ours" if is_ours(path) else "state dict"
@@ -224,11 +242,3 @@ def _library(path: pathlib.Path, foreign: _Foreign) -> Source:
             return source
     first = ", ".join(list(foreign)[:3])
     raise UserError(f"{path}: no library's names that we know ({first}, …); torchvision, timm and CoreNet are known")
-
-
-def _activation(foreign: _Foreign) -> str | None:
-    """relu or relu6, where the file says it and all its convolutions have the same."""
-    if not isinstance(foreign, ForeignNetwork):
-        return None
-    found = {layer.activation for layer in foreign.layers if layer.activation}
-    return found.pop() if len(found) == 1 and found <= {"relu", "relu6"} else None

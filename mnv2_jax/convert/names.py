@@ -26,11 +26,6 @@ def kind_of(block: Block) -> type:
     return make
 
 
-def _expands(block: Block) -> bool:
-    make: Any = block.make
-    return make.keywords.get("hidden") is not None
-
-
 def _has(block: Block, option: str) -> bool:
     make: Any = block.make
     return bool(make.keywords.get(option))
@@ -89,7 +84,7 @@ def timm(plan: Plan) -> Names:
         names |= {"head": "conv_head", "head_norm": "bn2"}
     for ours, block, stage, place in _numbered(plan):
         kind = kind_of(block)
-        table = _TIMM_BLOCKS.get(kind) or _TIMM_BLOCKS[kind, _expands(block)]
+        table = _TIMM_BLOCKS.get(kind) or _TIMM_BLOCKS[kind, _has(block, "hidden")]
         names |= {f"{ours}/{layer}": f"blocks.{stage}.{place}.{theirs}" for layer, theirs in table.items()}
     return names
 
@@ -104,7 +99,7 @@ def torchvision_v2(plan: Plan) -> Names:
     names |= {"head": f"features.{end}.0", "head_norm": f"features.{end}.1"}
     for index, (ours, block, _, _) in enumerate(_numbered(plan), 1):
         at = f"features.{index}.conv"
-        layers = [*(["expand"] if _expands(block) else []), "depthwise"]
+        layers = [*(["expand"] if _has(block, "hidden") else []), "depthwise"]
         for place, layer in enumerate(layers):
             names |= {f"{ours}/{layer}": f"{at}.{place}.0", f"{ours}/{layer}_norm": f"{at}.{place}.1"}
         names |= {f"{ours}/project": f"{at}.{len(layers)}", f"{ours}/project_norm": f"{at}.{len(layers) + 1}"}
@@ -118,7 +113,7 @@ def torchvision_v3(plan: Plan) -> Names:
     names |= {"hidden": "classifier.0", "classifier": "classifier.3"}
     names |= {"head": f"features.{end}.0", "head_norm": f"features.{end}.1"}
     for index, (ours, block, _, _) in enumerate(_numbered(plan), 1):
-        layers = [*(["expand"] if _expands(block) else []), "depthwise"]
+        layers = [*(["expand"] if _has(block, "hidden") else []), "depthwise"]
         layers += [*(["squeeze_excite"] if _has(block, "squeezed") else []), "project"]
         for place, layer in enumerate(layers):
             at = f"features.{index}.block.{place}"

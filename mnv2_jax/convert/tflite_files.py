@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.convert.layers import LARGEST, ForeignLayer, ForeignNetwork, Kind, as_float32, reading
+from mnv2_jax.convert.layers import (
+    LARGEST,
+    ForeignLayer,
+    ForeignNetwork,
+    Kind,
+    as_float32,
+    one_of,
+    pads_of,
+    reading,
+    without_softmax,
+)
 from mnv2_jax.errors import UserError
 
 _KINDS: dict[str, Kind] = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
@@ -25,7 +35,21 @@ _OPTIONS = {
     "ADD": "AddOptions",
 }
 _LAYOUT = {"conv": (1, 2, 3, 0), "depthwise": (1, 2, 0, 3), "dense": (1, 0)}  # from [o, r, s, i], [1, r, s, c], [k, c]
-_ACTIVATIONS = {"RELU": "relu", "RELU6": "relu6", "HARD_SWISH": "hard_swish"}  # operators, and fused into one
+_PADDINGS = ("same", "valid")  # by their numbers
+_ACTIVATIONS = {  # operators, and fused into one
+    "RELU": "relu",
+    "RELU6": "relu6",
+    "RELU_N1_TO_1": "relu_n1_to_1",
+    "RELU_0_TO_1": "relu_0_to_1",
+    "LEAKY_RELU": "leaky_relu",
+    "ELU": "elu",
+    "GELU": "gelu",
+    "TANH": "tanh",
+    "SIGN_BIT": "sign_bit",
+    "HARD_SWISH": "hard_swish",
+    "LOGISTIC": "sigmoid",
+    "SOFTMAX": "softmax",
+}
 _DTYPES = {
     "FLOAT32": "<f4",
     "FLOAT16": "<f2",
@@ -117,6 +141,7 @@ class _Graph:
             return _Op(name, options, fused, inputs, outputs)
 
         self._ops = [op(self._graph.Operators(i)) for i in range(lengths[0])]
+        self._makers = {tensor: each for each in self._ops for tensor in each.outputs}
         self._users: dict[int, list[_Op]] = collections.defaultdict(list)
         for each in self._ops:
             for tensor in each.inputs:
@@ -136,7 +161,7 @@ class _Graph:
                 )
         if not found:
             raise UserError("it holds no convolutions or dense layers; give another file")
-        return tuple(found)
+        return without_softmax(found)
 
     def resolution(self) -> int | None:
         tensor = self._tensor(self._graph.Inputs(0))
@@ -179,12 +204,37 @@ class _Graph:
         arrays = {"kernel": np.ascontiguousarray(kernel.transpose(_LAYOUT[kind]))}
         if len(op.inputs) > 2 and op.inputs[2] >= 0:
             arrays["bias"] = self._array(op.inputs[2], name)
-        return ForeignLayer(name, kind, arrays, self._activation(op))
+        return ForeignLayer(name, kind, arrays, self._activation(op), **self._window(op, kind, name))
+
+    def _window(self, op: _Op, kind: Kind, name: str) -> dict[str, Any]:
+        """Stride, dilation and pads of a convolution."""
+        told = op.options
+        if kind == "dense" or told is None:
+            return {}
+        return {
+            "stride": one_of(name, "stride", (told.StrideH(), told.StrideW())),
+            "dilation": one_of(name, "dilation", (told.DilationHFactor(), told.DilationWFactor())),
+            "pads": pads_of(name, _PADDINGS[told.Padding()], self._zeros(op.inputs[0], name)),
+        }
+
+    def _zeros(self, number: int, name: str) -> tuple[tuple[int, ...], ...] | None:
+        """Rows and columns before and after that an operator adds to make a tensor."""
+        maker = self._makers.get(number)
+        if maker and maker.code in ("QUANTIZE", "DEQUANTIZE"):
+            maker = self._makers.get(maker.inputs[0])
+        if not maker or maker.code not in ("PAD", "PADV2"):
+            return None
+        sizes = self._tensor(maker.inputs[1])
+        added = self._bytes(sizes).view(_DTYPES[self._types[sizes.Type()]]).tolist()
+        other = maker.code == "PADV2" and self._array(maker.inputs[2], name).any()
+        if len(added) != 8 or any(added[:2] + added[6:]) or other:
+            raise UserError(f"the map before layer {name!r} is padded other than with zeros around; give another file")
+        return (added[2], added[3]), (added[4], added[5])
 
     def _activation(self, op: _Op) -> str | None:
         """Fused into the operator, or into the range of its output, or an operator of its own."""
         if op.fused != "NONE":
-            return _ACTIVATIONS.get(op.fused)
+            return _ACTIVATIONS.get(op.fused, op.fused.lower())
         output = self._tensor(op.outputs[0])
         scale, zero, _ = _quantisation(output)
         if scale.shape == (1,) and zero[0] == _LOWEST.get(self._types[output.Type()]) and abs(255 * scale[0] - 6) < 0.1:
@@ -192,7 +242,7 @@ class _Graph:
         following = {user.code: user for user in self._users[op.outputs[0]]}
         for code, activation in _ACTIVATIONS.items():
             if code in following:
-                return activation
+                return "swish" if code == "LOGISTIC" and "MUL" in following else activation
         shifted = following.get("ADD")  # relu6(x + 3) / 6, perhaps times x
         if shifted and sum(map(self._is_constant, shifted.inputs)) == 1 and self._activation(shifted) == "relu6":
             return "hard_swish" if "MUL" in following else "hard_sigmoid"

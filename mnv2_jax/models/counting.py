@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from mnv2_jax.models.registry import Model
-from mnv2_jax.types import Variables
+from mnv2_jax.models.registry import Model, variable_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Summary:
 def summarise(model: Model, resolution: int) -> Summary:
     """Counts the network for one image [resolution, resolution, 3]."""
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
-    variables = _shapes(model)
+    variables = variable_shapes(model)
     closed = jax.make_jaxpr(lambda v, x: model.apply(v, x)[0])(variables, image)
     params: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
@@ -69,12 +67,6 @@ def summarise(model: Model, resolution: int) -> Summary:
     names.sort(key=place_of)
     layers = tuple(Layer(name, shapes.get(name), params.get(name, 0), madds.get(name, 0)) for name in names)
     return Summary(sum(params.values()), sum(madds.values()), layers)
-
-
-@functools.cache
-def _shapes(model: Model) -> Variables:
-    """Of the variables, which the resolution doesn't change."""
-    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
 
 
 def _layer_of(scope: tuple[str, ...], params: dict[str, int]) -> str:

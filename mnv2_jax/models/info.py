@@ -7,17 +7,12 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import summarise
 from mnv2_jax.models.published import published
 from mnv2_jax.models.registry import create_model
+from mnv2_jax.presets import native_resolution
 
-NATIVE_RESOLUTION = {
-    "mobilenet_v4_conv_medium": 256,
-    "mobilenet_v4_conv_large": 384,
-    "mobilenet_v4_hybrid_medium": 256,
-    "mobilenet_v4_hybrid_large": 384,
-}
-"""What a network was published for, in pixels, where it isn't 224."""
 _CLASSES = 1000
 _REMARKS = ("precision", "training", "weights", "eval", "note")
 _RIGHT = ("width", "depth", "px", "top-1", "top-5")
@@ -66,8 +61,10 @@ def model_info(name: str, **options: Any) -> ModelInfo:
     Raises:
       UserError: for an unknown name or option, or a value that can't be.
     """
+    if "num_classes" in options:
+        raise UserError(f"num_classes={options['num_classes']!r}: counts are for {_CLASSES} classes; leave it out")
     model = create_model(name, _CLASSES, **options)
-    resolution = NATIVE_RESOLUTION.get(name, 224)
+    resolution = native_resolution(name)
     summary = summarise(model, resolution)
     rows = published(name)
     if "width" in options or "depth" in options:

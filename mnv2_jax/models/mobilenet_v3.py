@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.network import Block, Plan
@@ -72,22 +73,58 @@ def minimalistic(table: Table) -> Table:
     )
 
 
+class WidthRule(NamedTuple):
+    """What becomes of a width, apart from the outputs of the blocks, which it always multiplies."""
+
+    stem: Callable[[float], float]
+    """The width of the stem."""
+    expanded: Literal["ratio", "number"]
+    """Hidden channels of a block: the block's input times the published ratio, or the published number times the width.
+    """
+    head: Literal["number", "ratio"]
+    """The last convolution: 6 times the published outputs of the last block times the width, or 6 times the rounded
+    outputs."""
+    dense: Callable[[float], float]
+    """The width of the dense layer behind the mean."""
+
+
+def _scaled(width: float) -> float:
+    return width
+
+
+def _fixed(width: float) -> float:
+    return 1.0
+
+
+def _grown(width: float) -> float:
+    return max(1.0, width)
+
+
+WIDTH_RULES = {
+    "standard": WidthRule(stem=_scaled, expanded="ratio", head="number", dense=_grown),  # slim; timm from 0.75
+    "torchvision": WidthRule(stem=_scaled, expanded="number", head="ratio", dense=_scaled),
+    "fixed_stem_head": WidthRule(stem=_fixed, expanded="ratio", head="number", dense=_fixed),  # timm below 0.75
+    "keras": WidthRule(stem=_fixed, expanded="ratio", head="ratio", dense=_grown),
+}
+"""By `config.ModelConfig.width_rule`. At a width of 1 all are the same network, and standard and keras at 0.75, too."""
+
+
 def plan(model: ModelConfig, table: Table) -> Plan:
     """The network of a config.
 
-    Channels are rounded to multiples of 8. The hidden ones of a block are what the width leaves of its input times the
-    published ratio (slim, Keras, timm), or by ``width_rule="torchvision"`` the published number times the width. The
-    dense layer behind the mean grows with widths above 1 only, with torchvision's rule always; and
-    ``width_rule="fixed_stem_head"`` (timm below 0.75) leaves it and the stem as they are.
+    Channels are rounded to multiples of 8; where else the width counts, and how, says the row of `WIDTH_RULES`:
+    TF-slim's ``width_rule="standard"``, ``"torchvision"``, ``"keras"``, or ``"fixed_stem_head"``, timm's for its
+    networks below 0.75.
     """
-    theirs, fixed = model.width_rule == "torchvision", model.width_rule == "fixed_stem_head"
+    rule = WIDTH_RULES[model.width_rule]
     last = table.stages[-1][-1]
-    before, full = make_divisible(STEM_CHANNELS * (1 if fixed else model.width)), STEM_CHANNELS
+    before, full = make_divisible(STEM_CHANNELS * rule.stem(model.width)), STEM_CHANNELS
     stem, blocks = before, []
     for index, stage in enumerate(table.stages):
         for row in stage:
             channels = make_divisible(row.channels * model.width)
-            hidden = make_divisible(row.hidden * model.width if theirs else before * (row.hidden / full))
+            by_ratio = rule.expanded == "ratio"
+            hidden = make_divisible(before * (row.hidden / full) if by_ratio else row.hidden * model.width)
             make = functools.partial(
                 InvertedResidual,
                 features=channels,
@@ -98,11 +135,10 @@ def plan(model: ModelConfig, table: Table) -> Plan:
             )
             blocks.append(Block(make=make, stride=row.stride, stage=index))
             before, full = channels, row.channels
-    width = model.width if theirs else 1 if fixed else max(1.0, model.width)
     return Plan(
         stem=stem,
         blocks=tuple(blocks),
-        head=6 * before if theirs else make_divisible(6 * last.channels * model.width),
-        hidden=make_divisible(table.hidden * width),
+        head=6 * before if rule.head == "ratio" else make_divisible(6 * last.channels * model.width),
+        hidden=make_divisible(table.hidden * rule.dense(model.width)),
         act=last.act,
     )

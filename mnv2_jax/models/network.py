@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,8 +126,9 @@ class Network(nn.Module):
 
         Returns:
           In order (which `jax.jit` doesn't keep): stem, (pool), block_1 and so on, (head), each
-          [b, h / stride, w / stride, c] in the compute type, strides as in `endpoint_strides`, sizes rounded up; then
-          pooled [b, c], (hidden [b, d]) and logits [b, k], float32 at least.
+          [b, h / stride, w / stride, c] in the compute type, strides as in `endpoint_strides`, sizes rounded up (down
+          where ``padding="keras_v1"`` meets an odd size); then pooled [b, c], (hidden [b, d]) and logits [b, k],
+          float32 at least.
         """
         plan, layers = self.plan, self._layers()
         act = ACTIVATIONS[plan.act]
@@ -182,8 +182,3 @@ class Network(nn.Module):
 
 def _conv_padding(model: ModelConfig) -> Any:
     return "same" if model.padding == "keras_v1" else model.padding
-
-
-def is_width(width: float) -> bool:
-    """Whether it can be a width multiplier."""
-    return 0 < width < math.inf

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mnv2_jax import config
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
-from mnv2_jax.models.network import STRIDES, Network, Plan, is_width
+from mnv2_jax.models.network import Network, Plan
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
 
@@ -46,7 +47,7 @@ _MODELS: dict[str, Architecture] = {
             "mobilenet_v3_large_minimalistic": mobilenet_v3.minimalistic(mobilenet_v3.LARGE),
             "mobilenet_v3_small_minimalistic": mobilenet_v3.minimalistic(mobilenet_v3.SMALL),
         },
-        width_rules=("standard", "torchvision", "fixed_stem_head"),
+        width_rules=("standard", "torchvision", "fixed_stem_head", "keras"),
     ),
     **_family(
         mobilenet_v4.plan,
@@ -116,6 +117,13 @@ class Model:
         return self.module.endpoint_strides
 
 
+@functools.cache
+def variable_shapes(model: Model) -> Variables:
+    """`jax.ShapeDtypeStruct`s of a model's variables, which the size of images doesn't change."""
+    shapes: Variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    return shapes
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Names that match a shell pattern, sorted."""
     return sorted(fnmatch.filter(_MODELS, pattern))
@@ -126,7 +134,7 @@ def create_model(name: str, num_classes: int, *, norm: NormConfig = _DEFAULT_NOR
 
     Args:
       name: one of `list_models`.
-      num_classes: columns of the logits, at least 1.
+      num_classes: columns of the logits, at least 2.
       norm: options of batch norm.
       **overrides: fields of `config.ModelConfig`, as ``width=0.35``.
 
@@ -137,8 +145,9 @@ def create_model(name: str, num_classes: int, *, norm: NormConfig = _DEFAULT_NOR
     for key in overrides:
         if key not in fields:
             raise UserError(f"unknown model option {key!r}{nearest(key, fields)}")
-    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
-    return from_config(ModelConfig(name=name, num_classes=num_classes, **overrides), norm)
+    tree = {"model": {"name": name, "num_classes": num_classes, **overrides}, "norm": dataclasses.asdict(norm)}
+    settings = config.build(tree)
+    return from_config(settings.model, settings.norm)
 
 
 def from_config(model: ModelConfig, norm: NormConfig) -> Model:
@@ -149,24 +158,20 @@ def from_config(model: ModelConfig, norm: NormConfig) -> Model:
     """
     if model.name not in _MODELS:
         raise UserError(f"unknown model {model.name!r}{nearest(model.name, _MODELS)}")
-    if model.num_classes is None or model.num_classes < 1:
-        raise UserError(f"model.num_classes={model.num_classes!r} must be at least 1")
+    if model.num_classes is None:
+        raise UserError("model.num_classes is not set; a network needs to know how many classes it tells apart")
     _check_options(model)
     return Model(model.name, model.num_classes, Network(model, norm, _MODELS[model.name].plan))
 
 
 def _check_options(model: ModelConfig) -> None:
-    """Refuses an impossible width, and an option that the family doesn't have."""
+    """Refuses an option that the family doesn't have."""
     mine = _MODELS[model.name]
-    if not is_width(model.width):
-        raise UserError(f"model.width={model.width!r} must be a finite number greater than 0")
     if model.width_rule not in mine.width_rules:
         raise UserError(
             f"model.width_rule={model.width_rule!r}: {model.name} has no such rule; one of:"
             f" {', '.join(mine.width_rules)}"
         )
-    if len(model.strides) != STRIDES:
-        raise UserError(f"model.strides={list(model.strides)} has {len(model.strides)} entries; expected {STRIDES}")
     default = ModelConfig()
     for option in ("width", "depth", "activation"):
         value = getattr(model, option)

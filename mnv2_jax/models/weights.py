@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import pathlib
-import tempfile
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ import safetensors.numpy
 
 from mnv2_jax import config
 from mnv2_jax.config import DataConfig
-from mnv2_jax.errors import UserError
-from mnv2_jax.models.registry import Model, from_config
+from mnv2_jax.errors import UserError, nearest
+from mnv2_jax.json_files import write_bytes
+from mnv2_jax.models.registry import Model, from_config, variable_shapes
 from mnv2_jax.types import Variables
 
 _KEY = "mnv2_jax"
@@ -82,6 +82,8 @@ def save_weights(
         written.
     """
     info, path = info or WeightsInfo(), pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: a file of weights ends in .safetensors; give it that ending")
     leaves = flatten(jax.device_get(variables))
     check_shapes(model, {name: leaf.shape for name, leaf in leaves.items()}, "variables")
     _check_labels(info, model.num_classes, str(path))
@@ -94,7 +96,7 @@ def save_weights(
     content = safetensors.numpy.save(
         {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}, {_KEY: json.dumps(about)}
     )
-    write_atomically(path, content)
+    write_file(path, content)
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
@@ -133,6 +135,10 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 
 def _preprocessing(tree: Mapping[str, Any]) -> Preprocessing:
     """Checked as a config's are."""
+    fields = [field.name for field in dataclasses.fields(Preprocessing)]
+    for key in tree:
+        if key not in fields:
+            raise UserError(f"unknown preprocessing {key!r}{nearest(str(key), fields)}")
     data = config.build({"data": tree}).data
     return Preprocessing(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Preprocessing)})
 
@@ -184,26 +190,17 @@ def _damaged(path: pathlib.Path, error: Exception) -> UserError:
     return UserError(f"{path}: not a whole safetensors file ({error}); get it again")
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes the file, whole or not at all.
+def write_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes the file, whole or not at all, and the folders above it.
 
     Raises:
       UserError: if it can't be written.
     """
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({error.strerror or error}); make room or choose another") from error
+        raise UserError(f"{path}: can't be written ({error.strerror}); choose another place") from error
+    write_bytes(path, content)
 
 
 def flatten(variables: Variables) -> dict[str, np.ndarray]:
@@ -228,12 +225,10 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache
 def shapes_of(model: Model) -> Mapping[str, tuple[int, ...]]:
     """Shapes of a model's variables by path, as in `flatten`."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
     return types.MappingProxyType(
         {
             "/".join(key.key for key in path): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variable_shapes(model))
         }
     )
 

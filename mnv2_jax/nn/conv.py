@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike, Float
 
+from mnv2_jax.errors import UserError
 from mnv2_jax.types import Array, Key
 
 Padding: TypeAlias = Literal["same", "symmetric", "trailing"]
@@ -231,8 +232,18 @@ def depthwise_conv(
     dilation: int = 1,
     padding: Padding = "same",
 ) -> Float[Array, "b h/stride w/stride c"]:
-    """Convolves each channel with a kernel of its own; arguments as for `conv`."""
-    return _depthwise(x, kernel, Window(stride, dilation, padding))
+    """Convolves each channel with a kernel of its own; arguments as for `conv`.
+
+    Raises:
+      UserError: if ``trailing`` padding leaves nothing of a map that is too small.
+    """
+    window = Window(stride, dilation, padding)
+    if 0 in (window.outputs(x.shape[1], kernel.shape[0]), window.outputs(x.shape[2], kernel.shape[1])):
+        raise UserError(
+            f"a map of {x.shape[1]}×{x.shape[2]} is too small to be halved with Keras' padding of MobileNetV1; give"
+            " larger images, or model.padding=same"
+        )
+    return _depthwise(x, kernel, window)
 
 
 # --- layers -------------------------------------------------------------------------------------------------

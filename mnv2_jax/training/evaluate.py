@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mnv2_jax.config import Config, differences
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.weights import Weights
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.checkpoint import restore_variables
 from mnv2_jax.training.experiment import Experiment, open_experiment
@@ -44,14 +45,13 @@ def make_evaluate(experiment: Experiment, should_stop: Callable[[], bool] = lamb
     return evaluate
 
 
-def evaluate_initial(experiment: Experiment) -> tuple[str, Mapping[str, Any]]:
-    """Evaluates the weights that an experiment was opened with.
+def evaluate_weights(experiment: Experiment, weights: Weights) -> tuple[str, Mapping[str, Any]]:
+    """Evaluates weights as they are, in an experiment that was opened with their classes.
 
     Returns:
       The name of the split, and `Task.summarise`'s result.
     """
-    assert experiment.initial is not None
-    result = make_evaluate(experiment)(meshes.put(experiment.mesh, experiment.initial.variables))
+    result = make_evaluate(experiment)(meshes.put(experiment.mesh, weights.variables))
     assert result is not None
     return experiment.dataset.eval.name, result
 

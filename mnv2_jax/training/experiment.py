@@ -17,7 +17,7 @@ from mnv2_jax.models.counting import Summary, summarise
 from mnv2_jax.models.weights import Weights
 from mnv2_jax.tasks.classification import Classification, make_task
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.initial import check_head, relabel
+from mnv2_jax.training.initial import relabel
 from mnv2_jax.training.optim import Optimizer, make_optimizer
 from mnv2_jax.training.signals import Stopped
 from mnv2_jax.training.state import TrainState, init_state
@@ -39,8 +39,6 @@ class Experiment:
     dataset: Dataset
     task: Classification
     mesh: jax.sharding.Mesh
-    initial: Weights | None = None
-    """Of `init.weights`; None: random ones."""
 
     @property
     def steps_per_epoch(self) -> float:
@@ -119,16 +117,14 @@ def open_experiment(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
     *,
-    initial: Weights | None = None,
-    evaluates_initial: bool = False,
+    classes_of: Weights | None = None,
 ) -> Experiment:
     """Opens the data; compiles nothing.
 
     Args:
       config: the experiment.
       devices: to run on; all there are if unset.
-      initial: weights that the config was prepared for, by `initial.prepare`.
-      evaluates_initial: they are evaluated, on those of their classes that the data have.
+      classes_of: weights that are evaluated, on those of their classes that the data have.
 
     Raises:
       UserError: if the data aren't there, or the model doesn't go with them.
@@ -136,10 +132,8 @@ def open_experiment(
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     dataset = open_dataset(config.data)
-    if initial is not None and evaluates_initial:
-        dataset = relabel(dataset, initial.info, initial.model.num_classes)
-    elif initial is not None:
-        check_head(config, initial, dataset)
+    if classes_of is not None:
+        dataset = relabel(dataset, classes_of.info, classes_of.model.num_classes)
     found = len(dataset.class_names)
     if found < 2:
         raise UserError(f"{dataset.name} has one class ({dataset.class_names[0]!r}); classification takes two or more")
@@ -148,7 +142,7 @@ def open_experiment(
             f"model.num_classes={config.model.num_classes}, but {dataset.name} has {found} classes; leave it unset"
         )
     task = make_task(config, dataset.class_names)
-    return Experiment(config=config, dataset=dataset, task=task, mesh=meshes.make_mesh(devices), initial=initial)
+    return Experiment(config=config, dataset=dataset, task=task, mesh=meshes.make_mesh(devices))
 
 
 def check_training(experiment: Experiment) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from mnv2_jax.config import Config, ModelConfig
+from mnv2_jax.config import Config, ModelConfig, flatten
 from mnv2_jax.convert.hub import is_name
 from mnv2_jax.convert.load import kind_of, load_weights
 from mnv2_jax.data.sources import Dataset
@@ -51,56 +51,87 @@ def open_weights(source: str, model: ModelConfig) -> Weights:
     Raises:
       UserError: if it can't be had, or isn't that network.
     """
-    path = pathlib.Path(source).expanduser()
-    if path.is_dir():
-        return read_run_weights(path, "latest")
-    if is_name(source) or kind_of(path) == "ours":
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        return read_run_weights(pathlib.Path(path), "latest")
+    if is_name(source) or kind_of(pathlib.Path(path)) == "ours":
         return load_weights(source)
     default = ModelConfig()
-    asked = {key: getattr(model, key) for key in STRUCTURE if getattr(model, key) != getattr(default, key)}
+    options = ("width", "width_rule", "depth", "activation")  # the padding is its library's, not asked for
+    asked = {key: getattr(model, key) for key in options if getattr(model, key) != getattr(default, key)}
     return load_weights(source, model.name, **asked)
 
 
-def prepare(config: Config, given: Collection[str], *, evaluates: bool) -> tuple[Config, Weights | None]:
+_TAKEN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "norm.decay", "data.mean", "data.std")
+"""Keys that weights fill in for training."""
+_TAKEN_TO_EVALUATE = (
+    "model.strides",
+    "model.output_stride",
+    *(f"data.{field.name}" for field in dataclasses.fields(Preprocessing)),
+)
+"""Further ones for an evaluation of the weights as they are: they fit any strides, but were trained with theirs."""
+
+
+def prepare(
+    config: Config, given: Collection[str], *, evaluates: bool = False, saved: Config | None = None
+) -> tuple[Config, Weights | None]:
     """Opens `init.weights`, where they are set, and makes the config one of their network.
 
-    What belongs to weights and isn't asked for in the config comes from them: padding, width rule, the epsilon of the
-    norms, how pixels are normalised; for an evaluation of the weights themselves the strides, the resolution and the
-    crop, too.
+    What belongs to weights comes from them, unless the command line or a run's own config.json says it: padding, width
+    rule, epsilon and decay of the norms, how pixels are normalised; for an evaluation of the weights themselves the
+    strides, the resolution and the crop, too. A recipe's values give way.
 
     Args:
       config: the experiment.
-      given: keys that the command line sets, which win.
+      given: keys that are said, see `config.given`.
       evaluates: whether the weights are evaluated, not trained on.
+      saved: the config of the run that is gone on with, which has it all: the weights aren't opened.
+
+    Returns:
+      The config, and the weights if they were opened.
 
     Raises:
       UserError: if the weights can't be had, or are of another network than the config's.
     """
-    source = config.init.weights
-    if source is None:
+    keys = [key for key in (_TAKEN + _TAKEN_TO_EVALUATE if evaluates else _TAKEN) if key not in given]
+    if config.init.weights is None or not keys:
         return config, None
-    weights = open_weights(source, config.model)
-    own, norm = weights.model.module.model, weights.model.module.norm
-    default = ModelConfig()
+    if saved is not None and saved.init == config.init:
+        return _take(config, keys, flatten(dataclasses.asdict(saved))), None
+    weights = open_weights(config.init.weights, config.model)
+    check_network(config, weights, given)
+    own = weights.model.module
+    held = {
+        "model": dataclasses.asdict(own.model),
+        "norm": dataclasses.asdict(own.norm),
+        "data": dataclasses.asdict(weights.info.preprocessing),
+    }
+    return _take(config, keys, flatten(held)), weights
+
+
+def _take(config: Config, keys: Collection[str], values: Mapping[str, Any]) -> Config:
+    for key in keys:
+        section, _, leaf = key.partition(".")
+        part = dataclasses.replace(getattr(config, section), **{leaf: values[key]})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def check_network(config: Config, weights: Weights, given: Collection[str] = ()) -> None:
+    """Refuses weights of another network than the config's.
+
+    Raises:
+      UserError: naming the option that differs.
+    """
+    own, default = weights.model.module.model, ModelConfig()
     for key in ("name", *STRUCTURE):
         asked, held = getattr(config.model, key), getattr(own, key)
         is_open = key not in ("name", "width") and asked == getattr(default, key) and f"model.{key}" not in given
         if asked != held and not is_open:
             raise UserError(
-                f"init.weights={source!r} are of {describe(weights.model)}, and model.{key}={asked!r};"
+                f"init.weights={config.init.weights!r} are of {describe(weights.model)}, and model.{key}={asked!r};"
                 f" give --config.model.{key}={held}"
             )
-    taken = {key: getattr(own, key) for key in STRUCTURE}
-    if evaluates:  # weights fit any strides, but were trained with theirs
-        taken |= {key: getattr(own, key) for key in ("strides", "output_stride") if f"model.{key}" not in given}
-    told = dataclasses.asdict(weights.info.preprocessing)
-    wanted = list(told) if evaluates else ["mean", "std"]
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, **taken),
-        norm=config.norm if "norm.epsilon" in given else dataclasses.replace(config.norm, epsilon=norm.epsilon),
-        data=dataclasses.replace(config.data, **{key: told[key] for key in wanted if f"data.{key}" not in given}),
-    ), weights
 
 
 def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
@@ -109,7 +140,8 @@ def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
     Raises:
       UserError: for a class that the weights don't know.
     """
-    if not info.labels and len(dataset.class_names) == num_classes:
+    names = info.labels or info.class_ids
+    if not names and len(dataset.class_names) == num_classes:
         return dataset
     places = {name: index for names in (info.labels, info.class_ids) for index, name in enumerate(names)}
     unknown = [name for name in dataset.class_names if name not in places]
@@ -123,9 +155,7 @@ def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
     def labelled(split: Any) -> Any:
         return dataclasses.replace(split, labels=index_of[np.asarray(split.labels)])
 
-    return dataclasses.replace(
-        dataset, class_names=info.labels, train=labelled(dataset.train), eval=labelled(dataset.eval)
-    )
+    return dataclasses.replace(dataset, class_names=names, train=labelled(dataset.train), eval=labelled(dataset.eval))
 
 
 def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
@@ -140,7 +170,7 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
     is_same = len(names) == weights.model.num_classes and (not info.labels or names in (info.labels, info.class_ids))
     if not is_same:
         raise UserError(
-            f"init.weights={os.fspath(str(config.init.weights))!r} have {weights.model.num_classes} classes,"
+            f"init.weights={config.init.weights!r} have {weights.model.num_classes} classes,"
             f" {dataset.name} has {len(names)} others; give --config.init.head=new for a new head"
         )
 
@@ -152,8 +182,8 @@ def with_weights(state: TrainState, weights: Weights, head: Literal["load", "new
     """
 
     def copied(tree: PyTree, random: PyTree) -> PyTree:
-        kept = {"classifier": random["classifier"]} if head == "new" and "classifier" in random else {}
-        return {name: kept.get(name) or _copy(branch, random[name]) for name, branch in tree.items()}
+        source = dict(tree, classifier=random["classifier"]) if head == "new" and "classifier" in random else tree
+        return {name: _copy(branch, random[name]) for name, branch in source.items()}
 
     variables = weights.variables
 

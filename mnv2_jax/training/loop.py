@@ -19,7 +19,7 @@ from mnv2_jax.training import run_folder
 from mnv2_jax.training.checkpoint import Checkpoints, Restored, from_leaves
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import Experiment, check_training
-from mnv2_jax.training.initial import with_weights
+from mnv2_jax.training.initial import check_network, open_weights, with_weights
 from mnv2_jax.training.metrics_log import read_metrics
 from mnv2_jax.training.recorder import Recorder
 from mnv2_jax.training.report import NAME as REPORT
@@ -139,10 +139,13 @@ def _run(
 
 def _begin(experiment: Experiment, restored: Restored | None) -> TrainState:
     """A fresh state, or the saved one; on the devices."""
+    config = experiment.config
     if restored is None:
         state = meshes.compile_init(experiment.mesh, experiment.init_state)()
-        if experiment.initial is not None:
-            state = meshes.put(experiment.mesh, with_weights(state, experiment.initial, experiment.config.init.head))
+        if config.init.weights is not None:
+            weights = open_weights(config.init.weights, config.model)
+            check_network(config, weights)
+            state = meshes.put(experiment.mesh, with_weights(state, weights, config.init.head))
         return state
     return meshes.put(experiment.mesh, from_leaves(restored.leaves, jax.eval_shape(experiment.init_state)))
 

@@ -11,14 +11,15 @@ from typing import Any, Literal, NamedTuple, TextIO
 
 from mnv2_jax.config import Config
 from mnv2_jax.data.sources import known_num_classes
+from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import jsonable
 from mnv2_jax.models import counting
 from mnv2_jax.models.registry import from_config
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import evaluate as evaluation
-from mnv2_jax.training import loop, runtime
+from mnv2_jax.training import loop, run_folder, runtime
 from mnv2_jax.training.experiment import open_experiment
-from mnv2_jax.training.initial import prepare
+from mnv2_jax.training.initial import check_head, check_network, open_weights, prepare
 
 
 class Output(NamedTuple):
@@ -40,10 +41,17 @@ class Output(NamedTuple):
 
 
 def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Output) -> None:
-    """Trains a run to its end, or goes on with it; ``given`` are the keys that the command line sets."""
+    """Trains a run to its end, or goes on with it; ``given`` are the keys that are said, see `config.given`."""
     runtime.configure()
-    config, initial = prepare(config, given, evaluates=False)
-    summary = loop.train(open_experiment(config, initial=initial), workdir, out.text)
+    saved = run_folder.read_run(workdir)[0] if (workdir / run_folder.CONFIG).is_file() else None
+    config, weights = prepare(config, given, saved=saved)
+    experiment = open_experiment(config)
+    if config.init.weights is not None and saved is None:
+        weights = weights or open_weights(config.init.weights, config.model)
+        check_network(config, weights)
+        check_head(config, weights, experiment.dataset)
+    del weights  # read again when the run begins: they would stay in memory all through training
+    summary = loop.train(experiment, workdir, out.text)
     out.answer({"stopped": True} if summary is None else summary)
 
 
@@ -57,9 +65,13 @@ def evaluate(config: Config, workdir: pathlib.Path, which: Literal["latest", "be
 def evaluate_weights(config: Config, given: Collection[str], out: Output) -> None:
     """Evaluates `init.weights` as they are, on images as their publisher sees them."""
     runtime.configure()
-    config, initial = prepare(config, given, evaluates=True)
-    experiment = open_experiment(config, initial=initial, evaluates_initial=True)
-    split, result = evaluation.evaluate_initial(experiment)
+    if config.init.head != "load":
+        raise UserError(f"init.head={config.init.head!r}: a new head has learnt nothing to evaluate; leave it out")
+    config, weights = prepare(config, given, evaluates=True)
+    assert config.init.weights is not None
+    weights = weights or open_weights(config.init.weights, config.model)
+    experiment = open_experiment(config, classes_of=weights)
+    split, result = evaluation.evaluate_weights(experiment, weights)
     _answer_evaluation(str(config.init.weights), split, result, out, weights=config.init.weights)
 
 
@@ -83,8 +95,8 @@ def _answer_evaluation(what: str, split: str, result: Mapping[str, Any], out: Ou
 def summarise(config: Config, given: Collection[str], out: Output) -> None:
     """Prints the layer table of a config's model; reads no data."""
     runtime.configure()
-    config, initial = prepare(config, given, evaluates=True)
-    loaded = initial.model.num_classes if initial and config.init.head == "load" else None
+    config, weights = prepare(config, given)
+    loaded = weights.model.num_classes if weights and config.init.head == "load" else None
     classes = config.model.num_classes or loaded or known_num_classes(config.data)
     model = from_config(dataclasses.replace(config.model, num_classes=classes), config.norm)
     summary = counting.summarise(model, config.data.resolution)

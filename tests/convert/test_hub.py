@@ -1,9 +1,11 @@
 """Weights by name, from a server of our own that stands in for the host."""
 
+import dataclasses
 import hashlib
 import http.server
 import json
 import math
+import pathlib
 import re
 import sys
 import threading
@@ -191,6 +193,88 @@ def test_a_config_without_preprocessing(hugging_face, tmp_path):
     assert hub.fetch("timm/mobilenetv2_100.ra_in1k").preprocessing is None
 
 
+BAD = {
+    "input_size": (
+        [],
+        [3],
+        [3, 224, 0],
+        [3, 224, 224.0],
+        [3, 224, math.nan],
+        ["3", "224", "224"],
+        224,
+        "224",
+        {},
+        [None],
+    ),
+    "crop_pct": (0, 0.0, -1, 1.5, 1e-320, math.nan, math.inf, 10**400, "0.9", "", [], {}, True, False),
+    "interpolation": ("cubic", "", 3, [], {}, ["bicubic"]),
+    "mean": ([], 0.5, "abc", "0.5", [0.5, 0.5], [0.5, 0.5, math.nan], [0.5, 0.5, None], [0.5, 0.5, "0.5"], {}, True),
+    "std": ([], 0.5, "abc", [1, 1, 0], [1, 1, -1], [1, 1, math.inf], [1, 1, math.nan], [[1], [1], [1]], 10**400),
+}
+"""Values in a timm config that can't be."""
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_a_damaged_preprocessing_is_one_line(key, tmp_path):
+    for value in BAD[key]:
+        config = CONFIG | {"pretrained_cfg": CONFIG["pretrained_cfg"] | {key: value}}
+        with pytest.raises(UserError, match=rf"^here: pretrained_cfg\.{key}=.* must be ") as error:
+            hub.timm_preprocessing(config, "here")
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 200
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=rf"config\.json: pretrained_cfg\.{key}="):
+            hub.beside(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("theirs", [None, 3, [], "", {}, {"crop_pct": 0.9}, CONFIG["pretrained_cfg"] | {"mean": None}])
+def test_a_preprocessing_that_is_not_whole_is_none(theirs):
+    assert hub.timm_preprocessing({"pretrained_cfg": theirs}) is None
+    assert hub.timm_preprocessing({}) is None
+
+
+# --- timm's files, elsewhere --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "mine.safetensors"])
+@pytest.mark.parametrize("architecture", ["mobilenetv2_140", "tf_mobilenetv3_small_075", "mobilenetv3_small_050"])
+def test_the_config_beside_says_what_the_name_would(hugging_face, tmp_path, architecture, file):
+    named = hub.fetch(f"timm/{architecture}.any")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"architecture": architecture}))
+    found = hub.beside(tmp_path / file)
+    assert found == dataclasses.replace(named, path=tmp_path / file)
+    assert found.source == ("timm_tf" if architecture.startswith("tf_") else "timm")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 5000, b"[]", b"null", b"{}", b'{"architecture": []}',
+        json.dumps({"architecture": "mobilenetv2_140"}).encode(),
+        json.dumps(CONFIG | {"architecture": "vit_base"}).encode(),
+        json.dumps(CONFIG | {"architecture": ["mobilenetv2_140"]}).encode(),
+        json.dumps(CONFIG | {"pretrained_cfg": "mobilenetv2_140"}).encode(),
+        b'{"architectures": ["MobileNetV2ForImageClassification"], "model_type": "mobilenet_v2"}',
+    ],
+    ids=lambda content: content[:40].decode(errors="replace"),
+)  # fmt: skip
+def test_a_config_beside_that_is_not_timms(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    assert hub.beside(tmp_path / "model.safetensors") is None
+
+
+def test_nothing_beside(tmp_path, monkeypatch):
+    assert hub.beside(tmp_path / "model.safetensors") is None
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    for other in ("model.h5", "model.tflite", "model.keras", "model.pth", "config.json"):
+        assert hub.beside(tmp_path / other) is None
+    monkeypatch.chdir(tmp_path)
+    assert hub.beside(pathlib.Path("model.safetensors")).model == {"name": "mobilenet_v2", "width": 1.4}
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    assert hub.beside(tmp_path / "model.safetensors") is None
+
+
 def test_weights_that_hugging_face_does_not_have(monkeypatch):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     errors = pytest.importorskip("huggingface_hub.errors")
@@ -206,15 +290,17 @@ def test_no_network_is_said_within_seconds(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{filename}")
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"^timm/mobilenetv2_100\.ra_in1k: .*refused.*connect.*model\.safetensors") as e:
+    with pytest.raises(UserError, match=r"^timm/mobilenetv2_100\.ra_in1k: .*refused.*connect") as e:
         hub.fetch("timm/mobilenetv2_100.ra_in1k")
     assert "\n" not in str(e.value)
+    said = r"/main/model\.safetensors and http\S+/main/config\.json elsewhere, keep them together in one folder"
+    assert re.search(said, str(e.value))
     assert time.monotonic() - start < 5
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="pip install huggingface_hub"):
+    with pytest.raises(UserError, match=r"pip install 'mnv2_jax\[convert\]'"):
         hub.fetch("timm/mobilenetv2_100.ra_in1k")
 
 

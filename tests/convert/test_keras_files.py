@@ -181,6 +181,95 @@ def test_a_composed_hard_swish_is_not_a_hard_sigmoid(tmp_path):
     assert [layer.activation for layer in read_keras(tmp_path / "m").layers] == ["hard_swish", "hard_sigmoid"]
 
 
+ACTIVATING = ("Conv2D", "BatchNormalization", "Activation", "Dense")
+
+
+@pytest.mark.parametrize(
+    ("activation", "version", "read"),
+    [
+        ("relu", None, "relu"),
+        ("hard_silu", None, "hard_swish"),
+        ("linear", None, None),
+        ("tanh", None, "tanh"),
+        ("swish", None, "swish"),
+        ("softmax", None, "softmax"),
+        ({"class_name": "LeakyReLU", "config": {"negative_slope": 0.1}}, None, "leaky_relu"),
+        ({"class_name": "function", "config": "relu6"}, None, "relu6"),
+        ("hard_sigmoid", "3.12.1", "hard_sigmoid"),
+        ("hard_sigmoid", "2.15.0", "hard_sigmoid of Keras 2"),
+    ],
+)
+def test_activations_keep_their_names(activation, version, read, tmp_path):
+    layers = layers_of(ACTIVATING)
+    config = config_of(layers)
+    config["config"]["layers"][3]["config"]["activation"] = activation
+    whole(tmp_path / "m", layers)
+    with h5py.File(tmp_path / "m", "r+") as file:
+        file.attrs["model_config"] = json.dumps(config)
+        if version:
+            file.attrs["keras_version"] = version
+    # The softmax of the last layer is none: it gives logits.
+    assert [layer.activation for layer in read_keras(tmp_path / "m").layers] == [read, read, None]
+
+
+@pytest.mark.parametrize(
+    ("klass", "config", "read"),
+    [
+        ("ReLU", {"max_value": 4.0}, "ReLU"),
+        ("ReLU", {"max_value": 6.0, "negative_slope": 0.1}, "ReLU"),
+        ("ReLU", {"max_value": None}, "relu"),
+        ("ELU", {"alpha": 1.0}, "elu"),
+        ("TFOpLambda", {"function": "nn.relu6"}, "relu6"),
+        ("TFOpLambda", {"function": "math.multiply"}, None),
+    ],
+)
+def test_layers_that_are_activations(klass, config, read, tmp_path):
+    layers = layers_of(("Conv2D", "ReLU"))
+    model = config_of(layers)
+    model["config"]["layers"][2] |= {"class_name": klass, "config": config}
+    whole(tmp_path / "m", layers)
+    with h5py.File(tmp_path / "m", "r+") as file:
+        file.attrs["model_config"] = json.dumps(model)
+    assert read_keras(tmp_path / "m").layers[0].activation == read
+
+
+WINDOW = {"strides": [2, 2], "dilation_rate": [1, 1], "padding": "same"}
+
+
+def window_of(path, form, zeros=None, **said):
+    """Of a depthwise convolution, after zeros where there are any."""
+    layers = layers_of(("ZeroPadding2D", "DepthwiseConv2D") if zeros else ("ReLU", "DepthwiseConv2D"))
+    FORMS[form](path, layers, **{layers[0][0]: {"padding": zeros} if zeros else {}, layers[1][0]: said})
+    (layer,) = read_keras(path).layers
+    return layer.stride, layer.dilation, layer.pads
+
+
+@pytest.mark.parametrize("form", CONFIGURED)
+def test_strides_dilations_and_paddings(form, tmp_path):
+    path = tmp_path / "m"
+    assert window_of(path, form) == (None, None, None)
+    assert window_of(path, form, **WINDOW) == (2, 1, "same")
+    assert window_of(path, form, strides=1, dilation_rate=[2, 2], padding="valid") == (1, 2, "valid")
+    valid = WINDOW | {"padding": "valid"}
+    for zeros, pads in {"[[0, 1], [0, 1]]": (0, 1), "[2, 2]": (2, 2), "1": (1, 1)}.items():
+        assert window_of(path, form, json.loads(zeros), **valid) == (2, 1, pads)
+
+
+@pytest.mark.parametrize(
+    ("zeros", "said", "match"),
+    [
+        (None, {"strides": [2, 1]}, "another stride for rows than for columns"),
+        (None, {"dilation_rate": [1, 2]}, "another dilation"),
+        (None, {"padding": "causal"}, "padding 'causal', as no MobileNet has"),
+        ([[0, 1], [1, 1]], {"padding": "valid"}, "only the same ones for rows and columns"),
+        ([[1, 1], [1, 1]], {"padding": "same"}, "only the same ones for rows and columns, before a layer without"),
+    ],
+)
+def test_windows_that_no_mobilenet_has(zeros, said, match, tmp_path):
+    with pytest.raises(UserError, match=match):
+        window_of(tmp_path / "m", "whole", zeros, **WINDOW | said)
+
+
 @pytest.mark.parametrize("form", CONFIGURED)
 def test_norms_without_scale_get_ones(form, tmp_path, monkeypatch):
     layers = [("n", "BatchNormalization", arrays_of(0, "BatchNormalization")[1:])]

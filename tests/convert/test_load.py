@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mnv2_jax.convert.by_name import to_timm
+from mnv2_jax.convert.by_name import timm_options, to_timm
 from mnv2_jax.convert.conventions import CONVENTIONS
 from mnv2_jax.convert.load import load_weights
 from mnv2_jax.convert.names import TABLES
 from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
-from mnv2_jax.models.weights import Weights, WeightsInfo, flatten, save_weights
+from mnv2_jax.models.weights import Weights, WeightsInfo, flatten, save_weights, shapes_of, unflatten
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "state_dicts.json").read_text())
+INFO = WeightsInfo()
 MODELS = [key for key in GOLDEN if key != "about"]
 
 
@@ -93,10 +94,15 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
 
 
 def test_background_is_dropped_and_other_classes_are_not_imagenet(tmp_path):
-    key = "timm mobilenet_v1"
+    key = "timm mobilenet_v3_large"
     state = state_dict(key, classes=1001)
-    model, variables, info = load_weights(write(tmp_path / "w.safetensors", state), "mobilenet_v1")
+    path = write(tmp_path / "w.safetensors", state)
+    model, variables, info = load_weights(path, "mobilenet_v3_large", library="timm_tf")
     assert (model.num_classes, info.labels[0]) == (1000, "tench")
+    named = load_weights(path, "mobilenet_v3_large", library="timm_tf", labels=["background", *map(str, range(1000))])
+    assert named.model.num_classes == 1001
+    assert load_weights(path, "mobilenet_v3_large").model.num_classes == 1001  # PyTorch's have no background
+    key = "timm mobilenet_v1"
     np.testing.assert_array_equal(variables["params"]["classifier"]["bias"], state["classifier.bias"][1:])
     np.testing.assert_array_equal(variables["params"]["classifier"]["kernel"], state["classifier.weight"][1:].T)
     write(tmp_path / "w.safetensors", state_dict(key, classes=3))
@@ -112,6 +118,8 @@ def test_preprocessing_that_is_known_better_wins(tmp_path):
     asked = dict(resolution=192, eval_crop_fraction=0.95, mean=(0.0, 0.0, 0.0))
     told = load_weights(path, "mobilenet_v1", preprocessing=asked).info.preprocessing
     assert (told.resolution, told.eval_crop_fraction, told.mean, told.std) == (192, 0.95, (0, 0, 0), (0.5, 0.5, 0.5))
+    with pytest.raises(UserError, match="unknown preprocessing 'batch_size'"):
+        load_weights(path, "mobilenet_v1", preprocessing=dict(batch_size=3))
     with pytest.raises(UserError, match=r"data\.interpolation='cubic' is not a choice; did you mean 'bicubic'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(interpolation="cubic"))
 
@@ -148,7 +156,7 @@ def test_what_is_not_the_model_is_listed(state, said, tmp_path):
         ("w.safetensors", b"\xff" * 40, "not a whole safetensors file"),
         ("w.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "w.h5: "),
         ("w.tflite", b"\0\0\0\0TFL3" + bytes(100), "w.tflite: "),
-        ("w.keras", b"PK\x03\x04" + bytes(100), "a damaged archive"),
+        ("w.keras", b"PK\x03\x04" + bytes(100), "damaged, or not a Keras or PyTorch file"),
     ],
 )
 def test_damaged_files_are_one_line(name, content, said, tmp_path):
@@ -196,7 +204,7 @@ def test_a_pickle_that_executes_is_not_executed(form, tmp_path):
     ("arguments", "said"),
     [
         (("nowhere.pth", "mobilenet_v2"), "nowhere.pth: can't be read"),
-        ((".", "mobilenet_v2"), "can't be read"),
+        ((".", "mobilenet_v2"), "a folder, and not a file of weights"),
         (("timm/mobilenetv9_100", None), "no weights are known by the name"),
         (("torchvision/mobilenet_v2.v2", "mobilenet_v1"), None),
     ],
@@ -211,18 +219,39 @@ def test_a_foreign_file_needs_a_model(tmp_path):
     path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v1"))
     with pytest.raises(UserError, match="doesn't say which network it holds"):
         load_weights(path)
+    with pytest.raises(UserError, match="a state dict, which keras doesn't write"):
+        load_weights(path, "mobilenet_v1", library="keras")
+    with pytest.raises(UserError, match="num_classes follows from the file"):
+        load_weights(path, "mobilenet_v1", num_classes=3)
+    with pytest.raises(UserError, match="can't be read"):
+        load_weights("x" * 300, "mobilenet_v1")
+    with pytest.raises(UserError, match="can't be read"):
+        load_weights("~nosuchuser/x.pth", "mobilenet_v1")
     with pytest.raises(UserError, match=r"no resnet50 of corenet that we can read; .* mobilenet_v1, mobilenet_v2"):
         load_weights(path, "resnet50", library="corenet")
     with pytest.raises(UserError, match="unknown model 'mobilenet_v7'"):
         load_weights(path, "mobilenet_v7", library="timm")
 
 
-def test_timm_has_every_network_of_ours():
-    model = create_model("mobilenet_v2", 2, width=0.35)
-    like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    state = to_timm(Weights(model, variables, WeightsInfo()))
-    assert state["blocks.1.0.conv_dw.weight"].shape == (48, 1, 3, 3)
+def zeros(name, **options):
+    model = create_model(name, 2, **options)
+    return Weights(model, unflatten({n: np.zeros(shape, np.float32) for n, shape in shapes_of(model).items()}), INFO)
+
+
+def test_what_timm_is_called_with():
+    weights = zeros("mobilenet_v2", width=0.35, activation="relu")
+    assert to_timm(weights)["blocks.1.0.conv_dw.weight"].shape == (48, 1, 3, 3)
+    assert timm_options(weights) == {"num_classes": 2, "pad_type": "same", "bn_eps": 1e-3, "act_layer": "relu"}
+    assert timm_options(zeros("resnet50", padding="symmetric")) == {"num_classes": 2}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(padding="keras_v1"), dict(width_rule="corenet"), dict(strides=(1, 2, 2, 2, 2)), dict(output_stride=8)],
+)
+def test_what_timm_has_not_is_refused(options):
+    with pytest.raises(UserError, match=f"timm has no mobilenet_v1 .*: not model.{next(iter(options))}"):
+        to_timm(zeros("mobilenet_v1", width=0.25, **options))
 
 
 def test_every_table_has_its_convention():

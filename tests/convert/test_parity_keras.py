@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.convert.load import load_weights
+from mnv2_jax.models.registry import create_model
+from mnv2_jax.models.weights import shapes_of
 from tests.convert import parity
 
 pytestmark = [
@@ -27,7 +29,9 @@ MODELS = {
     "MobileNetV2 1.4": ("MobileNetV2", {"alpha": 1.4}, V2, {"width": 1.4}),
     "MobileNetV3Large": ("MobileNetV3Large", {}, f"{V3}_large", {}),
     "MobileNetV3Large 0.75": ("MobileNetV3Large", {"alpha": 0.75}, f"{V3}_large", {"width": 0.75}),
+    "MobileNetV3Large 1.25": ("MobileNetV3Large", {"alpha": 1.25}, f"{V3}_large", {"width": 1.25}),
     "MobileNetV3Small": ("MobileNetV3Small", {}, f"{V3}_small", {}),
+    "MobileNetV3Small 0.5": ("MobileNetV3Small", {"alpha": 0.5}, f"{V3}_small", {"width": 0.5}),
     "MobileNetV3Large minimalistic": ("MobileNetV3Large", {"minimalistic": True}, f"{V3}_large_minimalistic", {}),
     "MobileNetV3Small minimalistic": ("MobileNetV3Small", {"minimalistic": True}, f"{V3}_small_minimalistic", {}),
 }
@@ -37,6 +41,7 @@ FILES = [
     *(("MobileNet 0.5", "h5"), ("MobileNet 0.25", "keras"), ("MobileNetV2 0.35", "weights.h5")),
     *(("MobileNetV2 1.4", "h5"), ("MobileNetV3Large 0.75", "weights.h5"), ("MobileNetV3Small", "keras")),
     *(("MobileNetV3Large minimalistic", "h5"), ("MobileNetV3Small minimalistic", "weights.h5")),
+    *(("MobileNetV3Large 1.25", "keras"), ("MobileNetV3Small 0.5", "h5")),
 ]
 
 
@@ -101,6 +106,15 @@ def endpoints(keras, model, x):
     tapped = keras.Model(model.input, points)
     with jax.numpy_rank_promotion("allow"):
         return {point: np.asarray(y) for point, y in jax.jit(tapped)(x).items()}
+
+
+@pytest.mark.parametrize("size", ["large", "small", "large_minimalistic", "small_minimalistic"])
+def test_the_published_widths_are_the_same_network_by_every_rule(size):
+    for width in (0.75, 1.0):
+        standard, theirs = (
+            shapes_of(create_model(f"{V3}_{size}", 5, width=width, width_rule=rule)) for rule in ("standard", "keras")
+        )
+        assert standard == theirs
 
 
 @pytest.mark.parametrize(("name", "form"), FILES)

@@ -223,6 +223,68 @@ def test_a_range_that_is_a_relu6(scale, zero, activation, writer, path):
     assert read_tflite(writer.write(path)).layers[0].activation == activation
 
 
+@pytest.mark.parametrize(("code", "activation"), [("TANH", "tanh"), ("GELU", "gelu"), ("LOGISTIC", "sigmoid")])
+def test_activations_keep_their_names(code, activation, writer, path):
+    writer.op(code, [simple(writer)], writer.tensor([1, 4, 4, 5]))
+    writer.conv([writer.tensor([1, 8, 8, 2]), writer.const(KERNEL)], "TANH")
+    assert [layer.activation for layer in read_tflite(writer.write(path)).layers] == [activation, "tanh"]
+
+
+def test_the_last_softmax_is_none(writer, path):
+    for _ in range(2):
+        writer.op("SOFTMAX", [writer.conv([writer.tensor([1, 8, 8, 2]), writer.const(KERNEL)])], writer.tensor([1]))
+    assert [layer.activation for layer in read_tflite(writer.write(path)).layers] == ["softmax", None]
+
+
+def window_of(writer, path, x=None, padding="VALID", **options):
+    """Of one convolution of the image x."""
+    x = writer.tensor([1, 8, 8, 2]) if x is None else x
+    fields = dict(Padding=getattr(tflite.Padding, padding), StrideH=2, StrideW=2) | options
+    writer.op("CONV_2D", [x, writer.const(KERNEL)], writer.tensor([1, 4, 4, 5]), "Conv2DOptions", **fields)
+    (layer,) = read_tflite(writer.write(path)).layers
+    return layer.stride, layer.dilation, layer.pads
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_strides_dilations_and_paddings(padding, writer, path):
+    dilations = dict(DilationHFactor=2, DilationWFactor=2)
+    assert window_of(writer, path, padding=padding, **dilations) == (2, 2, padding.lower())
+
+
+def padded(writer, sizes, value=None, quantised=False):
+    sizes = writer.const(np.array(sizes, np.int32))
+    value = [] if value is None else [writer.const(np.array([value], np.float32))]
+    x = writer.op(
+        "PADV2" if value else "PAD", [writer.tensor([1, 8, 8, 2]), sizes, *value], writer.tensor([1, 9, 9, 2])
+    )
+    return writer.op("QUANTIZE", [x], writer.tensor([1, 9, 9, 2])) if quantised else x
+
+
+ONE = [[0, 0], [0, 1], [0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("value", [None, 0.0])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_zeros_before_a_convolution(value, quantised, writer, path):
+    assert window_of(writer, path, padded(writer, ONE, value, quantised)) == (2, 1, (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "value", "options", "match"),
+    [
+        (ONE, 1.0, {}, "padded other than with zeros around"),
+        ([[0, 0], [0, 1], [0, 1], [0, 1]], None, {}, "padded other than with zeros around"),
+        ([[0, 0], [0, 1], [1, 1], [0, 0]], None, {}, "only the same ones for rows and columns"),
+        (ONE, None, {"padding": "SAME"}, "only the same ones for rows and columns, before a layer without"),
+        (ONE, None, {"StrideW": 1}, "another stride for rows than for columns"),
+        (ONE, None, {"DilationHFactor": 2}, "another dilation"),
+    ],
+)
+def test_windows_that_no_mobilenet_has(sizes, value, options, match, writer, path):
+    with pytest.raises(UserError, match=match):
+        window_of(writer, path, padded(writer, sizes, value), **options)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,10 @@ import pytest
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import Summary
-from mnv2_jax.models.info import NATIVE_RESOLUTION, model_info
+from mnv2_jax.models.info import model_info
 from mnv2_jax.models.published import published
 from mnv2_jax.models.registry import list_models
+from mnv2_jax.presets import native_resolution
 
 
 @pytest.fixture
@@ -26,9 +27,8 @@ def test_counts_are_those_of_the_native_resolution(name, counts):
 
 
 def test_every_network_has_results_at_its_native_resolution():
-    assert set(NATIVE_RESOLUTION) <= set(list_models())
     for name in list_models():
-        assert NATIVE_RESOLUTION.get(name, 224) in {row["resolution"] for row in published(name)}, name
+        assert native_resolution(name) in {row["resolution"] for row in published(name)}, name
 
 
 @pytest.mark.parametrize(

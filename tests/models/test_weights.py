@@ -153,7 +153,7 @@ def test_names_are_as_many_as_classes(key, tmp_path):
     assert told == f"{tmp_path / 'w.safetensors'}: 2 {key} for 3 classes; give one each, in their order"
 
 
-@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("step", ["replace", "fsync"])
 def test_a_file_that_is_there_stays_where_writing_fails(step, saved, monkeypatch):
     before = saved.read_bytes()
 
@@ -162,7 +162,7 @@ def test_a_file_that_is_there_stays_where_writing_fails(step, saved, monkeypatch
 
     monkeypatch.setattr(os, step, fail)
     told = message_of(save_weights, saved, MODEL, draw(MODEL))
-    assert told == f"{saved}: can't be written (No space left on device); make room or choose another"
+    assert told == f"{saved}: can't be written (No space left on device); mend that and start again"
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -256,13 +256,13 @@ DAMAGED = [
     (put("model", width=-1), "model.width=-1.0 is out of range"),
     (put("model", width=None), "model.width=None is NoneType; expected float"),
     (put("model", width=1), "not the weights of mobilenet_v1 padding=keras_v1 with 3 classes; of another shape: "),
-    (put("model", num_classes=None), "model.num_classes=None must be at least 1"),
+    (put("model", num_classes=None), "model.num_classes is not set"),
     (put("model", num_classes=4), "3 labels for 4 classes"),
     (put("model", depth=2.0), "model.depth=2.0: mobilenet_v1 has none"),
     (put("norm", group_size=0), "norm.group_size=0 is out of range"),
     (put("info", preprocessing={"resolution": 0}), "data.resolution=0 is out of range"),
-    (put("info", preprocessing={"resolutoin": 96}), "unknown config key 'data.resolutoin'; did you mean"),
-    (put("info", preprocessing=3), "config key 'data' is a section"),
+    (put("info", preprocessing={"resolutoin": 96}), "unknown preprocessing 'resolutoin'; did you mean 'resolution'"),
+    (put("info", preprocessing=3), "its metadata are damaged ("),
     (put("info", colour=1), "its metadata are damaged ("),
     (put("info", labels=["a"]), "1 labels for 3 classes"),
     (put("info", labels=3), "its metadata are damaged (labels is no text)"),
@@ -302,6 +302,6 @@ def test_whole_numbers_are_no_weights(saved):
 def test_changed_preprocessing_is_checked():
     changed = weights.preprocessing_from({"resolution": 128}, INFO.preprocessing)
     assert changed == dataclasses.replace(INFO.preprocessing, resolution=128)
-    assert "did you mean 'data.resolution'" in message_of(
+    assert "did you mean 'resolution'" in message_of(
         weights.preprocessing_from, {"resolutoin": 128}, INFO.preprocessing
     )
