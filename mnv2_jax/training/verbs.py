@@ -70,6 +70,7 @@ def evaluate_weights(config: Config, given: Collection[str], out: Output) -> Non
     config, weights = prepare(config, given, evaluates=True)
     assert config.init.weights is not None
     weights = weights or open_weights(config.init.weights, config.model)
+    check_network(config, weights)
     experiment = open_experiment(config, classes_of=weights)
     split, result = evaluation.evaluate_weights(experiment, weights)
     _answer_evaluation(str(config.init.weights), split, result, out, weights=config.init.weights)
