@@ -15,7 +15,7 @@ test-all: .venv/dev
 	$(BIN)/python -m pytest -n 2 -m "not parity"
 
 test-parity: .venv/parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -n 2 -m parity
 
 lint: .venv/dev
 	$(BIN)/ruff check .
