@@ -4,6 +4,7 @@ import atexit
 import fcntl
 import json
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -51,6 +52,15 @@ def trained(tmp_path_factory):
             said.write_text(json.dumps({"stdout": result.stdout, "stderr": result.stderr}))
     told = json.loads(said.read_text())
     return top / "trained", json.loads(told["stdout"]), told
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder that MNV2_JAX_DATA names; what lies in it each test says."""
+    root = os.environ.get("MNV2_JAX_DATA")
+    if not root:
+        pytest.skip("MNV2_JAX_DATA is not set")
+    return pathlib.Path(root)
 
 
 @pytest.fixture

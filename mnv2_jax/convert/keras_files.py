@@ -416,8 +416,8 @@ def _listed(holder: Any, container: str, group: tuple[str, ...] = ()) -> Iterato
     """The layers of a file without a config, each class by its numbers."""
 
     def numbered(name: str) -> tuple[str, int]:
-        klass, number = re.fullmatch(r"(.+?)(?:_(\d+))?", name, re.DOTALL).groups()  # type: ignore[union-attr]
-        return klass, int(number or 0)
+        klass, _, number = name.rpartition("_")
+        return (klass, int(number)) if klass and number.isdecimal() else (name, 0)
 
     for name in sorted(holder, key=numbered):
         child = _child(holder, name)

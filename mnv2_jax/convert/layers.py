@@ -97,7 +97,8 @@ def pads_of(name: str, padding: str, zeros: tuple[tuple[int, ...], ...] | None) 
     Raises:
       UserError: if no single padding says it.
     """
-    own: Pads | None = {"same": "same", "valid": "valid"}.get(padding)  # type: ignore[assignment]
+    known: dict[str, Pads] = {"same": "same", "valid": "valid"}
+    own = known.get(padding)
     if own is None:
         raise UserError(f"layer {name!r} has padding {padding!r}, as no MobileNet has; give another file")
     if zeros is None:

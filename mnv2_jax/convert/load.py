@@ -33,7 +33,6 @@ from mnv2_jax.models.weights import (
     Preprocessing,
     Weights,
     WeightsInfo,
-    check_shapes,
     is_ours,
     preprocessing_from,
     read_weights,
@@ -104,26 +103,28 @@ def load_weights(
     foreign = _read(path)
     library = library or _library(path, foreign)
     network, leaves, notes = _convert(path, foreign, library, model, options, labels)
-    if labels is None and network.num_classes == len(imagenet.class_ids()):
-        named: dict[str, Any] = {"labels": imagenet.class_names(), "class_ids": imagenet.class_ids()}
-    else:
-        named = {"labels": tuple(labels or ())}
-    if named["labels"] and len(named["labels"]) != network.num_classes:
-        raise UserError(f"{path}: {len(named['labels'])} labels for {network.num_classes} classes; give one each")
     wants = preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model))
-    is_told = "resolution" in (preprocessing or {}) or getattr(foreign, "resolution", None) is not None
-    if not is_told:
+    if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
     info = WeightsInfo(
         preprocessing=wants,
         source=text if is_name else library,
         notes=(f"converted from {path.name}", *notes),
-        **named,
+        **_classes(path, network.num_classes, labels),
     )
     return Weights(network, unflatten(leaves), info)
 
 
 _Foreign: TypeAlias = ForeignNetwork | dict[str, np.ndarray]
+
+
+def _classes(path: pathlib.Path, num_classes: int, labels: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """Names as `WeightsInfo` has them: those that are given, else ImageNet's where there are as many."""
+    if labels is None and num_classes == len(imagenet.class_ids()):
+        return {"labels": imagenet.class_names(), "class_ids": imagenet.class_ids()}
+    if labels and len(labels) != num_classes:
+        raise UserError(f"{path}: {len(labels)} labels for {num_classes} classes; give one each")
+    return {"labels": tuple(labels or ())}
 
 
 def _read(path: pathlib.Path) -> _Foreign:
@@ -197,9 +198,7 @@ def _convert(
         for leaf in ("kernel", "bias"):
             leaves[f"params/classifier/{leaf}"] = leaves[f"params/classifier/{leaf}"][..., 1:]
         notes.append("the first of 1001 classes, background, was dropped")
-    leaves = {path_of: np.ascontiguousarray(leaf) for path_of, leaf in leaves.items()}
-    check_shapes(network, {path_of: leaf.shape for path_of, leaf in leaves.items()}, str(path))
-    return network, leaves, notes
+    return network, {place: np.ascontiguousarray(leaf) for place, leaf in leaves.items()}, notes
 
 
 def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dict"]:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import pathlib
 import shutil
 
@@ -27,15 +26,6 @@ HALVING = {
     V3: ["stem", *(f"block_{i}/depthwise" for i in (1, 2, 4, 9))],
 }
 TWOS = (2, 2, 2, 2, 2)
-
-
-@pytest.fixture(scope="module")
-def real_data() -> pathlib.Path:
-    """The folder that MNV2_JAX_DATA names; what lies in it each test says."""
-    root = os.environ.get("MNV2_JAX_DATA")
-    if not root:
-        pytest.skip("MNV2_JAX_DATA is not set")
-    return pathlib.Path(root)
 
 
 # --- networks made by hand --------------------------------------------------------------------------------------

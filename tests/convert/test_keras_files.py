@@ -2,8 +2,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
-import pathlib
 import sys
 import zipfile
 
@@ -14,15 +12,6 @@ from mnv2_jax.convert.keras_files import read_keras
 from mnv2_jax.errors import UserError
 
 h5py = pytest.importorskip("h5py")
-
-
-@pytest.fixture(scope="module")
-def real_data() -> pathlib.Path:
-    """The folder that MNV2_JAX_DATA names; what lies in it each test says."""
-    root = os.environ.get("MNV2_JAX_DATA")
-    if not root:
-        pytest.skip("MNV2_JAX_DATA is not set")
-    return pathlib.Path(root)
 
 
 # --- small files, made by hand ----------------------------------------------------------------------------------

@@ -1,6 +1,4 @@
 import contextlib
-import os
-import pathlib
 import sys
 
 import numpy as np
@@ -12,15 +10,6 @@ from mnv2_jax.errors import UserError
 
 tflite = pytest.importorskip("tflite")
 flatbuffers = pytest.importorskip("flatbuffers")
-
-
-@pytest.fixture(scope="module")
-def real_data() -> pathlib.Path:
-    """The folder that MNV2_JAX_DATA names; what lies in it each test says."""
-    root = os.environ.get("MNV2_JAX_DATA")
-    if not root:
-        pytest.skip("MNV2_JAX_DATA is not set")
-    return pathlib.Path(root)
 
 
 # --- small files, made by hand ----------------------------------------------------------------------------------

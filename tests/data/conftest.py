@@ -1,6 +1,5 @@
 """A small image folder, as a directory and as a tar, and the place of real data."""
 
-import os
 import pathlib
 import tarfile
 
@@ -44,12 +43,3 @@ def photos_tar(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
     with tarfile.open(path, "w") as archive:
         archive.add(photos, arcname="wrapper")
     return path
-
-
-@pytest.fixture(scope="session")
-def real_data() -> pathlib.Path:
-    """The folder that MNV2_JAX_DATA names; what lies in it each test says."""
-    root = os.environ.get("MNV2_JAX_DATA")
-    if not root:
-        pytest.skip("MNV2_JAX_DATA is not set")
-    return pathlib.Path(root)
