@@ -28,11 +28,11 @@ PAPER = dict(
         crop="random_resized",
         crop_area=(0.05, 1.0),
         crop_ratio=(0.75, 1.33),
-        color="inception",
         eval_crop="central",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),
+    augment=dict(color="inception"),
     loss=dict(label_smoothing=0.1),
     optim=dict(
         name="rmsprop",

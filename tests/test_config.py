@@ -135,8 +135,8 @@ def test_overrides_win_in_order():
 
 
 def test_none_is_a_choice_in_one_key_and_unset_in_another():
-    _, built = config.load(W1, ["data.color=none", "optim.ema_decay=none", "train.steps=None", "data.flip=false"])
-    assert (built.data.color, built.optim.ema_decay, built.train.steps, built.data.flip) == ("none", None, None, False)
+    _, built = config.load(W1, ["augment.color=none", "optim.ema_decay=none", "train.steps=None", "data.flip=false"])
+    assert (built.augment.color, built.optim.ema_decay, built.train.steps, built.data.flip) == ("none", None, None, False)
 
 
 def test_arguments():

@@ -13,9 +13,12 @@ from mnv2_jax.config.checks import check_devices
 from mnv2_jax.config.files import given, load
 from mnv2_jax.config.schema import (
     MAY_DIFFER,
+    AugmentConfig,
     CheckpointConfig,
     Config,
     DataConfig,
+    DistillConfig,
+    FinetuneConfig,
     InitConfig,
     LogConfig,
     LossConfig,
@@ -30,9 +33,12 @@ from mnv2_jax.config.schema import (
 
 __all__ = [
     "MAY_DIFFER",
+    "AugmentConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DistillConfig",
+    "FinetuneConfig",
     "InitConfig",
     "LogConfig",
     "LossConfig",

@@ -61,6 +61,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         if value not in arguments or isinstance(value, bool):
             raise UserError(f"{key}={value!r} is not a choice{nearest(str(value), map(str, arguments))}")
         return value
+    if origin is tuple and arguments[-1] is ... and isinstance(value, str | int | float):  # one of its entries
+        value = (value,)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
         if len(kinds) != len(value):

@@ -16,37 +16,59 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("model.num_classes", 2, _INF, True),
     ("model.depth", 0, 8, False),
     ("model.dropout", 0, 0.999, True),
+    ("model.drop_path", 0, 0.999, True),
     ("norm.group_size", 1, _INF, True),
     ("norm.decay", 0, 0.99999, True),
     ("norm.epsilon", 0, 1, False),
     ("data.resolution", 8, 4096, True),
+    ("data.eval_resolution", 8, 4096, True),
     ("data.batch_size", 1, _INF, True),
     ("data.eval_batch_size", 1, _INF, True),
     ("data.holdout_fraction", 0, 0.9, True),
     ("data.pad_pixels", 0, 1024, True),
     ("data.eval_crop_fraction", 0.01, 1, True),
     ("data.num_workers", 0, 1024, True),
+    ("augment.policy_layers", 1, 100, True),
+    ("augment.policy_magnitude", 0, 30, True),
+    ("augment.policy_magnitude_std", 0, 1000, True),
+    ("augment.policy_probability", 0, 1, True),
+    ("augment.rotation_degrees", 0, 180, True),
+    ("augment.erase_probability", 0, 1, True),
+    ("augment.mixup_alpha", 0, 100, True),
+    ("augment.cutmix_alpha", 0, 100, True),
+    ("augment.mix_probability", 0, 1, True),
+    ("augment.cutmix_share", 0, 1, True),
+    ("augment.repeats", 1, 64, True),
     ("loss.label_smoothing", 0, 0.999, True),
+    ("distill.temperature", 0, 1000, False),
+    ("distill.weight", 0, 1, True),
+    ("finetune.backbone_lr_factor", 0, 100, True),
     ("optim.peak_lr", 0, _INF, False),
     ("optim.reference_lr", 0, _INF, False),
     ("optim.reference_batch_size", 1, _INF, True),
     ("optim.momentum", 0, 0.99999, True),
     ("optim.rms_decay", 0, 0.99999, True),
+    ("optim.rms_init", 0, 1, True),
     ("optim.b1", 0, 0.99999, True),
     ("optim.b2", 0, 0.999999, True),
     ("optim.epsilon", 0, 10, False),
     ("optim.weight_decay", 0, 10, True),
+    ("optim.l2", 0, 10, True),
     ("optim.warmup_epochs", 0, 1e6, True),
+    ("optim.warmup_steps", 0, _INF, True),
     ("optim.warmup_init_lr", 0, _INF, True),
     ("optim.final_lr", 0, _INF, True),
     ("optim.decay_factor", 0, 1, False),
     ("optim.decay_every_epochs", 0, _INF, False),
+    ("optim.decay_every_steps", 1, _INF, True),
     ("optim.clip_grad_norm", 0, _INF, False),
     ("optim.accumulate_steps", 1, _INF, True),
     ("optim.ema_decay", 0, 0.9999999, True),
+    ("optim.ema_every_steps", 1, _INF, True),
     ("train.epochs", 0, 1e6, False),
     ("train.steps", 1, _INF, True),
     ("train.eval_every_epochs", 0, 1e6, True),
+    ("train.patience", 1, _INF, True),
     ("log.every_steps", 1, _INF, True),
     ("checkpoint.every_steps", 1, _INF, True),
     ("checkpoint.keep_latest", 1, _INF, True),
@@ -54,33 +76,98 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
 )
 """(key, lowest, highest, whether the lowest itself is allowed)."""
 
+
+def _randaugment(config: Config) -> bool:
+    return config.augment.policy.startswith("randaugment")
+
+
+def _mixes(config: Config) -> bool:
+    return config.augment.mixup_alpha > 0 or config.augment.cutmix_alpha > 0
+
+
+def _adaptive(config: Config) -> bool:
+    return config.optim.name in ("adamw", "lamb")
+
+
+def _distils(config: Config) -> bool:
+    return bool(config.distill.teacher or config.distill.logits)
+
+
 READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "init.head": ("init.weights set", lambda c: c.init.weights is not None),
     "data.path": ("data.name other than digits, which come with scikit-learn", lambda c: c.data.name != "digits"),
     "data.crop_area": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
     "data.crop_ratio": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
+    "data.crop_draw": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
     "data.pad_pixels": ("data.crop=shift", lambda c: c.data.crop == "shift"),
+    "model.drop_path_rule": ("model.drop_path above 0", lambda c: c.model.drop_path > 0),
+    "augment.policy_layers": ("augment.policy=randaugment…", _randaugment),
+    "augment.policy_magnitude": ("augment.policy=randaugment…", _randaugment),
+    "augment.policy_magnitude_std": (
+        "augment.policy=randaugment_timm",
+        lambda c: c.augment.policy == "randaugment_timm",
+    ),
+    "augment.policy_increasing": (
+        "augment.policy=randaugment_timm",
+        lambda c: c.augment.policy == "randaugment_timm",
+    ),
+    "augment.policy_probability": (
+        "augment.policy=randaugment_timm or randaugment_tf",
+        lambda c: c.augment.policy in ("randaugment_timm", "randaugment_tf"),
+    ),
+    "augment.policy_excluded": ("augment.policy=randaugment…", _randaugment),
+    "augment.color_jitter": ("augment.color=jitter", lambda c: c.augment.color == "jitter"),
+    "augment.erase_area": ("augment.erase_probability above 0", lambda c: c.augment.erase_probability > 0),
+    "augment.erase_fill": ("augment.erase_probability above 0", lambda c: c.augment.erase_probability > 0),
+    "augment.mix_probability": ("augment.mixup_alpha or augment.cutmix_alpha above 0", _mixes),
+    "augment.cutmix_share": (
+        "augment.mixup_alpha and augment.cutmix_alpha above 0",
+        lambda c: c.augment.mixup_alpha > 0 and c.augment.cutmix_alpha > 0,
+    ),
+    "distill.teacher_model": ("distill.teacher set", lambda c: c.distill.teacher is not None),
+    "distill.temperature": ("distill.teacher or distill.logits set", _distils),
+    "distill.weight": ("distill.teacher or distill.logits set", _distils),
     "optim.reference_lr": ("optim.peak_lr=none", lambda c: c.peak_lr == c.linear_lr),
     "optim.reference_batch_size": ("optim.peak_lr=none", lambda c: c.peak_lr == c.linear_lr),
-    "optim.momentum": ("optim.name=sgd or rmsprop", lambda c: c.optim.name != "adamw"),
+    "optim.momentum": ("optim.name=sgd or rmsprop", lambda c: c.optim.name in ("sgd", "rmsprop")),
     "optim.nesterov": (
         "optim.name=sgd and optim.momentum above 0",
         lambda c: c.optim.name == "sgd" and c.optim.momentum > 0,
     ),
     "optim.rms_decay": ("optim.name=rmsprop", lambda c: c.optim.name == "rmsprop"),
-    "optim.b1": ("optim.name=adamw", lambda c: c.optim.name == "adamw"),
-    "optim.b2": ("optim.name=adamw", lambda c: c.optim.name == "adamw"),
-    "optim.epsilon": ("optim.name=rmsprop or adamw", lambda c: c.optim.name != "sgd"),
-    "optim.weight_decay_on": ("optim.weight_decay above 0", lambda c: c.optim.weight_decay > 0),
-    "optim.warmup_init_lr": ("optim.warmup_epochs above 0", lambda c: c.optim.warmup_epochs > 0),
+    "optim.rms_init": ("optim.name=rmsprop", lambda c: c.optim.name == "rmsprop"),
+    "optim.epsilon_in_sqrt": ("optim.name=rmsprop", lambda c: c.optim.name == "rmsprop"),
+    "optim.lr_in_momentum": (
+        "optim.name=rmsprop and optim.momentum above 0",
+        lambda c: c.optim.name == "rmsprop" and c.optim.momentum > 0,
+    ),
+    "optim.b1": ("optim.name=adamw or lamb", _adaptive),
+    "optim.b2": ("optim.name=adamw or lamb", _adaptive),
+    "optim.l2": ("optim.name=adamw or lamb", _adaptive),
+    "optim.trust_clip": ("optim.name=lamb", lambda c: c.optim.name == "lamb"),
+    "optim.epsilon": ("optim.name=rmsprop, adamw or lamb", lambda c: c.optim.name != "sgd"),
+    "optim.weight_decay_on": (
+        "optim.weight_decay or optim.l2 above 0",
+        lambda c: c.optim.weight_decay > 0 or c.optim.l2 > 0,
+    ),
+    "optim.warmup_epochs": ("optim.warmup_steps=none", lambda c: c.optim.warmup_steps is None),
+    "optim.warmup_init_lr": (
+        "optim.warmup_epochs or optim.warmup_steps above 0",
+        lambda c: bool(c.optim.warmup_epochs if c.optim.warmup_steps is None else c.optim.warmup_steps),
+    ),
     "optim.final_lr": ("optim.schedule=cosine", lambda c: c.optim.schedule == "cosine"),
     "optim.decay_factor": (
         "optim.schedule=exponential or step",
         lambda c: c.optim.schedule in ("exponential", "step"),
     ),
-    "optim.decay_every_epochs": ("optim.schedule=exponential", lambda c: c.optim.schedule == "exponential"),
+    "optim.decay_every_epochs": (
+        "optim.schedule=exponential and optim.decay_every_steps=none",
+        lambda c: c.optim.schedule == "exponential" and c.optim.decay_every_steps is None,
+    ),
+    "optim.decay_every_steps": ("optim.schedule=exponential", lambda c: c.optim.schedule == "exponential"),
     "optim.staircase": ("optim.schedule=exponential", lambda c: c.optim.schedule == "exponential"),
     "optim.milestones_epochs": ("optim.schedule=step", lambda c: c.optim.schedule == "step"),
+    "optim.ema_every_steps": ("optim.ema_decay set", lambda c: c.optim.ema_decay is not None),
     "optim.ema_warmup": ("optim.ema_decay set", lambda c: c.optim.ema_decay is not None),
 }
 """Options that something else in the config can make idle: with what they are read, in words and as a test."""
@@ -133,7 +220,7 @@ def check(config: Config) -> None:
         )
     if len(config.model.strides) != 5 or set(config.model.strides) - {1, 2}:
         raise UserError(f"model.strides={list(config.model.strides)} must be five of 1 and 2")
-    if train.steps is None and optim.warmup_epochs > train.epochs:
+    if train.steps is None and optim.warmup_steps is None and optim.warmup_epochs > train.epochs:
         raise UserError(
             f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than train.epochs={train.epochs:g};"
             f" the most it can be: {train.epochs:g}"

@@ -35,6 +35,10 @@ class ModelConfig:
     pad after the map only, whatever its size (Keras' MobileNet)."""
     dropout: float = 0.2
     """Share of the pooled features that is dropped in training, in [0, 1)."""
+    drop_path: float = 0.0
+    """Stochastic depth: share of the examples for which the last residual branch is left out in training, in [0, 1)."""
+    drop_path_rule: Literal["linear", "flat"] = "linear"
+    """linear: from 0 at the first block to `drop_path` at the last (Huang et al., arXiv:1603.09382); flat: in all."""
     init: Literal["truncated_normal", "kaiming_fan_out", "kaiming_fan_out_grouped"] = "kaiming_fan_out_grouped"
     """TF-slim's, torchvision's, timm's; see `nn.conv.conv_init`."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -73,6 +77,11 @@ class DataConfig:
     """Directory or .tar; for TFDS its data_dir."""
     resolution: int = 224
     """Height and width of what the network sees, in pixels."""
+    scales: tuple[int, ...] = ()
+    """Set: each training batch has one of these resolutions, drawn anew, and as many images as keep its pixels at those
+    of `batch_size` images of `resolution` (CoreNet's variable batch sampler)."""
+    eval_resolution: int | None = None
+    """Of evaluation; unset: `resolution`."""
     batch_size: int = 96
     """Images a step, over all devices."""
     eval_batch_size: int = 128
@@ -86,10 +95,10 @@ class DataConfig:
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the random-resized crop."""
+    crop_draw: Literal["torchvision", "tensorflow"] = "torchvision"
+    """How area and ratio of the random-resized crop are drawn; see `data.images.draw_crop`."""
     pad_pixels: int = 4
     flip: bool = True
-    color: Literal["none", "inception"] = "none"
-    """inception: random brightness (±32/255) and saturation (0.5 to 1.5) in random order, as TF-slim's fast mode."""
     eval_crop: Literal["resize_crop", "central"] = "resize_crop"
     """resize_crop: short side to resolution / fraction, then the centre (PyTorch). central: the central
     fraction of each side, then resized without keeping the aspect (TF-slim)."""
@@ -100,6 +109,55 @@ class DataConfig:
     """Channels are normalised as (x / 255 - mean) / std."""
     num_workers: int | None = None
     """Processes that decode image files; unset: one a CPU core, 0: none."""
+    skip_corrupt: bool = False
+    """A training image that can't be decoded is replaced by the next one that can, and counted in the log, instead of
+    ending the run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is done to training images beyond crop and flip, each by (seed, epoch, index)."""
+
+    policy: Literal[
+        "none", "autoaugment", "autoaugment_tf", "randaugment", "randaugment_timm", "randaugment_tf", "trivialaugment"
+    ] = "none"
+    """Operations on the uint8 image in the workers: torchvision's AutoAugment (IMAGENET), TF model garden's (v0),
+    RandAugment of torchvision, timm and TF model garden, TrivialAugment (wide); see `data.policies`."""
+    policy_layers: int = 2
+    """randaugment*: operations an image."""
+    policy_magnitude: float = 9.0
+    """randaugment*: 0 to 30 (torchvision), 0 to 10 (timm, TF)."""
+    policy_magnitude_std: float = 0.0
+    """randaugment_timm: of the normal deviate added to the magnitude; above 100: it is drawn uniformly from 0 up."""
+    policy_increasing: bool = False
+    """randaugment_timm: every operation gets stronger with the magnitude (timm's inc1)."""
+    policy_probability: float = 1.0
+    """randaugment_timm, randaugment_tf: with which each operation is applied."""
+    policy_excluded: tuple[str, ...] = ()
+    """randaugment*: operations that are left out, by the names in `data.policies`."""
+    color: Literal["none", "inception", "jitter"] = "none"
+    """inception: random brightness (±32/255) and saturation (0.5 to 1.5) in random order, as TF-slim's fast mode.
+    jitter: torchvision's ColorJitter."""
+    color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0)
+    """jitter: brightness, contrast, saturation (factors 1 - x to 1 + x), hue (±, at most 0.5 turns)."""
+    rotation_degrees: float = 0.0
+    """Rotated about the centre by up to ± this, bilinearly; what comes in from outside repeats the edge."""
+    erase_probability: float = 0.0
+    """Random erasing (Zhong et al., arXiv:1708.04896): with which a rectangle is erased, after normalisation."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_fill: Literal["zero", "noise"] = "zero"
+    """noise: each pixel from a normal distribution (timm's `pixel`)."""
+    mixup_alpha: float = 0.0
+    """> 0: images and labels are mixed by a share drawn from Beta(alpha, alpha) (Zhang et al., arXiv:1710.09412)."""
+    cutmix_alpha: float = 0.0
+    """> 0: a rectangle comes from another image (Yun et al., arXiv:1905.04899)."""
+    mix_probability: float = 1.0
+    """With which a batch is mixed at all."""
+    cutmix_share: float = 0.5
+    """Where mixup and cutmix are both set: the share of mixed batches that gets cutmix."""
+    repeats: int = 1
+    """Repeated augmentation (Hoffer et al., arXiv:1901.09335): each image that is drawn stands so often in a batch; an
+    epoch has as many images as without."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,13 +165,43 @@ class LossConfig:
     """Softmax cross-entropy."""
 
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: an example counts n / (k * images of its class), so that every class counts the same."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A teacher's predictions as further targets (Hinton et al., arXiv:1503.02531)."""
+
+    teacher: str | None = None
+    """As `init.weights`: a file of weights, the folder of a run, or a name. It sees what the student sees."""
+    teacher_model: str | None = None
+    """Which network a foreign file holds; unset: the file says it."""
+    logits: str | None = None
+    """Instead of a teacher: logits stored once an image by `python -m mnv2_jax.predict --store-logits`."""
+    temperature: float = 1.0
+    weight: float = 0.5
+    """Of the soft targets' loss; 1 - weight is that of the labels'."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What of a network is trained, and how fast."""
+
+    train_from: tuple[str, ...] = ("stem",)
+    """A name for each stage: this part of the network (stem, block_1, …, head, hidden, classifier) and what comes after
+    it are trained. What comes before is frozen: no gradient, and its norms use and keep their running statistics."""
+    unfreeze_epochs: tuple[float, ...] = ()
+    """When the second stage begins, the third, and so on."""
+    backbone_lr_factor: float = 1.0
+    """Learning rate of all but the classifier, as a share of the schedule's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimiser and learning-rate schedule; times are in epochs and need not be whole."""
 
-    name: Literal["sgd", "rmsprop", "adamw"] = "sgd"
+    name: Literal["sgd", "rmsprop", "adamw", "lamb"] = "sgd"
     peak_lr: float | None = None
     """Unset: reference_lr * (batch_size / reference_batch_size)."""
     reference_lr: float = 0.1
@@ -124,19 +212,33 @@ class OptimConfig:
     """sgd."""
     rms_decay: float = 0.9
     """rmsprop."""
+    rms_init: float = 1.0
+    """rmsprop: of the mean square; 1 in TF1 and timm, 0 in Keras and PyTorch."""
+    epsilon_in_sqrt: bool = True
+    """rmsprop: TensorFlow, Keras, timm; not PyTorch."""
+    lr_in_momentum: bool = True
+    """rmsprop: the momentum adds up updates (TensorFlow, Keras, timm); False: it adds up scaled gradients (PyTorch)."""
     b1: float = 0.9
-    """adamw."""
+    """adamw, lamb."""
     b2: float = 0.999
-    """adamw."""
+    """adamw, lamb."""
+    trust_clip: bool = False
+    """lamb: no layer's step is made longer by its trust ratio (timm's lambc)."""
     epsilon: float = 1e-8
-    """rmsprop (inside the root), adamw (outside it)."""
+    """rmsprop (see `epsilon_in_sqrt`), adamw and lamb (outside the root)."""
     weight_decay: float = 0.0
-    """sgd, rmsprop: L2 added to the gradient. adamw: decoupled, times the learning rate."""
-    weight_decay_on: Literal["all", "no_norm_bias", "no_depthwise"] = "no_norm_bias"
-    """no_depthwise: nor on norms, biases and depthwise kernels."""
+    """sgd, rmsprop: L2 added to the gradient. adamw, lamb: decoupled, times the learning rate."""
+    weight_decay_on: Literal["all", "no_norm", "no_norm_bias", "no_depthwise"] = "no_norm_bias"
+    """no_norm: biases of other layers are decayed. no_depthwise: not norms, biases and depthwise kernels."""
+    l2: float = 0.0
+    """adamw, lamb: L2 added to the gradient besides, on the same parameters."""
     schedule: Literal["constant", "cosine", "exponential", "step"] = "cosine"
     warmup_epochs: float = 0.0
     """Linear from warmup_init_lr to the peak."""
+    warmup_steps: int | None = None
+    """Set: instead of `warmup_epochs`."""
+    update_every: Literal["step", "epoch"] = "step"
+    """epoch: the learning rate stands still in between, and only a warm-up in steps moves by the step."""
     warmup_init_lr: float = 0.0
     final_lr: float = 0.0
     """cosine: what it ends at."""
@@ -144,6 +246,11 @@ class OptimConfig:
     """exponential, step: what each decay multiplies by."""
     decay_every_epochs: float = 1.0
     """exponential."""
+    decay_every_steps: int | None = None
+    """exponential. Set: instead of `decay_every_epochs`."""
+    lr_noise: tuple[float, float] | None = None
+    """From this share of the training to that one the learning rate of each epoch is multiplied by 1 + noise, normal
+    within ±0.67 (timm's --lr-noise)."""
     staircase: bool = True
     """exponential: in jumps (True) or smoothly."""
     milestones_epochs: tuple[float, ...] = ()
@@ -153,6 +260,8 @@ class OptimConfig:
     """Microbatches a step; batch-norm groups stay within a microbatch."""
     ema_decay: float | None = None
     """Set: evaluation uses the exponential moving average of weights and batch-norm statistics."""
+    ema_every_steps: int = 1
+    """How often the average takes in the weights."""
     ema_warmup: bool = True
     """As TensorFlow with num_updates: decay = min(ema_decay, (1 + step) / (10 + step))."""
 
@@ -166,6 +275,8 @@ class TrainConfig:
     """Unset: epochs * training images / batch_size, rounded."""
     eval_every_epochs: float = 1.0
     """Also evaluated at the end. 0: only there."""
+    patience: int | None = None
+    """Set: training ends after so many evaluations without a better top-1 than before."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +307,10 @@ class Config:
     init: InitConfig = InitConfig()
     norm: NormConfig = NormConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    distill: DistillConfig = DistillConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     log: LogConfig = LogConfig()

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mnv2_jax.config import Config, DataConfig
+from mnv2_jax.config import AugmentConfig, Config, DataConfig
 from mnv2_jax.models.registry import Model, from_config
 from mnv2_jax.ops import augment, losses, metrics
 from mnv2_jax.ops.random import example_keys, stream_key
@@ -22,6 +22,7 @@ class Classification:
 
     model: Model
     data: DataConfig
+    augment: AugmentConfig
     class_names: tuple[str, ...]
     label_smoothing: float
     seed: int
@@ -67,7 +68,7 @@ class Classification:
             images = augment.random_shift(shift, images, data.pad_pixels)
         if data.flip:
             images = augment.random_flip(flip, images)
-        if data.color == "inception":
+        if self.augment.color == "inception":
             images = augment.inception_color(color, augment.as_float(images))
         return self._normalised(images)
 
@@ -78,6 +79,7 @@ def make_task(config: Config, class_names: tuple[str, ...]) -> Classification:
     return Classification(
         model=model,
         data=config.data,
+        augment=config.augment,
         class_names=class_names,
         label_smoothing=config.loss.label_smoothing,
         seed=config.seed,
