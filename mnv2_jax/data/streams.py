@@ -29,13 +29,15 @@ import grain
 import numpy as np
 from absl import flags
 
-from mnv2_jax.config import DataConfig
+from mnv2_jax.config import AugmentConfig, DataConfig
 from mnv2_jax.data.images import evaluation_view, random_resized_view
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 
 RESIDENT_BYTES = 512 * 2**20
 """Most that a split may take on a device; the network and its activations want the rest."""
+
+_PLAIN = AugmentConfig()
 
 NumpyBatch: TypeAlias = dict[str, np.ndarray]
 """See `types.Batch`: index; epoch in training, mask in evaluation; image and label unless they are resident."""
@@ -85,9 +87,9 @@ def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
 # --- filling it ---------------------------------------------------------------------------------------------
 
 
-def fits(data: DataConfig, split: Split, training: bool) -> bool:
+def fits(data: DataConfig, split: Split, training: bool, augment: AugmentConfig = _PLAIN) -> bool:
     """Whether the split can be kept on a device: each image has one view only, and they all are small enough."""
-    one_view = not training or data.crop != "random_resized"
+    one_view = not training or (data.crop != "random_resized" and augment.policy == "none")
     return one_view and len(split) * data.resolution**2 * 3 <= RESIDENT_BYTES
 
 
@@ -124,6 +126,7 @@ def train_batches(
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
     resident: bool = False,
+    augment: AugmentConfig = _PLAIN,
 ) -> Batches:
     """The endless batches of training, from a step on. Close the iterator to end its worker processes.
 
@@ -134,6 +137,7 @@ def train_batches(
       start_step: number of the first batch.
       process: (p, P): of each batch, rows p * b / P up to (p + 1) * b / P are given.
       resident: images and labels are with the caller; only index and epoch are given.
+      augment: what is done to images on the host, after the crop.
 
     Yields:
       index, epoch: int32 [b / P]; unless resident image: uint8 [b / P, resolution, resolution, 3] and label:
@@ -143,7 +147,7 @@ def train_batches(
       UserError: naming the image file that can't be read.
     """
     rows = _rows(data.batch_size, process)
-    make = _TrainBatch(data, split, seed, rows, IndexStream(len(split), seed), resident)
+    make = _TrainBatch(data, augment, split, seed, rows, IndexStream(len(split), seed), resident)
     return _stream(make, start_step, sys.maxsize, 0 if resident else _num_workers(data, split))
 
 
@@ -182,6 +186,7 @@ class _TrainBatch:
     """Step number -> batch; what a worker process is sent."""
 
     data: DataConfig
+    augment: AugmentConfig
     split: Split
     seed: int
     rows: slice

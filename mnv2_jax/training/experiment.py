@@ -85,10 +85,19 @@ class Experiment:
 
     def train_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[int], Iterator[Batch]]:
         """A function from the number of steps done to the batches that follow, on the devices."""
-        data, split, seed = self.config.data, self.dataset.train, self.config.seed
+        config, split = self.config, self.dataset.train
         resident, feed = self._feed(split, should_stop, training=True)
         return lambda step: map(
-            feed, streams.train_batches(data, split, seed, step, process=_process(), resident=resident)
+            feed,
+            streams.train_batches(
+                config.data,
+                split,
+                config.seed,
+                step,
+                process=_process(),
+                resident=resident,
+                augment=config.augment,
+            ),
         )
 
     def eval_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[], Iterator[Batch]]:
@@ -102,7 +111,7 @@ class Experiment:
         self, split: Split, should_stop: Callable[[], bool], *, training: bool
     ) -> tuple[bool, Callable[[meshes.HostBatch], Batch]]:
         data = self.config.data
-        if not streams.fits(data, split, training):
+        if not streams.fits(data, split, training, self.config.augment):
             return False, meshes.make_feed(self.mesh, None)
 
         def poll() -> None:
