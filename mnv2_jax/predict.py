@@ -1,4 +1,7 @@
-"""Says what is on images: ``python -m mnv2_jax.predict --weights=v2.safetensors IMAGE_OR_FOLDER...``."""
+"""Says what is on images: ``python -m mnv2_jax.predict --weights=v2.safetensors IMAGE_OR_FOLDER...``.
+
+Or stores what a teacher says of all training images of a config, for a student to learn from: ``--store-logits``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 """Images that are looked at together, at most."""
+TOP = 5
 
 _HELP_AFTER = """\
 An image is seen as evaluation sees it: resized, cropped and normalised as the run's config or the weights say. Nothing
@@ -33,11 +37,15 @@ is printed before every image has been read; one that is missing or damaged is n
 --json prints one list on standard output:
   [{"path": "a.jpg", "top": [{"index": 3, "label": "cat", "probability": 0.98}, ...]}, ...]
 
+--store-logits writes the logits of every training image of --config, as evaluation sees it, to a file that
+--config.distill.logits takes; of the config only data is read.
+
 examples:
   python -m mnv2_jax.predict --workdir=runs/w0_35 a.jpg b.png
   python -m mnv2_jax.predict --workdir=runs/w0_35 --checkpoint=best --top=1 --json photos/
   python -m mnv2_jax.predict --weights=v2.safetensors photos/
   python -m mnv2_jax.predict --weights=timm/mobilenetv2_100.ra_in1k photos/
+  python -m mnv2_jax.predict --workdir=runs/w1_0 --config=configs/w0_35.py:data=folder:DIR --store-logits=w1_0.npz
 """
 
 
@@ -51,28 +59,35 @@ def main() -> None:
         "--checkpoint", choices=("latest", "best"), help="of the run; best: at evaluation (default: latest)"
     )
     parser.add_argument(
-        "--top", type=_at_least_one, default=5, metavar="K", help="classes an image, at most all (default: 5)"
+        "--top", type=_at_least_one, metavar="K", help=f"classes an image, at most all (default: {TOP})"
     )
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output, nothing else there")
+    parser.add_argument(
+        "--store-logits",
+        type=workdir_type,
+        metavar="FILE.npz",
+        help="instead: logits of the training images of --config",
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="whose data --store-logits goes through")
+    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of it, as --config.data.holdout_fraction=0.1")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE_OR_FOLDER", help="a folder: every image in it and below, in sorted order"
     )
     args, overrides = parser.parse(sys.argv[1:])
-    if overrides:
-        raise UserError(f"--config.{overrides[0]}: a run predicts by its own config; leave it out")
     if (args.workdir is None) == (args.weights is None):
         raise UserError("give either --workdir, the folder of a trained run, as runs/w0_35, or --weights, a file")
     if args.weights and args.checkpoint:
         raise UserError(f"--checkpoint={args.checkpoint} is read with --workdir only; leave it out")
+    if args.store_logits is not None:
+        _store_logits(args, overrides)
+        return
+    if overrides or args.config:
+        given = f".{overrides[0]}" if overrides else f"={args.config}"
+        raise UserError(f"--config{given} is read with --store-logits only, weights say how they predict; leave it out")
     if not args.images:
         raise UserError("no image is given; name image files or folders after the flags")
     paths = list(find_images(args.images))
-    if args.workdir is not None:
-        answers = predict_by_run(args.workdir, paths, args.top, args.checkpoint or "latest")
-    else:
-        from mnv2_jax.convert.load import load_weights  # JAX takes seconds; a mistyped flag or path doesn't wait for it
-
-        answers = predict(load_weights(args.weights), paths, args.top)
+    answers = predict(_open(args), paths, args.top or TOP)
     if args.json:
         print(json.dumps(answers))
         return
@@ -81,6 +96,32 @@ def main() -> None:
         print(answer["path"])
         for row in answer["top"]:
             print(f"  {row['label']:<{width}}  {row['probability']:8.4f}")
+
+
+def _open(args: argparse.Namespace) -> Weights:
+    # JAX takes seconds to import; a mistyped flag or path doesn't wait for it.
+    if args.workdir is not None:
+        from mnv2_jax.training.initial import read_run_weights
+
+        return read_run_weights(args.workdir, args.checkpoint or "latest")
+    from mnv2_jax.convert.load import load_weights
+
+    return load_weights(args.weights)
+
+
+def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    idle = [("--top", args.top), ("--json", args.json), (str(args.images[0]) if args.images else "", args.images)]
+    if given := [flag for flag, value in idle if value]:
+        raise UserError(f"--store-logits goes through the training images of --config; leave {given[0]} out")
+    if args.config is None:
+        raise UserError("--store-logits needs --config, whose training images it goes through; as configs/w0_35.py")
+    _, settings = config.load(args.config, overrides)
+
+    from mnv2_jax.training import runtime, teacher
+
+    runtime.configure()
+    count = teacher.store_logits(args.store_logits, _open(args), settings)
+    print(f"{args.store_logits}: logits of {count} images; learn from them by --config.distill.logits")
 
 
 def find_images(inputs: Sequence[str]) -> Iterator[str]:
@@ -99,15 +140,6 @@ def find_images(inputs: Sequence[str]) -> Iterator[str]:
             yield from sorted(found)
         else:
             raise UserError(f"{given}: no such image or folder; correct the path")
-
-
-def predict_by_run(
-    workdir: pathlib.Path, paths: Sequence[str], top: int = 5, which: Literal["latest", "best"] = "latest"
-) -> list[dict[str, Any]]:
-    """Classifies image files by a run's checkpoint; see `predict`."""
-    from mnv2_jax.training.initial import read_run_weights
-
-    return predict(read_run_weights(workdir, which), paths, top)
 
 
 def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[str, Any]]:

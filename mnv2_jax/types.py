@@ -25,7 +25,9 @@ Batch: TypeAlias = Mapping[str, Array]
 
 image: uint8 [b, h, w, 3]       label: int32 [b]
 index: int32 [b], place of the image in its split
-epoch: int32 [b], how often the split has been gone through before (training)
+epoch: int32 [b], how often the split has been gone through before, times `augment.repeats`, plus the number of the
+       repeat (training)
+teacher_logits: float32 [b, k], what a teacher says of the images (distillation)
 mask:  bool [b], False for the rows that only pad the last batch (evaluation)
 """
 

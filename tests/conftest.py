@@ -26,7 +26,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
 
-LONGEST = ("test_step.py", "test_resume.py", "test_convert.py", "test_main.py", "test_family.py")
+LONGEST = ("test_teacher.py", "test_step.py", "test_resume.py", "test_convert.py", "test_main.py", "test_family.py")
 """Files that begin first, so that no worker of pytest-xdist is left with one of them at the end."""
 
 

@@ -9,12 +9,13 @@ import mnv2_jax
 
 ROOT = pathlib.Path(mnv2_jax.__file__).parent
 FLOORS = {
-    1: {"config", "types", "errors", "flags", "json_files"},
+    1: {"config", "types", "errors", "flags", "json_files", "recipes"},
     2: {"nn", "ops", "data", "presets"},
     3: {"models", "compress"},
     4: {"tasks", "convert"},
     5: {"training"},
-    6: {"main", "predict", "bench", "export", "study", "__init__"},
+    6: {"predict", "bench", "export", "study"},
+    7: {"main", "__init__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))

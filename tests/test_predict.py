@@ -9,6 +9,7 @@ from PIL import Image
 from mnv2_jax import config, predict
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
+from mnv2_jax.training.initial import read_run_weights
 from tests import cli
 
 
@@ -66,8 +67,9 @@ def test_table_for_people(run):
 def test_an_image_does_not_depend_on_its_neighbours(run):
     workdir, images = run
     paths = [str(path) for path in sorted((images / "5").iterdir())[:35]]  # more than one batch
-    together = predict.predict_by_run(workdir, paths)
-    alone = predict.predict_by_run(workdir, paths[-1:])[0]
+    weights = read_run_weights(workdir, "latest")
+    together = predict.predict(weights, paths)
+    alone = predict.predict(weights, paths[-1:])[0]
     assert [row["index"] for row in together[-1]["top"]] == [row["index"] for row in alone["top"]]
     for ours, its in zip(together[-1]["top"], alone["top"], strict=True):
         assert ours["probability"] == pytest.approx(its["probability"], rel=1e-5)
@@ -94,6 +96,11 @@ def test_a_damaged_image_among_good_ones_stops_it_before_any_answer(run, tmp_pat
         (["--workdir=.", "--top=many", "nowhere.png"], "--top: 'many' must be a whole number"),
         (["--workdir=.", "--checkpoint=oldest", "nowhere.png"], "oldest"),
         (["--workdir=.", "--config.seed=3", "nowhere.png"], "leave it out"),
+        (["--workdir=.", "--config=x.py", "nowhere.png"], "--config=x.py is read with --store-logits only"),
+        (["--workdir=.", "--store-logits=x.npz"], "--store-logits needs --config"),
+        (["--workdir=.", "--store-logits=x.npz", "--config=x.py", "--top=3"], "leave --top out"),
+        (["--workdir=.", "--store-logits=x.npz", "--config=x.py", "a.png"], "leave a.png out"),
+        (["--workdir=.", "--store-logits=x.npz", "--config=x.py"], "no file 'x.py'"),
     ],
 )
 def test_wrong_arguments(monkeypatch, arguments, said):
@@ -107,8 +114,39 @@ def test_wrong_arguments(monkeypatch, arguments, said):
 def test_help_is_complete():
     result = cli.run("predict", "--help")
     assert result.returncode == 0
-    for flag in ("--workdir", "--checkpoint", "--top", "--json", "IMAGE_OR_FOLDER", "python -m mnv2_jax.predict"):
+    for flag in (
+        "--workdir",
+        "--checkpoint",
+        "--store-logits",
+        "--top",
+        "--json",
+        "IMAGE_OR_FOLDER",
+        "python -m mnv2_jax.predict",
+    ):
         assert flag in result.stdout
+
+
+def test_stored_logits_are_those_of_the_predictions_in_the_order_of_the_split(run, tmp_path, monkeypatch):
+    workdir, _ = run
+    file = tmp_path / "logits.npz"
+    flags = (f"--workdir={workdir}", "--checkpoint=best", f"--config={cli.W0_25}:data=digits,res=32")
+    monkeypatch.setattr("sys.argv", ["predict", *flags, "--config.data.batch_size=32", f"--store-logits={file}"])
+    predict.main()
+    train = open_dataset(config.DataConfig(name="digits")).train
+    with np.load(file) as archive:
+        logits, labels = archive["logits"].astype(np.float32), archive["labels"]
+    np.testing.assert_array_equal(labels, train.labels)
+    paths = []
+    for place in (3, 700, 1436):
+        paths.append(str(tmp_path / f"{place}.png"))
+        Image.fromarray(np.asarray(train.read(place))).save(paths[-1])
+    answers = predict.predict(read_run_weights(workdir, "best"), paths, top=10)
+    for place, answer in zip((3, 700, 1436), answers, strict=True):
+        expected = np.empty(10)
+        for row in answer["top"]:
+            expected[row["index"]] = np.log(row["probability"])
+        found = logits[place] - np.log(np.exp(logits[place]).sum())
+        np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def test_find_images(tmp_path):
@@ -121,7 +159,8 @@ def test_find_images(tmp_path):
         list(predict.find_images([str(tmp_path / "empty")]))
 
 
-def test_a_folder_that_is_no_run(tmp_path):
+def test_a_folder_that_is_no_run(tmp_path, monkeypatch):
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    monkeypatch.setattr("sys.argv", ["predict", f"--workdir={tmp_path}", str(tmp_path / "x.png")])
     with pytest.raises(UserError, match="no run is there"):
-        predict.predict_by_run(tmp_path, [str(tmp_path / "x.png")])
+        predict.main()

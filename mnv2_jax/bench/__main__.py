@@ -1,112 +1,75 @@
-"""Times the train step and inference of a config, in this project's forms and in plain XLA convolutions."""
+"""The door of the benchmarks: flags, one measurement, a table."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Collection
-from typing import Any
-from unittest import mock
 
 from mnv2_jax import config
+from mnv2_jax.bench import input as input_bench
+from mnv2_jax.bench import step as step_bench
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser
 
+_HELP_AFTER = """\
+step   the train step and inference of a config on one batch that stays on the devices, once with this project's
+       convolutions and once with XLA's; a ratio above 1 says how many times faster ours are. On GPU and TPU both are
+       the same.
+input  the batches of training as worker processes make them, beside decoding the same image files whole and doing
+       nothing else in as many processes; with --config beside the train step fed from memory, too. Worker processes
+       are started, and what they have prepared is used up, before the clock runs.
+
+What is compared runs turn by turn; the numbers are medians over the turns.
+
+examples:
+  python -m mnv2_jax.bench step --config=configs/w1_0.py
+  python -m mnv2_jax.bench input --data=folder:PATH
+  python -m mnv2_jax.bench input --config=configs/w1_0.py --data=imagenet:PATH
+"""
+
 
 def main() -> None:
-    """Flags, config, two compilations, a table."""
-    parser = Parser(
-        "Times the train step and inference of a config on one batch that stays on the devices, once with this"
-        " project's convolutions and once with XLA's, turn by turn in one process.",
-        "The medians are of --repeats turns; a ratio above 1 says how many times faster ours are. On GPU and TPU both"
-        "\nare the same.",
-    )
+    """Flags, a measurement, a table."""
+    parser = Parser("Measures ratios within one run.", _HELP_AFTER)
     parser.prog = "python -m mnv2_jax.bench"
-    parser.add_argument("what", choices=("step",), help="what to time")
-    parser.add_argument("--config", metavar="FILE[:ARG]", required=True, help="as for mnv2_jax.main")
+    parser.add_argument("what", choices=("step", "input"), help="what to time")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="as for mnv2_jax.main; input can do without")
+    parser.add_argument(
+        "--data", metavar="NAME:PATH", help="input: images to read, as folder:photos; train/CLASS/*.jpg lie below"
+    )
     parser.add_argument("--repeats", type=int, default=10, help="turns (default: 10)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     args, overrides = parser.parse(sys.argv[1:])
     if args.repeats < 1:
         raise UserError(f"--repeats={args.repeats} must be at least 1")
-    _, settings = config.load(args.config, overrides)
-    found = time_step(settings, config.given(args.config, overrides), args.repeats)
-    if args.json:
-        print(json.dumps(found))
+    if args.what == "input":
+        settings, given = _settings_of_input(args.config, args.data, overrides)
+        found = input_bench.time_input(settings, given, args.repeats)
+        print(json.dumps(found) if args.json else input_bench.table(found))
         return
-    print(f"{'':<10} {'ours ms':>10} {'XLA ms':>10} {'ratio':>7} {'ours images/s':>14}")
-    for name, row in found.items():
-        print(
-            f"{name:<10} {row['ours_ms']:>10.1f} {row['xla_ms']:>10.1f} {row['ratio']:>7.2f}"
-            f" {row['images_per_second']:>14,.0f}"
-        )
+    if args.config is None or args.data is not None:
+        raise UserError("step times a config: give --config=FILE[:ARG], and data in its argument rather than by --data")
+    _, settings = config.load(args.config, overrides)
+    timed = step_bench.time_step(settings, config.given(args.config, overrides), args.repeats)
+    print(json.dumps(timed) if args.json else step_bench.table(timed))
 
 
-def time_step(settings: config.Config, given: Collection[str], repeats: int) -> dict[str, dict[str, float]]:
-    """Medians over turns of the train step and of inference.
-
-    Returns:
-      For "train" and "inference": ours_ms, xla_ms (milliseconds a batch), ratio (median of the turns' ratios),
-      images_per_second (ours).
-    """
-    from mnv2_jax.nn import conv
-    from mnv2_jax.training import runtime
-    from mnv2_jax.training.experiment import check_training, open_experiment
-    from mnv2_jax.training.initial import prepare
-
-    runtime.configure()
-    experiment = open_experiment(prepare(settings, given)[0])
-    check_training(experiment)
-    plain = mock.patch.multiple(
-        conv, _depthwise=conv._depthwise_lax_form, _pointwise=conv._lax_form, _of_image=conv._lax_form
-    )
-    ours = _timers(experiment)
-    with plain:  # the forms are chosen when a program is traced
-        xla = _timers(experiment)
-    found = {}
-    for name, mine in ours.items():
-        turns = [(mine(), xla[name]()) for _ in range(repeats)]
-        median = statistics.median(turn[0] for turn in turns)
-        found[name] = {
-            "ours_ms": 1e3 * median,
-            "xla_ms": 1e3 * statistics.median(turn[1] for turn in turns),
-            "ratio": statistics.median(turn[1] / turn[0] for turn in turns),
-            "images_per_second": settings.data.batch_size / median,
-        }
-    return found
-
-
-def _timers(experiment: Any) -> dict[str, Callable[[], float]]:
-    """Compiled functions that return the seconds of one train step and of one inference."""
-    import jax
-
-    from mnv2_jax.training import mesh as meshes
-    from mnv2_jax.training.step import make_train_step
-
-    batch = dict(next(experiment.train_batches()(0)))
-    whole = batch | {"mask": batch["index"] >= 0}
-    state = meshes.compile_init(experiment.mesh, experiment.init_state)()
-    variables = jax.tree.map(lambda x: x.copy(), state.variables)
-    raw_step = make_train_step(experiment.task, experiment.optimizer, experiment.config)
-    train_step = meshes.compile_train_step(experiment.mesh, raw_step)
-    inference = jax.jit(lambda *both: experiment.task.metrics(*both))  # a function of its own, or the trace is shared
-
-    def train() -> float:
-        nonlocal state
-        begun = time.perf_counter()
-        state, metrics = train_step(state, batch)
-        jax.block_until_ready((state, metrics))
-        return time.perf_counter() - begun
-
-    def infer() -> float:
-        begun = time.perf_counter()
-        jax.block_until_ready(inference(variables, whole))
-        return time.perf_counter() - begun
-
-    train(), infer()  # compilation
-    return {"train": train, "inference": infer}
+def _settings_of_input(
+    spec: str | None, data: str | None, overrides: list[str]
+) -> tuple[config.Config, frozenset[str] | None]:
+    """The config, and which of its keys were given; None: there is no config file, hence no step to time."""
+    if data is not None:
+        name, separator, path = data.rpartition(":")
+        if not separator or not name or not path:
+            raise UserError(f"--data={data!r} is not of the form NAME:PATH, as folder:photos")
+        overrides = [f"data.name={name}", f"data.path={path}", *overrides]
+    if spec is not None:
+        return config.load(spec, overrides)[1], config.given(spec, overrides)
+    if data is None or len(overrides) > 2:
+        raise UserError("input needs --data=folder:PATH, and a --config=FILE[:ARG] if it shall have other settings")
+    plain = dataclasses.replace(config.DataConfig(), name=name, path=path, batch_size=64)
+    return dataclasses.replace(config.Config(), data=plain), None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ so an option can't be misspelt.
 """
 
 from mnv2_jax.config.build import build
-from mnv2_jax.config.checks import check_devices
+from mnv2_jax.config.checks import batch_shapes, check_devices
 from mnv2_jax.config.files import given, load
 from mnv2_jax.config.schema import (
     MAY_DIFFER,
@@ -46,6 +46,7 @@ __all__ = [
     "NormConfig",
     "OptimConfig",
     "TrainConfig",
+    "batch_shapes",
     "build",
     "check_devices",
     "differences",

@@ -89,6 +89,10 @@ def _adaptive(config: Config) -> bool:
     return config.optim.name in ("adamw", "lamb")
 
 
+def _warms_up(config: Config) -> bool:
+    return bool(config.optim.warmup_epochs if config.optim.warmup_steps is None else config.optim.warmup_steps)
+
+
 def _distils(config: Config) -> bool:
     return bool(config.distill.teacher or config.distill.logits)
 
@@ -147,13 +151,18 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "optim.trust_clip": ("optim.name=lamb", lambda c: c.optim.name == "lamb"),
     "optim.epsilon": ("optim.name=rmsprop, adamw or lamb", lambda c: c.optim.name != "sgd"),
     "optim.weight_decay_on": (
-        "optim.weight_decay or optim.l2 above 0",
-        lambda c: c.optim.weight_decay > 0 or c.optim.l2 > 0,
+        "optim.weight_decay or optim.l2 above 0, or optim.name=lamb",
+        lambda c: c.optim.weight_decay > 0 or c.optim.l2 > 0 or c.optim.name == "lamb",
     ),
     "optim.warmup_epochs": ("optim.warmup_steps=none", lambda c: c.optim.warmup_steps is None),
     "optim.warmup_init_lr": (
         "optim.warmup_epochs or optim.warmup_steps above 0",
-        lambda c: bool(c.optim.warmup_epochs if c.optim.warmup_steps is None else c.optim.warmup_steps),
+        _warms_up,
+    ),
+    "optim.warmup_to": ("optim.warmup_epochs or optim.warmup_steps above 0", _warms_up),
+    "optim.cosine_from": (
+        "optim.schedule=cosine and optim.warmup_epochs or optim.warmup_steps above 0",
+        lambda c: c.optim.schedule == "cosine" and _warms_up(c),
     ),
     "optim.final_lr": ("optim.schedule=cosine", lambda c: c.optim.schedule == "cosine"),
     "optim.decay_factor": (
@@ -230,14 +239,64 @@ def check(config: Config) -> None:
             f"data.eval_split={data.eval_split!r} and data.holdout_fraction={data.holdout_fraction:g} both say what is"
             " evaluated; set one of them to none or 0"
         )
+    augment = config.augment
+    if _mixes(config) and config.norm.group_size == 1:
+        raise UserError(
+            "augment.mixup_alpha and augment.cutmix_alpha mix images within a norm group, and norm.group_size=1 leaves"
+            " none to mix; take 2 or more"
+        )
+    if not 0 < augment.erase_area[0] <= augment.erase_area[1] <= 1:
+        raise UserError(f"augment.erase_area={list(augment.erase_area)} must be two growing shares above 0, up to 1")
+    if min(augment.color_jitter) < 0 or augment.color_jitter[3] > 0.5:
+        raise UserError(
+            f"augment.color_jitter={list(augment.color_jitter)} must be at least 0, and its last, the hue, at most 0.5"
+        )
+    if optim.lr_noise is not None and not 0 <= optim.lr_noise[0] < optim.lr_noise[1] <= 1:
+        raise UserError(f"optim.lr_noise={list(optim.lr_noise)} must be two growing shares of the training, 0 to 1")
+    finetune = config.finetune
+    if len(finetune.train_from) != len(finetune.unfreeze_epochs) + 1:
+        raise UserError(
+            f"finetune.train_from={list(finetune.train_from)} are {len(finetune.train_from)} stages, which need"
+            f" {max(len(finetune.train_from) - 1, 0)} finetune.unfreeze_epochs, not {list(finetune.unfreeze_epochs)}"
+        )
+    if min(finetune.unfreeze_epochs, default=1) <= 0:
+        raise UserError(f"finetune.unfreeze_epochs={list(finetune.unfreeze_epochs)} must be above 0")
+    if config.distill.teacher and config.distill.logits:
+        raise UserError("distill.teacher and distill.logits both say what to learn from; set one of them to none")
+    if any(not 8 <= scale <= 4096 for scale in data.scales) or list(data.scales) != sorted(set(data.scales)):
+        raise UserError(f"data.scales={list(data.scales)} must be growing resolutions of 8 to 4096 px")
     if optim.schedule == "step" and not optim.milestones_epochs:
         raise UserError("optim.schedule='step' needs optim.milestones_epochs, as in (60, 120, 160)")
     if list(optim.milestones_epochs) != sorted(set(optim.milestones_epochs)):
         raise UserError(f"optim.milestones_epochs={list(optim.milestones_epochs)} must grow")
 
 
+_SHARES = 8
+"""Batches of several resolutions grow and shrink by an eighth of `data.batch_size` at most: fine enough to keep the
+pixels level (within 3 % for 128 to 320 px), coarse enough to divide over several devices."""
+
+
+def batch_shapes(config: Config) -> tuple[tuple[int, int], ...]:
+    """The shapes of training batches, (resolution, images): one for each of `data.scales`, or the only one.
+
+    As CoreNet's `image_batch_pairs` (Mehta & Rastegari, arXiv:2110.02178), a batch of r px has
+    batch_size * resolution² / r² images, here rounded to the nearest multiple, but 0, of a unit: the norm groups of all
+    microbatches, as often as they divide the batch and stay within an eighth of it. The unit doesn't know of devices,
+    so that these may change; `check_devices` says whether they go with it.
+    """
+    data, whole = config.data, config.norm.group_size * config.optim.accumulate_steps
+    groups = data.batch_size // whole
+    unit = whole * max(n for n in range(1, max(groups // _SHARES, 1) + 1) if groups % n == 0)
+
+    def size(scale: int) -> int:
+        units = data.batch_size * data.resolution**2 / (scale**2 * unit)
+        return unit * max(math.ceil(units - 0.5), 1)
+
+    return tuple((scale, size(scale)) for scale in data.scales) or ((data.resolution, data.batch_size),)
+
+
 def check_devices(config: Config, num_devices: int) -> None:
-    """Refuses a batch that the devices, the accumulation or the norm groups don't divide.
+    """Refuses batches that the devices, the accumulation or the norm groups don't divide.
 
     Raises:
       UserError: with the nearest valid value.
@@ -258,3 +317,20 @@ def check_devices(config: Config, num_devices: int) -> None:
             f"norm.group_size={group} does not divide the {share} images of data.batch_size={batch} that each of"
             f" {num_devices} devices takes at once; the nearest that does: {best}"
         )
+    for scale, images in batch_shapes(config):
+        if images % (pieces * group):
+            raise UserError(
+                f"data.scales={list(config.data.scales)} make a batch of {images} images of {scale} px, which does not"
+                f" divide over {num_devices} devices x {accumulate} accumulation steps in norm groups of {group};"
+                f" take {_fitting(batch, group, pieces)}"
+            )
+
+
+def _fitting(batch: int, group: int, pieces: int) -> str:
+    """The option that is nearest to what it is and makes each of the `_SHARES` of a batch divide over the pieces."""
+    share, rest = divmod(batch, pieces * _SHARES)
+    if rest:
+        step = pieces * _SHARES * group
+        return f"data.batch_size={max(round(batch / step), 1) * step}"
+    best = min((d for d in range(1, share + 1) if share % d == 0), key=lambda d: (abs(d - group), -d))
+    return f"norm.group_size={best}"

@@ -72,9 +72,10 @@ class DataConfig:
     """Which images, and how they become batches."""
 
     name: str = "imagenet"
-    """digits, cifar10, imagenet, folder or tfds:NAME."""
+    """digits, cifar10, imagenet, folder or tfds:NAME; to evaluate on imagenet_v2, imagenet_r, imagenet_a or
+    imagenet_sketch."""
     path: str | None = None
-    """Directory or .tar; for TFDS its data_dir."""
+    """Directory or .tar, or what `data.prepare` wrote; for TFDS its data_dir."""
     resolution: int = 224
     """Height and width of what the network sees, in pixels."""
     scales: tuple[int, ...] = ()
@@ -126,7 +127,7 @@ class AugmentConfig:
     policy_layers: int = 2
     """randaugment*: operations an image."""
     policy_magnitude: float = 9.0
-    """randaugment*: 0 to 30 (torchvision), 0 to 10 (timm, TF)."""
+    """randaugment*: whole numbers from 0 to 30 (torchvision), 0 to 10 (timm), 0 to 30 (TF, whose tables are for 10)."""
     policy_magnitude_std: float = 0.0
     """randaugment_timm: of the normal deviate added to the magnitude; above 100: it is drawn uniformly from 0 up."""
     policy_increasing: bool = False
@@ -240,8 +241,13 @@ class OptimConfig:
     update_every: Literal["step", "epoch"] = "step"
     """epoch: the learning rate stands still in between, and only a warm-up in steps moves by the step."""
     warmup_init_lr: float = 0.0
+    warmup_to: Literal["peak", "schedule"] = "peak"
+    """schedule: what the schedule has come to when the warm-up ends (TF model garden)."""
     final_lr: float = 0.0
     """cosine: what it ends at."""
+    cosine_from: Literal["warmup", "start"] = "warmup"
+    """Where the cosine begins. warmup: at its end (torchvision); start: of training, of which the warm-up takes the
+    first part (timm, CoreNet, TF model garden)."""
     decay_factor: float = 0.98
     """exponential, step: what each decay multiplies by."""
     decay_every_epochs: float = 1.0
@@ -272,7 +278,7 @@ class TrainConfig:
 
     epochs: float = 1.0
     steps: int | None = None
-    """Unset: epochs * training images / batch_size, rounded."""
+    """Unset: epochs * training images / batch_size (with `data.scales` the mean one), rounded."""
     eval_every_epochs: float = 1.0
     """Also evaluated at the end. 0: only there."""
     patience: int | None = None

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mnv2_jax.data.images import decode
+from mnv2_jax.data.images import EncodedImage
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 
@@ -173,15 +173,15 @@ class FileReader:
     names: np.ndarray
     """bytes [n]: paths below the root."""
 
-    def __call__(self, index: int) -> np.ndarray:
-        """Decodes the image, uint8 [h, w, 3]."""
+    def __call__(self, index: int) -> EncodedImage:
+        """Reads the file."""
         path = os.path.join(self.root, os.fsdecode(self.names[index]))
         try:
             with open(path, "rb") as file:
                 content = file.read()
         except OSError as error:
             raise UserError(f"{path}: can't be read ({error.strerror}); restore the file and start again") from error
-        return decode(content, path)
+        return EncodedImage(content, path)
 
 
 def _packed(names: list[str]) -> np.ndarray:
@@ -269,8 +269,8 @@ class TarReader:
     places: np.ndarray
     """int64 [n, 2]: offset and size in bytes."""
 
-    def __call__(self, index: int) -> np.ndarray:
-        """Decodes the image, uint8 [h, w, 3]."""
+    def __call__(self, index: int) -> EncodedImage:
+        """Reads the file."""
         offset, size = self.places[index].tolist()
         try:
             # Opened anew each time, so that there is no open file to share between processes or threads.
@@ -279,4 +279,4 @@ class TarReader:
                 content = file.read(size)
         except OSError as error:
             raise UserError(f"{self.path}: can't be read ({error.strerror}); restore it and start again") from error
-        return decode(content, f"{self.path}: {os.fsdecode(self.names[index])}")
+        return EncodedImage(content, f"{self.path}: {os.fsdecode(self.names[index])}")

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import types
 from collections.abc import Callable
 
 import numpy as np
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data import folder, tfds_source
+from mnv2_jax.data import folder, imagenet, imagenet_subsets, shards, tfds_source
 from mnv2_jax.data.split import Split, stratified_share
 from mnv2_jax.errors import UserError, nearest
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-NAMES = ("digits", "cifar10", "imagenet", "folder", "tfds:NAME")
+NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,23 @@ class Dataset:
     class_names: tuple[str, ...]
     """In the order of the labels."""
     train: Split
+    """Without images where there are only some to evaluate on (`check_trainable`)."""
     eval: Split
+    scored: tuple[int, ...] | None = None
+    """The labels among which an evaluation looks for the predictions, rising; None: among all."""
+
+
+def check_trainable(dataset: Dataset) -> None:
+    """Refuses data that hold images for evaluation only.
+
+    Raises:
+      UserError: saying so.
+    """
+    if not len(dataset.train):
+        raise UserError(
+            f"data.name={dataset.name!r}: there are no images to train on, only some to evaluate on; give --mode=eval,"
+            " or another data.name or data.path"
+        )
 
 
 def open_dataset(data: DataConfig) -> Dataset:
@@ -46,6 +63,7 @@ def open_dataset(data: DataConfig) -> Dataset:
     opened = _opener(data)(data)
     if data.holdout_fraction == 0:
         return opened
+    check_trainable(opened)
     # The share is the same whatever the seed of the run, so that runs over several seeds are measured on the same
     # images and differ by their training alone.
     labels = np.asarray(opened.train.labels)
@@ -72,8 +90,8 @@ def known_num_classes(data: DataConfig) -> int:
         if (name := _tfds_name(data)) is not None:
             return len(tfds_source.class_names(name, data.path))
         if data.name in ("folder", "imagenet"):
-            return len(folder.class_names(data.path))
-    known = {"digits": 10, "cifar10": 10, "imagenet": 1000}
+            return len(_kept_in(data.path).class_names(data.path))
+    known = {"digits": 10, "cifar10": 10} | dict.fromkeys(("imagenet", *imagenet_subsets.NAMES), 1000)
     if data.name not in known:
         where = "data.path is not set" if data.path is None else f"there is nothing at data.path={data.path!r}"
         raise UserError(
@@ -92,6 +110,7 @@ def _opener(data: DataConfig) -> Callable[[DataConfig], Dataset]:
     if data.name.startswith("tfds:"):
         return _open_tfds
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
+    openers |= dict.fromkeys(imagenet_subsets.NAMES, _open_subset)
     if data.name not in openers:
         raise UserError(f"data.name={data.name!r} is not a data set{nearest(data.name, NAMES)}")
     return openers[data.name]
@@ -131,12 +150,29 @@ def _open_cifar10(data: DataConfig) -> Dataset:
 
 
 def _open_folder(data: DataConfig) -> Dataset:
-    """Class folders in a directory or a tar, or the copy that TFDS made of the same data set."""
+    """Class folders in a directory or a tar, shards of `data.prepare`, or the copy that TFDS made of the same data."""
     path = _path(data)
     if _tfds_name(data) is not None:
         return _open_tfds(data)
-    class_names, train, held_out = folder.open_splits(path, data.eval_split, with_eval=data.holdout_fraction == 0)
+    with_eval = data.holdout_fraction == 0
+    class_names, train, held_out = _kept_in(path).open_splits(path, data.eval_split, with_eval=with_eval)
     return Dataset(data.name, class_names, train, held_out)
+
+
+def _kept_in(path: str) -> types.ModuleType:
+    """What reads a folder or a tar."""
+    is_sharded = shards.is_prepared(path) and shards.finished_manifest(path).format == "arrayrecord"
+    return shards if is_sharded else folder
+
+
+def _open_subset(data: DataConfig) -> Dataset:
+    """A data set of `imagenet_subsets`."""
+    if data.eval_split is not None:
+        raise UserError(f"data.eval_split={data.eval_split!r}: {data.name} is not split; leave it out")
+    held_out = imagenet_subsets.open_split(data.name, _path(data))
+    nothing = held_out.subset(np.zeros(len(held_out), bool), name="train")
+    scored = imagenet_subsets.scored(data.name)
+    return Dataset(data.name, imagenet.class_ids(), nothing, held_out, scored)
 
 
 def _open_tfds(data: DataConfig) -> Dataset:

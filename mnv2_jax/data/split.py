@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mnv2_jax.data.images import Picture
+
 
 class Labels(Protocol):
     """int32 [n], or what `np.asarray` turns into it: labels that lie beside the pixels are read when asked for."""
@@ -25,8 +27,8 @@ class Split:
 
     name: str
     labels: Labels
-    read: Callable[[int], np.ndarray]
-    """Image number i as uint8 [h, w, 3], RGB; a `UserError` naming the file where it can't be read."""
+    read: Callable[[int], Picture]
+    """Image number i; a `UserError` naming the file where it can't be read, which may come as late as its pixels."""
     in_memory: bool = False
     """Reading costs no more than a copy, so that worker processes would gain nothing."""
 
@@ -43,10 +45,10 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class _Subset:
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], Picture]
     indices: np.ndarray
 
-    def __call__(self, index: int) -> np.ndarray:
+    def __call__(self, index: int) -> Picture:
         return self.read(int(self.indices[index]))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.data.images import decode
+from mnv2_jax.data.images import EncodedImage
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError, nearest
 
@@ -159,10 +159,10 @@ class TfdsReader:
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:
         return TfdsReader, self._arguments
 
-    def __call__(self, index: int) -> np.ndarray:
-        """Decodes the image, uint8 [h, w, 3]."""
+    def __call__(self, index: int) -> EncodedImage:
+        """Reads the record."""
         builder_dir, split, image_key, _ = self._arguments
-        return decode(self._record(index)[image_key], f"{builder_dir}: image {index} of {split}")
+        return EncodedImage(self._record(index)[image_key], f"{builder_dir}: image {index} of {split}")
 
     def label(self, index: int) -> int:
         """The label alone."""

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.models.classifier import Classifier
-from mnv2_jax.nn.blocks import ACTIVATIONS, Activation, Layers, bind_layers, max_pool
+from mnv2_jax.nn.blocks import ACTIVATIONS, Activation, Layers, bind_layers, drop_path, max_pool
 from mnv2_jax.nn.conv import Conv, DepthwiseConv, Window, conv_init, dense_init
 from mnv2_jax.nn.norm import GroupedBatchNorm
 from mnv2_jax.types import Array, Key
@@ -86,16 +87,24 @@ def places(plan: Plan, model: ModelConfig) -> tuple[Place, ...]:
     return tuple(found)
 
 
+def part_of(name: str) -> str:
+    """The one of `Network.parts` to which a branch of the parameters belongs."""
+    return name.removesuffix("_norm")
+
+
 class Network(nn.Module):
     """The network of a `ModelConfig` (its ``num_classes`` set) and a `NormConfig`.
 
     Attributes:
       plan_of: the family.
+      train_from: one of `parts`. In training the parts before it stay as they are: their norms use the running
+        statistics, as in inference.
     """
 
     model: ModelConfig
     norm: NormConfig
     plan_of: Callable[[ModelConfig], Plan]
+    train_from: str = "stem"
 
     def __call__(self, x: Array, train: bool = False, dropout_keys: Key | None = None) -> Array:
         """Maps float images [b, h, w, 3] to logits [b, k], float32 at least; see `endpoints`."""
@@ -105,6 +114,13 @@ class Network(nn.Module):
     def plan(self) -> Plan:
         """What is built."""
         return self.plan_of(self.model)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What has parameters, in order; those of a part x are named x and x_norm."""
+        plan = self.plan
+        blocks = (f"block_{i}" for i in range(1, len(plan.blocks) + 1))
+        return ("stem", *blocks, *(["head"] if plan.head else []), *(["hidden"] if plan.hidden else []), "classifier")
 
     @property
     def endpoint_strides(self) -> dict[str, int]:
@@ -121,7 +137,7 @@ class Network(nn.Module):
 
         Args:
           x: float images [b, h, w, 3] of any height and width.
-          train: batch norm by the statistics of the batch, which its groups must divide, and dropout.
+          train: batch norm by the statistics of the batch, which its groups must divide, dropout and stochastic depth.
           dropout_keys: [b], one typed PRNG key an example; only read in training.
 
         Returns:
@@ -130,26 +146,28 @@ class Network(nn.Module):
           where ``padding="keras_v1"`` meets an odd size); then pooled [b, c], (hidden [b, d]) and logits [b, k],
           float32 at least.
         """
-        plan, layers = self.plan, self._layers()
+        plan, layers, parts = self.plan, self._layers(), self.parts
+        trained = {part: train and place >= parts.index(self.train_from) for place, part in enumerate(parts)}
         act = ACTIVATIONS[plan.act]
         points: dict[str, Array] = {}
         ways = iter(places(plan, self.model))
         x = layers.conv_norm(
-            x, train, plan.stem, "stem", plan.act, kernel_size=plan.stem_kernel_size, stride=next(ways).stride
+            x, trained["stem"], plan.stem, "stem", plan.act, kernel_size=plan.stem_kernel_size, stride=next(ways).stride
         )
         points["stem"] = x
         if plan.stem_pool:
             x = points["pool"] = max_pool(x, Window(next(ways).stride, padding=_conv_padding(self.model)))
         for index, (block, way) in enumerate(zip(plan.blocks, ways, strict=True), 1):
             name = f"block_{index}"
-            x = block.make(layers=layers, stride=way.stride, dilation=way.dilation, name=name)(x, train)
+            mine = self._with_drop_path(layers, index, dropout_keys) if trained[name] else layers
+            x = block.make(layers=mine, stride=way.stride, dilation=way.dilation, name=name)(x, trained[name])
             points[name] = x
         if plan.head:
-            x = points["head"] = layers.conv_norm(x, train, plan.head, "head", plan.act)
+            x = points["head"] = layers.conv_norm(x, trained["head"], plan.head, "head", plan.act)
         x = points["pooled"] = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         if plan.hidden:
             x = layers.dense(plan.hidden, use_bias=not plan.hidden_norm, name="hidden")(x)
-            x = layers.norm(name="hidden_norm")(x, train) if plan.hidden_norm else x
+            x = layers.norm(name="hidden_norm")(x, trained["hidden"]) if plan.hidden_norm else x
             x = points["hidden"] = act(x)
         assert self.model.num_classes is not None
         classifier = Classifier(
@@ -160,6 +178,18 @@ class Network(nn.Module):
         )
         points["logits"] = classifier(x, train, dropout_keys)
         return points
+
+    def _with_drop_path(self, layers: Layers, index: int, keys: Key | None) -> Layers:
+        """For block ``index``, counted from 1."""
+        model = self.model
+        depth = (index - 1) / max(len(self.plan.blocks) - 1, 1)
+        rate = model.drop_path * (depth if model.drop_path_rule == "linear" else 1)
+        if not rate:
+            return layers
+        if keys is None:
+            raise ValueError(f"training with drop_path={model.drop_path:g} needs dropout_keys, one key an example")
+        of_block = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return dataclasses.replace(layers, branch=functools.partial(drop_path, keys=of_block, rate=rate))
 
     def _layers(self) -> Layers:
         model, dtype = self.model, jnp.dtype(self.model.dtype)

@@ -15,7 +15,8 @@ from mnv2_jax import config
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
-from mnv2_jax.models.network import Network, Plan
+from mnv2_jax.models.network import Network, Plan, part_of
+from mnv2_jax.nn.norm import INPUTS
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
 
@@ -97,9 +98,18 @@ class Model:
           dropout_keys: [b] typed PRNG keys, one an example; needed in training with dropout.
 
         Returns:
-          Logits [b, k] and ``{"batch_stats": ...}``, which is as given unless ``train``.
+          Logits [b, k] and ``{"batch_stats": ...}``, which is as given unless ``train``. What `training_from` leaves
+          out has no gradient.
         """
         x = jnp.asarray(x)
+        parts = self.module.parts
+        frozen = parts[: parts.index(self.module.train_from)] if train else ()
+        if frozen:
+            params = {
+                name: jax.lax.stop_gradient(branch) if part_of(name) in frozen else branch
+                for name, branch in variables["params"].items()
+            }
+            variables = {**variables, "params": params}
         if not train:
             logits: Any = self.module.apply(variables, x)
             return logits, {"batch_stats": variables["batch_stats"]}
@@ -110,6 +120,24 @@ class Model:
         """Every named output of the network in inference; `endpoint_strides` has the order and the strides."""
         points: Any = self.module.apply(variables, jnp.asarray(x), method="endpoints")
         return points
+
+    def norm_inputs(self, variables: Variables, x: Any) -> dict[str, dict[str, Array]]:
+        """Mean and mean square [c] of what each norm is given in inference, over all images and places.
+
+        Returns:
+          ``{"block_1/project_norm": {"mean": ..., "square": ...}}`` and so on.
+        """
+        _, found = self.module.apply(variables, jnp.asarray(x), mutable=[INPUTS])
+        paths = jax.tree_util.tree_flatten_with_path(found[INPUTS])[0]
+        inputs: dict[str, dict[str, Array]] = {}
+        for path, value in paths:
+            *norm, leaf = (key.key for key in path)
+            inputs.setdefault("/".join(norm), {})[leaf] = value
+        return inputs
+
+    def training_from(self, part: str) -> Model:
+        """The same model, of whose ``module.parts`` only this one and what comes after it are trained."""
+        return dataclasses.replace(self, module=self.module.clone(train_from=part))
 
     @property
     def endpoint_strides(self) -> dict[str, int]:

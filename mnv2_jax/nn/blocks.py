@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mnv2_jax.nn.channels import make_divisible
 from mnv2_jax.nn.conv import Initializer, Window
-from mnv2_jax.types import Array
+from mnv2_jax.types import Array, Key
 
 Activation: TypeAlias = Literal["relu", "relu6", "hard_swish", "gelu"]
 ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
@@ -27,6 +27,24 @@ ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
     "hard_swish": jax.nn.hard_swish,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
 }
+
+
+def drop_path(y: Array, keys: Key, rate: float) -> Array:
+    """Zeroes the branch of a share of the examples, the others scaled by 1 / (1 - rate): stochastic depth.
+
+    Huang et al. 2016, arXiv:1603.09382; scaled in training as in timm and in TF model garden.
+
+    Args:
+      y: [b, h, w, c].
+      keys: [b], one typed PRNG key an example.
+      rate: in [0, 1).
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
+    return y * (keep / (1 - rate)).astype(y.dtype)[:, None, None, None]
+
+
+def _whole(y: Array) -> Array:
+    return y
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +59,12 @@ class Layers:
     """`nn.norm.GroupedBatchNorm`."""
     dense: Callable[..., nn.Module]
     """`flax.linen.Dense`."""
+    branch: Callable[[Array], Array] = _whole
+    """What is done to the branch of a residual block before it is added; see `drop_path`."""
+
+    def residual(self, x: Array, y: Array, stride: int) -> Array:
+        """``y``, with the block's input added where it has the same shape."""
+        return x + self.branch(y) if stride == 1 and x.shape == y.shape else y
 
     def conv_norm(
         self, x: Array, train: bool, features: int, name: str, act: Activation | None = None, **window: int
@@ -152,7 +176,7 @@ class InvertedResidual(nn.Module):
             y = SqueezeExcite(self.squeezed, layers.dense, name="squeeze_excite")(y)
         # No activation after the projection: the paper's linear bottleneck.
         y = layers.conv_norm(y, train, self.features, "project")
-        return _residual(x, y, self.stride)
+        return self.layers.residual(x, y, self.stride)
 
 
 class FusedInvertedResidual(nn.Module):
@@ -173,7 +197,7 @@ class FusedInvertedResidual(nn.Module):
         hidden = make_divisible(x.shape[-1] * self.expand_ratio)
         y = self.layers.conv_norm(x, train, hidden, "expand", self.act, **window)
         y = self.layers.conv_norm(y, train, self.features, "project")
-        return _residual(x, y, self.stride)
+        return self.layers.residual(x, y, self.stride)
 
 
 class LayerScale(nn.Module):
@@ -225,7 +249,7 @@ class UniversalInvertedBottleneck(nn.Module):
             y = layers.depthwise_norm(y, train, act=self.act, kernel_size=self.kernel_size, **window)
         y = layers.conv_norm(y, train, self.features, "project")
         y = LayerScale(name="layer_scale")(y) if self.layer_scale else y
-        return _residual(x, y, self.stride)
+        return self.layers.residual(x, y, self.stride)
 
 
 class MobileAttention(nn.Module):
@@ -267,7 +291,7 @@ class MobileAttention(nn.Module):
             weights = jax.nn.softmax(match * self.key_dim**-0.5, axis=-1).astype(x.dtype)
             seen = jnp.einsum("bhqk,bkd->bqhd", weights, value)
         y = layers.conv(self.features, name="output")(seen.reshape(batch, rows, columns, -1))
-        return _residual(x, LayerScale(name="layer_scale")(y), self.stride)
+        return self.layers.residual(x, LayerScale(name="layer_scale")(y), self.stride)
 
 
 class Bottleneck(nn.Module):
@@ -293,17 +317,13 @@ class Bottleneck(nn.Module):
         y = layers.conv_norm(y, train, self.features, "project")
         if x.shape != y.shape:
             x = layers.conv_norm(x, train, self.features, "shortcut", stride=self.stride)
-        return jax.nn.relu(x + y)
+        return jax.nn.relu(x + layers.branch(y))
 
 
 def max_pool(x: Array, window: Window, size: int = 3) -> Array:
     """Largest of each ``size`` × ``size`` window, per channel."""
     pads = tuple(window.pad(x.shape[axis], size) for axis in (1, 2))
     return nn.max_pool(x, (size, size), (window.stride, window.stride), pads)
-
-
-def _residual(x: Array, y: Array, stride: int) -> Array:
-    return x + y if stride == 1 and x.shape == y.shape else y
 
 
 def bind_layers(

@@ -10,6 +10,13 @@ import jax.numpy as jnp
 
 from mnv2_jax.types import Array
 
+INPUTS = "norm_inputs"
+"""The collection which, where a caller makes it mutable, gets mean and mean square of what each norm is given."""
+
+
+def _last(_: object, new: Array) -> Array:
+    return new
+
 
 class GroupedBatchNorm(nn.Module):
     """Batch norm (Ioffe & Szegedy 2015, arXiv 1502.03167) over groups of ``group_size`` images that follow each other.
@@ -45,6 +52,10 @@ class GroupedBatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,), wide)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), wide)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), wide)
+        if self.is_mutable_collection(INPUTS) and not self.is_initializing():
+            values = x.astype(wide)
+            self.sow(INPUTS, "mean", values.mean((0, *space)), reduce_fn=_last)
+            self.sow(INPUTS, "square", jnp.square(values).mean((0, *space)), reduce_fn=_last)
         if not train:
             mean, var = running_mean.value[None], running_var.value[None]  # one group for all
         elif batch % self.group_size:

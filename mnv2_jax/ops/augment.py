@@ -6,10 +6,14 @@ on the batch, the devices or a restart.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array as AnyArray
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from mnv2_jax.types import Array, Key
 
@@ -62,6 +66,190 @@ def inception_color(keys: Key, images: Float[AnyArray, "b h w 3"]) -> Float[AnyA
     # Adding the same to every channel before or after differs only in the value that the saturation sees.
     before = jnp.where(brightness_first, delta, 0)
     return jnp.clip(adjust_saturation(images + before, factor) + (delta - before), 0, 1)
+
+
+# --- colour jitter ------------------------------------------------------------------------------------------
+
+
+def _grey(image: Float[AnyArray, "h w 3"]) -> Float[AnyArray, "h w 1"]:
+    """Luma of ITU-R BT.601, in torchvision's digits."""
+    return 0.2989 * image[..., 0:1] + 0.587 * image[..., 1:2] + 0.114 * image[..., 2:3]
+
+
+def _blend(image: Array, other: Array | float, factor: Array) -> Array:
+    return jnp.clip(factor * image + (1 - factor) * other, 0, 1)
+
+
+def _shift_hue(image: Float[AnyArray, "h w 3"], turns: Float[Array, ""]) -> Float[AnyArray, "h w 3"]:
+    """Adds to the hue of HSV, saturation and value kept.
+
+    A channel falls from the value by the spread times a trapezium of the hue: the closed form of the way back.
+    """
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    value = image.max(axis=-1)
+    spread = value - image.min(axis=-1)
+    unit = jnp.where(spread > 0, spread, 1)
+    in_red, in_green, in_blue = (green - blue) / unit, 2 + (blue - red) / unit, 4 + (red - green) / unit
+    # Not by `red == value`: a compiler that computes a channel twice may round it in two ways.
+    is_red, is_green = (red >= green) & (red >= blue), green >= blue
+    sixths = jnp.where(is_red, in_red, jnp.where(is_green, in_green, in_blue)) + 6 * turns
+    away = [(offset + sixths) % 6 for offset in (5, 3, 1)]
+    return jnp.stack([value - spread * jnp.clip(jnp.minimum(k, 4 - k), 0, 1) for k in away], axis=-1)
+
+
+_JITTERS: tuple[Callable[[Array, Array], Array], ...] = (
+    lambda image, factor: _blend(image, 0, factor),  # brightness
+    lambda image, factor: _blend(image, _grey(image).mean(), factor),  # contrast
+    lambda image, factor: _blend(image, _grey(image), factor),  # saturation
+    _shift_hue,
+)
+
+
+def draw_jitter(
+    key: Key, strengths: tuple[float, float, float, float]
+) -> tuple[Int[AnyArray, " n"], Float[AnyArray, " 4"]]:
+    """The order and the factors of one image's `color_jitter`.
+
+    Returns:
+      The places in ``strengths`` of those above 0, in the order of their use; and all four factors: for brightness,
+      contrast and saturation uniform in max(0, 1 - x) to 1 + x, for hue in ± x turns.
+    """
+    for_order, for_factors = jax.random.split(key)
+    used = [place for place, strength in enumerate(strengths) if strength > 0]
+    order = jax.random.permutation(for_order, jnp.asarray(used, jnp.int32))
+    low = [*(max(0.0, 1 - x) for x in strengths[:3]), -strengths[3]]
+    high = [*(1 + x for x in strengths[:3]), strengths[3]]
+    bounds = jnp.asarray([low, high], jnp.float32)
+    return order, jax.random.uniform(for_factors, (4,), jnp.float32, bounds[0], bounds[1])
+
+
+def color_jitter(
+    keys: Key, images: Float[AnyArray, "b h w 3"], strengths: tuple[float, float, float, float]
+) -> Float[AnyArray, "b h w 3"]:
+    """Brightness, contrast, saturation and hue in an order drawn for each image (torchvision's ColorJitter).
+
+    Brightness blends the image with black, contrast with the mean of its grey image, saturation with its grey image;
+    each result is clipped to [0, 1].
+
+    Args:
+      keys: [b].
+      images: in [0, 1].
+      strengths: of the four, at least 0, the hue's at most 0.5 turns; what is 0 is left out.
+    """
+    stages = [adjust if strength > 0 else _unchanged for adjust, strength in zip(_JITTERS, strengths, strict=True)]
+
+    def jitter(key: Key, image: Array) -> Array:
+        order, factors = draw_jitter(key, strengths)
+        for place in order:
+            image = jax.lax.switch(place, stages, image, factors[place].astype(image.dtype))
+        return image
+
+    return jax.vmap(jitter)(keys, images)
+
+
+def _unchanged(image: Array, factor: Array) -> Array:
+    del factor
+    return image
+
+
+# --- rotation -----------------------------------------------------------------------------------------------
+
+
+def rotate(image: Float[AnyArray, "h w c"], radians: Float[Array, ""]) -> Float[AnyArray, "h w c"]:
+    """Turns one image counter-clockwise about its centre, bilinearly; what comes in from outside repeats the edge."""
+    height, width, _ = image.shape
+    y = jnp.arange(height, dtype=image.dtype)[:, None] - (height - 1) / 2
+    x = jnp.arange(width, dtype=image.dtype)[None, :] - (width - 1) / 2
+    cos, sin = jnp.cos(radians), jnp.sin(radians)
+    rows = jnp.clip(cos * y + sin * x + (height - 1) / 2, 0, height - 1)
+    columns = jnp.clip(cos * x - sin * y + (width - 1) / 2, 0, width - 1)
+    top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
+    bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
+    down, across = (rows - top)[..., None], (columns - left)[..., None]
+
+    def along(row: Array) -> Array:
+        at = image.at
+        here, there = (at[row, column].get(mode="promise_in_bounds") for column in (left, right))
+        return here + across * (there - here)
+
+    upper, lower = along(top), along(bottom)
+    return upper + down * (lower - upper)
+
+
+def random_rotation(keys: Key, images: Float[AnyArray, "b h w c"], degrees: float) -> Float[AnyArray, "b h w c"]:
+    """Rotates each image by an angle uniform in ± degrees, see `rotate`; Keras' RandomRotation(fill_mode="nearest")."""
+    limit = math.radians(degrees)
+    angles = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, -limit, limit))(keys)
+    return jax.vmap(rotate)(images, angles)
+
+
+# --- erasing ------------------------------------------------------------------------------------------------
+
+_ERASE_RATIOS = {"zero": (0.3, 3.3), "noise": (0.3, 1 / 0.3)}
+"""Height over width of what is erased, by fill: torchvision's and timm's."""
+
+
+def inside_box(
+    height: int, width: int, start: Int[AnyArray, " 2"], stop: Int[AnyArray, " 2"]
+) -> Bool[AnyArray, "{height} {width}"]:
+    """True in the rows start[0] to stop[0] - 1 and the columns start[1] to stop[1] - 1."""
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    return (rows >= start[0]) & (rows < stop[0]) & (columns >= start[1]) & (columns < stop[1])
+
+
+def draw_erased(
+    key: Key,
+    height: int,
+    width: int,
+    probability: float,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[Int[AnyArray, " 2"], Int[AnyArray, " 2"]]:
+    """The rectangle of one image's `random_erasing`: its first row and column, and those after its last.
+
+    Its share of the image is uniform in ``area``, its height over width log-uniform in ``ratio``. The first of ten
+    draws that leaves a row and a column is taken; it is empty if none does, and with 1 - probability.
+    """
+    uniform = jax.random.uniform(key, (23,), jnp.float32)
+    use, corner, areas, ratios = jnp.split(uniform, (1, 3, 13))
+    areas = height * width * (area[0] + (area[1] - area[0]) * areas)
+    ratios = jnp.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * ratios)
+    sizes = jnp.round(jnp.sqrt(jnp.stack([areas * ratios, areas / ratios], axis=-1))).astype(jnp.int32)
+    whole = jnp.asarray([height, width])
+    fits = (sizes < whole[None]).all(axis=-1)
+    size = jnp.where(fits.any() & (use < probability), sizes[fits.argmax()], 0)
+    start = jnp.floor(corner * (whole - size + 1)).astype(jnp.int32)
+    return start, start + size
+
+
+def random_erasing(
+    keys: Key,
+    images: Float[AnyArray, "b h w c"],
+    probability: float,
+    area: tuple[float, float],
+    fill: Literal["zero", "noise"],
+) -> Float[AnyArray, "b h w c"]:
+    """Erases a rectangle of each image with a probability (Zhong et al., arXiv:1708.04896).
+
+    Args:
+      keys: [b].
+      images: normalised.
+      probability: in [0, 1].
+      area: lowest and highest share of the image that the rectangle takes.
+      fill: zero, as torchvision's RandomErasing; noise: a standard normal each value, as timm's mode ``pixel``.
+    """
+    _, height, width, _ = images.shape
+
+    def erase(key: Key, image: Array) -> Array:
+        for_box, for_fill = jax.random.split(key)
+        inside = inside_box(height, width, *draw_erased(for_box, height, width, probability, area, _ERASE_RATIOS[fill]))
+        filling = jax.random.normal(for_fill, image.shape, image.dtype) if fill == "noise" else jnp.zeros_like(image)
+        return jnp.where(inside[..., None], filling, image)
+
+    return jax.vmap(erase)(keys, images)
+
+
+# --- to the network's input ---------------------------------------------------------------------------------
 
 
 def as_float(images: UInt8[AnyArray, "b h w c"] | Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b h w c"]:

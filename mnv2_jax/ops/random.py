@@ -16,6 +16,11 @@ def stream_key(seed: int | Array, stream: str) -> Key:
     return jax.random.fold_in(jax.random.key(seed), STREAMS[stream])
 
 
+def step_key(seed: int | Array, step: int | Array) -> Key:
+    """The key of a train step, from which dropout, stochastic depth and mixing follow."""
+    return jax.random.fold_in(stream_key(seed, "step"), step)
+
+
 def example_keys(key: Key, *numbers: Int[Array, " b"]) -> Key:
     """One key an example: ``key`` folded with each of its numbers in turn; shape [b]."""
 

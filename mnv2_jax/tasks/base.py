@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
@@ -13,6 +13,9 @@ class Task(Protocol):
 
     def init(self, key: Key) -> Variables:
         """Fresh variables: ``{"params": ..., "batch_stats": ...}``."""
+
+    def training_from(self, part: str) -> Self:
+        """The same task, of whose network only this part and what follows it are trained."""
 
     def loss(
         self, params: PyTree, model_state: PyTree, batch: Batch, key: Key
@@ -29,8 +32,10 @@ class Task(Protocol):
           The mean loss [], the new model state, and further means [] to log.
         """
 
-    def metrics(self, variables: Variables, batch: Batch) -> PyTree:
-        """Sums over the batch's unmasked rows, which merge by addition."""
+    def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        """Sums over the batch's unmasked rows, which merge by addition; and of each row [b] what was said of it:
+        prediction, its confidence, and the loss.
+        """
 
     def summarise(self, sums: PyTree) -> Mapping[str, Any]:
         """What the merged sums come to, on the host and fit for JSON."""

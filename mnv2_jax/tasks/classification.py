@@ -1,19 +1,28 @@
-"""Image classification: preprocessing on the device, smoothed cross-entropy, top-1/top-5/ECE/confusion."""
+"""Image classification: augmentation on the device, smoothed cross-entropy, top-1/top-5/ECE/confusion."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mnv2_jax.config import AugmentConfig, Config, DataConfig
+from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import Model, from_config
-from mnv2_jax.ops import augment, losses, metrics
+from mnv2_jax.ops import augment, losses, metrics, mixing
+from mnv2_jax.ops.mixing import Targets
 from mnv2_jax.ops.random import example_keys, stream_key
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
+
+_PURPOSES = {"shift": 0, "flip": 1, "color": 2, "rotation": 3, "erasing": 4}
+"""What an image's key is folded with for each."""
+_MIXING = 2**32 - 1
+"""What the step's key is folded with; the others are folded with an epoch first, which is never so high."""
+_NOT_SCORED = -1e9
+"""Logit of a class that is no answer: finite, for 0 times infinity is not a number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,55 +36,144 @@ class Classification:
     label_smoothing: float
     seed: int
     """Of augmentation, which follows from (seed, epoch, index) alone."""
+    group_size: int
+    """`norm.group_size`, within which images are mixed."""
+    class_weights: tuple[float, ...] | None = None
+    """By label: what an example's training loss is multiplied by."""
+    scored: tuple[int, ...] | None = None
+    """Labels between which evaluation chooses, for data with some of the classes; unset: all."""
 
     def init(self, key: Key) -> Variables:
         """Fresh variables for images of the config's resolution."""
         size = self.data.resolution
         return self.model.init(key, jnp.zeros((1, size, size, 3)))
 
+    def training_from(self, part: str) -> Classification:
+        """The same task, of whose network only this part and what follows it are trained."""
+        return dataclasses.replace(self, model=self.model.training_from(part))
+
     def loss(
         self, params: PyTree, model_state: PyTree, batch: Batch, key: Key
     ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        """Mean smoothed cross-entropy of the augmented images; metrics: loss, top1."""
-        images = self._augmented(batch)
-        dropout_keys = example_keys(key, batch["epoch"], batch["index"])
-        logits, new_state = self.model.apply(
-            {"params": params, **model_state}, images, train=True, dropout_keys=dropout_keys
-        )
+        """Mean of `label_losses`; metrics: loss, and top1, which goes by the larger share of a mixed image."""
+        images, targets = self.view(batch, key)
+        logits, new_state = self.forward(params, model_state, images, batch, key)
         # A training batch is whole, it needs no mask: a count summed over the devices would be one more all-reduce.
-        each = losses.softmax_cross_entropy(logits, batch["label"], self.label_smoothing)
-        right = (logits.argmax(axis=-1) == batch["label"]).astype(each.dtype)
+        each = self.label_losses(logits, targets)
+        right = (logits.argmax(axis=-1) == targets.larger).astype(each.dtype)
         return each.mean(), (new_state, {"loss": each.mean(), "top1": right.mean()})
 
-    def metrics(self, variables: Variables, batch: Batch) -> PyTree:
-        """`ops.metrics.classification_sums` of the unaugmented images, without label smoothing."""
+    def view(self, batch: Batch, key: Key) -> tuple[Array, Targets]:
+        """What the network is shown of a training batch: normalised images [b, h, w, 3], augmented and mixed.
+
+        Args:
+          batch: uint8 images of any size and number, in whole norm groups.
+          key: the step's; mixing follows from it, what is done to single images from (seed, epoch, index).
+        """
+        images, labels = self._augmented(batch), batch["label"]
+        if self.augment.mixup_alpha == 0 and self.augment.cutmix_alpha == 0:
+            return images, Targets(labels)
+        weights, share = mixing.draw_weights(
+            jax.random.fold_in(key, _MIXING),
+            *images.shape[1:3],
+            mixup_alpha=self.augment.mixup_alpha,
+            cutmix_alpha=self.augment.cutmix_alpha,
+            probability=self.augment.mix_probability,
+            cutmix_share=self.augment.cutmix_share,
+        )
+        other_images, other_labels = (mixing.partners(x, self.group_size) for x in (images, labels))
+        return mixing.mix(images, other_images, weights), Targets(labels, other_labels, share)
+
+    def forward(
+        self, params: PyTree, model_state: PyTree, images: Array, batch: Batch, key: Key
+    ) -> tuple[Array, PyTree]:
+        """Training logits [b, k] of a view of the batch, and the new model state; dropout goes by example."""
+        dropout_keys = example_keys(key, batch["epoch"], batch["index"])
+        return self.model.apply({"params": params, **model_state}, images, train=True, dropout_keys=dropout_keys)
+
+    def label_losses(self, logits: Array, targets: Targets) -> Array:
+        """Smoothed cross-entropy of each example [b], by the shares of its labels and their classes' weights.
+
+        The weights aren't divided by their sum over the batch, they are 1 on average over the split: so the mean is the
+        same however the batch is cut up.
+        """
+        own = self._label_loss(logits, targets.labels)
+        if targets.partners is None or targets.share is None:
+            return own
+        return targets.share * own + (1 - targets.share) * self._label_loss(logits, targets.partners)
+
+    def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        """`ops.metrics.classification_sums` of the unaugmented images, without label smoothing and class weights."""
         logits, _ = self.model.apply(variables, self._normalised(batch["image"]), train=False)
+        if self.scored is not None:
+            is_scored = jnp.zeros((1, logits.shape[-1]), bool).at[0, jnp.asarray(self.scored)].set(True)
+            logits = jnp.where(is_scored, logits, _NOT_SCORED)
         each = losses.softmax_cross_entropy(logits, batch["label"])
-        return metrics.classification_sums(logits, batch["label"], each, batch["mask"])
+        rows = {"prediction": logits.argmax(axis=-1), "confidence": jax.nn.softmax(logits).max(axis=-1), "loss": each}
+        return metrics.classification_sums(logits, batch["label"], each, batch["mask"]), rows
 
     def summarise(self, sums: PyTree) -> Mapping[str, Any]:
         """`ops.metrics.summarise_classification` with this task's class names."""
         return metrics.summarise_classification(sums, self.class_names)
+
+    def _label_loss(self, logits: Array, labels: Array) -> Array:
+        each = losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+        return each if self.class_weights is None else jnp.asarray(self.class_weights, each.dtype)[labels] * each
 
     def _normalised(self, images: Array) -> Array:
         return augment.normalise(images, self.data.mean, self.data.std)
 
     def _augmented(self, batch: Batch) -> Array:
         data, images = self.data, batch["image"]
-        keys = example_keys(stream_key(self.seed, "augment"), batch["epoch"], batch["index"])
-        shift, flip, color = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(3))
+        base = example_keys(stream_key(self.seed, "augment"), batch["epoch"], batch["index"])
+
+        def keys(purpose: str) -> Key:
+            return jax.vmap(jax.random.fold_in, (0, None))(base, _PURPOSES[purpose])
+
         if data.crop == "shift":
-            images = augment.random_shift(shift, images, data.pad_pixels)
+            images = augment.random_shift(keys("shift"), images, data.pad_pixels)
         if data.flip:
-            images = augment.random_flip(flip, images)
+            images = augment.random_flip(keys("flip"), images)
+        if self.augment.rotation_degrees > 0:
+            images = augment.random_rotation(keys("rotation"), augment.as_float(images), self.augment.rotation_degrees)
         if self.augment.color == "inception":
-            images = augment.inception_color(color, augment.as_float(images))
-        return self._normalised(images)
+            images = augment.inception_color(keys("color"), augment.as_float(images))
+        elif self.augment.color == "jitter":
+            images = augment.color_jitter(keys("color"), augment.as_float(images), self.augment.color_jitter)
+        images = self._normalised(images)
+        if self.augment.erase_probability > 0:
+            images = augment.random_erasing(
+                keys("erasing"),
+                images,
+                self.augment.erase_probability,
+                self.augment.erase_area,
+                self.augment.erase_fill,
+            )
+        return images
 
 
-def make_task(config: Config, class_names: tuple[str, ...]) -> Classification:
-    """The task of a config, its head sized by the classes of the data."""
+def make_task(
+    config: Config,
+    class_names: tuple[str, ...],
+    class_counts: Sequence[int] | None = None,
+    scored: tuple[int, ...] | None = None,
+) -> Classification:
+    """The task of a config, its head sized by the classes of the data.
+
+    Args:
+      config: the experiment.
+      class_names: by label.
+      class_counts: training images by label; needed for `loss.class_weights`.
+      scored: as in `Classification`.
+
+    Raises:
+      UserError: if a class that is to be balanced has no training images.
+    """
     model = from_config(dataclasses.replace(config.model, num_classes=len(class_names)), config.norm)
+    weights = None
+    if config.loss.class_weights == "balanced":
+        assert class_counts is not None, "loss.class_weights='balanced' is computed from class_counts"
+        weights = balanced_weights(class_names, class_counts)
     return Classification(
         model=model,
         data=config.data,
@@ -83,4 +181,22 @@ def make_task(config: Config, class_names: tuple[str, ...]) -> Classification:
         class_names=class_names,
         label_smoothing=config.loss.label_smoothing,
         seed=config.seed,
+        group_size=config.norm.group_size,
+        class_weights=weights,
+        scored=scored,
     )
+
+
+def balanced_weights(class_names: Sequence[str], class_counts: Sequence[int]) -> tuple[float, ...]:
+    """n / (k * images of the class) by label: every class weighs the same, and an example 1 on average.
+
+    Raises:
+      UserError: naming a class without images.
+    """
+    for name, count in zip(class_names, class_counts, strict=True):
+        if count == 0:
+            raise UserError(
+                f"loss.class_weights='balanced', but class {name!r} has no training images; give it some, leave the"
+                " class out, or set loss.class_weights=none"
+            )
+    return tuple(sum(map(int, class_counts)) / (len(class_counts) * int(count)) for count in class_counts)

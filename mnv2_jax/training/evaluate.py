@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnv2_jax.config import Config, differences
 from mnv2_jax.errors import UserError
@@ -18,6 +19,8 @@ from mnv2_jax.training.experiment import Experiment, open_experiment
 from mnv2_jax.training.run_folder import read_run
 from mnv2_jax.types import Variables
 
+_MOST_MISTAKES = 24
+
 Evaluate = Callable[[Variables], Mapping[str, Any] | None]
 
 
@@ -25,24 +28,42 @@ def make_evaluate(experiment: Experiment, should_stop: Callable[[], bool] = lamb
     """Compiles lazily, and once.
 
     Returns:
-      A function from variables to `Task.summarise`'s result; None if ``should_stop`` said so on the way.
+      A function from variables to `Task.summarise`'s result and its `worst_mistakes`; None if ``should_stop`` said so
+      on the way.
     """
     task, mesh = experiment.task, experiment.mesh
     step = meshes.compile_eval_step(mesh, task.metrics)
     batches = experiment.eval_batches(should_stop)
 
     def evaluate(variables: Variables) -> Mapping[str, Any] | None:
-        sums = None
+        sums, judged = None, []
         for batch in batches():
             if should_stop():
                 return None
             if sums is None:
-                shapes = jax.eval_shape(task.metrics, variables, batch)
+                shapes, _ = jax.eval_shape(task.metrics, variables, batch)
                 sums = meshes.put(mesh, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-            sums = step(sums, variables, batch)
-        return task.summarise(jax.device_get(sums))
+            sums, rows = step(sums, variables, batch)
+            judged.append(rows)
+        return {**task.summarise(jax.device_get(sums)), "mistakes": worst_mistakes(jax.device_get(judged))}
 
     return evaluate
+
+
+def worst_mistakes(judged: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
+    """The wrongly classified images of highest loss: those of which the network was surest.
+
+    Args:
+      judged: batches of index, label, mask, prediction, confidence and loss, each [b].
+
+    Returns:
+      At most 24, the worst first: index in the split, label, prediction, confidence (0 to 1) and loss.
+    """
+    rows = {name: np.concatenate([batch[name] for batch in judged]) for name in judged[0]}
+    wrong = np.flatnonzero(rows["mask"] & (rows["prediction"] != rows["label"]))
+    worst = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:_MOST_MISTAKES]
+    names = ("index", "label", "prediction", "confidence", "loss")
+    return [{name: rows[name][row].item() for name in names} for row in worst.tolist()]
 
 
 def evaluate_weights(experiment: Experiment, weights: Weights) -> tuple[str, Mapping[str, Any]]:

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from mnv2_jax.config import Config, check_devices
+from mnv2_jax.config import Config, DataConfig, batch_shapes, check_devices
 from mnv2_jax.data import streams
-from mnv2_jax.data.sources import Dataset, open_dataset
+from mnv2_jax.data.policies import check_policy
+from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import Summary, summarise
+from mnv2_jax.models.unfold import unfold
 from mnv2_jax.models.weights import Weights
+from mnv2_jax.ops.augment import normalise
 from mnv2_jax.tasks.classification import Classification, make_task
+from mnv2_jax.tasks.distillation import Distillation, with_teacher
 from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages
 from mnv2_jax.training.initial import relabel
-from mnv2_jax.training.optim import Optimizer, make_optimizer
+from mnv2_jax.training.optim import Optimizer
+from mnv2_jax.training.schedules import make_schedule
 from mnv2_jax.training.signals import Stopped
 from mnv2_jax.training.state import TrainState, init_state
+from mnv2_jax.training.step import TrainStep, make_train_step
+from mnv2_jax.training.teacher import Teacher, open_teacher
 from mnv2_jax.types import Batch
 
 _MOST_STEPS = 2**31 - 1
 """What `TrainState.step` can count."""
 
+_UNFOLDING_IMAGES = 512
+
 
 def _never() -> bool:
     return False
+
+
+def _ignore(count: int, lines: Mapping[int, str]) -> None:
+    del count, lines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,19 +54,36 @@ class Experiment:
 
     config: Config
     dataset: Dataset
-    task: Classification
+    task: Classification | Distillation
     mesh: jax.sharding.Mesh
+
+    @functools.cached_property
+    def batch_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(resolution, images) of the training batches, each once in as many steps; each is compiled by itself."""
+        return batch_shapes(self.config)
 
     @property
     def steps_per_epoch(self) -> float:
-        """Not rounded: batches cross the end of an epoch."""
-        return len(self.dataset.train) / self.config.data.batch_size
+        """Not rounded: batches cross the end of an epoch. Of several sizes the mean counts."""
+        sizes = [images for _, images in self.batch_shapes]
+        return len(self.dataset.train) / (sum(sizes) / len(sizes))
 
     @property
     def total_steps(self) -> int:
         """`train.steps`, or what `train.epochs` comes to, at least 1."""
         train = self.config.train
         return train.steps or max(round(train.epochs * self.steps_per_epoch), 1)
+
+    def is_over(self, step: int, top1_of: Mapping[int, float]) -> bool:
+        """Whether no step follows this one: it is the last, or `train.patience` evaluations have not bettered the best.
+
+        Args:
+          step: steps taken.
+          top1_of: of the evaluations so far, by their steps.
+        """
+        patience = self.config.train.patience
+        stalled = patience is not None and sum(other > best_of(top1_of)[0] for other in top1_of) >= patience
+        return step == self.total_steps or stalled
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due after so many steps: every `train.eval_every_epochs`, and at the end."""
@@ -58,14 +92,41 @@ class Experiment:
         return step > 0 and (due or step == self.total_steps)
 
     @property
-    def optimizer(self) -> Optimizer:
-        """By this data's epochs."""
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained from which step on."""
+        return make_stages(self.config.finetune, self.steps_per_epoch, self.task.model.module.parts)
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """One for each stage, by this data's epochs."""
         config = self.config
-        return make_optimizer(config.optim, config.peak_lr, self.steps_per_epoch, self.total_steps)
+        schedule = make_schedule(config.optim, config.peak_lr, self.steps_per_epoch, self.total_steps)
+        factor, parts = config.finetune.backbone_lr_factor, self.task.model.module.parts
+        return make_optimizers(config.optim, factor, schedule, self.stages, parts)
+
+    def train_step(self, stage: int) -> TrainStep:
+        """The step of a stage. Pure."""
+        task = self.task.training_from(self.stages[stage].train_from)
+        return make_train_step(task, self.optimizers[stage], self.config)
 
     def init_state(self) -> TrainState:
         """The state before the first step. Pure."""
-        return init_state(self.task, self.optimizer, self.config.seed, use_ema=self.config.optim.ema_decay is not None)
+        return init_state(
+            self.task, self.optimizers[0], self.config.seed, use_ema=self.config.optim.ema_decay is not None
+        )
+
+    def unfolded(self, weights: Weights) -> Weights:
+        """The same weights, but norms that were folded have statistics, those of some training images."""
+        data, split = self._training_view, self.dataset.train
+        chosen = np.zeros(len(split), bool)
+        chosen[np.linspace(0, len(split) - 1, min(len(split), _UNFOLDING_IMAGES)).astype(int)] = True
+        images, _ = streams.load_arrays(data, split.subset(chosen))
+        measure = jax.jit(lambda x: weights.model.norm_inputs(weights.variables, normalise(x, data.mean, data.std)))
+        pieces = [images[first : first + 64] for first in range(0, len(images), 64)]
+        shares = [len(piece) / len(images) for piece in pieces]
+        inputs = [jax.device_get(measure(piece)) for piece in pieces]
+        mean = jax.tree.map(lambda *means: np.average(means, axis=0, weights=shares), *inputs)
+        return weights._replace(variables=unfold(weights.model, weights.variables, mean))
 
     def facts(self) -> dict[str, Any]:
         """What was found in the data, for `dataset.json`."""
@@ -83,13 +144,33 @@ class Experiment:
         """Parameters and MAdds at the config's resolution."""
         return summarise(self.task.model, self.config.data.resolution)
 
-    def train_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[int], Iterator[Batch]]:
-        """A function from the number of steps done to the batches that follow, on the devices."""
-        config, split = self.config, self.dataset.train
+    @functools.cached_property
+    def teacher(self) -> Teacher:
+        """What ``distill`` asks for. Only training opens it: an evaluation needs neither its weights nor its logits."""
+        return open_teacher(self.config, self.dataset, self.task, self.mesh)
+
+    def train_batches(
+        self, should_stop: Callable[[], bool] = _never, report: Callable[[int, Mapping[int, str]], None] = _ignore
+    ) -> Callable[[int], Iterator[Batch]]:
+        """A function from the number of steps done to the batches that follow, on the devices.
+
+        Args:
+          should_stop: asked every few images as long as a split is loaded.
+          report: with `data.skip_corrupt` called for each batch for which images were skipped, with how many, and a
+            line for each of them by its index.
+        """
+        config, split, teacher = self.config, self.dataset.train, self.teacher
         resident, feed = self._feed(split, should_stop, training=True)
-        return lambda step: map(
-            feed,
-            streams.train_batches(
+
+        def without_skipped(batch: streams.NumpyBatch) -> streams.NumpyBatch:
+            if "skipped" not in batch:
+                return batch
+            if count := int(batch["skipped"].sum()):
+                report(count, streams.skipped_images(split, batch))
+            return {name: array for name, array in batch.items() if name != "skipped"}
+
+        def following(step: int) -> Iterator[Batch]:
+            on_host = streams.train_batches(
                 config.data,
                 split,
                 config.seed,
@@ -97,8 +178,13 @@ class Experiment:
                 process=_process(),
                 resident=resident,
                 augment=config.augment,
-            ),
-        )
+                shapes=self.batch_shapes,
+                group_size=config.norm.group_size,
+            )
+            on_device = map(feed, map(teacher.on_host, map(without_skipped, on_host)))
+            return itertools.starmap(teacher.on_device, enumerate(on_device, step))
+
+        return following
 
     def eval_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[], Iterator[Batch]]:
         """A function that goes through the evaluation split once, each image in one row; others are masked."""
@@ -106,6 +192,11 @@ class Experiment:
         batch_size = -(-min(data.eval_batch_size, len(split)) // devices) * devices
         resident, feed = self._feed(split, should_stop, training=False)
         return lambda: map(feed, streams.eval_batches(data, split, batch_size, process=_process(), resident=resident))
+
+    @property
+    def _training_view(self) -> DataConfig:
+        """For the images that training has one view of."""
+        return dataclasses.replace(self.config.data, eval_resolution=None)
 
     def _feed(
         self, split: Split, should_stop: Callable[[], bool], *, training: bool
@@ -118,8 +209,13 @@ class Experiment:
             if should_stop():
                 raise Stopped
 
-        images, labels = streams.load_arrays(data, split, poll)
+        images, labels = streams.load_arrays(self._training_view if training else data, split, poll)
         return True, meshes.make_feed(self.mesh, {"image": images, "label": labels})
+
+
+def best_of(top1_of: Mapping[int, float]) -> tuple[int, float]:
+    """Step and top-1 of the best evaluation, the first where several are; (0, 0) where there is none."""
+    return max(top1_of.items(), key=lambda item: (item[1], -item[0]), default=(0, 0.0))
 
 
 def open_experiment(
@@ -150,7 +246,10 @@ def open_experiment(
         raise UserError(
             f"model.num_classes={config.model.num_classes}, but {dataset.name} has {found} classes; leave it unset"
         )
-    task = make_task(config, dataset.class_names)
+    counts = None
+    if config.loss.class_weights == "balanced":  # labels that lie beside the pixels take long to read
+        counts = np.bincount(np.asarray(dataset.train.labels), minlength=found).tolist()
+    task = with_teacher(make_task(config, dataset.class_names, counts, dataset.scored), config.distill)
     return Experiment(config=config, dataset=dataset, task=task, mesh=meshes.make_mesh(devices))
 
 
@@ -158,20 +257,34 @@ def check_training(experiment: Experiment) -> None:
     """Refuses what can't be trained, before anything is compiled.
 
     Raises:
-      UserError: if the devices don't fit the batch, or the warm-up is longer than the training.
+      UserError: if there is nothing to train on, an augmentation doesn't exist, the devices don't fit the batch, the
+        warm-up is longer than the training, or the teacher can't be had or is of other classes.
     """
+    check_trainable(experiment.dataset)
+    check_policy(experiment.config.augment)
     config, total = experiment.config, experiment.total_steps
     check_devices(config, experiment.mesh.size)
+    if experiment.stages[-1].first_step >= total:
+        raise UserError(
+            f"finetune.unfreeze_epochs={list(config.finetune.unfreeze_epochs)}: the last stage begins at step"
+            f" {experiment.stages[-1].first_step}, and the training ends at {total}; begin it earlier"
+        )
     if total > _MOST_STEPS:
         raise UserError(
             f"train.epochs={config.train.epochs:g} are {total} steps; {_MOST_STEPS} are the most, so lower it"
         )
+    if (config.optim.warmup_steps or 0) > total:
+        raise UserError(
+            f"optim.warmup_steps={config.optim.warmup_steps} is longer than the training's {total} steps;"
+            f" the most it can be: {total}"
+        )
     warmup_steps = round(config.optim.warmup_epochs * experiment.steps_per_epoch)
-    if warmup_steps > total:
+    if config.optim.warmup_steps is None and warmup_steps > total:
         raise UserError(
             f"optim.warmup_epochs={config.optim.warmup_epochs:g} is {warmup_steps} steps, longer than the training's"
             f" {total}; the most it can be: {total / experiment.steps_per_epoch:g}"
         )
+    _ = experiment.teacher  # opened here, it is refused before a run's folder is made
 
 
 def _process() -> tuple[int, int]:

@@ -62,7 +62,7 @@ def open_weights(source: str, model: ModelConfig) -> Weights:
     return load_weights(source, model.name, **asked)
 
 
-_TAKEN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "norm.decay", "data.mean", "data.std")
+_TAKEN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "data.mean", "data.std")
 """Keys that weights fill in for training."""
 _TAKEN_TO_EVALUATE = (
     "model.strides",
@@ -78,7 +78,7 @@ def prepare(
     """Opens `init.weights`, where they are set, and makes the config one of their network.
 
     What belongs to weights comes from them, unless the command line or a run's own config.json says it: padding, width
-    rule, epsilon and decay of the norms, how pixels are normalised; for an evaluation of the weights themselves the
+    rule, epsilon of the norms, how pixels are normalised; for an evaluation of the weights themselves the
     strides, the resolution and the crop, too. A recipe's values give way.
 
     Args:
@@ -155,7 +155,10 @@ def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
     def labelled(split: Any) -> Any:
         return dataclasses.replace(split, labels=index_of[np.asarray(split.labels)])
 
-    return dataclasses.replace(dataset, class_names=names, train=labelled(dataset.train), eval=labelled(dataset.eval))
+    scored = None if dataset.scored is None else tuple(sorted(index_of[list(dataset.scored)].tolist()))
+    return dataclasses.replace(
+        dataset, class_names=names, train=labelled(dataset.train), eval=labelled(dataset.eval), scored=scored
+    )
 
 
 def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:

@@ -56,14 +56,21 @@ def compile_train_step(mesh: Mesh, step: TrainStep) -> Callable[[TrainState, Bat
     return jax.jit(step, in_shardings=(whole, sharded(mesh)), out_shardings=(whole, whole), donate_argnums=0)
 
 
-def compile_eval_step(mesh: Mesh, step: EvalStep) -> Callable[[PyTree, PyTree, Batch], PyTree]:
-    """``(sums so far, variables, batch) -> sums``; the sums given are donated."""
+def compile_eval_step(mesh: Mesh, step: EvalStep) -> Callable[[PyTree, PyTree, Batch], tuple[PyTree, dict[str, Array]]]:
+    """``(sums so far, variables, batch) -> (sums, rows)``, all on every device; the sums given are donated."""
     whole = replicated(mesh)
 
-    def add(sums: PyTree, variables: PyTree, batch: Batch) -> PyTree:
-        return merge(sums, step(variables, batch))
+    def add(sums: PyTree, variables: PyTree, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        new, rows = step(variables, batch)
+        return merge(sums, new), {**rows, **{name: batch[name] for name in ("index", "label", "mask")}}
 
     return jax.jit(add, in_shardings=(whole, whole, sharded(mesh)), out_shardings=whole, donate_argnums=0)
+
+
+def compile_teacher(mesh: Mesh, teacher: Callable[[PyTree, Array, Batch], Array]) -> Callable[..., Array]:
+    """``(variables, step, batch) -> logits``, which lie as the batch does; compiled for each shape of a batch."""
+    whole, place = replicated(mesh), sharded(mesh)
+    return jax.jit(teacher, in_shardings=(whole, whole, place), out_shardings=place)
 
 
 def put(mesh: Mesh, tree: PyTree) -> PyTree:

@@ -1,8 +1,9 @@
-"""Learning-rate schedules and optimisers, from the config to optax."""
+"""Optimisers, from the config to optax."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,84 +20,85 @@ class Optimizer(NamedTuple):
     schedule: optax.Schedule
 
 
-def make_schedule(optim: OptimConfig, peak_lr: float, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
-    """The learning rate by step, counted from 0; traced or not.
-
-    The decays of `exponential` and `step` count from the start of training, warm-up included (TF model garden's
-    and PyTorch's rule); `cosine` runs from the end of the warm-up to the end of training.
-
-    Args:
-      optim: see `config.OptimConfig`.
-      peak_lr: where the warm-up ends.
-      steps_per_epoch: training images / batch size; need not be whole.
-      total_steps: of the whole training.
-    """
-    warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
-
-    def decayed(step: Array) -> Array:
-        if optim.schedule == "cosine":
-            progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-            return optim.final_lr + (peak_lr - optim.final_lr) * 0.5 * (1 + jnp.cos(jnp.pi * progress.clip(0, 1)))
-        if optim.schedule == "exponential":
-            decays = step / (optim.decay_every_epochs * steps_per_epoch)
-            return peak_lr * jnp.power(optim.decay_factor, jnp.floor(decays) if optim.staircase else decays)
-        if optim.schedule == "step":
-            boundaries = [round(epoch * steps_per_epoch) for epoch in optim.milestones_epochs]
-            passed = (step >= jnp.asarray(boundaries)).sum()
-            return peak_lr * jnp.power(optim.decay_factor, passed)
-        return jnp.full_like(step, peak_lr)
-
-    def schedule(count: Array) -> Array:
-        step = jnp.asarray(count, jnp.result_type(float))
-        warm = optim.warmup_init_lr + (peak_lr - optim.warmup_init_lr) * step / max(warmup_steps, 1)
-        return jnp.where(step < warmup_steps, warm, decayed(step))
-
-    return schedule
-
-
 def decay_mask(params: PyTree, decayed: str) -> PyTree:
-    """Which parameters `weight_decay_on` decays. Norms and biases are vectors, depthwise kernels [r, s, 1, c]."""
-    rules = {
-        "all": lambda p: True,
-        "no_norm_bias": lambda p: p.ndim > 1,
-        "no_depthwise": lambda p: p.ndim > 1 and not (p.ndim == 4 and p.shape[2] == 1),
+    """Which parameters `weight_decay_on` decays.
+
+    Norms, biases and LayerScale are vectors, depthwise kernels [r, s, 1, c]. A bias is told from a norm's by the name
+    of the module, which ends in ``_norm`` for a norm. LayerScale isn't one: no_norm decays it (as torchvision's
+    --norm-weight-decay and TF model garden's exclude_from_weight_decay: [batch_normalization] would), no_norm_bias
+    doesn't (as timm).
+    """
+    rules: dict[str, Callable[[Any, Array], bool]] = {
+        "all": lambda path, p: True,
+        "no_norm": lambda path, p: not any(str(key.key).endswith("_norm") for key in path),
+        "no_norm_bias": lambda path, p: p.ndim > 1,
+        "no_depthwise": lambda path, p: p.ndim > 1 and not (p.ndim == 4 and p.shape[2] == 1),
     }
-    return jax.tree.map(rules[decayed], params)
+    return jax.tree.map_with_path(rules[decayed], params)
 
 
-def make_optimizer(optim: OptimConfig, peak_lr: float, steps_per_epoch: float, total_steps: int) -> Optimizer:
+def make_transformation(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clips, decays the weights, and follows the schedule.
 
-    sgd and rmsprop take weight decay as L2, added to the clipped gradient before the momentum (PyTorch, TF-slim);
-    adamw takes it decoupled (Loshchilov & Hutter, arXiv:1711.05101). rmsprop is TensorFlow's: the mean square
-    starts at 1, epsilon stands inside the root, the learning rate inside the momentum.
+    - sgd and rmsprop take weight decay as L2, added to the clipped gradient before the momentum (PyTorch, TF-slim).
+    - rmsprop is, by (rms_init, epsilon_in_sqrt, lr_in_momentum): TF1's and timm's RMSpropTF (1, True, True), Keras'
+      (0, True, True) or PyTorch's (0, False, False).
+    - adamw takes it decoupled (Loshchilov & Hutter, arXiv:1711.05101).
+    - lamb (You et al., arXiv:1904.00962) gives each layer's step, weight decay included, the length of its weights
+      times the learning rate. As in timm, only where `weight_decay_on` decays: norms and biases follow Adam. timm's
+      is besides clip_grad_norm=1, epsilon=1e-6.
+    - What `l2` adds to the gradient of adamw and lamb comes after clipping and before the moments.
     """
-    schedule = make_schedule(optim, peak_lr, steps_per_epoch, total_steps)
 
     def mask(params: PyTree) -> PyTree:
         return decay_mask(params, optim.weight_decay_on)
 
+    coupled = optim.weight_decay if optim.name in ("sgd", "rmsprop") else optim.l2
     chain = []
     if optim.clip_grad_norm is not None:
         chain.append(optax.clip_by_global_norm(optim.clip_grad_norm))
-    if optim.name == "adamw":
-        chain.append(
-            optax.adamw(schedule, optim.b1, optim.b2, optim.epsilon, weight_decay=optim.weight_decay, mask=mask)
-        )
-    else:
-        if optim.weight_decay:
-            chain.append(optax.add_decayed_weights(optim.weight_decay, mask))
-        if optim.name == "sgd":
-            chain.append(optax.sgd(schedule, optim.momentum or None, optim.nesterov))
-        else:
-            chain.append(
-                optax.rmsprop(
-                    schedule,
-                    optim.rms_decay,
-                    optim.epsilon,
-                    initial_scale=1.0,
-                    eps_in_sqrt=True,
-                    momentum=optim.momentum or None,
-                )
-            )
-    return Optimizer(optax.chain(*chain), schedule)
+    if coupled:
+        chain.append(optax.add_decayed_weights(coupled, mask))
+    chain.append(_RULES[optim.name](optim, schedule, mask))
+    return optax.chain(*chain)
+
+
+_Mask = Callable[[PyTree], PyTree]
+
+
+def _sgd(optim: OptimConfig, schedule: optax.Schedule, mask: _Mask) -> optax.GradientTransformation:
+    return optax.sgd(schedule, optim.momentum or None, optim.nesterov)
+
+
+def _rmsprop(optim: OptimConfig, schedule: optax.Schedule, mask: _Mask) -> optax.GradientTransformation:
+    scaled = optax.scale_by_rms(optim.rms_decay, optim.epsilon, optim.rms_init, optim.epsilon_in_sqrt)
+    momentum = optax.trace(optim.momentum) if optim.momentum else optax.identity()
+    lr = optax.scale_by_learning_rate(schedule)
+    return optax.chain(scaled, lr, momentum) if optim.lr_in_momentum else optax.chain(scaled, momentum, lr)
+
+
+def _adamw(optim: OptimConfig, schedule: optax.Schedule, mask: _Mask) -> optax.GradientTransformation:
+    return optax.adamw(schedule, optim.b1, optim.b2, optim.epsilon, weight_decay=optim.weight_decay, mask=mask)
+
+
+def _lamb(optim: OptimConfig, schedule: optax.Schedule, mask: _Mask) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon),
+        optax.add_decayed_weights(optim.weight_decay, mask),
+        _scale_by_trust_ratio(mask, optim.trust_clip),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+_RULES = {"sgd": _sgd, "rmsprop": _rmsprop, "adamw": _adamw, "lamb": _lamb}
+
+
+def _scale_by_trust_ratio(mask: _Mask, clip: bool) -> optax.GradientTransformation:
+    """Each update that ``mask`` names gets the length of its weights; with ``clip`` none gets longer by it."""
+
+    def scaled(update: Array, param: Array, named: bool) -> Array:
+        lengths = jnp.linalg.norm(param.reshape(-1)), jnp.linalg.norm(update.reshape(-1))
+        ratio = jnp.where(jnp.minimum(*lengths) > 0, lengths[0] / lengths[1], 1.0)
+        return update * (jnp.minimum(ratio, 1.0) if clip else ratio) if named else update
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates, params, mask(params)))

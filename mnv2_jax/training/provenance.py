@@ -14,7 +14,18 @@ from typing import Any
 
 import psutil
 
-_PACKAGES = ("mnv2_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = (
+    "mnv2_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "pillow",
+    "cykooz-resizer",
+)
 
 
 def provenance(devices: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,10 +25,12 @@ class Recorder:
         """Opens the log, cut back to ``start`` steps."""
         config = experiment.config
         self._experiment = experiment
-        self._evaluated = {step for step in read_evaluations(workdir) if step <= start}
+        self.top1_of = {step: line["top1"] for step, line in read_evaluations(workdir).items() if step <= start}
+        """Of each evaluation, by its step."""
         self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
         self._progress = Progress(experiment.total_steps, start, stream)
-        self.speed = Speed(config.data.batch_size)
+        self.speed = Speed()
+        self._num_skipped, self._named_skipped = 0, set[int]()
         self._unread: tuple[int, Metrics] | None = None
 
     @property
@@ -39,6 +41,13 @@ class Recorder:
     def say(self, text: str) -> None:
         """Prints a line."""
         self._progress.line(text)
+
+    def skipped(self, count: int, lines: Mapping[int, str]) -> None:
+        """Counts images that couldn't be decoded, for the next line of the log, and names each once."""
+        self._num_skipped += count
+        for index in sorted(lines.keys() - self._named_skipped):
+            self.say(f"skipped: {lines[index]}")
+        self._named_skipped |= lines.keys()
 
     def note(self, step: int, metrics: Metrics) -> None:
         """Keeps a step's metrics for the next `read`."""
@@ -56,6 +65,8 @@ class Recorder:
         self._unread, metrics = None, {name: value.item() for name, value in jax.device_get(on_device).items()}
         bad, pace = metrics.pop("first_bad_step"), self.speed.lap()
         epoch = round(step / self._experiment.steps_per_epoch, 4)
+        if self._experiment.config.data.skip_corrupt:
+            metrics["skipped"], self._num_skipped = self._num_skipped, 0
         self._log.write(step, "train", {"epoch": epoch, **metrics, **pace._asdict()})
         self._refuse(bad)
         self._progress.update(step, metrics["loss"], *pace)
@@ -76,14 +87,10 @@ class Recorder:
                 f" try a lower optim.peak_lr than {peak_lr:g}, or optim.clip_grad_norm"
             )
 
-    def was_evaluated(self, step: int) -> bool:
-        """Whether the log has an evaluation after so many steps."""
-        return step in self._evaluated
-
     def evaluated(self, step: int, result: Mapping[str, Any]) -> None:
         """Logs an evaluation."""
         self._log.write(step, "eval", scalars(result))
-        self._evaluated.add(step)
+        self.top1_of[step] = result["top1"]
         self.say(
             f"step {step}: {self._experiment.dataset.eval.name} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%},"
             f" loss {result['loss']:.4f}, {result['count']} images"

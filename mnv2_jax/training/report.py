@@ -12,6 +12,7 @@ import io
 import math
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,11 +24,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mnv2_jax import config as config_lib
+from mnv2_jax.data.split import Split
 from mnv2_jax.json_files import read_json, write_text
 from mnv2_jax.training.metrics_log import read_metrics
 from mnv2_jax.training.progress import duration
 
-NAME = "report.html"
+NAME, PICTURES = "report.html", "mistakes"
 
 _NAMED_CLASSES = 30
 """Up to so many the confusion matrix is a table with names; beyond that it is a picture."""
@@ -84,6 +86,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
             _tiles(read["summary"]),
             _curves(metrics),
             _evaluation(read["evaluation"], read["dataset"].get("class_names") or []),
+            _mistakes(read["evaluation"].get("mistakes"), read["dataset"].get("class_names") or [], workdir / PICTURES),
             _config(read["config"]),
             _provenance(read["provenance"]),
         )
@@ -91,6 +94,17 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     path = workdir / NAME
     write_text(path, _PAGE.format(title=_text(title), css=_CSS, body=body))
     return path
+
+
+def save_pictures(workdir: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
+    """Writes ``mistakes/INDEX.png``, at most 160 pixels wide and high, for these images of a split, and no others."""
+    folder = workdir / PICTURES
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for index in indices:
+        image = Image.fromarray(np.asarray(split.read(index)))
+        image.thumbnail((160, 160))
+        image.save(folder / f"{index}.png")
 
 
 # --- words and numbers -------------------------------------------------------------------------------------
@@ -355,6 +369,23 @@ def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
     return f"<figure><figcaption>Most frequent mistakes</figcaption>{table}</figure>"
 
 
+def _mistakes(mistakes: Sequence[Mapping[str, Any]] | None, names: Sequence[str], folder: pathlib.Path) -> str:
+    """The pictures that are there, each with what it is and what it was taken for."""
+    cards = [
+        f'<figure><img alt="" src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'
+        f"<figcaption>{_text(names[mistake['label']])} <span class=arrow>→</span> {_text(names[mistake['prediction']])}"
+        f"<span class=note> {_percent(mistake['confidence'])}, image {mistake['index']}</span></figcaption></figure>"
+        for mistake in mistakes or ()
+        if (picture := folder / f"{mistake['index']}.png").exists()
+    ]
+    if not cards:
+        return ""
+    return (
+        "<section><h2>Worst mistakes</h2><p class=note>The wrongly classified images of highest loss: true class →"
+        f" prediction, with its confidence.</p><div class=pictures>{''.join(cards)}</div></section>"
+    )
+
+
 def _classes(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     rows = [
         (
@@ -468,6 +499,11 @@ tbody tr:last-child > * { border-bottom: 0; }
   overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .matrix { display: block; width: 100%; max-width: 44rem; image-rendering: pixelated; background: var(--card);
   border: 1px solid var(--grid); border-radius: 4px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; }
+.pictures figure { padding: .5rem; }
+.pictures img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
+.pictures figcaption { font-size: .8rem; font-weight: 500; margin: .4rem 0 0; overflow-wrap: anywhere; }
+.pictures .note { display: block; }
 details { border-top: 1px solid var(--grid); padding: .6rem 0; }
 summary { cursor: pointer; color: var(--muted); }
 code { font: .84rem ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }

@@ -20,17 +20,17 @@ class Pace(NamedTuple):
 class Speed:
     """A stopwatch over steps. Compilation, evaluation and saving don't count."""
 
-    def __init__(self, batch_size: int, clock: Callable[[], float] = time.monotonic):
-        self._batch_size, self._clock = batch_size, clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
         self.restart()
 
     def restart(self) -> None:
         """Forgets what came since the last lap."""
-        self._since, self._steps, self._waited = self._clock(), 0, 0.0
+        self._since, self._images, self._waited = self._clock(), 0, 0.0
 
-    def step_done(self) -> None:
-        """Counts a step."""
-        self._steps += 1
+    def step_done(self, images: int) -> None:
+        """Counts a step over so many images."""
+        self._images += images
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -49,7 +49,7 @@ class Speed:
     def lap(self) -> Pace:
         """The pace since the lap before."""
         seconds = max(self._clock() - self._since, 1e-9)
-        speed = self._steps * self._batch_size / seconds if self._steps else None
+        speed = self._images / seconds if self._images else None
         pace = Pace(speed, min(self._waited / seconds, 1.0))
         self.restart()
         return pace

@@ -23,7 +23,7 @@ class TrainState(struct.PyTreeNode):
     step: Array
     """int32 []: steps done."""
     seed: Array
-    """uint32 []: the step's randomness is fold_in(stream_key(seed, "step"), step)."""
+    """uint32 []: the step's randomness is `step_key(seed, step)`."""
     first_bad_step: Array
     """int32 []: the first step, counted from 1, whose loss, gradient or new weights were not finite; else `NEVER`."""
     params: PyTree

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mnv2_jax.config import Config
-from mnv2_jax.ops.random import stream_key
+from mnv2_jax.ops.random import step_key
 from mnv2_jax.tasks.base import Task
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.state import NEVER, TrainState
@@ -18,7 +18,7 @@ from mnv2_jax.types import Array, Batch, PyTree
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[PyTree, Batch], PyTree]
+EvalStep = Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]
 
 
 def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainStep:
@@ -30,7 +30,7 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
     accumulate, group = config.optim.accumulate_steps, config.norm.group_size
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(stream_key(state.seed, "step"), state.step)
+        key = step_key(state.seed, state.step)
         if accumulate == 1:
             (loss, (model_state, metrics)), grads = gradient(state.params, state.model_state, batch, key)
         else:
@@ -86,4 +86,7 @@ def _averaged(state: TrainState, variables: PyTree, config: Config) -> PyTree:
     # TensorFlow's num_updates counts this step too.
     ceiling = (2.0 + state.step) / (11.0 + state.step) if config.optim.ema_warmup else 1.0
     decay = jnp.minimum(config.optim.ema_decay, ceiling)
+    if config.optim.ema_every_steps > 1:
+        # Counted over the whole training, the first time after so many steps; torchvision's counts in each epoch anew.
+        decay = jnp.where((state.step + 1) % config.optim.ema_every_steps == 0, decay, 1.0)
     return jax.tree.map(lambda mean, new: (mean * decay + new * (1 - decay)).astype(new.dtype), state.ema, variables)

@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 from PIL import Image
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data.images import decode, draw_crop, evaluation_view, random_resized_view
+from mnv2_jax.data import images
+from mnv2_jax.data.images import (
+    DamagedImageError,
+    EncodedImage,
+    decode,
+    draw_crop,
+    evaluation_view,
+    random_resized_view,
+)
 from mnv2_jax.errors import UserError
+from tests.data.conftest import smooth_image
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -224,3 +234,157 @@ def test_the_generator_decides_everything():
     assert (views[0] != views[2]).any()
     assert views[0].shape == (24, 24, 3)
     assert views[0].dtype == np.uint8
+
+
+# --- decoding only what a crop needs ------------------------------------------------------------------------
+
+
+def photo(height: int, width: int) -> Image.Image:
+    return Image.fromarray(smooth_image(np.random.default_rng(0), height, width))
+
+
+FILES = {
+    f"{mode} {subsampling} {'progressive' if progressive else 'baseline'}": encode(
+        photo(83, 117).convert(mode), "JPEG", subsampling=subsampling, progressive=progressive
+    )
+    for mode in ("RGB", "L", "CMYK")
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0")
+    for progressive in (False, True)
+} | {
+    "restart markers": encode(photo(83, 117), "JPEG", restart_marker_blocks=3),
+    "PNG": encode(photo(83, 117)),
+    "palette": encode(photo(83, 117).convert("P"), "GIF"),
+    "16 bit": encode(Image.fromarray(np.arange(83 * 117, dtype=np.uint16).reshape(83, 117) * 6)),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_part_decodes_to_the_pixels_that_the_whole_has_there(kind):
+    whole = decode(FILES[kind], "x")
+    image = EncodedImage(FILES[kind], "x")
+    assert image.shape == whole.shape == (83, 117, 3)
+    for height in range(1, 84):  # every distance from the end of a block
+        top, left, width = (83 - height) // 3, height % 50, 60
+        part = np.asarray(image.crop(top, left, height, width))
+        np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
+
+
+def test_what_lies_below_a_crop_is_not_decoded():
+    content = encode(photo(640, 640), "JPEG", quality=95)
+    image = EncodedImage(content, "x")
+
+    def seconds(height):
+        begun = time.process_time()
+        for _ in range(10):
+            image.crop(0, 0, height, 640)
+        return time.process_time() - begun
+
+    assert min(seconds(64) for _ in range(3)) < 0.6 * min(seconds(640) for _ in range(3))  # a quarter
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_large_crop_is_decoded_smaller(scale):
+    content = encode(photo(400, 520), "JPEG", quality=95)
+    image = EncodedImage(content, "x")
+    enough = 300 // scale
+    part = image.crop(100, 220, 300, 300, enough=enough)
+    assert min(part.size) == round(300 / scale) >= enough
+    expected = image.crop(100, 220, 300, 300).resize(part.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(part, float) - np.asarray(expected)).mean() < 6  # of 256, with edges at a pixel's distance
+    assert image.crop(100, 220, 300, 300, enough=300 // scale + 1).size > part.size
+    assert EncodedImage(encode(photo(400, 520)), "x").crop(100, 220, 300, 300, enough=enough).size == (300, 300)
+
+
+@pytest.mark.parametrize("crop_draw", ["torchvision", "tensorflow"])
+def test_a_training_view_below_twice_the_resolution_is_that_of_the_decoded_image(crop_draw):
+    content = encode(photo(83, 117), "JPEG")
+    data = DataConfig(resolution=60, crop_draw=crop_draw)
+    for seed in range(20):
+        views = [
+            random_resized_view(image, data, np.random.default_rng(seed))
+            for image in (EncodedImage(content, "x"), decode(content, "x"))
+        ]
+        np.testing.assert_array_equal(views[0], views[1])
+
+
+def test_the_training_view_is_pillows_within_a_level(monkeypatch):
+    pictures = [smooth_image(np.random.default_rng(i), 50 + 9 * i, 140 - 11 * i) for i in range(10)]
+    for size in (16, 57, 96):
+        data = DataConfig(resolution=size)
+        views = [random_resized_view(picture, data, np.random.default_rng(1)) for picture in pictures]
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "simd", None)
+            assert images.resizer(data) == "Pillow"
+            expected = [random_resized_view(picture, data, np.random.default_rng(1)) for picture in pictures]
+        for view, other in zip(views, expected, strict=True):
+            assert np.abs(view.astype(int) - other).max() <= 1
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_within_a_crop_is_the_same_line(damage):
+    content, says = DAMAGED[damage]
+
+    def crop():
+        image = EncodedImage(content, "some/file.jpg")
+        image.crop(image.shape[0] // 2, 0, image.shape[0] // 2, 3)
+
+    with pytest.raises(DamagedImageError, match=says):
+        crop()
+
+
+def test_a_jpeg_that_ends_too_early_serves_crops_above_its_end():
+    content = encode(photo(300, 300), "JPEG", quality=95)
+    cut = EncodedImage(content[: len(content) * 9 // 10], "x")
+    np.testing.assert_array_equal(cut.crop(0, 0, 50, 50), EncodedImage(content, "x").crop(0, 0, 50, 50))
+    for part in ((200, 0, 100, 50), (0, 0, 300, 300)):
+        with pytest.raises(DamagedImageError, match="decoded"):
+            cut.crop(*part)
+
+
+def test_headers_are_read_over_padding_comments_and_thumbnails():
+    exif = Image.Exif()
+    exif[0x010E] = "a" * 300
+    content = encode(photo(40, 70), "JPEG", exif=exif, comment=b"\xff\xc0 not a frame")
+    padded = content[:2] + b"\xff\xff" + content[2:]
+    for variant in (content, padded):
+        np.testing.assert_array_equal(decode(variant, "x"), decode(encode(photo(40, 70), "JPEG"), "x"))
+
+
+# --- TensorFlow's draw --------------------------------------------------------------------------------------
+
+
+def test_tensorflows_crops_lie_within_the_image_and_their_area_and_ratio_in_range():
+    data = DataConfig(crop_draw="tensorflow", crop_area=(0.05, 1.0), crop_ratio=(3 / 4, 4 / 3))
+    rng = np.random.default_rng(0)
+    crops = np.array([draw_crop(375, 500, data, rng) for _ in range(4000)])
+    top, left, h, w = crops.T
+    assert (crops >= 0).all()
+    assert (top + h <= 375).all()
+    assert (left + w <= 500).all()
+    area = h * w / (375 * 500)
+    assert 0.1 <= area.min() < 0.105  # covers a tenth of the image, whatever the area allows
+    assert area.max() > 0.9
+    assert 0.73 < (w / h).min() < (w / h).max() < 1.35
+    # At a given ratio the height, not the area, is uniform: small crops are rarer than torchvision's.
+    assert np.median(area) < np.median(
+        [np.prod(draw_crop(375, 500, DataConfig(crop_area=(0.1, 1.0)), rng)[2:]) / (375 * 500) for _ in range(4000)]
+    )
+
+
+def test_tensorflows_fallback_is_the_whole_image():
+    data = DataConfig(crop_draw="tensorflow", crop_area=(0.9, 1.0))
+    assert draw_crop(1000, 10, data, np.random.default_rng(0)) == (0, 0, 1000, 10)
+    assert draw_crop(1, 1, data, np.random.default_rng(0)) == (0, 0, 1, 1)
+
+
+# --- evaluation at a resolution of its own ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eval_crop", ["resize_crop", "central"])
+def test_eval_resolution(eval_crop):
+    image = smooth_image(np.random.default_rng(0), 60, 80)
+    data = DataConfig(resolution=32, eval_resolution=40, eval_crop=eval_crop)
+    plain = DataConfig(resolution=40, eval_crop=eval_crop)
+    np.testing.assert_array_equal(evaluation_view(image, data), evaluation_view(image, plain))
+    assert evaluation_view(image, data, data.resolution).shape == (32, 32, 3)
+    assert random_resized_view(image, data, np.random.default_rng(0)).shape == (32, 32, 3)

@@ -1,20 +1,26 @@
-"""Digits, CIFAR-10 and the held-out share."""
+"""Digits, CIFAR-10, the held-out share, and the data sets for evaluation only."""
 
+import dataclasses
 import importlib.util
+import json
+import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data.sources import CIFAR10_CLASSES, known_num_classes, open_dataset
+from mnv2_jax.data import imagenet, imagenet_subsets
+from mnv2_jax.data.sources import CIFAR10_CLASSES, check_trainable, known_num_classes, open_dataset
 from mnv2_jax.data.streams import load_arrays
 from mnv2_jax.errors import UserError
 
+SUBSETS = pathlib.Path(imagenet_subsets.__file__).with_suffix(".json")
 DIGITS = DataConfig(name="digits", resolution=32, crop="shift", eval_crop_fraction=1.0)
 
 
 def keys_of(split) -> set[tuple[int, bytes]]:
-    return {(int(split.labels[i]), split.read(i).tobytes()) for i in range(len(split))}
+    return {(int(split.labels[i]), np.asarray(split.read(i)).tobytes()) for i in range(len(split))}
 
 
 # --- digits -------------------------------------------------------------------------------------------------
@@ -175,3 +181,71 @@ def test_classes_that_are_known_without_data():
     assert known_num_classes(DataConfig(name="imagenet")) == 1000
     with pytest.raises(UserError, match=r"data\.path is not set; give it in the argument"):
         known_num_classes(DataConfig(name="folder"))
+
+
+# --- robustness ---------------------------------------------------------------------------------------------
+
+
+def subset(root, folders):
+    """A folder with one image for each class, and two for the last."""
+    for place, name in enumerate(folders):
+        (root / name).mkdir(parents=True)
+        Image.fromarray(np.full((4, 5, 3), place % 256, np.uint8)).save(root / name / "a.png")
+    Image.fromarray(np.zeros((6, 5, 3), np.uint8)).save(root / folders[-1] / "b.png")
+    (root / "README.txt").write_text("not an image")
+    return root
+
+
+def subset_folders(name):
+    if name == "imagenet_v2":
+        return [str(i) for i in range(1000)]
+    wnids = json.loads(SUBSETS.read_text()).get(name, imagenet.class_ids())
+    return list(wnids)
+
+
+@pytest.mark.parametrize("name", imagenet_subsets.NAMES)
+def test_robustness(tmp_path, name):
+    folders = subset_folders(name)
+    data = DataConfig(name=name, path=str(subset(tmp_path, folders)))
+    dataset = open_dataset(data)
+    assert dataset.class_names == imagenet.class_ids()
+    assert known_num_classes(data) == known_num_classes(DataConfig(name=name)) == 1000
+    numbers = [int(f) if name == "imagenet_v2" else imagenet.class_ids().index(f) for f in folders]
+    np.testing.assert_array_equal(dataset.eval.labels, [*numbers, numbers[-1]])
+    assert dataset.scored == (tuple(numbers) if len(folders) == 200 else None)
+    for place in (0, 2, 10, 100, len(folders) - 1):  # of "2", "10" and "100", sorted as text, the order would differ
+        assert np.asarray(dataset.eval.read(place))[0, 0, 0] == place % 256
+    assert np.asarray(dataset.eval.read(len(folders))).shape == (6, 5, 3)
+    with pytest.raises(UserError, match=f"data.name='{name}': there are no images to train on"):
+        check_trainable(dataset)
+    with pytest.raises(UserError, match="there are no images to train on"):
+        open_dataset(dataclasses.replace(data, holdout_fraction=0.1))
+    with pytest.raises(UserError, match=f"{name} is not split; leave it out"):
+        open_dataset(dataclasses.replace(data, eval_split="val"))
+
+
+def test_the_classes_of_imagenet_r_and_a():
+    """Of the authors' eval.py: the first and last of each, how many there are, and how many they share."""
+    r, a = (imagenet_subsets.scored(name) for name in ("imagenet_r", "imagenet_a"))
+    assert (len(r), r[:4], r[-3:], sum(r)) == (200, (1, 2, 4, 6), (981, 983, 988), sum(sorted(set(r))))
+    assert (len(a), a[:4], a[-3:], sum(a)) == (200, (6, 11, 13, 15), (986, 987, 988), sum(sorted(set(a))))
+    assert imagenet_subsets.scored("imagenet_v2") is imagenet_subsets.scored("imagenet_sketch") is None
+
+
+def test_robustness_with_other_classes(tmp_path):
+    folders = subset_folders("imagenet_a")
+    path = subset(tmp_path / "a", folders)
+    data = DataConfig(name="imagenet_a", path=str(path))
+    (path / "n01440764").mkdir()
+    with pytest.raises(UserError, match="folder 'n01440764' is none of the 200 classes of imagenet_a"):
+        open_dataset(data)
+    (path / "n01440764").rmdir()
+    for image in (path / folders[7]).iterdir():
+        image.unlink()
+    with pytest.raises(UserError, match=f"class '{folders[7]}' of imagenet_a has no images; 200 of 200"):
+        open_dataset(data)
+    (path / folders[7]).rmdir()
+    with pytest.raises(UserError, match=f"class '{folders[7]}' of imagenet_a has no images; 199 of 200"):
+        open_dataset(data)
+    with pytest.raises(UserError, match="not a folder; unpack imagenet_a"):
+        open_dataset(DataConfig(name="imagenet_a", path=str(path / "README.txt")))

@@ -79,7 +79,7 @@ def test_reads_what_was_written(data_dir):
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(np.bincount(labels), [4, 4, 3])
     # TFDS shuffles as it writes; every image is there once, with its label.
-    found = {dataset.train.read(i).tobytes(): int(labels[i]) for i in range(11)}
+    found = {np.asarray(dataset.train.read(i)).tobytes(): int(labels[i]) for i in range(11)}
     assert found == {example("train", i).tobytes(): i % 3 for i in range(11)}
 
 

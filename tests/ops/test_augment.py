@@ -1,11 +1,13 @@
 """What is done to an image follows from its own key."""
 
 import colorsys
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mnv2_jax.ops import augment
 from mnv2_jax.ops.random import STREAMS, example_keys, stream_key
@@ -21,7 +23,10 @@ def keys(seed=0, epoch=0, index=range(12)):
 AUGMENTATIONS = {
     "flip": lambda k, x: augment.random_flip(k, x),
     "shift": lambda k, x: augment.random_shift(k, x, 3),
-    "color": lambda k, x: augment.inception_color(k, x.astype(jnp.float32) / 255),
+    "inception color": lambda k, x: augment.inception_color(k, augment.as_float(x)),
+    "color jitter": lambda k, x: augment.color_jitter(k, augment.as_float(x), (0.4, 0.4, 0.4, 0.1)),
+    "rotation": lambda k, x: augment.random_rotation(k, augment.as_float(x), 30.0),
+    "erasing": lambda k, x: augment.random_erasing(k, augment.as_float(x), 0.9, (0.02, 0.33), "noise"),
 }
 
 
@@ -30,7 +35,7 @@ def test_an_image_is_treated_alike_in_any_batch(name):
     f = jax.jit(AUGMENTATIONS[name])
     whole = f(keys(), IMAGES)
     some = jnp.asarray([7, 2, 2, 11])
-    np.testing.assert_allclose(f(keys(index=some), IMAGES[some]), whole[some], rtol=1e-6)
+    np.testing.assert_allclose(f(keys(index=some), IMAGES[some]), whole[some], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -75,10 +80,123 @@ def test_saturation_is_that_of_hsv(factor):
         np.testing.assert_allclose(result, colorsys.hsv_to_rgb(h, min(s * factor, 1), v), atol=1e-6)
 
 
-def test_color_stays_in_range():
-    out = augment.inception_color(keys(), IMAGES.astype(jnp.float32) / 255)
+@pytest.mark.parametrize("name", ["inception color", "color jitter"])
+def test_color_stays_in_range(name):
+    out = jax.jit(AUGMENTATIONS[name])(keys(), IMAGES)
     assert out.min() >= 0
     assert out.max() <= 1
+
+
+STRENGTHS = (0.4, 0.5, 1.5, 0.1)
+
+
+def draw_jitter(strengths, n=12):
+    """[n, of those in use] orders and [n, 4] factors."""
+    draw = jax.jit(jax.vmap(lambda key: augment.draw_jitter(key, strengths)))
+    return map(np.asarray, draw(keys(index=range(n))))
+
+
+def test_jitter_draws_every_order_and_factors_within_their_bounds():
+    order, factors = draw_jitter(STRENGTHS, n=600)
+    seen, counts = np.unique(order, axis=0, return_counts=True)
+    assert sorted(map(tuple, seen.tolist())) == sorted(itertools.permutations(range(4)))
+    assert counts.min() > 5
+    low, high = [0.6, 0.5, 0, -0.1], [1.4, 1.5, 2.5, 0.1]
+    assert (factors >= low).all()
+    assert (factors <= high).all()
+    np.testing.assert_allclose(factors.min(axis=0), low, atol=0.02)
+    np.testing.assert_allclose(factors.max(axis=0), high, atol=0.02)
+
+
+def test_jitter_leaves_out_what_is_0():
+    images = augment.as_float(IMAGES)
+    np.testing.assert_array_equal(augment.color_jitter(keys(), images, (0.0, 0.0, 0.0, 0.0)), images)
+    strengths = (0.4, 0.0, 0.0, 0.0)
+    _, factors = draw_jitter(strengths)
+    expected = np.clip(np.asarray(images) * factors[:, :1, None, None], 0, 1)
+    np.testing.assert_allclose(
+        jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths), expected, rtol=1e-6
+    )
+
+
+def test_hue_is_that_of_hsv():
+    images = np.random.default_rng(1).random((12, 3, 3, 3)).astype(np.float32)
+    images[:, 0, 0] = 0.3
+    images[:, 0, 1] = [[0.7, 0.7, 0.2], [0.2, 0.7, 0.7]] * 6  # two channels share the maximum
+    strengths = (0.0, 0.0, 0.0, 0.5)
+    _, factors = draw_jitter(strengths)
+    found = np.asarray(jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths))
+    for turns, image, result in zip(factors[:, 3].tolist(), images, found, strict=True):
+        for pixel, shown in zip(image.reshape(-1, 3), result.reshape(-1, 3), strict=True):
+            h, s, v = colorsys.rgb_to_hsv(*pixel.tolist())
+            np.testing.assert_allclose(shown, colorsys.hsv_to_rgb((h + turns) % 1, s, v), atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(17, 23), (8, 8), (1, 5)])
+@pytest.mark.parametrize("degrees", [0.0, 12.0, -75.0, 180.0])
+def test_rotation_is_scipys(shape, degrees):
+    image = np.random.default_rng(0).random((*shape, 3)).astype(np.float32)
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    matrix, centre = np.array([[cos, sin], [-sin, cos]]), (np.array(shape) - 1) / 2
+    offset = centre - matrix @ centre
+    expected = [ndimage.affine_transform(image[..., c], matrix, offset, order=1, mode="nearest") for c in range(3)]
+    found = jax.jit(augment.rotate)(image, jnp.radians(degrees))
+    np.testing.assert_allclose(found, np.stack(expected, axis=-1), atol=2e-5)
+
+
+def test_a_quarter_turn_is_counter_clockwise():
+    image = jnp.asarray(np.random.default_rng(0).random((6, 6, 3)), jnp.float32)
+    np.testing.assert_allclose(augment.rotate(image, jnp.pi / 2), np.rot90(image), atol=1e-5)
+
+
+def test_rotations_are_spread_over_both_directions():
+    step = jnp.zeros((400, 3, 33, 1)).at[:, 1, 16:].set(1)  # the row in the middle, from the centre on
+    lit = augment.random_rotation(keys(index=range(400)), step, 2.0)[:, 0, 32, 0]  # 16 px · sin(angle), if upwards
+    assert 150 < (lit > 0.001).sum() < 250
+    assert 0.5 < lit.max() <= 16 * np.sin(np.radians(2.0)) + 1e-5
+
+
+def erase_ones(probability, area, fill="zero", n=400):
+    erase = jax.jit(lambda k, x: augment.random_erasing(k, x, probability, area, fill))
+    return np.asarray(erase(keys(index=range(n)), jnp.ones((n, 12, 20, 3))))
+
+
+def erased(*args):
+    """Which pixels of ones are no longer 1."""
+    return (erase_ones(*args) != 1).all(axis=-1)
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise"])
+def test_what_is_erased_is_a_rectangle_of_the_asked_area_anywhere(fill):
+    mask = erased(1.0, (0.1, 0.3), fill)
+    rows, columns = mask.any(axis=2), mask.any(axis=1)
+    np.testing.assert_array_equal(mask, rows[:, :, None] & columns[:, None, :])
+    for side in (rows, columns):
+        assert (np.abs(np.diff(np.pad(side, ((0, 0), (1, 1))).astype(int))).sum(axis=1) == 2).all()  # in one piece
+        assert side.any(axis=0).all()
+    shares = mask.mean(axis=(1, 2))
+    assert 0.07 < shares.min() < 0.12
+    assert 0.27 < shares.max() < 0.33
+
+
+def test_erasing_happens_with_its_probability_or_where_it_fits():
+    def is_erased(key, probability, area):
+        start, stop = augment.draw_erased(key, 12, 20, probability, area, (0.3, 3.3))
+        return (stop > start).all()
+
+    count = jax.jit(lambda *options: jax.vmap(lambda key: is_erased(key, *options))(keys(index=range(400))).sum())
+    assert count(0.0, (0.1, 0.3)) == 0
+    assert count(1.0, (0.1, 0.3)) == 400
+    assert count(1.0, (1.0, 1.0)) == 0
+    assert 60 < count(0.25, (0.1, 0.3)) < 140
+
+
+def test_noise_is_normal_and_no_two_images_share_it():
+    out = erase_ones(1.0, (0.1, 0.3), "noise")
+    noise = out[out != 1]
+    assert abs(noise.mean()) < 4 / len(noise) ** 0.5
+    assert abs(noise.var() - 1) < 4 * (2 / len(noise)) ** 0.5
+    assert len(np.unique(noise)) > 0.99 * len(noise)
 
 
 def test_normalise():

@@ -1,12 +1,24 @@
 """Schedules against written-out numbers, optimisers against written-out updates."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from mnv2_jax.config import OptimConfig
-from mnv2_jax.training.optim import decay_mask, make_optimizer, make_schedule
+from mnv2_jax.config import Config, OptimConfig
+from mnv2_jax.models.registry import create_model, variable_shapes
+from mnv2_jax.training.optim import Optimizer, decay_mask, make_transformation
+from mnv2_jax.training.schedules import make_schedule
+from mnv2_jax.training.state import TrainState
+from mnv2_jax.training.step import make_train_step
+
+
+def optimizer_of(optim, peak, per_epoch, total):
+    schedule = make_schedule(optim, peak, per_epoch, total)
+    return Optimizer(make_transformation(optim, schedule), schedule)
 
 
 def rates(optim, steps, peak=0.4, per_epoch=10.0, total=100):
@@ -43,21 +55,116 @@ def test_step_schedule():
     np.testing.assert_allclose(rates(optim, [29, 30, 59, 60]), [0.4, 0.04, 0.04, 0.004], rtol=1e-6)
 
 
+def test_a_warmup_in_steps_wins():
+    optim = OptimConfig(schedule="constant", warmup_epochs=1.0, warmup_steps=40)
+    np.testing.assert_allclose(rates(optim, [0, 10, 40]), [0, 0.1, 0.4], rtol=1e-6)
+
+
+def test_a_decay_in_steps_wins():
+    optim = OptimConfig(schedule="exponential", decay_factor=0.5, decay_every_steps=25)
+    np.testing.assert_allclose(rates(optim, [0, 24, 25, 50]), [0.4, 0.4, 0.2, 0.1], rtol=1e-6)
+    by_epoch = OptimConfig(schedule="exponential", decay_factor=0.5, decay_every_steps=25, update_every="epoch")
+    np.testing.assert_allclose(rates(by_epoch, [29, 30, 49, 50]), [0.4, 0.2, 0.2, 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("per_epoch", [10.0, 9.7, 0.4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(schedule="constant"),
+        dict(schedule="cosine", final_lr=0.01),
+        dict(schedule="exponential", decay_factor=0.5, decay_every_epochs=2.4),
+        dict(schedule="step", decay_factor=0.1, milestones_epochs=(3.0, 6.0)),
+    ],
+    ids=lambda options: options["schedule"],
+)
+def test_by_epoch_the_rate_is_that_of_whole_epochs(options, per_epoch):
+    """It is the rate that the same schedule has with one step an epoch."""
+    options = dict(options, warmup_epochs=2.0, warmup_init_lr=0.1, update_every="epoch")
+    epochs = 20
+    total = round(epochs * per_epoch)
+    by_step = rates(OptimConfig(**options | {"update_every": "step"}), range(epochs), per_epoch=1.0, total=epochs)
+    found = rates(OptimConfig(**options), range(total), per_epoch=per_epoch, total=total)
+    # The epoch of a step is the last one that has begun when the step begins.
+    whole = [int(np.floor(np.round(step / per_epoch, 6))) for step in range(total)]
+    np.testing.assert_allclose(found, [by_step[epoch] for epoch in whole], rtol=2e-6)
+
+
+def test_corenets_cosine():
+    # corenet/optims/scheduler/cosine.py with mobilenet_v2's numbers: by iterations up to 7500, then by the epoch's
+    # number over all of the 300, without adjust_period_for_epochs.
+    optim = OptimConfig(
+        schedule="cosine",
+        cosine_from="start",
+        update_every="epoch",
+        final_lr=2e-4,
+        warmup_steps=7500,
+        warmup_init_lr=0.05,
+    )
+    steps = [0, 1, 3750, 7499, 7500, 7505, 7506, 150 * 1251, 299 * 1251, 300 * 1251 - 1]
+    warm = [0.05 + 0.35 * step / 7500 for step in steps[:4]]
+    epochs = [5, 5, 6, 150, 299, 299]
+    cosine = [2e-4 + 0.5 * (0.4 - 2e-4) * (1 + np.cos(np.pi * epoch / 300)) for epoch in epochs]
+    np.testing.assert_allclose(rates(optim, steps, 0.4, 1251.0, 300 * 1251), warm + cosine, rtol=1e-6)
+
+
+def test_tf_model_gardens_warmup():
+    # official/modeling/optimization/lr_schedule.py: LinearWarmup ends at what the schedule is then.
+    options = dict(warmup_to="schedule", warmup_steps=20)
+    stairs = OptimConfig(schedule="exponential", decay_factor=0.5, decay_every_steps=10, **options)
+    np.testing.assert_allclose(rates(stairs, [0, 10, 19, 20, 30]), [0, 0.05, 0.095, 0.1, 0.05], rtol=1e-6)
+    cosine = [0.2 * (1 + np.cos(np.pi * step / 100)) for step in (20, 50, 99)]
+    found = rates(OptimConfig(schedule="cosine", cosine_from="start", **options), [0, 10, 20, 50, 99])
+    np.testing.assert_allclose(found, [0, cosine[0] / 2, *cosine], rtol=1e-4)
+
+
+def test_noise_is_of_the_epoch_and_bounded():
+    steady = OptimConfig(schedule="constant", update_every="epoch")
+    noisy = OptimConfig(schedule="constant", lr_noise=(0.2, 0.8))
+    found = np.array(rates(noisy, range(2000), per_epoch=4.0, total=2000)).reshape(500, 4)
+    np.testing.assert_array_equal(found, np.repeat(found[:, :1], 4, axis=1))
+    noise = found[:, 0] / rates(steady, [0])[0] - 1
+    assert np.abs(noise[:100]).max() == np.abs(noise[400:]).max() == 0
+    inside = noise[100:400]
+    assert np.unique(inside).size == 300
+    assert 0.6 < np.abs(inside).max() < 0.67
+    # A normal deviate within ±0.67 has mean 0 and a standard deviation of 0.3753.
+    assert abs(inside.mean()) < 3 * 0.3753 / 300**0.5
+    assert abs(inside.std() - 0.3753) < 0.03
+    twice = rates(noisy, range(0, 1000, 2), per_epoch=2.0, total=1000)
+    np.testing.assert_allclose(twice, found[:, 0], rtol=1e-6)  # by the epoch alone
+
+
 PARAMS = {"stem": jnp.full((3, 3, 3, 2), 2.0), "depthwise": jnp.full((3, 3, 1, 2), 2.0), "scale": jnp.full((2,), 2.0)}
 
 
 @pytest.mark.parametrize(
     ("decayed", "expected"),
-    [("all", (True, True, True)), ("no_norm_bias", (True, True, False)), ("no_depthwise", (True, False, False))],
+    [
+        ("all", (True, True, True)),
+        ("no_norm", (True, True, True)),
+        ("no_norm_bias", (True, True, False)),
+        ("no_depthwise", (True, False, False)),
+    ],
 )
 def test_weight_decay_masks(decayed, expected):
     mask = decay_mask(PARAMS, decayed)
     assert (mask["stem"], mask["depthwise"], mask["scale"]) == expected
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v4_hybrid_medium"])
+def test_no_norm_leaves_out_what_has_running_statistics(name):
+    shapes = variable_shapes(create_model(name, num_classes=10))
+    mask = traverse_util.flatten_dict(decay_mask(shapes["params"], "no_norm"))
+    norms = {path[:-1] for path in traverse_util.flatten_dict(shapes["batch_stats"])}
+    assert {path for path, decayed in mask.items() if not decayed} == {
+        (*norm, leaf) for norm in norms for leaf in ("scale", "bias")
+    }
+
+
 def follow(optim, gradients, start=2.0, peak=0.1):
     """One scalar weight (of a kernel) under an optimiser, step by step."""
-    optimizer = make_optimizer(optim, peak, 10.0, 100)
+    optimizer = optimizer_of(optim, peak, 10.0, 100)
     params = {"kernel": jnp.full((1, 1), start)}
     state, path = optimizer.tx.init(params), []
     update = jax.jit(optimizer.tx.update)
@@ -107,3 +214,75 @@ def test_adamw_decays_apart_from_the_gradient():
 def test_clipping_comes_before_weight_decay():
     optim = OptimConfig(name="sgd", schedule="constant", momentum=0.0, clip_grad_norm=1.0, weight_decay=0.5)
     np.testing.assert_allclose(follow(optim, [30.0]), [2.0 - 0.1 * (1.0 + 0.5 * 2.0)], rtol=1e-6)
+
+
+def test_rmsprop_is_pytorchs():
+    optim = OptimConfig(
+        name="rmsprop",
+        schedule="cosine",  # the rate changes, and stands outside the momentum
+        epsilon=0.1,
+        rms_init=0.0,
+        epsilon_in_sqrt=False,
+        lr_in_momentum=False,
+    )
+    w, square, momentum, expected = 2.0, 0.0, 0.0, []
+    for step, g in enumerate(GRADIENTS):
+        square = 0.9 * square + 0.1 * g * g
+        momentum = 0.9 * momentum + g / (np.sqrt(square) + 0.1)
+        w -= 0.05 * (1 + np.cos(np.pi * step / 100)) * momentum
+        expected.append(w)
+    np.testing.assert_allclose(follow(optim, GRADIENTS), expected, rtol=1e-5)
+
+
+def test_l2_of_adamw_goes_through_the_moments():
+    optim = OptimConfig(name="adamw", schedule="constant", weight_decay=0.1, l2=0.2)
+    w, m, v, expected = 2.0, 0.0, 0.0, []
+    for t, g in enumerate(GRADIENTS, 1):
+        g += 0.2 * w
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w -= 0.1 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.1 * w)
+        expected.append(w)
+    np.testing.assert_allclose(follow(optim, GRADIENTS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("trust_clip", [False, True])
+def test_lamb_steps_as_far_as_weights_are_long(trust_clip):
+    optim = OptimConfig(name="lamb", schedule="constant", weight_decay=0.1, trust_clip=trust_clip)
+    optimizer = optimizer_of(optim, 0.1, 10.0, 100)
+    params = {"kernel": jnp.asarray([[3.0, 0.0], [0.0, 4.0]]), "new": jnp.zeros((2, 2)), "bias": jnp.asarray([7.0])}
+    grads = {"kernel": jnp.asarray([[0.5, 0.5], [2.0, -1.0]]), "new": jnp.ones((2, 2)), "bias": jnp.asarray([0.3])}
+    updates, _ = jax.jit(optimizer.tx.update)(grads, optimizer.tx.init(params), params)
+    # Adam's first step is the gradient's sign.
+    direction = np.array([[1 + 0.3, 1], [1, -1 + 0.4]])
+    ratio = 5 / np.linalg.norm(direction)
+    assert ratio > 1
+    np.testing.assert_allclose(updates["kernel"], -0.1 * direction * (1 if trust_clip else ratio), rtol=1e-4)
+    np.testing.assert_allclose(updates["new"], -0.1 * np.ones((2, 2)), rtol=1e-4)  # no length: as it is
+    np.testing.assert_allclose(updates["bias"], [-0.1], rtol=1e-4)  # not decayed, not scaled
+
+
+def test_the_average_takes_in_every_fourth_step():
+    optim = OptimConfig(schedule="constant", momentum=0.0, ema_decay=0.75, ema_every_steps=4, ema_warmup=False)
+
+    def loss(params, model_state, batch, key):
+        return params["w"].sum(), (model_state, {})
+
+    optimizer = optimizer_of(optim, 1.0, 10.0, 100)
+    params = {"w": jnp.asarray([10.0])}
+    state = TrainState(
+        step=jnp.int32(0),
+        seed=jnp.uint32(0),
+        first_bad_step=jnp.int32(-1),
+        params=params,
+        model_state={},
+        opt_state=optimizer.tx.init(params),
+        ema={"params": params},
+    )
+    step = jax.jit(make_train_step(types.SimpleNamespace(loss=loss), optimizer, Config(optim=optim)))
+    found = []
+    for _ in range(9):
+        state, _ = step(state, {})
+        found.append(float(state.ema["params"]["w"][0]))
+    first = 0.75 * 10 + 0.25 * 6  # the weight falls by 1 a step
+    second = 0.75 * first + 0.25 * 2
+    np.testing.assert_allclose(found, [10] * 3 + [first] * 4 + [second] * 2, rtol=1e-6)

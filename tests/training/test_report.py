@@ -1,18 +1,25 @@
 """The report shows what the run folder holds, whatever of it there is, and needs nothing else."""
 
 import html.parser
+import json
 import re
 
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnv2_jax import config as config_lib
+from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_json
 from mnv2_jax.training import report, run_folder
 from mnv2_jax.training.metrics_log import MetricsLog
 
+TWO_MISTAKES = [
+    {"index": 3, "label": 0, "prediction": 1, "confidence": 0.9876, "loss": 4.5},
+    {"index": 1, "label": 1, "prediction": 0, "confidence": 0.6, "loss": 1.0},
+]
 VOID = {"meta", "img", "br", "hr"}
 
 
@@ -172,3 +179,23 @@ def test_interval_ends_where_the_share_is_just_not_surprising():
     share, count = 0.9, 50
     for p in report._wilson(share, count):
         assert abs(share - p) == pytest.approx(1.96 * np.sqrt(p * (1 - p) / count))
+
+
+def test_worst_mistakes_are_shown_as_pictures(tmp_path):
+    names = ["a<b", "c"]
+    make_run(tmp_path, names)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    write_json(tmp_path / "evaluation.json", evaluation | {"mistakes": TWO_MISTAKES})
+    images = np.random.default_rng(0).integers(0, 256, (4, 300, 200, 3), np.uint8)
+    split = Split("val", np.array([0, 1, 1, 0], np.int32), images.__getitem__, in_memory=True)
+    (tmp_path / report.PICTURES).mkdir()
+    (tmp_path / report.PICTURES / "99.png").write_bytes(b"of an earlier session")
+    report.save_pictures(tmp_path, split, [mistake["index"] for mistake in TWO_MISTAKES])
+    assert sorted(path.name for path in (tmp_path / report.PICTURES).iterdir()) == ["1.png", "3.png"]
+    with Image.open(tmp_path / report.PICTURES / "3.png") as picture:
+        assert picture.height == 160
+    page = Page(report.write_report(tmp_path).read_text())
+    assert "Worst mistakes" in page.text
+    assert page.text.index("98.76") < page.text.index("60.00")
+    assert "a<b → c" in page.text
+    assert sum(link.startswith("data:image/png") for link in page.links) >= 2

@@ -17,7 +17,7 @@ from mnv2_jax import config as configs
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.state import NEVER
-from mnv2_jax.training.step import make_train_step, split_batch
+from mnv2_jax.training.step import split_batch
 
 W0_25 = str(pathlib.Path(__file__).parents[2] / "configs" / "w0_25.py")
 SHRUNK = [
@@ -53,7 +53,7 @@ def begin(opened):
 
 def run(opened, steps):
     """The metrics of each step, and the last state."""
-    step = meshes.compile_train_step(opened.mesh, make_train_step(opened.task, opened.optimizer, opened.config))
+    step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
     state, batches, found = begin(opened), opened.train_batches()(0), []
     for _ in range(steps):
         state, metrics = step(state, next(batches))
@@ -125,7 +125,7 @@ def test_microbatches_keep_norm_groups_whole_and_stay_at_home():
 
 def test_at_most_two_all_reduces_on_four_devices():
     opened = experiment(devices=4)
-    step = meshes.compile_train_step(opened.mesh, make_train_step(opened.task, opened.optimizer, opened.config))
+    step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
     state = jax.eval_shape(opened.init_state)
     compiled = step.lower(state, next(opened.train_batches()(0))).compile().as_text()
     collectives = collections.Counter(
@@ -138,7 +138,7 @@ def test_at_most_two_all_reduces_on_four_devices():
 def test_compiled_once_and_no_implicit_transfer():
     opened = experiment(devices=2)
     traced = []
-    step = make_train_step(opened.task, opened.optimizer, opened.config)
+    step = opened.train_step(0)
 
     def counted(state, batch):
         traced.append(1)
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_is_remembered_as_the_first():
 
 def test_ema_averages_weights_and_their_statistics():
     opened = experiment("optim.ema_decay=0.5", "optim.ema_warmup=False")
-    step = jax.jit(make_train_step(opened.task, opened.optimizer, opened.config))
+    step = jax.jit(opened.train_step(0))
     first, batches = begin(opened), opened.train_batches()(0)
     state, _ = step(first, next(batches))
     expected = jax.tree.map(lambda a, b: (a + b) / 2, first.ema, {"params": state.params, **state.model_state})

@@ -1,0 +1,23 @@
+"""From trained weights to a classifier of your own images: MobileNetV2 1, all of it trained, with a new head.
+
+Images as train/CLASS/*.jpg and val/CLASS/*.jpg, in a folder or a tar. How the weights want pixels comes with them.
+
+    python -m mnv2_jax.main --config=configs/finetune.py:data=folder:DIR,res=128 --config.init.weights=v2.safetensors
+
+Frozen backbone:     --config.finetune.train_from=classifier
+Unfrozen in stages:  --config.finetune.train_from="('classifier','block_14','stem')"
+                     --config.finetune.unfreeze_epochs="(2,5)"
+Slower backbone:     --config.finetune.backbone_lr_factor=0.1
+Unbalanced classes:  --config.loss.class_weights=balanced
+Early stopping:      --config.train.patience=3
+Another network:     --config.model.name=mobilenet_v3_large
+"""
+
+from ml_collections import ConfigDict
+
+from mnv2_jax import presets
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The finetune recipe, whatever the data (see `presets.preset`)."""
+    return presets.preset(arg, recipe="finetune", name="mobilenet_v2", width=1.0)

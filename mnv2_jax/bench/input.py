@@ -1,0 +1,150 @@
+"""Times the input pipeline beside plain decoding of the same files, and beside the train step."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mnv2_jax import config
+from mnv2_jax.config.checks import batch_shapes
+from mnv2_jax.data import images, streams
+from mnv2_jax.data.images import EncodedImage
+from mnv2_jax.data.sources import open_dataset
+from mnv2_jax.data.split import Split
+from mnv2_jax.errors import UserError
+
+TURN_SECONDS = 2.0
+"""A turn takes at least so long."""
+
+
+def time_input(
+    settings: config.Config, given: Collection[str] | None, repeats: int, turn_seconds: float = TURN_SECONDS
+) -> dict[str, Any]:
+    """Medians over turns.
+
+    Args:
+      settings: which images, crops and batches, and how many worker processes.
+      given: the keys of the config that were said (see `config.given`); None: the train step isn't timed.
+      repeats: turns, at least 1.
+      turn_seconds: how long each takes at least.
+
+    Returns:
+      workers: processes, 0 for none; cores: those they can use; resize: the library that resizes; pipeline and
+      decoding: {images_per_second, images_per_second_per_core}; ratio: the median of the turns' ratios of the two;
+      with a config step_images_per_second and limit, "input" or "step".
+
+    Raises:
+      UserError: if the data aren't there, or are no image files.
+    """
+    # The images to evaluate on aren't read, so they need not be there.
+    data = dataclasses.replace(settings.data, eval_split="train", holdout_fraction=0.0)
+    split = open_dataset(data).train if settings.data.name != "digits" else None
+    if split is None or split.in_memory or streams.fits(data, split, True, settings.augment):
+        raise UserError(
+            f"data.name={settings.data.name!r} is kept in memory as arrays, without an input pipeline; give image"
+            " files that are cropped at random, as --data=folder:PATH"
+        )
+    workers = streams.num_workers(data, split)
+    cores = max(1, min(workers, os.cpu_count() or 1))
+    ours = streams.train_batches(
+        data,
+        split,
+        settings.seed,
+        augment=settings.augment,
+        shapes=batch_shapes(settings),
+        group_size=settings.norm.group_size,
+    )
+    plain = streams.in_order(_Decoded(split, data.batch_size), 0, sys.maxsize, workers)
+    try:
+        turns = [(_rate(ours, workers, turn_seconds), _rate(plain, workers, turn_seconds)) for _ in range(repeats)]
+    finally:
+        ours.close()
+        plain.close()
+    pipeline, decoding = (statistics.median(rates) for rates in zip(*turns, strict=True))
+    found: dict[str, Any] = {
+        "workers": workers,
+        "cores": cores,
+        "resize": images.resizer(data),
+        "pipeline": {"images_per_second": pipeline, "images_per_second_per_core": pipeline / cores},
+        "decoding": {"images_per_second": decoding, "images_per_second_per_core": decoding / cores},
+        "ratio": statistics.median(mine / theirs for mine, theirs in turns),
+    }
+    if given is not None:
+        step = _step_rate(settings, given, repeats)
+        found |= {"step_images_per_second": step, "limit": "step" if step < pipeline else "input"}
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """What `time_input` found, for people."""
+    lines = [f"{'':<10} {'images/s':>10} {'images/s per core':>18}"]
+    for name in ("pipeline", "decoding"):
+        rates = found[name]
+        lines.append(f"{name:<10} {rates['images_per_second']:>10,.0f} {rates['images_per_second_per_core']:>18,.0f}")
+    lines.append(
+        f"The pipeline runs at {found['ratio']:.0%} of the rate of plain decoding, with {found['workers']} worker"
+        f" processes; {found['resize']} resizes."
+    )
+    if "limit" in found:
+        step, pipeline = found["step_images_per_second"], found["pipeline"]["images_per_second"]
+        lines.append(
+            f"The {found['limit']} is the limit: the train step takes {step:,.0f} images/s from memory, the pipeline"
+            f" gives {pipeline:,.0f}."
+        )
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    """Batch number -> nothing but the fact that so many images were decoded whole."""
+
+    split: Split
+    batch_size: int
+
+    def __call__(self, number: int) -> streams.NumpyBatch:
+        first = number * self.batch_size
+        index = np.arange(first, first + self.batch_size, dtype=np.int64) % len(self.split)
+        for place in index.tolist():
+            picture = self.split.read(place)
+            assert isinstance(picture, EncodedImage)
+            image: Image.Image = Image.open(io.BytesIO(picture.content))
+            image.load()
+            if image.mode != "RGB":
+                image.convert("RGB")
+        return {"index": index}
+
+
+def _rate(batches: streams.Batches, workers: int, seconds: float) -> float:
+    """Images a second, counted once all that was made before is used up."""
+    for _ in itertools.islice(batches, 3 * workers + 1):
+        pass
+    count, begun = 0, time.perf_counter()
+    while True:
+        for batch in itertools.islice(batches, max(workers, 1)):  # a whole round of the workers
+            count += len(batch["index"])
+        if (elapsed := time.perf_counter() - begun) >= seconds:
+            return count / elapsed
+
+
+def _step_rate(settings: config.Config, given: Collection[str], repeats: int) -> float:
+    """Images a second of the train step on one batch that stays on the devices."""
+    from mnv2_jax.bench.step import timers
+    from mnv2_jax.training import runtime
+    from mnv2_jax.training.experiment import check_training, open_experiment
+    from mnv2_jax.training.initial import prepare
+
+    runtime.configure()
+    experiment = open_experiment(prepare(settings, given)[0])
+    check_training(experiment)
+    train: Callable[[], float] = timers(experiment)["train"]
+    return settings.data.batch_size / statistics.median(train() for _ in range(repeats))

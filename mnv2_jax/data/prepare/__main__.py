@@ -1,0 +1,132 @@
+"""Prepares ImageNet for training, or verifies what was prepared."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+import tqdm
+
+from mnv2_jax.data.prepare.run import prepare
+from mnv2_jax.data.prepare.verify import verify
+from mnv2_jax.data.shards import FORMATS, Manifest, Shard, read_manifest
+from mnv2_jax.errors import UserError, exit_on_user_error
+from mnv2_jax.flags import Parser, workdir_type
+
+
+def main() -> None:
+    """Flags, then one of the two verbs."""
+    parser = Parser(
+        "Prepares ImageNet (ILSVRC-2012): every image is checked by decoding it and kept as it is, byte for byte.\n\n"
+        "  python -m mnv2_jax.data.prepare imagenet --source=DIR --out=DIR\n"
+        "  python -m mnv2_jax.data.prepare verify DIR",
+        "--source may hold ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz; or train/"
+        "\nand val/ (a folder for each WordNet id, val also flat with the development kit or LOC_val_solution.csv); or"
+        "\nILSVRC/Data/CLS-LOC of Kaggle; or imagenet2012/ of TFDS. Killed at any point, the same command goes on.",
+    )
+    parser.prog = "python -m mnv2_jax.data.prepare"
+    parser.add_argument("what", choices=("imagenet", "verify"), help="what to do")
+    parser.add_argument("folder", nargs="?", type=workdir_type, help="verify: the prepared folder")
+    parser.add_argument("--source", type=workdir_type, help="where the images are")
+    parser.add_argument("--out", type=workdir_type, help="the folder to write")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"default: {FORMATS[0]}")
+    parser.add_argument("--workers", type=int, default=_num_cores(), help="processes (default: one a core)")
+    parser.add_argument("--allow-incomplete", action="store_true", help="take any part of ImageNet")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave out damaged images, listed in the manifest")
+    args, overrides = parser.parse(sys.argv[1:])
+    if overrides:
+        raise UserError(f"--config.{overrides[0]} is not read here; leave it out")
+    if args.workers < 1:
+        raise UserError(f"--workers={args.workers} must be at least 1")
+    if args.what == "verify":
+        if args.folder is None or args.source or args.out:
+            raise UserError("verify takes the prepared folder and no more, as in: verify DIR")
+        _verify(args.folder, args.workers)
+        return
+    if args.folder is not None or not args.source or not args.out:
+        raise UserError("imagenet takes --source=DIR and --out=DIR; give both")
+    with _Progress() as progress:
+        manifest, damaged = prepare(
+            args.source,
+            args.out,
+            args.format,
+            args.workers,
+            args.allow_incomplete,
+            args.skip_corrupt,
+            progress.shard,
+            progress.say,
+        )
+    for reason in damaged.values():
+        print(f"damaged: {reason}", file=sys.stderr)
+    if not manifest.complete:
+        raise UserError(
+            f"{len(damaged)} damaged images in --source; restore them and give the same command again, or leave them"
+            " out by --skip-corrupt"
+        )
+    print(f"{args.out}: {_summary(manifest)}; use it by --config=configs/w1_0.py:path={args.out}")
+
+
+def _verify(folder: pathlib.Path, workers: int) -> None:
+    total = len(read_manifest(str(folder)).shards)
+    checked = 0
+
+    with _Progress() as progress:
+
+        def done(shard: Shard) -> None:
+            nonlocal checked
+            checked += 1
+            progress.shard(shard, checked, total)
+
+        problems = verify(folder, workers, done)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise UserError(
+            f"{folder}: {len(problems)} files are not as they were written; remove those that are damaged, and prepare"
+            " it again, which writes no more than what is missing"
+        )
+    print(f"{folder}: {_summary(read_manifest(str(folder)))}; all as it was written")
+
+
+def _summary(manifest: Manifest) -> str:
+    counts = {split: manifest.counts(split) for split in manifest.splits}
+    return ", ".join(f"{split} {sum(n.values()):,} images of {len(n)} classes" for split, n in counts.items())
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Progress:
+    """A bar if standard error is a terminal, else a line a shard."""
+
+    def __enter__(self) -> _Progress:
+        self._bar: tqdm.tqdm | None = tqdm.tqdm(unit="shard", dynamic_ncols=True) if sys.stderr.isatty() else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def shard(self, shard: Shard, number: int, total: int) -> None:
+        """Says that ``shard`` is done, the ``number``-th of ``total``."""
+        if self._bar is not None:
+            if self._bar.total is None:
+                self._bar.total, self._bar.initial = total, number - 1  # an earlier session did those
+            self._bar.n = number
+            self._bar.refresh()
+            return
+        images = sum(shard.classes.values())
+        self.say(f"{shard.name}: {images:,} images, {shard.bytes / 1e6:,.1f} MB ({number}/{total})")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,145 @@
+"""Which class each validation image is of, from whichever list of them lies with the images."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import pathlib
+import posixpath
+import tarfile
+from collections.abc import Iterable
+
+from mnv2_jax.data import imagenet
+from mnv2_jax.errors import UserError
+
+DEVKIT = "ILSVRC2012_devkit_t12"
+VAL_IMAGE = "ILSVRC2012_val_{:08d}"
+CLS_LOC = "Data/CLS-LOC"
+"""Where Kaggle's copy has train and val, below ILSVRC."""
+
+
+def label_of(wnid: str, where: str) -> int:
+    """The index of a WordNet id found in ``where``; a `UserError` if it is none of the 1000."""
+    if wnid not in _labels():
+        raise UserError(f"{where}: {wnid!r} is not the WordNet id of one of ImageNet's 1000 classes; move it away")
+    return _labels()[wnid]
+
+
+@functools.cache
+def _labels() -> dict[str, int]:
+    return {wnid: label for label, wnid in enumerate(imagenet.class_ids())}
+
+
+class Labels:
+    """The list of labels below a folder; looked for when it is needed."""
+
+    def __init__(self, source: pathlib.Path) -> None:
+        self._source = source
+        homes = [source, source / "data", source / "devkit" / "data", source / DEVKIT / "data", source / "val"]
+        if source.as_posix().endswith(f"ILSVRC/{CLS_LOC}"):
+            homes.append(source.parents[2])
+        self._homes = homes
+
+    def group(self, names: Iterable[str], where: pathlib.Path) -> dict[int, tuple[str, ...]]:
+        """File names by label, both sorted.
+
+        Raises:
+          UserError: for a name in ``where`` that isn't listed, or if there is no list.
+        """
+        groups: dict[int, list[str]] = {}
+        for name in sorted(names):
+            stem = posixpath.splitext(name)[0]
+            if stem not in self._by_name:
+                raise UserError(f"{where}: {name} is not among the {len(self._by_name)} labels; move it away")
+            groups.setdefault(self._by_name[stem], []).append(name)
+        return {label: tuple(groups[label]) for label in sorted(groups)}
+
+    def train_counts(self) -> dict[int, int]:
+        """The number of training images by label, as the development kit says; empty without one."""
+        return dict(self._synsets.values())
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, int]:
+        """Labels by file name without its suffix."""
+        readers = {
+            "ILSVRC2012_validation_ground_truth.txt": self._of_devkit,
+            "LOC_val_solution.csv": _of_kaggle,
+            "imagenet_2012_validation_synset_labels.txt": _of_wnids,
+            "val.txt": _of_indices,
+        }
+        for name, reader in readers.items():
+            if found := self._read(name):
+                where, content = found
+                try:
+                    return reader(content.decode())
+                except (ValueError, LookupError, TypeError) as error:
+                    raise UserError(f"{where}: {name} can't be read ({error!r}); download it again") from error
+        raise UserError(
+            f"--source={self._source}: the classes of the validation images are missing; put {DEVKIT}.tar.gz there, or"
+            f" one of {', '.join(readers)}"
+        )
+
+    def _read(self, name: str) -> tuple[pathlib.Path, bytes] | None:
+        """A file that lies there or in the packed development kit, with where it was."""
+        packed = self._source / f"{DEVKIT}.tar.gz"
+        try:
+            for home in self._homes:
+                if (home / name).is_file():
+                    return home / name, (home / name).read_bytes()
+            if packed.is_file():
+                with tarfile.open(packed, "r:gz") as archive:
+                    for member in archive:
+                        if posixpath.basename(member.name) == name and (file := archive.extractfile(member)):
+                            return packed, file.read()
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise UserError(f"{packed}: {name} can't be read ({error}); download it again") from error
+        return None
+
+    @functools.cached_property
+    def _synsets(self) -> dict[int, tuple[int, int]]:
+        """By ILSVRC2012_ID: label and number of training images, from meta.mat; empty without one."""
+        found = self._read("meta.mat")
+        if found is None:
+            return {}
+        from scipy.io import loadmat  # slow to import, and only needed here
+
+        where, content = found
+        try:
+            rows = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
+            return {
+                int(row["ILSVRC2012_ID"]): (_labels()[str(row["WNID"])], int(row["num_train_images"]))
+                for row in rows
+                if not int(row["num_children"])  # the inner nodes of WordNet follow the 1000 classes
+            }
+        except Exception as error:  # a damaged file fails in many ways
+            raise UserError(f"{where}: meta.mat can't be read ({error!r}); download it again") from error
+
+    def _of_devkit(self, text: str) -> dict[str, int]:
+        if not self._synsets:
+            raise UserError(
+                f"--source={self._source}: ILSVRC2012_validation_ground_truth.txt numbers the classes in its own order;"
+                f" put meta.mat of {DEVKIT}.tar.gz beside it"
+            )
+        return _numbered(self._synsets[int(line)][0] for line in text.split())
+
+
+def _numbered(labels: Iterable[int]) -> dict[str, int]:
+    return {VAL_IMAGE.format(number): label for number, label in enumerate(labels, 1)}
+
+
+def _of_kaggle(text: str) -> dict[str, int]:
+    """ImageId,PredictionString: a WordNet id and the four sides of a box, repeated."""
+    return {row["ImageId"]: _labels()[row["PredictionString"].split()[0]] for row in csv.DictReader(io.StringIO(text))}
+
+
+def _of_wnids(text: str) -> dict[str, int]:
+    """A WordNet id a line, as TensorFlow's examples have it."""
+    return _numbered(_labels()[line] for line in text.split())
+
+
+def _of_indices(text: str) -> dict[str, int]:
+    """A file name and an index of the sorted WordNet ids a line, as Caffe has it."""
+    ids = imagenet.class_ids()
+    rows = [line.split() for line in text.splitlines()]
+    return {posixpath.splitext(name)[0]: _labels()[ids[int(index)]] for name, index in rows}

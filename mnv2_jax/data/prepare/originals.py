@@ -1,0 +1,357 @@
+"""Finds the images of ImageNet and their classes in whatever form they are kept.
+
+Three forms are recognised by what a folder holds: the files as they are published, a tree of image files, and a copy
+that TensorFlow Datasets (TFDS) made. train and val may be of different forms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import posixpath
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from mnv2_jax.data import imagenet, tfds_source
+from mnv2_jax.data.folder import EXTENSIONS
+from mnv2_jax.data.prepare.labels import CLS_LOC, DEVKIT, VAL_IMAGE, Labels, label_of
+from mnv2_jax.errors import UserError
+
+TOTALS = {"train": 1_281_167, "val": 50_000}
+"""Images of the whole ImageNet."""
+_TRAIN_TAR = "ILSVRC2012_img_train.tar"
+_VAL_TAR = "ILSVRC2012_img_val.tar"
+_INDEXED_AT_ONCE = 5_000
+
+Images = Iterator[tuple[str, Callable[[], bytes]]]
+"""File names in their order, each with what reads the file, which raises `UserError` for one that can't be read."""
+
+Map = Callable[..., Iterable[Any]]
+"""Maps a function over arguments, as ``map`` does; perhaps in worker processes."""
+
+
+class Part(Protocol):
+    """The images of one class of a split; it can be sent to worker processes."""
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The file names, sorted; None where only opening the archive can tell."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is known before reading: the same for the same images wherever they lie."""
+
+    def images(self) -> Images:
+        """Opens them, sorted by file name; a `UserError` if they are in an archive that can't be opened."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Originals:
+    """What a source holds."""
+
+    places: Mapping[str, str]
+    """By split: where it lies."""
+    parts: Mapping[str, Mapping[int, Part]]
+    """By split and label, an index of `imagenet.class_ids`; no empty ones."""
+    train_counts: Mapping[int, int]
+    """Training images by label, as the development kit says; empty where it isn't there."""
+
+
+def find(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
+    """Finds what a folder holds of train and val.
+
+    Args:
+      source: the folder.
+      parallel: for what takes long.
+      say: called with a line before that.
+
+    Raises:
+      UserError: if it holds neither, or something else than ImageNet.
+    """
+    if not source.is_dir():
+        raise UserError(f"--source={source}: not a folder; give the one that holds {_TRAIN_TAR}, train/ or a TFDS copy")
+    if (source / "imagenet2012").is_dir():
+        return _tfds(source, parallel, say)
+    tops = (source / top for top in ("", f"ILSVRC/{CLS_LOC}", CLS_LOC))
+    tree = next((top for top in tops if (top / "train").is_dir() or (top / "val").is_dir()), source)
+    labels = Labels(source)
+    candidates: tuple[tuple[str, pathlib.Path, Callable[[pathlib.Path], dict[int, Part]]], ...] = (
+        ("train", source / _TRAIN_TAR, _tar_of_tars),
+        ("train", tree / "train", _class_folders),
+        ("val", source / _VAL_TAR, functools.partial(_val_tar, labels=labels)),
+        ("val", tree / "val", functools.partial(_val_folder, labels=labels)),
+    )
+    parts: dict[str, Mapping[int, Part]] = {}
+    places: dict[str, str] = {}
+    for split, place, finder in candidates:
+        if split not in parts and place.exists() and (there := finder(place)):
+            parts[split], places[split] = there, str(place)
+    if not parts:
+        raise UserError(
+            f"--source={source}: no ImageNet in it; it may hold {_TRAIN_TAR}, {_VAL_TAR} and {DEVKIT}.tar.gz, or train/"
+            " and val/ with a folder for each WordNet id, or imagenet2012/ of TFDS"
+        )
+    return Originals(places, parts, labels.train_counts())
+
+
+def missing(originals: Originals) -> list[str]:
+    """What a whole ImageNet would have besides, as far as it can be told without opening archives."""
+    ids, lacking = imagenet.class_ids(), []
+    for split, total in TOTALS.items():
+        if split not in originals.parts:
+            tar = {"train": _TRAIN_TAR, "val": f"{_VAL_TAR} (with {DEVKIT}.tar.gz)"}[split]
+            lacking.append(f"{tar} or a folder {split}/")
+            continue
+        parts = originals.parts[split]
+        lost = [f"{split}/{wnid}" for label, wnid in enumerate(ids) if label not in parts]
+        if split == "val":
+            stems = {posixpath.splitext(name)[0] for part in parts.values() for name in part.names or ()}
+            wanted = map(VAL_IMAGE.format, range(1, total + 1))
+            lost = [f"{name}.JPEG" for name in wanted if name not in stems]
+        counts = {label: len(part.names) for label, part in parts.items() if part.names is not None}
+        if len(counts) == len(parts) and (not lost or (originals.train_counts and split == "train")):
+            lost += short(split, counts, originals)
+        lacking += lost
+    return lacking
+
+
+def short(split: str, counts: Mapping[int, int], originals: Originals) -> list[str]:
+    """Where images lack, from their number by label: in which class if that is known."""
+    ids = imagenet.class_ids()
+    if split == "train" and originals.train_counts:
+        wanted = originals.train_counts
+        return [
+            f"train/{ids[label]}: {wanted[label]} images, found {count}"
+            for label, count in counts.items()
+            if count != wanted[label]
+        ]
+    found, total = sum(counts.values()), TOTALS[split]
+    return [] if found == total else [f"{split}: {total:,} images, found {found:,}"]
+
+
+# --- image files --------------------------------------------------------------------------------------------
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Image files of a folder."""
+
+    folder: str
+    names: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names."""
+        return _digest(self.names)
+
+    def images(self) -> Images:
+        """Opens them one by one."""
+        return ((name, functools.partial(_read_file, os.path.join(self.folder, name))) for name in self.names)
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); restore the file") from error
+
+
+def _listed(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be read ({error.strerror}); mend that and start again") from error
+
+
+def _class_folders(top: pathlib.Path) -> dict[int, Part]:
+    parts: dict[int, Part] = {}
+    for entry in _listed(top):
+        if entry.is_dir():
+            label = label_of(entry.name, str(top))
+            if names := [file.name for file in _listed(top / entry.name) if _is_image(file.name)]:
+                parts[label] = Files(entry.path, tuple(names))
+    return parts
+
+
+def _val_folder(top: pathlib.Path, labels: Labels) -> dict[int, Part]:
+    """A folder for each class, or all images side by side, as the tar unpacks."""
+    names = [entry.name for entry in _listed(top) if _is_image(entry.name)]
+    if not names:
+        return _class_folders(top)
+    return {label: Files(str(top), some) for label, some in labels.group(names, top).items()}
+
+
+# --- tars ---------------------------------------------------------------------------------------------------
+
+
+def _members(path: str, start: int = 0) -> dict[str, tuple[int, int]]:
+    """Offset and size in bytes of the files in the tar that begins at ``start``, by their names without folders."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                members = [member for member in archive if member.isreg()]
+                # The library takes a damaged header, other than the first of a file, for the end of the archive.
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{path}: can't be read as a tar ({error}); copy or download it again") from error
+    return {posixpath.basename(member.name): (member.offset_data, member.size) for member in members}
+
+
+def _read_place(path: str, offset: int, size: int, name: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as error:
+        raise UserError(f"{path}: {name} can't be read ({error.strerror}); copy or download the file again") from error
+    if len(content) < size:
+        raise UserError(f"{path}: {name} is cut off; copy or download the file again")
+    return content
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Some images of a tar."""
+
+    path: str
+    names: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+    """Of each name: offset and size in bytes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names."""
+        return _digest(self.names)
+
+    def images(self) -> Images:
+        """Reads them at their places."""
+        for name, (offset, size) in zip(self.names, self.places, strict=True):
+            yield name, functools.partial(_read_place, self.path, offset, size, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerTar:
+    """The tar of a class inside the tar of train."""
+
+    path: str
+    wnid: str
+    offset: int
+    size: int
+    names: None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the size, all that the outer tar says."""
+        return f"{self.wnid}.tar of {self.size}"
+
+    def images(self) -> Images:
+        """Reads the table of contents, then the images at their places."""
+        places = _members(self.path, self.offset)
+        if any(offset + size > self.offset + self.size for offset, size in places.values()):
+            raise UserError(f"{self.path}: {self.wnid}.tar is damaged; copy or download the file again")
+        names = tuple(sorted(filter(_is_image, places)))
+        return Members(self.path, names, tuple(places[name] for name in names)).images()
+
+
+def _tar_of_tars(path: pathlib.Path) -> dict[int, Part]:
+    parts: dict[int, Part] = {}
+    for name, (offset, size) in sorted(_members(str(path)).items()):
+        wnid, suffix = posixpath.splitext(name)
+        if suffix == ".tar":
+            parts[label_of(wnid, str(path))] = InnerTar(str(path), wnid, offset, size)
+    return parts
+
+
+def _val_tar(path: pathlib.Path, labels: Labels) -> dict[int, Part]:
+    places = _members(str(path))
+    groups = labels.group(filter(_is_image, places), path)
+    return {label: Members(str(path), names, tuple(places[n] for n in names)) for label, names in groups.items()}
+
+
+# --- TFDS ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Some records of a copy that TFDS made."""
+
+    builder_dir: str
+    split: str
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names."""
+        return _digest(self.names)
+
+    def images(self) -> Images:
+        """Reads them by their numbers."""
+        for name, number in zip(self.names, self.numbers, strict=True):
+            yield name, functools.partial(_image_of_record, self.builder_dir, self.split, number)
+
+
+def _tfds(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
+    """Reads every record once to learn its class, since TFDS shuffles what it writes."""
+    class_names, *splits = tfds_source.open_splits("imagenet2012", str(source), None)
+    builder_dir = tfds_source.find_copy("imagenet2012", str(source))
+    labels = [label_of(wnid, builder_dir) for wnid in class_names]
+    parts: dict[str, Mapping[int, Part]] = {}
+    for ours, split in zip(("train", "val"), splits, strict=True):
+        say(f"{builder_dir}: reading the labels and file names of {len(split):,} records of {split.name}")
+        starts = range(0, len(split), _INDEXED_AT_ONCE)
+        index = functools.partial(_index, builder_dir, split.name, len(split))
+        rows = sorted((labels[k], name, number) for some in parallel(index, starts) for k, name, number in some)
+        by_label: dict[int, list[tuple[str, int]]] = {}
+        for label, name, number in rows:
+            by_label.setdefault(label, []).append((name, number))
+        parts[ours] = {
+            label: Records(builder_dir, split.name, *map(tuple, zip(*some, strict=True)))
+            for label, some in by_label.items()
+        }
+    return Originals(dict.fromkeys(parts, builder_dir), parts, {})
+
+
+def _index(builder_dir: str, split: str, size: int, start: int) -> list[tuple[int, str, int]]:
+    """Label, file name and number of the records from ``start`` on."""
+    rows = []
+    for number in range(start, min(start + _INDEXED_AT_ONCE, size)):
+        record = _record(builder_dir, split, number)
+        rows.append((int(record["label"]), posixpath.basename(os.fsdecode(record["file_name"])), number))
+    return rows
+
+
+def _image_of_record(builder_dir: str, split: str, number: int) -> bytes:
+    return bytes(_record(builder_dir, split, number)["image"])
+
+
+def _record(builder_dir: str, split: str, number: int) -> Any:
+    try:
+        return _data_source(builder_dir, split)[number]
+    except Exception as error:  # whatever a damaged or missing file leads to
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{builder_dir}: record {number} of {split} can't be read ({reason}); restore it") from error
+
+
+@functools.cache  # of each process
+def _data_source(builder_dir: str, split: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(builder_dir)
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record")

@@ -1,0 +1,146 @@
+"""What of a network is trained, from which step on, and how fast.
+
+A part that is frozen has no gradient, no weight decay, no state of the optimiser that moves; its norms use and keep
+their running statistics (`Model.training_from`). Each stage is a program of its own, compiled without what it doesn't
+need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mnv2_jax.config import FinetuneConfig, OptimConfig
+from mnv2_jax.errors import UserError, nearest
+from mnv2_jax.models.network import part_of
+from mnv2_jax.training.optim import Optimizer, make_transformation
+from mnv2_jax.types import Array, PyTree
+
+
+class Stage(NamedTuple):
+    """From a step on, a part of the network and all that follows it are trained."""
+
+    train_from: str
+    first_step: int
+
+
+def make_stages(finetune: FinetuneConfig, steps_per_epoch: float, parts: Sequence[str]) -> tuple[Stage, ...]:
+    """The stages of a training.
+
+    Args:
+      finetune: see `config.FinetuneConfig`.
+      steps_per_epoch: need not be whole.
+      parts: `Network.parts`.
+
+    Raises:
+      UserError: for a stage that doesn't unfreeze anything.
+    """
+    for part in finetune.train_from:
+        if part not in parts:
+            raise UserError(f"finetune.train_from={list(finetune.train_from)}: no part {part!r}{nearest(part, parts)}")
+    starts = (0, *(round(epoch * steps_per_epoch) for epoch in finetune.unfreeze_epochs))
+    stages = tuple(Stage(part, start) for part, start in zip(finetune.train_from, starts, strict=True))
+    for earlier, later in itertools.pairwise(stages):
+        if parts.index(later.train_from) >= parts.index(earlier.train_from):
+            raise UserError(
+                f"finetune.train_from={list(finetune.train_from)}: {later.train_from} is no earlier part than"
+                f" {earlier.train_from}, so that nothing is unfrozen; name earlier parts later"
+            )
+        if later.first_step <= earlier.first_step:
+            raise UserError(
+                f"finetune.unfreeze_epochs={list(finetune.unfreeze_epochs)}: two stages begin at step"
+                f" {later.first_step}; put them further apart"
+            )
+    return stages
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> int:
+    """The number of the stage in which the step after ``step`` steps is taken."""
+    return sum(stage.first_step <= step for stage in stages) - 1
+
+
+class _Group(NamedTuple):
+    """Parameters that are trained alike."""
+
+    first_step: int
+    lr_factor: float
+
+
+def make_optimizers(
+    optim: OptimConfig,
+    backbone_lr_factor: float,
+    schedule: optax.Schedule,
+    stages: Sequence[Stage],
+    parts: Sequence[str],
+) -> tuple[Optimizer, ...]:
+    """An optimiser for each stage; all have the same state, in which what is still frozen stays as it began.
+
+    Args:
+      optim: what to do with a gradient.
+      backbone_lr_factor: of all parts but the classifier.
+      schedule: the learning rate by step.
+      stages: see `make_stages`.
+      parts: `Network.parts`.
+    """
+    if len(stages) == 1 and stages[0].train_from == parts[0] and backbone_lr_factor == 1:
+        return (Optimizer(make_transformation(optim, schedule), schedule),)
+    group_of = {}
+    for place, part in enumerate(parts):
+        first_steps = [stage.first_step for stage in stages if parts.index(stage.train_from) <= place]
+        if first_steps:
+            group_of[part] = _Group(min(first_steps), 1.0 if part == parts[-1] else backbone_lr_factor)
+    unclipped = dataclasses.replace(optim, clip_grad_norm=None)  # by the norm of all groups, not of each
+    transformations = {
+        group: make_transformation(unclipped, _shifted(schedule, group)) for group in set(group_of.values())
+    }
+    return tuple(
+        Optimizer(_grouped(group_of, transformations, stage.first_step, optim.clip_grad_norm), schedule)
+        for stage in stages
+    )
+
+
+def _shifted(schedule: optax.Schedule, group: _Group) -> optax.Schedule:
+    """For a transformation that counts its steps from the group's first."""
+
+    def shifted(count: Array) -> Array:
+        return group.lr_factor * jnp.asarray(schedule(count + group.first_step))
+
+    return shifted
+
+
+def _grouped(
+    group_of: Mapping[str, _Group],
+    transformations: Mapping[_Group, optax.GradientTransformation],
+    now: int,
+    clip_grad_norm: float | None,
+) -> optax.GradientTransformation:
+    """Each group's own transformation, for a stage that began at step ``now``."""
+
+    def members(tree: PyTree, group: _Group) -> PyTree:
+        return {name: leaf for name, leaf in tree.items() if group_of.get(part_of(name)) == group}
+
+    def init(params: PyTree) -> dict[str, Any]:
+        return {_label(group): each.init(members(params, group)) for group, each in transformations.items()}
+
+    def update(grads: PyTree, state: dict[str, Any], params: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        updates, new_state = jax.tree.map(jnp.zeros_like, grads), dict(state)
+        if clip_grad_norm is not None:
+            grads, _ = optax.clip_by_global_norm(clip_grad_norm).update(grads, optax.EmptyState())
+        for group, each in transformations.items():
+            if group.first_step <= now:
+                label = _label(group)
+                moved, new_state[label] = each.update(members(grads, group), state[label], members(params, group))
+                updates = {**updates, **moved}
+        return updates, new_state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _label(group: _Group) -> str:
+    return f"from_step_{group.first_step}_lr_{group.lr_factor:g}"

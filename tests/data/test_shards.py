@@ -1,0 +1,176 @@
+"""Prepared shards: the images of the folder source, from any process; and one line for each thing amiss."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import pathlib
+import pickle
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from mnv2_jax.config import DataConfig
+from mnv2_jax.data import imagenet, shards
+from mnv2_jax.data.prepare import run
+from mnv2_jax.data.sources import known_num_classes, open_dataset
+from mnv2_jax.data.streams import eval_batches, train_batches
+from mnv2_jax.errors import UserError
+from tests import cli
+from tests.data.test_prepare import IDS, encoded, write_files
+
+COUNTS = {"train": {0: 4, 3: 5, 60: 3, 999: 4}, "val": {0: 2, 60: 2, 999: 1}}
+
+
+def make(out: pathlib.Path, form: str, counts=COUNTS) -> pathlib.Path:
+    files = {
+        f"{split}/{IDS[label]}/{i}.JPEG": encoded(1000 * label + 10 * i + len(split))
+        for split, some in counts.items()
+        for label, count in some.items()
+        for i in range(count)
+    }
+    source = write_files(out.with_name(out.name + "_source"), files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_pool", concurrent.futures.ThreadPoolExecutor)
+        run.prepare(source, out, form, 1, True, False, lambda *_: None, lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> pathlib.Path:
+    return make(tmp_path_factory.mktemp("shards") / "out", "arrayrecord")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> pathlib.Path:
+    return make(tmp_path_factory.mktemp("folders") / "out", "folder")
+
+
+def data(path, **fields) -> DataConfig:
+    return DataConfig(name="imagenet", path=str(path), resolution=16, **fields)
+
+
+def test_the_same_as_from_the_folder_source(sharded, folders):
+    a, b = open_dataset(data(sharded)), open_dataset(data(folders))
+    assert a.class_names == b.class_names == tuple(IDS[label] for label in (0, 3, 60, 999))
+    assert known_num_classes(data(sharded)) == known_num_classes(data(folders)) == 4
+    assert (a.eval.name, len(a.train), len(a.eval)) == ("val", 16, 5)
+    for ours, theirs in ((a.train, b.train), (a.eval, b.eval)):
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        assert np.asarray(ours.labels).dtype == np.int32
+        for i in range(len(ours)):
+            np.testing.assert_array_equal(np.asarray(ours.read(i)), np.asarray(theirs.read(i)))
+
+
+def test_batches_don_t_depend_on_the_workers(sharded, folders):
+    def batches(path, workers):
+        given = data(path, batch_size=6, eval_batch_size=4, num_workers=workers)
+        dataset = open_dataset(given)
+        with contextlib.closing(train_batches(given, dataset.train, seed=3, start_step=2)) as stream:
+            found = [next(stream), next(stream)]
+        return found + list(eval_batches(dataclasses.replace(given, num_workers=0), dataset.eval))
+
+    expected = batches(folders, 0)
+    for others in (batches(sharded, 0), batches(sharded, 2)):
+        for one, other in zip(expected, others, strict=True):
+            for key in one:
+                np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_a_reader_that_has_read_survives_pickling(sharded):
+    split = open_dataset(data(sharded)).train
+    image = np.asarray(split.read(9))
+    again = pickle.loads(pickle.dumps(split))
+    np.testing.assert_array_equal(np.asarray(again.read(9)), image)
+
+
+def test_a_share_of_train_may_be_held_out(sharded):
+    dataset = open_dataset(data(sharded, holdout_fraction=0.25))
+    assert (dataset.eval.name, len(dataset.train), len(dataset.eval)) == ("holdout", 12, 4)
+
+
+def test_only_val_is_evaluated_on_all_classes(tmp_path):
+    path = make(tmp_path / "out", "arrayrecord", {"val": COUNTS["val"]})
+    dataset = open_dataset(data(path))
+    assert dataset.class_names == imagenet.class_ids()
+    np.testing.assert_array_equal(dataset.eval.labels, [0, 0, 60, 60, 999])
+    assert len(dataset.train) == 0
+    with pytest.raises(UserError, match="there are no images to train on"):
+        open_dataset(data(path, holdout_fraction=0.5))
+
+
+@pytest.fixture
+def own(sharded, tmp_path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(sharded, tmp_path / "own"))
+
+
+def test_a_damaged_record_is_never_an_image(own):
+    shard = own / "train-00000-of-00200.arrayrecord"
+    content = bytearray(shard.read_bytes())
+    content[content.index(encoded(25)) + 99] ^= 1  # the third image
+    shard.write_bytes(content)
+    split = open_dataset(data(own)).train
+    for index in set(range(len(split))) - {2}:
+        np.asarray(split.read(index))
+    with pytest.raises(UserError, match=r"record 2 can't be read \(Corrupted") as caught:
+        split.read(2)
+    assert str(caught.value).startswith(f"{shard}: record 2")
+    assert str(caught.value).endswith(f"find what is damaged by python -m mnv2_jax.data.prepare verify {own}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_shard(own):
+    (own / "val-00001-of-00020.arrayrecord").unlink()
+    split = open_dataset(data(own)).eval
+    np.asarray(split.read(1))
+    with pytest.raises(UserError, match=r"val-00001-of-00020\.arrayrecord: record 0 can't be read .*No such file"):
+        split.read(2)
+
+
+def test_other_splits(sharded):
+    assert open_dataset(data(sharded, eval_split="validation")).eval.name == "val"
+    with pytest.raises(UserError, match="test was not prepared; one of: train, val; choose by"):
+        open_dataset(data(sharded, eval_split="test"))
+
+
+def test_val_of_other_classes(tmp_path):
+    path = make(tmp_path / "out", "arrayrecord", {"train": {0: 1, 1: 1}, "val": {2: 1}})
+    with pytest.raises(UserError, match=f"class '{IDS[2]}' is in val but not in train, which has 2 classes"):
+        open_dataset(data(path))
+
+
+@pytest.mark.parametrize("form", ["sharded", "folders"])
+def test_what_isn_t_finished_is_not_opened(form, request, tmp_path):
+    path = shutil.copytree(request.getfixturevalue(form), tmp_path / "own")
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    for ask in (open_dataset, known_num_classes):
+        with pytest.raises(UserError, match="preparation was not brought to an end"):
+            ask(data(path))
+
+
+def test_a_record_is_what_was_packed():
+    assert shards.unpack(shards.pack(999, "a\udcffb.JPEG", b"\xff\xd8")) == (999, "a\udcffb.JPEG", b"\xff\xd8")
+
+
+def test_training_on_shards(sharded, tmp_path):
+    flags = (
+        f"--config={cli.ROOT}/configs/v1_0_25.py:data=imagenet,path={sharded},recipe=scratch,batch=8,res=32",
+        "--config.train.steps=1",
+        "--config.optim.warmup_epochs=0",
+        "--config.data.num_workers=1",
+        f"--workdir={tmp_path / 'run'}",
+        "--json",
+    )
+    result = subprocess.run(
+        cli.command("main", *flags),
+        env=cli.environment() | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # halves the time it takes
+        cwd=cli.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    summary = cli.answer(result)
+    assert (summary["steps"], summary["eval_split"], summary["eval"]["count"]) == (1, "val", 5)

@@ -1,0 +1,33 @@
+"""Which images an evaluation names as its worst mistakes."""
+
+import numpy as np
+
+from mnv2_jax.training.evaluate import worst_mistakes
+
+
+def judged(first, size, rng, padding=0):
+    """A batch of made-up judgements about images ``first`` and so on, its last rows mere padding."""
+    return {
+        "index": np.arange(first, first + size, dtype=np.int32),
+        "label": rng.integers(0, 3, size).astype(np.int32),
+        "prediction": rng.integers(0, 3, size).astype(np.int32),
+        "confidence": rng.uniform(size=size).astype(np.float32),
+        "loss": rng.exponential(size=size).astype(np.float32),
+        "mask": np.arange(size) < size - padding,
+    }
+
+
+def test_the_worst_come_first_without_padding_however_the_images_are_batched():
+    whole = judged(0, 96, np.random.default_rng(0), padding=10)
+    cut = [{name: values[first : first + 32] for name, values in whole.items()} for first in (0, 32, 64)]
+    found = worst_mistakes(cut)
+    assert found == worst_mistakes([whole])
+    wrong = [i for i in range(86) if whole["label"][i] != whole["prediction"][i]]
+    expected = sorted(wrong, key=lambda i: -whole["loss"][i])[:24]
+    assert [mistake["index"] for mistake in found] == expected
+    assert all(mistake["loss"] == whole["loss"][mistake["index"]] for mistake in found)
+
+
+def test_without_mistakes_there_are_none():
+    batch = judged(0, 8, np.random.default_rng(0))
+    assert worst_mistakes([batch | {"prediction": batch["label"]}]) == []

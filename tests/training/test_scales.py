@@ -1,0 +1,157 @@
+"""Batches of several resolutions: their sizes, what the devices make of them, and that a restart changes nothing."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2_jax import config as configs
+from mnv2_jax.config import Config, DataConfig, NormConfig, OptimConfig
+from mnv2_jax.config.checks import batch_shapes, check, check_devices
+from mnv2_jax.errors import UserError
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.experiment import check_training, open_experiment
+
+W0_25 = str(pathlib.Path(__file__).parents[2] / "configs" / "w0_25.py")
+SHRUNK = (
+    "data.scales=(8, 16)",
+    "data.resolution=16",
+    "data.batch_size=32",
+    "data.crop=random_resized",
+    "norm.group_size=8",
+    "model.strides=(2, 1, 2, 2, 1)",
+    "model.depth=0.1",  # one block a stage
+    "train.steps=6",
+)
+CORENET = (128, 192, 224, 288, 320)
+
+
+def sized(batch_size, group_size=32, scales=CORENET, accumulate_steps=1):
+    return Config(
+        data=DataConfig(batch_size=batch_size, scales=scales),
+        norm=NormConfig(group_size=group_size),
+        optim=OptimConfig(accumulate_steps=accumulate_steps),
+    )
+
+
+def experiment(*overrides, devices=1):
+    _, config = configs.load(f"{W0_25}:data=digits", [*SHRUNK, *overrides])
+    return open_experiment(config, jax.devices()[:devices])
+
+
+# --- sizes --------------------------------------------------------------------------------------------------
+
+
+def test_sizes_of_corenets_recipes():
+    # CoreNet's own, on four GPUs: 3136, 1392, 1024, 616 and 500 (image_batch_pairs of 256 images of 224 px).
+    shapes = ((128, 3072), (192, 1408), (224, 1024), (288, 640), (320, 512))
+    for group in (8, 16, 32):
+        assert batch_shapes(sized(1024, group)) == shapes
+        assert batch_shapes(sized(1024, group, accumulate_steps=2)) == shapes
+        assert batch_shapes(sized(2048, group)) == tuple((scale, 2 * images) for scale, images in shapes)
+    for devices, group in ((1, 32), (2, 32), (4, 32), (8, 16), (16, 8)):
+        check_devices(sized(1024, group), devices)
+    check_devices(sized(2048), 8)
+
+
+def test_without_scales_there_is_one_shape():
+    assert batch_shapes(sized(96, scales=())) == ((224, 96),)
+    assert batch_shapes(sized(96, scales=(224,))) == ((224, 96),)
+
+
+@pytest.mark.parametrize("batch_size", [8, 24, 96, 256, 1000, 4096])
+@pytest.mark.parametrize(("group", "accumulate"), [(1, 1), (4, 2), (8, 1)])
+def test_groups_and_microbatches_stay_whole_and_pixels_level(batch_size, group, accumulate):
+    config = sized(batch_size, group, accumulate_steps=accumulate)
+    for scale, images in batch_shapes(config):
+        assert images % (group * accumulate) == 0
+        assert images > 0
+        if scale == 224:
+            assert images == batch_size
+        off = abs(images - batch_size * 224**2 / scale**2)
+        assert off <= max(batch_size / 16, group * accumulate / 2) or images == group * accumulate
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "group", "devices", "mend"),
+    [
+        (1024, 32, 8, "norm.group_size=16"),
+        (512, 32, 4, "norm.group_size=16"),
+        (768, 32, 4, "norm.group_size=24"),
+        (128, 32, 4, "norm.group_size=4"),
+        (96, 16, 2, "norm.group_size=6"),
+        (96, 12, 8, "data.batch_size=768"),
+    ],
+)
+def test_sizes_that_the_devices_do_not_divide(batch_size, group, devices, mend):
+    config = sized(batch_size, group)
+    with pytest.raises(UserError) as caught:
+        check_devices(config, devices)
+    assert str(caught.value).endswith(f"take {mend}")
+    assert "\n" not in str(caught.value)
+    section, key = mend.split("=")[0].split(".")
+    changed = dataclasses.replace(getattr(config, section), **{key: int(mend.split("=")[1])})
+    check_devices(dataclasses.replace(config, **{section: changed}), devices)
+
+
+@pytest.mark.parametrize("scales", [(4, 224), (224, 8192), (224, 128), (128, 128)])
+def test_scales_that_are_refused(scales):
+    with pytest.raises(UserError, match="must be growing resolutions of 8 to 4096 px"):
+        check(sized(96, scales=scales))
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def test_epochs_count_images():
+    opened = experiment("train.steps=none", "train.epochs=10")
+    assert opened.batch_shapes == ((8, 128), (16, 32))
+    assert opened.steps_per_epoch == len(opened.dataset.train) / 80
+    assert opened.total_steps == round(10 * len(opened.dataset.train) / 80)
+    assert opened.optimizers[0].schedule(opened.total_steps - 1) < 1e-3 * opened.config.peak_lr
+    plain = experiment("train.steps=none", "train.epochs=10", "data.scales=()")
+    assert plain.steps_per_epoch == len(plain.dataset.train) / 32
+
+
+def test_warmup_of_steps_must_end_in_the_training():
+    check_training(experiment("optim.warmup_steps=6"))
+    with pytest.raises(UserError, match=r"optim.warmup_steps=7 .* the training's 6 steps; the most it can be: 6"):
+        check_training(experiment("optim.warmup_steps=7"))
+    with pytest.raises(UserError, match=r"optim.warmup_epochs=0.5 is 9 steps"):
+        check_training(experiment("optim.warmup_epochs=0.5"))
+
+
+@pytest.fixture
+def quick_compilation():
+    """Compilation takes half the time without optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_each_shape_is_compiled_once_and_a_restart_changes_no_bit():
+    opened = experiment("augment.repeats=2")
+    step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
+    begun = jax.device_get(meshes.compile_init(opened.mesh, opened.init_state)())
+    shapes = []
+
+    def run(state, start, stop):
+        # A copy: on a CPU the host's array may become the device's, and a step gives away what it is given.
+        state = meshes.put(opened.mesh, jax.tree.map(np.copy, state))
+        batches = experiment("augment.repeats=2").train_batches()(start)
+        for _ in range(start, stop):
+            batch = next(batches)
+            shapes.append(batch["image"].shape[:2])
+            with jax.transfer_guard("disallow"):
+                state, _ = step(state, batch)
+        return jax.device_get(state)
+
+    whole = run(begun, 0, 6)
+    assert sorted(shapes) == 3 * [(32, 16)] + 3 * [(128, 8)]
+    restarted = run(run(begun, 0, 3), 3, 6)  # in the middle of a block
+    assert shapes[6:] == shapes[:6]
+    jax.tree.map(np.testing.assert_array_equal, restarted, whole)
+    assert step._cache_size() == 2

@@ -1,0 +1,377 @@
+"""The teacher sees what the student sees, wherever it runs; stored logits are of these data and of no others."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnv2_jax import config as configs
+from mnv2_jax.config import DistillConfig
+from mnv2_jax.convert.load import load_weights
+from mnv2_jax.data.sources import Dataset, open_dataset
+from mnv2_jax.data.split import Split
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import create_model, variable_shapes
+from mnv2_jax.models.weights import Preprocessing, Weights, WeightsInfo, save_weights
+from mnv2_jax.ops.augment import normalise
+from mnv2_jax.ops.random import stream_key
+from mnv2_jax.tasks.distillation import TEACHER_LOGITS
+from mnv2_jax.training import loop, teacher
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.experiment import check_training, open_experiment
+from mnv2_jax.training.optim import Optimizer
+from mnv2_jax.training.state import TrainState, init_state
+from mnv2_jax.training.step import make_train_step
+from tests import cli
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.5, 0.3)
+NAMES = tuple("0123456789")
+SHRUNK = [
+    "data.batch_size=32",
+    "norm.group_size=8",
+    "model.dropout=0.1",
+    "train.steps=20",
+    "optim.peak_lr=0.001",
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of a small network whose classes are the digits in reverse."""
+    model = create_model("mobilenet_v1", 10, width=0.05)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            return rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, kind in ("scale", "var"), np.float32)
+
+    drawn = jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
+    drawn["params"]["classifier"]["kernel"] *= 1e5  # a random network's maps get weaker and weaker
+    preprocessing = Preprocessing(resolution=16, mean=MEAN, std=STD, eval_crop_fraction=1.0)
+    info = WeightsInfo(preprocessing=preprocessing, labels=NAMES[::-1])
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_weights(path, model, drawn, info)
+    return path
+
+
+def experiment(*overrides, devices=1):
+    _, config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", [*SHRUNK, *overrides])
+    return open_experiment(config, jax.devices()[:devices])
+
+
+def batches_of(opened, count, start=0):
+    following = opened.train_batches()(start)
+    return [next(following) for _ in range(count)]
+
+
+@pytest.fixture
+def exact(monkeypatch, x64):
+    """A teacher that computes in float64: for invariances up to rounding."""
+    monkeypatch.setattr(teacher, "DTYPE", "float64")
+
+
+# --- the live teacher ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeing:
+    """A student whose view of a batch follows from the key, and that cost nothing to compile."""
+
+    data: configs.DataConfig
+
+    def view(self, batch, key):
+        return normalise(batch["image"], self.data.mean, self.data.std) + jax.random.normal(key), None
+
+
+def test_it_answers_for_the_students_view_in_its_own_normalisation(weights, exact):
+    opened = experiment(f"distill.teacher={weights}")
+    seeing = dataclasses.replace(opened.task, student=Seeing(opened.config.data))
+    (batch,) = batches_of(dataclasses.replace(opened, task=seeing), 1, start=3)
+    key = jax.random.fold_in(stream_key(jnp.uint32(opened.config.seed), "step"), jnp.int32(3))
+    view, _ = seeing.student.view(batch, key)
+    pixels = np.asarray(view, np.float64) * np.array(opened.config.data.std) + np.array(opened.config.data.mean)
+    model = create_model("mobilenet_v1", 10, width=0.05, dtype="float64")
+    held = load_weights(weights)
+    logits, _ = jax.jit(model.apply)(held.variables, (pixels - np.array(MEAN)) / np.array(STD))
+    assert np.ptp(logits, axis=0).min() > 0.01
+    np.testing.assert_allclose(batch[TEACHER_LOGITS], logits[:, ::-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_has_the_key_by_which_its_teacher_saw():
+    opened = experiment("seed=7")
+
+    class Telling:
+        def loss(self, params, model_state, batch, key):
+            return params["w"] ** 2, (model_state, {"told": jax.random.normal(key)})
+
+    params = {"w": jnp.ones(())}
+    optimizer = Optimizer(optax.sgd(0.1), lambda step: 0.1)
+    state = TrainState(
+        step=jnp.int32(3),
+        seed=jnp.uint32(7),
+        first_bad_step=jnp.int32(-1),
+        params=params,
+        model_state={},
+        opt_state=optimizer.tx.init(params),
+        ema=None,
+    )
+    _, metrics = make_train_step(Telling(), optimizer, opened.config)(state, {})
+    assert float(metrics["told"]) == float(jax.random.normal(jax.random.fold_in(stream_key(7, "step"), 3)))
+
+
+def test_it_is_the_same_on_1_2_and_4_devices_and_after_a_restart(weights, exact):
+    found = {n: batches_of(experiment(f"distill.teacher={weights}", devices=n), 2) for n in (1, 2, 4)}
+    for n in (2, 4):
+        for one, other in zip(found[1], found[n], strict=True):
+            np.testing.assert_allclose(other[TEACHER_LOGITS], one[TEACHER_LOGITS], rtol=0, atol=1e-9)
+            assert other[TEACHER_LOGITS].sharding == other["label"].sharding
+    (resumed,) = batches_of(experiment(f"distill.teacher={weights}", devices=4), 1, start=1)
+    np.testing.assert_array_equal(resumed[TEACHER_LOGITS], found[4][1][TEACHER_LOGITS])
+    assert np.abs(found[1][0][TEACHER_LOGITS] - found[1][1][TEACHER_LOGITS]).max() > 0.01
+
+
+def test_its_weights_are_an_argument_and_it_runs_in_bfloat16_compiled_once(weights, monkeypatch):
+    traced, compile_teacher = [], meshes.compile_teacher
+
+    def telling(mesh, teacher_of):
+        return compile_teacher(mesh, lambda *arguments: traced.append(teacher_of) or teacher_of(*arguments))
+
+    monkeypatch.setattr(meshes, "compile_teacher", telling)
+    batch, *_ = batches_of(experiment(f"distill.teacher={weights}"), 3)
+    assert len(traced) == 1
+    assert batch[TEACHER_LOGITS].dtype == jnp.float32
+    closed = jax.make_jaxpr(traced[0])(load_weights(weights).variables, np.int32(0), batch)
+    assert sum(np.size(const) for const in closed.consts) < 100
+    assert str(closed).count("bf16") > 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """As a `Model`, but compiled in no time."""
+
+    def init(self, key, x):
+        return {"params": {"kernel": jax.random.normal(key, (x.size, 10), jnp.float64) / 30}}
+
+    def apply(self, variables, x, train=False, dropout_keys=None):
+        del train, dropout_keys
+        return x.reshape(len(x), -1) @ variables["params"]["kernel"], {}
+
+
+def test_the_step_is_the_same_cut_up_and_on_two_devices(weights, x64, monkeypatch):
+    # A teacher that repeats some pixels, and no beta distribution: both take long to compile.
+    monkeypatch.setattr(teacher, "_answer", lambda *_: lambda variables, images: images[:, 4:14, 8, 0])
+    monkeypatch.setattr(jax.random, "beta", lambda key, a, b, dtype: jax.random.uniform(key, (), dtype))
+    found = {}
+    for accumulate, devices in ((1, 1), (2, 2)):
+        opened = experiment(
+            f"distill.teacher={weights}",
+            "augment.mixup_alpha=0.5",
+            "distill.temperature=2",
+            f"optim.accumulate_steps={accumulate}",
+            devices=devices,
+        )
+        task = dataclasses.replace(opened.task, student=dataclasses.replace(opened.task.student, model=Linear()))
+        optimizer = opened.optimizers[0]
+        state = meshes.compile_init(opened.mesh, lambda t=task, o=optimizer: init_state(t, o, 0, use_ema=False))()
+        step = meshes.compile_train_step(opened.mesh, make_train_step(task, optimizer, opened.config))
+        found[accumulate] = []
+        for batch in batches_of(opened, 2):
+            state, metrics = step(state, batch)
+            found[accumulate].append([float(metrics[key]) for key in ("loss", "hard_loss", "soft_loss", "grad_norm")])
+    np.testing.assert_allclose(found[2], found[1], rtol=1e-8)
+    loss, hard, soft, _ = found[1][0]
+    assert loss == pytest.approx((hard + soft) / 2)
+    assert soft > 1e-3
+
+
+# --- classes ------------------------------------------------------------------------------------------------
+
+
+def of_classes(*names):
+    split = Split("train", np.zeros(1, np.int32), lambda index: np.zeros((8, 8, 3), np.uint8))
+    return Dataset("pets", names, split, split)
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_ids", "expected"),
+    [
+        (("cat", "dog", "emu"), (), [0, 1, 2]),
+        (("emu", "cat", "dog"), (), [1, 2, 0]),
+        (("1", "2", "3"), ("dog", "emu", "cat"), [2, 0, 1]),
+        (("x", "dog", "y", "emu", "cat"), (), [4, 1, 3]),  # further classes say nothing
+        ((), (), [0, 1, 2]),
+    ],
+)
+def test_classes_are_found_by_name(labels, class_ids, expected):
+    count = len(labels) or 3
+    info = WeightsInfo(labels=labels, class_ids=class_ids)
+    assert teacher.columns_of(info, count, of_classes("cat", "dog", "emu")).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "said"),
+    [
+        (("cat", "dog", "eel"), 3, "it knows no class 'emu' of pets"),
+        (("cat", "dog", "emu", "emu"), 4, "it knows no class 'emu' of pets"),  # which of the two?
+        ((), 4, "it has 4 classes without names, pets has 3"),
+    ],
+)
+def test_other_classes_are_refused(labels, count, said):
+    with pytest.raises(UserError, match=said):
+        teacher.columns_of(WeightsInfo(labels=labels), count, of_classes("cat", "dog", "emu"))
+
+
+# --- which teacher ------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_cannot_be_had_is_one_line_before_anything_is_made(tmp_path, weights):
+    (tmp_path / "foreign.pth").write_bytes(bytes(16))
+    for option, said in (
+        ([f"distill.teacher={tmp_path / 'no.safetensors'}"], "distill.teacher=.*no.safetensors.*correct the path"),
+        ([f"distill.teacher={tmp_path}"], "no run is there"),
+        ([f"distill.teacher={weights}", "distill.teacher_model=resnet50"], "this is mobilenet_v1; leave distill.teach"),
+        ([f"distill.teacher={tmp_path / 'foreign.pth'}"], "doesn't say which network it holds"),
+        ([f"distill.logits={tmp_path / 'no.npz'}"], "no such file"),
+        ([f"distill.logits={tmp_path / 'no.npz'}", "augment.mixup_alpha=0.2"], "augment.mixup_alpha=0.2 mixes them"),
+        ([f"distill.logits={tmp_path / 'no.npz'}", "augment.cutmix_alpha=1"], "augment.cutmix_alpha=1 mixes them"),
+    ):
+        opened = experiment(*option)  # an evaluation needs no teacher
+        with pytest.raises(UserError, match=said) as error:
+            check_training(opened)
+        assert "\n" not in str(error.value)
+        with pytest.raises(UserError):
+            loop.train(opened, tmp_path / "run", io.StringIO())
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_file_is_of_the_network_that_is_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(teacher, "open_weights", lambda source, model: asked.append((source, model.name)) or _RESNET)
+    distill = DistillConfig(teacher="resnet50.pth", teacher_model="resnet50")
+    assert teacher._open(distill) is _RESNET
+    assert asked == [("resnet50.pth", "resnet50")]
+
+
+_RESNET = Weights(create_model("resnet50", 10), {}, WeightsInfo())
+
+
+# --- stored logits ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored(weights, tmp_path_factory):
+    """Logits of the digits."""
+    path = tmp_path_factory.mktemp("stored") / "logits.npz"
+    _, config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", ["data.eval_resolution=32"])
+    assert teacher.store_logits(path, load_weights(weights), config) == 1437
+    return path
+
+
+def test_stored_logits_are_those_of_a_live_teacher_where_nothing_is_augmented(weights, stored):
+    plain = ("data.crop=none", "data.flip=false", "data.eval_crop_fraction=1.0")
+    (live,) = batches_of(experiment(*plain, f"distill.teacher={weights}"), 1)
+    (kept,) = batches_of(experiment(*plain, f"distill.logits={stored}", devices=2), 1)
+    assert kept[TEACHER_LOGITS].dtype == jnp.float32
+    np.testing.assert_array_equal(kept["index"], live["index"])
+    spread = float(np.std(live[TEACHER_LOGITS]))
+    np.testing.assert_allclose(kept[TEACHER_LOGITS], live[TEACHER_LOGITS], rtol=0, atol=0.05 * spread)
+    assert kept[TEACHER_LOGITS].sharding == kept["label"].sharding
+
+
+def changed(path, to, **arrays):
+    with np.load(path) as archive:
+        np.savez(to, **{**archive, **arrays})
+    return to
+
+
+def test_logits_of_other_data_or_damaged_ones_are_one_line(stored, tmp_path):
+    dataset = open_dataset(configs.DataConfig(name="digits"))
+    assert teacher.read_logits(stored, dataset).shape == (1437, 10)
+    with np.load(stored) as archive:
+        held = dict(archive)
+    nan = held["logits"].copy()
+    nan[17, 3] = np.nan
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(stored.read_bytes()[:-2000])
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, **{**held, "logits": np.array([{}], object)})
+    flipped = tmp_path / "flipped.npz"
+    content = bytearray(stored.read_bytes())
+    content[5000] ^= 1
+    flipped.write_bytes(content)
+    other_labels = np.roll(held["labels"], 1)
+    for path, said in (
+        (cut, "not a whole file of logits"),
+        (pickled, "not a whole file of logits"),
+        (flipped, "not a whole file of logits"),
+        (changed(stored, tmp_path / "nan.npz", logits=nan), "image 17 are not finite"),
+        (changed(stored, tmp_path / "names.npz", class_names=NAMES[::-1]), "its classes aren't the 10 of digits"),
+        (changed(stored, tmp_path / "labels.npz", labels=other_labels), "the labels differ"),
+        (changed(stored, tmp_path / "short.npz", logits=held["logits"][:-1]), r"its logits are float16 \[1436, 10\]"),
+        (changed(stored, tmp_path / "few.npz", labels=other_labels[:9]), "of 9 images, and digits has 1437"),
+        (changed(stored, tmp_path / "scalar.npz", labels=np.int32(3)), "of other data"),
+        (changed(stored, tmp_path / "text.npz", colours=np.array("x")), "of other data"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            teacher.read_logits(path, dataset)
+        assert "\n" not in str(error.value)
+        assert str(path) in str(error.value)
+    (tmp_path / "bare.npz").write_bytes(stored.read_bytes()[:0])
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    for name in ("bare.npz", "other.npz"):
+        with pytest.raises(UserError, match="not a whole file of logits"):
+            teacher.read_logits(tmp_path / name, dataset)
+
+
+def test_other_images_with_the_same_labels_are_noticed(stored):
+    dataset = open_dataset(configs.DataConfig(name="digits"))
+    train = dataset.train
+
+    def read(index):
+        return np.asarray(train.read(index)) // 2 if index == 1436 else train.read(index)
+
+    other = dataclasses.replace(dataset, train=dataclasses.replace(train, read=read))
+    with pytest.raises(UserError, match="image 1436 of the train split is another one"):
+        teacher.read_logits(stored, other)
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, weights):
+    for path, said in ((tmp_path / "x.npy", "ends in .npz"), (tmp_path / "no" / "x.npz", "make the folder")):
+        with pytest.raises(UserError, match=said):
+            teacher.store_logits(path, load_weights(weights), configs.Config())
+
+
+# --- a run --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_from_a_run_and_goes_on_to_the_bit(trained, tmp_path):
+    flags = (
+        *cli.SHRUNK,
+        "--config.train.steps=4",
+        f"--config.distill.teacher={trained[0]}",
+    )
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    summary = cli.answer(cli.run("main", *flags, f"--workdir={whole}", "--json"))
+    assert summary["steps"] == 4
+    for line in cli.metrics(whole, "train"):
+        assert line["loss"] == pytest.approx((line["hard_loss"] + line["soft_loss"]) / 2, rel=1e-5)
+        assert line["soft_loss"] > 0
+    shutil.copytree(whole, again)
+    for name in ("summary.json", "report.html"):
+        (again / name).unlink()
+    shutil.rmtree(again / "checkpoints" / "4")
+    result = cli.run("main", *flags, f"--workdir={again}", "--json")
+    assert cli.answer(result)["eval"] == summary["eval"]
+    assert "going on at step 2" in result.stderr
+    assert cli.metrics(again, "train") == cli.metrics(whole, "train")
+    assert cli.digests(again) == cli.digests(whole)
+    assert json.loads((pathlib.Path(again) / "config.json").read_text())["distill"]["weight"] == 0.5
