@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import os
 import statistics
@@ -13,10 +12,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mnv2_jax import config
-from mnv2_jax.config.checks import batch_shapes
 from mnv2_jax.data import images, streams
 from mnv2_jax.data.images import EncodedImage
 from mnv2_jax.data.sources import open_dataset
@@ -61,7 +58,7 @@ def time_input(
         split,
         settings.seed,
         augment=settings.augment,
-        shapes=batch_shapes(settings),
+        shapes=config.batch_shapes(settings),
         group_size=settings.norm.group_size,
     )
     plain = streams.in_order(_Decoded(split, data.batch_size), 0, sys.maxsize, workers)
@@ -117,10 +114,8 @@ class _Decoded:
         for place in index.tolist():
             picture = self.split.read(place)
             assert isinstance(picture, EncodedImage)
-            image: Image.Image = Image.open(io.BytesIO(picture.content))
-            image.load()
-            if image.mode != "RGB":
-                image.convert("RGB")
+            height, width, _ = picture.shape
+            picture.part(0, 0, height, width, enough=max(height, width))
         return {"index": index}
 
 

@@ -14,9 +14,10 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from mnv2_jax.config import DataConfig
@@ -33,6 +34,7 @@ _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes for grey values above 255: 16-bit PNG, TIFF and PPM."""
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 """Markers of the frames with Huffman codes: baseline, extended, progressive."""
+_JPEG_END = b"\xff\xd9"
 _JPEG_SKIPPED = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)
 """Markers of what may come before the frame: tables, the restart interval, metadata, comments."""
 
@@ -66,7 +68,7 @@ class EncodedImage:
         with _named(name):
             if not content:
                 raise DamagedImageError("the file is empty; restore or remove it")
-            height, width = self._jpeg[1:] if self._jpeg else Image.open(io.BytesIO(content)).size[::-1]
+            height, width = self._jpeg.size if self._jpeg else Image.open(io.BytesIO(content)).size[::-1]
             if max(height, width) > _THINNEST * min(height, width):
                 # With the short side resized, the long one would take gigabytes before it is cropped.
                 raise DamagedImageError(f"{width}×{height} pixels is thinner than {_THINNEST}:1; crop or remove it")
@@ -111,13 +113,25 @@ class EncodedImage:
                 image = image.crop((left, top, left + width, top + height))
             return _to_rgb(image)
 
+    def part(self, top: int, left: int, height: int, width: int, enough: int) -> np.ndarray:
+        """Decodes a part as `crop` does, uint8 [h, w, 3]; of most JPEGs without the detour through Pillow's memory.
+
+        The pixels are the same: both decode by libjpeg-turbo.
+        """
+        needs_all = min(height, width) < 2 * enough
+        if self._jpeg and needs_all and self._jpeg.is_plain and self.content.endswith(_JPEG_END):
+            with contextlib.suppress(ValueError):  # Pillow says what is wrong, or isn't as strict
+                # Not strict: what is left out below would be a warning.
+                image = simplejpeg.decode_jpeg(self._cut_below(top + height + 2), "RGB", strict=False)
+                return image[top : top + height, left : left + width]
+        return np.asarray(self.crop(top, left, height, width, enough))
+
     def _cut_below(self, row: int) -> bytes | bytearray:
         """The file without what comes at or after a row, where that can be left out."""
-        if not self._jpeg or row >= self._jpeg[1]:
+        if not self._jpeg or row >= self._jpeg.size[0]:
             return self.content
         # With a smaller height in its header it is a file whose last rows are unread bytes before the end marker.
-        place, *_ = self._jpeg
-        content = bytearray(self.content)
+        content, place = bytearray(self.content), self._jpeg.place
         content[place : place + 2] = row.to_bytes(2, "big")
         return content
 
@@ -142,8 +156,19 @@ def decode(content: bytes, name: str) -> np.ndarray:
     return np.asarray(EncodedImage(content, name))
 
 
-def _jpeg_frame(content: bytes) -> tuple[int, int, int] | None:
-    """Of a JPEG: where its header states the height, the height, and the width (ITU-T T.81, B.2.2); else None."""
+class _Frame(NamedTuple):
+    """What the header of a JPEG says (ITU-T T.81, B.2.2)."""
+
+    place: int
+    """Of the height in the file."""
+    size: tuple[int, int]
+    """Height and width."""
+    is_plain: bool
+    """One or three components: grey or colour, not CMYK."""
+
+
+def _jpeg_frame(content: bytes) -> _Frame | None:
+    """The header of a JPEG; None for what isn't one that we understand."""
     if content[:2] != b"\xff\xd8":
         return None
     place = 2
@@ -151,7 +176,8 @@ def _jpeg_frame(content: bytes) -> tuple[int, int, int] | None:
         marker = content[place + 1]
         if marker in _JPEG_FRAMES:
             height, width = (int.from_bytes(content[place + at : place + at + 2], "big") for at in (5, 7))
-            return (place + 5, height, width) if height and width else None
+            is_plain = content[place + 9 : place + 10] in (b"\x01", b"\x03")
+            return _Frame(place + 5, (height, width), is_plain) if height and width else None
         if marker == 0xFF:  # padding
             place += 1
         elif marker in _JPEG_SKIPPED:
@@ -242,8 +268,10 @@ def random_resized_view(image: Picture, data: DataConfig, rng: np.random.Generat
     Returns:
       uint8 [resolution, resolution, 3].
     """
-    box = draw_crop(image.shape[0], image.shape[1], data, rng)
-    return _stretched(_part(image, *box, enough=data.resolution), data)
+    top, left, height, width = draw_crop(image.shape[0], image.shape[1], data, rng)
+    if isinstance(image, EncodedImage):
+        return _stretched(image.part(top, left, height, width, data.resolution), data)
+    return _stretched(image[top : top + height, left : left + width], data)
 
 
 def draw_crop(height: int, width: int, data: DataConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -302,10 +330,10 @@ _DRAWS: Mapping[str, Callable[..., tuple[int, int, int, int]]] = {
 # --- parts and sizes ----------------------------------------------------------------------------------------
 
 
-def _part(image: Picture, top: int, left: int, height: int, width: int, enough: int | None = None) -> Image.Image:
+def _part(image: Picture, top: int, left: int, height: int, width: int) -> Image.Image:
     # Cropped first: Pillow's resize(box=...) would let pixels from just outside the crop bleed into its edges.
     if isinstance(image, EncodedImage):
-        return image.crop(top, left, height, width, enough)
+        return image.crop(top, left, height, width)
     return Image.fromarray(image[top : top + height, left : left + width])
 
 
@@ -314,16 +342,16 @@ def resizer(data: DataConfig) -> str:
     return "Pillow" if simd is None or data.interpolation != "bilinear" else "cykooz_resizer"
 
 
-def _stretched(image: Image.Image, data: DataConfig) -> np.ndarray:
+def _stretched(pixels: np.ndarray, data: DataConfig) -> np.ndarray:
     """Resizes to the resolution, 2.5 times as fast as Pillow where `simd` is there, and equal to it within one level.
 
     It is the crop of training only: evaluation is Pillow's to the bit. So is bicubic, where they differ by more.
     """
     size = data.resolution
-    if resizer(data) == "Pillow" or image.size == (size, size):
-        return np.asarray(_resized(image, size, size, data))
-    # Through bytes, as its view of Pillow's own memory would hang on Pillow's version.
-    source = simd.ImageData(*image.size, simd.PixelType.U8x3, image.tobytes())
+    if resizer(data) == "Pillow" or pixels.shape[:2] == (size, size):
+        return np.asarray(_resized(Image.fromarray(pixels), size, size, data))
+    height, width, _ = pixels.shape
+    source = simd.ImageData(width, height, simd.PixelType.U8x3, pixels.tobytes())
     target = simd.ImageData(size, size, simd.PixelType.U8x3)
     simd.Resizer().resize(source, target, _simd_bilinear())
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)

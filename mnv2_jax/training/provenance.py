@@ -24,6 +24,7 @@ _PACKAGES = (
     "grain",
     "numpy",
     "pillow",
+    "simplejpeg",
     "cykooz-resizer",
 )
 

@@ -1,12 +1,11 @@
 """Folded norms get statistics again: the same inference, and training that begins as the same function."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mnv2_jax.config import NormConfig
-from mnv2_jax.models.registry import create_model
+from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.models.unfold import are_folded, unfold
 
 NETWORKS = ("mobilenet_v2", "mobilenet_v4_conv_small")  # without and with a norm behind the mean
@@ -14,7 +13,6 @@ NETWORKS = ("mobilenet_v2", "mobilenet_v4_conv_small")  # without and with a nor
 
 def folded(model, seed):
     """Random variables, of which each norm only adds, as `convert` makes them of a TFLite file."""
-    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
     rng, epsilon = np.random.default_rng(seed), model.module.norm.epsilon
 
     def of(path, leaf):
@@ -24,10 +22,11 @@ def folded(model, seed):
             return np.full(shape, 1 - epsilon, leaf.dtype)
         if name == "bias" and is_norm:
             return rng.normal(0, 0.5, shape).astype(leaf.dtype)
-        # Kernels that let maps grow from block to block: statistics far from 0 and 1.
-        return np.asarray(leaf) * (1.5 if name == "kernel" else 1)
+        if name == "kernel":  # maps grow from block to block: statistics far from 0 and 1
+            return rng.normal(0, 1.5 * np.sqrt(2 / np.prod(shape[:-1])), shape).astype(leaf.dtype)
+        return np.full(shape, 1.0 if name == "scale" else 0.0, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(of, variables)
+    return jax.tree_util.tree_map_with_path(of, variable_shapes(model))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -51,8 +50,10 @@ def test_unfolding_keeps_inference_and_makes_training_begin_as_it(name, x64):
 
 def test_variables_with_statistics_of_their_own_are_not_folded():
     model = create_model("mobilenet_v2", 5, width=0.25)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    assert not are_folded(model, variables)  # fresh: the variance is 1, not 1 - epsilon
+    fresh = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.full(leaf.shape, path[-1].key in ("var", "scale"), leaf.dtype), variable_shapes(model)
+    )
+    assert not are_folded(model, fresh)  # the variance is 1, not 1 - epsilon
     one = folded(model, 1)
     one["batch_stats"]["stem_norm"]["mean"] = one["batch_stats"]["stem_norm"]["mean"] + 1
     assert not are_folded(model, one)

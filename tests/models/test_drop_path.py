@@ -1,0 +1,58 @@
+"""Stochastic depth, by example and by depth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2_jax.models import network
+from mnv2_jax.models.registry import create_model, variable_shapes
+from mnv2_jax.nn.blocks import drop_path
+
+
+def test_a_branch_is_kept_on_average_and_whole_or_not_at_all():
+    branch = jnp.full((4096, 1, 1, 2), 3.0)
+    dropped = np.asarray(drop_path(branch, jax.random.split(jax.random.key(0), 4096), 0.2))[:, 0, 0]
+    assert set(np.unique(dropped).tolist()) == {0.0, 3.75}
+    assert (dropped[:, 0] == dropped[:, 1]).all()
+    sigma = 3.75 * np.sqrt(0.2 * 0.8 / 4096)
+    assert abs(dropped[:, 0].mean() - 3) < 4 * sigma
+
+
+def traced(monkeypatch, keys, **options):
+    """The rates that the blocks of a network are trained with, in order; nothing is computed."""
+    rates = []
+
+    def noted(y, keys, rate):
+        rates.append(rate)
+        return drop_path(y, keys, rate)
+
+    monkeypatch.setattr(network, "drop_path", noted)
+    model = create_model("mobilenet_v2", 4, dropout=0.0, **options)
+    variables = variable_shapes(model)
+    images = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
+    jax.eval_shape(lambda v, x, k: model.apply(v, x, train=True, dropout_keys=k), variables, images, keys)
+    return rates
+
+
+def test_rates_grow_with_depth_and_only_residual_blocks_have_them(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 32)
+    # Of MobileNetV2's 17 blocks these ten are residual (table 2: n - 1 of each stage).
+    residual = [3, 5, 6, 8, 9, 10, 12, 13, 15, 16]
+    linear = traced(monkeypatch, keys, drop_path=0.32)
+    np.testing.assert_allclose(linear, [0.32 * (block - 1) / 16 for block in residual])
+    assert traced(monkeypatch, keys, drop_path=0.32, drop_path_rule="flat") == [0.32] * 10
+    assert traced(monkeypatch, keys) == []
+
+
+def test_what_is_frozen_is_not_dropped_and_inference_neither(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 32)
+    model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.9)
+    images = np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype(np.float32)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(leaf.dtype), variable_shapes(model))
+    frozen = model.training_from("classifier")
+    trained = jax.jit(lambda v, k: frozen.apply(v, images, train=True, dropout_keys=k)[0])(variables, keys)
+    np.testing.assert_array_equal(trained, jax.jit(lambda v: model.apply(v, images)[0])(variables))
+    with pytest.raises(ValueError, match="drop_path"):
+        jax.eval_shape(lambda v: model.apply(v, images, train=True), variables)
