@@ -8,6 +8,8 @@ Where their paper or README is silent, the number is that of their code, named b
   and 32 where it isn't known or batches have several sizes. From 16 images on it hardly matters (Wu & He,
   arXiv:1803.08494, figure 1).
 * PyTorch's `amp` computed in float16; bfloat16 here, which needs no loss scaling.
+* `model.drop_path` grows from 0 in the first block to its peak in the last. timm's grows from 0, too, but ends a block
+  short of the peak, and TF model garden's begins above 0 and counts stem and head as blocks.
 * `model.padding` and `model.width_rule` are the config file's: they belong to the network.
 
 What to expect is the published top-1 ± 0.3, as the docstrings of `configs/` say. Nobody has published how far seeds

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-import os
 import statistics
 import sys
 import time
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax import config
-from mnv2_jax.data import images, streams
-from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.sources import open_dataset
+from mnv2_jax.data import imagenet_subsets, images, streams
+from mnv2_jax.data.images import DamagedImageError, EncodedImage
+from mnv2_jax.data.policies import check_policy
+from mnv2_jax.data.sources import check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 
@@ -44,15 +45,20 @@ def time_input(
       UserError: if the data aren't there, or are no image files.
     """
     # The images to evaluate on aren't read, so they need not be there.
-    data = dataclasses.replace(settings.data, eval_split="train", holdout_fraction=0.0)
-    split = open_dataset(data).train if settings.data.name != "digits" else None
-    if split is None or split.in_memory or streams.fits(data, split, True, settings.augment):
+    whole = settings.data.name in ("digits", "cifar10", *imagenet_subsets.NAMES)
+    data = dataclasses.replace(settings.data, eval_split=None if whole else "train", holdout_fraction=0.0)
+    dataset = open_dataset(data)
+    check_trainable(dataset)
+    check_policy(settings.augment)
+    config.check_devices(settings, 1)
+    split = dataset.train
+    if split.in_memory or streams.fits(data, split, True, settings.augment):
         raise UserError(
             f"data.name={settings.data.name!r} is kept in memory as arrays, without an input pipeline; give image"
             " files that are cropped at random, as --data=folder:PATH"
         )
     workers = streams.num_workers(data, split)
-    cores = max(1, min(workers, os.cpu_count() or 1))
+    cores = max(1, min(workers, streams.num_cores()))
     ours = streams.train_batches(
         data,
         split,
@@ -61,7 +67,9 @@ def time_input(
         shapes=config.batch_shapes(settings),
         group_size=settings.norm.group_size,
     )
-    plain = streams.in_order(_Decoded(split, data.batch_size), 0, sys.maxsize, workers)
+    plain = streams.in_order(
+        _Decoded(split, data.batch_size, (DamagedImageError,) if data.skip_corrupt else ()), 0, sys.maxsize, workers
+    )
     try:
         turns = [(_rate(ours, workers, turn_seconds), _rate(plain, workers, turn_seconds)) for _ in range(repeats)]
     finally:
@@ -107,15 +115,17 @@ class _Decoded:
 
     split: Split
     batch_size: int
+    skipped: tuple[type[Exception], ...]
 
     def __call__(self, number: int) -> streams.NumpyBatch:
         first = number * self.batch_size
         index = np.arange(first, first + self.batch_size, dtype=np.int64) % len(self.split)
         for place in index.tolist():
-            picture = self.split.read(place)
-            assert isinstance(picture, EncodedImage)
-            height, width, _ = picture.shape
-            picture.part(0, 0, height, width, enough=max(height, width))
+            with contextlib.suppress(*self.skipped):
+                picture = self.split.read(place)
+                assert isinstance(picture, EncodedImage)
+                height, width, _ = picture.shape
+                picture.part(0, 0, height, width, enough=max(height, width))
         return {"index": index}
 
 
@@ -133,7 +143,7 @@ def _rate(batches: streams.Batches, workers: int, seconds: float) -> float:
 
 def _step_rate(settings: config.Config, given: Collection[str], repeats: int) -> float:
     """Images a second of the train step on one batch that stays on the devices."""
-    from mnv2_jax.bench.step import timers
+    from mnv2_jax.bench.step import mean_batch, timers
     from mnv2_jax.training import runtime
     from mnv2_jax.training.experiment import check_training, open_experiment
     from mnv2_jax.training.initial import prepare
@@ -142,4 +152,4 @@ def _step_rate(settings: config.Config, given: Collection[str], repeats: int) ->
     experiment = open_experiment(prepare(settings, given)[0])
     check_training(experiment)
     train: Callable[[], float] = timers(experiment)["train"]
-    return settings.data.batch_size / statistics.median(train() for _ in range(repeats))
+    return mean_batch(experiment) / statistics.median(train() for _ in range(repeats))

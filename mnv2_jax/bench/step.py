@@ -40,9 +40,14 @@ def time_step(settings: config.Config, given: Collection[str], repeats: int) -> 
             "ours_ms": 1e3 * median,
             "xla_ms": 1e3 * statistics.median(turn[1] for turn in turns),
             "ratio": statistics.median(turn[1] / turn[0] for turn in turns),
-            "images_per_second": settings.data.batch_size / median,
+            "images_per_second": mean_batch(experiment) / median,
         }
     return found
+
+
+def mean_batch(experiment: Any) -> float:
+    """Images of a step; with `data.scales` on average, as its pixels are level."""
+    return statistics.mean(images for _, images in experiment.batch_shapes)
 
 
 def timers(experiment: Any) -> dict[str, Callable[[], float]]:

@@ -104,6 +104,7 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "data.crop_ratio": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
     "data.crop_draw": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
     "data.pad_pixels": ("data.crop=shift", lambda c: c.data.crop == "shift"),
+    "model.drop_path": ("networks with residual blocks", lambda c: c.model.name != "mobilenet_v1"),
     "model.drop_path_rule": ("model.drop_path above 0", lambda c: c.model.drop_path > 0),
     "augment.policy_layers": ("augment.policy=randaugment…", _randaugment),
     "augment.policy_magnitude": ("augment.policy=randaugment…", _randaugment),
@@ -127,6 +128,13 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "augment.cutmix_share": (
         "augment.mixup_alpha and augment.cutmix_alpha above 0",
         lambda c: c.augment.mixup_alpha > 0 and c.augment.cutmix_alpha > 0,
+    ),
+    "loss.label_smoothing": ("distill.weight below 1", lambda c: not _distils(c) or c.distill.weight < 1),
+    "loss.class_weights": ("distill.weight below 1", lambda c: not _distils(c) or c.distill.weight < 1),
+    "train.patience": ("train.eval_every_epochs above 0", lambda c: c.train.eval_every_epochs > 0),
+    "finetune.backbone_lr_factor": (
+        "finetune.train_from other than classifier alone",
+        lambda c: c.finetune.train_from != ("classifier",),
     ),
     "distill.teacher_model": ("distill.teacher set", lambda c: c.distill.teacher is not None),
     "distill.temperature": ("distill.teacher or distill.logits set", _distils),
@@ -254,13 +262,27 @@ def check(config: Config) -> None:
     if optim.lr_noise is not None and not 0 <= optim.lr_noise[0] < optim.lr_noise[1] <= 1:
         raise UserError(f"optim.lr_noise={list(optim.lr_noise)} must be two growing shares of the training, 0 to 1")
     finetune = config.finetune
+    if not finetune.train_from:
+        raise UserError("finetune.train_from=[] names no part; give one for each stage, as classifier or stem")
+    if list(finetune.unfreeze_epochs) != sorted(set(finetune.unfreeze_epochs)):
+        raise UserError(f"finetune.unfreeze_epochs={list(finetune.unfreeze_epochs)} must grow")
     if len(finetune.train_from) != len(finetune.unfreeze_epochs) + 1:
         raise UserError(
             f"finetune.train_from={list(finetune.train_from)} are {len(finetune.train_from)} stages, which need"
-            f" {max(len(finetune.train_from) - 1, 0)} finetune.unfreeze_epochs, not {list(finetune.unfreeze_epochs)}"
+            f" {len(finetune.train_from) - 1} finetune.unfreeze_epochs, not {list(finetune.unfreeze_epochs)}"
         )
     if min(finetune.unfreeze_epochs, default=1) <= 0:
         raise UserError(f"finetune.unfreeze_epochs={list(finetune.unfreeze_epochs)} must be above 0")
+    if config.distill.logits and data.skip_corrupt:
+        raise UserError(
+            "distill.logits has a row for every image, and data.skip_corrupt=True expects that some can't be decoded;"
+            " remove those, or take distill.teacher"
+        )
+    if augment.repeats > data.batch_size:
+        raise UserError(
+            f"augment.repeats={augment.repeats} is more than data.batch_size={data.batch_size}, so that a batch had one"
+            " image; lower it"
+        )
     if config.distill.teacher and config.distill.logits:
         raise UserError("distill.teacher and distill.logits both say what to learn from; set one of them to none")
     if any(not 8 <= scale <= 4096 for scale in data.scales) or list(data.scales) != sorted(set(data.scales)):

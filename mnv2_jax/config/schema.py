@@ -114,6 +114,11 @@ class DataConfig:
     """A training image that can't be decoded is replaced by the next one that can, and counted in the log, instead of
     ending the run."""
 
+    @property
+    def seen_resolution(self) -> int:
+        """What evaluation, and so whoever uses the weights, sees: `eval_resolution` or else `resolution`."""
+        return self.eval_resolution or self.resolution
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:

@@ -72,6 +72,8 @@ class EncodedImage:
             if max(height, width) > _THINNEST * min(height, width):
                 # With the short side resized, the long one would take gigabytes before it is cropped.
                 raise DamagedImageError(f"{width}×{height} pixels is thinner than {_THINNEST}:1; crop or remove it")
+            if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as Pillow, whatever part is decoded
+                raise Image.DecompressionBombError
         self.shape = (height, width, 3)
 
     def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
@@ -219,11 +221,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 # --- the evaluation view ------------------------------------------------------------------------------------
 
 
-def eval_resolution(data: DataConfig) -> int:
-    """`data.eval_resolution`, or `data.resolution` where that is unset."""
-    return data.eval_resolution or data.resolution
-
-
 def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = None) -> np.ndarray:
     """The deterministic view of an image: of evaluation, and of training without random-resized crop.
 
@@ -236,7 +233,7 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
       uint8 [resolution, resolution, 3].
     """
     height, width = image.shape[:2]
-    resolution, fraction = resolution or eval_resolution(data), data.eval_crop_fraction
+    resolution, fraction = resolution or data.seen_resolution, data.eval_crop_fraction
     if data.eval_crop == "central":
         # TF-slim's rounding: the margin is cut to whole pixels, the crop is what remains.
         top, left = int((height - height * fraction) / 2), int((width - width * fraction) / 2)

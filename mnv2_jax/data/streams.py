@@ -35,7 +35,6 @@ from mnv2_jax.config import AugmentConfig, DataConfig
 from mnv2_jax.data.images import (
     DamagedImageError,
     Picture,
-    eval_resolution,
     evaluation_view,
     random_resized_view,
 )
@@ -142,7 +141,7 @@ def fits(data: DataConfig, split: Split, training: bool, augment: AugmentConfig 
     """Whether the split can be kept on a device: each image has one view only, and they all are small enough."""
     one_view = not training or (data.crop != "random_resized" and augment.policy == "none" and not data.scales)
     skips = training and data.skip_corrupt and not split.in_memory  # which batches tell of
-    resolution = data.resolution if training else eval_resolution(data)
+    resolution = data.resolution if training else data.seen_resolution
     return one_view and not skips and len(split) * resolution**2 * 3 <= RESIDENT_BYTES
 
 
@@ -162,7 +161,7 @@ def load_arrays(
     Raises:
       UserError: naming the image file that can't be read.
     """
-    size, resolution = len(split), eval_resolution(data)
+    size, resolution = len(split), data.seen_resolution
     images = np.empty((size, resolution, resolution, 3), np.uint8)
     labels = np.empty(size, np.int32)
     for batch in eval_batches(data, split, batch_size=min(size, 64)):
@@ -295,7 +294,7 @@ class _EvalBatch:
         batch = {"index": np.where(mask, index, 0).astype(np.int32), "mask": mask}
         if not self.resident:
             rows = np.flatnonzero(mask).tolist()
-            batch |= _filled(eval_resolution(self.data), self.split, batch, rows, self._view)
+            batch |= _filled(self.data.seen_resolution, self.split, batch, rows, self._view)
         return batch
 
     def _view(self, image: Picture, index: int, epoch: int) -> np.ndarray:
@@ -380,6 +379,11 @@ def num_workers(data: DataConfig, split: Split) -> int:
         return 0
     if data.num_workers is not None:
         return data.num_workers
+    return num_cores()
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

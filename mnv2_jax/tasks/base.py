@@ -1,4 +1,4 @@
-"""What a task is: four pure functions between batches and numbers."""
+"""What a task is: pure functions between batches and numbers."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def make_task(
     Args:
       config: the experiment.
       class_names: by label.
-      class_counts: training images by label; needed for `loss.class_weights`.
+      class_counts: training images by label, by which `loss.class_weights` go; not needed to evaluate.
       scored: as in `Classification`.
 
     Raises:
@@ -171,8 +171,7 @@ def make_task(
     """
     model = from_config(dataclasses.replace(config.model, num_classes=len(class_names)), config.norm)
     weights = None
-    if config.loss.class_weights == "balanced":
-        assert class_counts is not None, "loss.class_weights='balanced' is computed from class_counts"
+    if config.loss.class_weights == "balanced" and class_counts is not None:
         weights = balanced_weights(class_names, class_counts)
     return Classification(
         model=model,

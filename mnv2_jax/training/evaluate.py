@@ -93,7 +93,7 @@ def evaluate_run(
     changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]
     if changed:
         raise UserError(f"{workdir} holds another model: {changed[0]}; leave that out to evaluate it as it is")
-    experiment = open_experiment(config)
+    experiment = open_experiment(config, evaluates=True)
     found = list(experiment.dataset.class_names)
     if trained != found:
         odd = sorted(set(trained) ^ set(found)) or ["their order"]

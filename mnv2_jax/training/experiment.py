@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -37,15 +38,12 @@ from mnv2_jax.types import Batch
 _MOST_STEPS = 2**31 - 1
 """What `TrainState.step` can count."""
 
-_UNFOLDING_IMAGES = 512
+_UNFOLDING_BATCH, _UNFOLDING_BATCHES = 64, 8
+"""So many images are enough for statistics of a channel."""
 
 
 def _never() -> bool:
     return False
-
-
-def _ignore(count: int, lines: Mapping[int, str]) -> None:
-    del count, lines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,15 +115,14 @@ class Experiment:
 
     def unfolded(self, weights: Weights) -> Weights:
         """The same weights, but norms that were folded have statistics, those of some training images."""
-        data, split = self._training_view, self.dataset.train
-        chosen = np.zeros(len(split), bool)
-        chosen[np.linspace(0, len(split) - 1, min(len(split), _UNFOLDING_IMAGES)).astype(int)] = True
-        images, _ = streams.load_arrays(data, split.subset(chosen))
+        # Whole views in the order of training, which skips what is to be skipped.
+        data = dataclasses.replace(self._training_view, crop="none", batch_size=_UNFOLDING_BATCH)
         measure = jax.jit(lambda x: weights.model.norm_inputs(weights.variables, normalise(x, data.mean, data.std)))
-        pieces = [images[first : first + 64] for first in range(0, len(images), 64)]
-        shares = [len(piece) / len(images) for piece in pieces]
-        inputs = [jax.device_get(measure(piece)) for piece in pieces]
-        mean = jax.tree.map(lambda *means: np.average(means, axis=0, weights=shares), *inputs)
+        with contextlib.closing(streams.train_batches(data, self.dataset.train, self.config.seed)) as batches:
+            inputs = [
+                jax.device_get(measure(batch["image"])) for batch in itertools.islice(batches, _UNFOLDING_BATCHES)
+            ]
+        mean = jax.tree.map(lambda *means: np.mean(means, axis=0), *inputs)
         return weights._replace(variables=unfold(weights.model, weights.variables, mean))
 
     def facts(self) -> dict[str, Any]:
@@ -138,11 +135,12 @@ class Experiment:
             "num_eval": len(data.eval),
             "eval_split": data.eval.name,
             "steps": self.total_steps,
+            **({"teacher": self.teacher.digest} if self.teacher.digest else {}),
         }
 
     def model_summary(self) -> Summary:
-        """Parameters and MAdds at the config's resolution."""
-        return summarise(self.task.model, self.config.data.resolution)
+        """Parameters and MAdds at the resolution of evaluation."""
+        return summarise(self.task.model, self.config.data.seen_resolution)
 
     @functools.cached_property
     def teacher(self) -> Teacher:
@@ -150,23 +148,25 @@ class Experiment:
         return open_teacher(self.config, self.dataset, self.task, self.mesh)
 
     def train_batches(
-        self, should_stop: Callable[[], bool] = _never, report: Callable[[int, Mapping[int, str]], None] = _ignore
+        self,
+        should_stop: Callable[[], bool] = _never,
+        report: Callable[[int, int, Mapping[int, str]], None] = lambda step, count, lines: None,
     ) -> Callable[[int], Iterator[Batch]]:
         """A function from the number of steps done to the batches that follow, on the devices.
 
         Args:
           should_stop: asked every few images as long as a split is loaded.
-          report: with `data.skip_corrupt` called for each batch for which images were skipped, with how many, and a
-            line for each of them by its index.
+          report: with `data.skip_corrupt` called for each batch for which images were skipped: with the number of its
+            step, counted from 1, how many they were, and a line for each of them by its index.
         """
         config, split, teacher = self.config, self.dataset.train, self.teacher
         resident, feed = self._feed(split, should_stop, training=True)
 
-        def without_skipped(batch: streams.NumpyBatch) -> streams.NumpyBatch:
+        def without_skipped(step: int, batch: streams.NumpyBatch) -> streams.NumpyBatch:
             if "skipped" not in batch:
                 return batch
             if count := int(batch["skipped"].sum()):
-                report(count, streams.skipped_images(split, batch))
+                report(step + 1, count, streams.skipped_images(split, batch))
             return {name: array for name, array in batch.items() if name != "skipped"}
 
         def following(step: int) -> Iterator[Batch]:
@@ -181,7 +181,7 @@ class Experiment:
                 shapes=self.batch_shapes,
                 group_size=config.norm.group_size,
             )
-            on_device = map(feed, map(teacher.on_host, map(without_skipped, on_host)))
+            on_device = map(feed, map(teacher.on_host, itertools.starmap(without_skipped, enumerate(on_host, step))))
             return itertools.starmap(teacher.on_device, enumerate(on_device, step))
 
         return following
@@ -222,6 +222,7 @@ def open_experiment(
     config: Config,
     devices: Sequence[jax.Device] | None = None,
     *,
+    evaluates: bool = False,
     classes_of: Weights | None = None,
 ) -> Experiment:
     """Opens the data; compiles nothing.
@@ -229,6 +230,7 @@ def open_experiment(
     Args:
       config: the experiment.
       devices: to run on; all there are if unset.
+      evaluates: whether it is opened for an evaluation only, which weighs no classes.
       classes_of: weights that are evaluated, on those of their classes that the data have.
 
     Raises:
@@ -247,7 +249,7 @@ def open_experiment(
             f"model.num_classes={config.model.num_classes}, but {dataset.name} has {found} classes; leave it unset"
         )
     counts = None
-    if config.loss.class_weights == "balanced":  # labels that lie beside the pixels take long to read
+    if config.loss.class_weights == "balanced" and not evaluates:  # labels that lie beside pixels take long to read
         counts = np.bincount(np.asarray(dataset.train.labels), minlength=found).tolist()
     task = with_teacher(make_task(config, dataset.class_names, counts, dataset.scored), config.distill)
     return Experiment(config=config, dataset=dataset, task=task, mesh=meshes.make_mesh(devices))

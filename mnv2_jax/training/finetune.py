@@ -2,7 +2,8 @@
 
 A part that is frozen has no gradient, no weight decay, no state of the optimiser that moves; its norms use and keep
 their running statistics (`Model.training_from`). Each stage is a program of its own, compiled without what it doesn't
-need.
+need. (Where gradients are accumulated over a number of microbatches that is no power of two, averaging equal statistics
+rounds their last digit.)
 """
 
 from __future__ import annotations

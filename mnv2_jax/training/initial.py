@@ -32,9 +32,9 @@ def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"]) ->
     settings, names = read_run(workdir)
     model = from_config(dataclasses.replace(settings.model, num_classes=len(names)), settings.norm)
     step, variables = restore_variables(workdir, which)
-    fields = [field.name for field in dataclasses.fields(Preprocessing)]
+    seen = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
     info = WeightsInfo(
-        preprocessing=Preprocessing(**{name: getattr(settings.data, name) for name in fields}),
+        preprocessing=Preprocessing(**seen | {"resolution": settings.data.seen_resolution}),
         labels=tuple(names),
         notes=(f"step {step} of the run {workdir.name}",),
     )
@@ -93,6 +93,8 @@ def prepare(
     Raises:
       UserError: if the weights can't be had, or are of another network than the config's.
     """
+    if evaluates and "data.eval_resolution" not in given:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     keys = [key for key in (_TAKEN + _TAKEN_TO_EVALUATE if evaluates else _TAKEN) if key not in given]
     if config.init.weights is None or not keys:
         return config, None
@@ -135,7 +137,7 @@ def check_network(config: Config, weights: Weights, given: Collection[str] = ())
 
 
 def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
-    """The data with the classes of the weights: all of them, in their order, whichever of them have images.
+    """The data to evaluate with the classes of the weights: all of them, in their order, whichever have images.
 
     Raises:
       UserError: for a class that the weights don't know.
@@ -152,13 +154,9 @@ def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
         )
     index_of = np.array([places[name] for name in dataset.class_names], np.int32)
 
-    def labelled(split: Any) -> Any:
-        return dataclasses.replace(split, labels=index_of[np.asarray(split.labels)])
-
+    evaluated = dataclasses.replace(dataset.eval, labels=index_of[np.asarray(dataset.eval.labels)])
     scored = None if dataset.scored is None else tuple(sorted(index_of[list(dataset.scored)].tolist()))
-    return dataclasses.replace(
-        dataset, class_names=names, train=labelled(dataset.train), eval=labelled(dataset.eval), scored=scored
-    )
+    return dataclasses.replace(dataset, class_names=names, eval=evaluated, scored=scored)
 
 
 def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import pathlib
@@ -119,8 +120,6 @@ def _run(
             raise
         state, metrics = take_step(step, state, batch)  # only dispatched: from here on the device is busy
         step += 1
-        recorder.read()  # the metrics noted a step ago
-
         evaluates, is_over = experiment.evaluates_at(step), step == experiment.total_steps
         if evaluates or step % config.log.every_steps == 0:
             recorder.note(step, metrics)
@@ -154,6 +153,7 @@ def _steps(
         listed = ", ".join(f"{resolution} px × {images}" for resolution, images in shapes)
         recorder.say(f"batches of {len(shapes)} shapes: {listed}")
     programs: set[tuple[int, tuple[int, ...]]] = set()
+    in_flight: collections.deque[Metrics] = collections.deque()
 
     def take_step(step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         stage, shape = stage_at(stages, step), batch["image"].shape
@@ -162,7 +162,13 @@ def _steps(
             state, metrics = compiled(stage)(state, batch)
             if is_new:
                 jax.block_until_ready(metrics)
+        recorder.read()  # the metrics noted a step ago
+        in_flight.append(metrics)
+        if len(in_flight) > 2:  # or batches that come faster than steps would fill the device's memory
+            jax.block_until_ready(in_flight.popleft())
         if is_new:
+            if not programs:
+                recorder.speed.restart()  # what came before the first step was no training
             programs.add((stage, shape))
             if most > 1:
                 part = stages[stage].train_from
@@ -203,7 +209,7 @@ def _finish(
         "model": config.model.name,
         "width": config.model.width,
         "data": config.data.name,
-        "resolution": config.data.resolution,
+        "resolution": config.data.seen_resolution,
         "params": model.params,
         "madds": model.madds,
         "steps": step,
@@ -234,7 +240,7 @@ def _skipped(workdir: pathlib.Path, config: Config) -> dict[str, int]:
     """How often an image was skipped, over all sessions, where that is allowed."""
     if not config.data.skip_corrupt:
         return {}
-    return {"skipped": sum(line.get("skipped") or 0 for line in read_metrics(workdir) if line["split"] == "train")}
+    return {"skipped": sum(line.get("skipped") or 0 for line in read_metrics(workdir) if line["split"] == "data")}
 
 
 def _images_per_second(workdir: pathlib.Path) -> float | None:

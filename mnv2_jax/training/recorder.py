@@ -30,7 +30,7 @@ class Recorder:
         self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
         self._progress = Progress(experiment.total_steps, start, stream)
         self.speed = Speed()
-        self._num_skipped, self._named_skipped = 0, set[int]()
+        self._named_skipped = set[int]()
         self._unread: tuple[int, Metrics] | None = None
 
     @property
@@ -42,9 +42,9 @@ class Recorder:
         """Prints a line."""
         self._progress.line(text)
 
-    def skipped(self, count: int, lines: Mapping[int, str]) -> None:
-        """Counts images that couldn't be decoded, for the next line of the log, and names each once."""
-        self._num_skipped += count
+    def skipped(self, step: int, count: int, lines: Mapping[int, str]) -> None:
+        """Logs how many images of a step's batch couldn't be decoded, and names each image once."""
+        self._log.write(step, "data", {"skipped": count})
         for index in sorted(lines.keys() - self._named_skipped):
             self.say(f"skipped: {lines[index]}")
         self._named_skipped |= lines.keys()
@@ -65,8 +65,6 @@ class Recorder:
         self._unread, metrics = None, {name: value.item() for name, value in jax.device_get(on_device).items()}
         bad, pace = metrics.pop("first_bad_step"), self.speed.lap()
         epoch = round(step / self._experiment.steps_per_epoch, 4)
-        if self._experiment.config.data.skip_corrupt:
-            metrics["skipped"], self._num_skipped = self._num_skipped, 0
         self._log.write(step, "train", {"epoch": epoch, **metrics, **pace._asdict()})
         self._refuse(bad)
         self._progress.update(step, metrics["loss"], *pace)

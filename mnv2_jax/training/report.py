@@ -375,7 +375,7 @@ def _mistakes(mistakes: Sequence[Mapping[str, Any]] | None, names: Sequence[str]
         f'<figure><img alt="" src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'
         f"<figcaption>{_text(names[mistake['label']])} <span class=arrow>→</span> {_text(names[mistake['prediction']])}"
         f"<span class=note> {_percent(mistake['confidence'])}, image {mistake['index']}</span></figcaption></figure>"
-        for mistake in mistakes or ()
+        for mistake in (mistakes or () if names else ())
         if (picture := folder / f"{mistake['index']}.png").exists()
     ]
     if not cards:

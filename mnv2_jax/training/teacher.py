@@ -9,6 +9,7 @@ they cost nothing, and are the weaker targets the stronger the augmentation is.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import os
 import pathlib
@@ -53,6 +54,8 @@ class Teacher:
 
     on_host: Callable[[HostBatch], HostBatch] = lambda batch: batch
     on_device: Callable[[int, Batch], Batch] = lambda step, batch: batch
+    digest: str | None = None
+    """SHA-256 of its weights or logits: a run that goes on must have the same."""
 
 
 def open_teacher(
@@ -84,7 +87,10 @@ def open_teacher(
                 " distill.teacher instead, or set it to 0"
             )
     logits = read_logits(pathlib.Path(distill.logits).expanduser(), dataset)
-    return Teacher(on_host=lambda batch: {**batch, TEACHER_LOGITS: logits[batch["index"]].astype(np.float32)})
+    return Teacher(
+        on_host=lambda batch: {**batch, TEACHER_LOGITS: logits[batch["index"]].astype(np.float32)},
+        digest=_digest(logits),
+    )
 
 
 def _open(distill: DistillConfig) -> Weights:
@@ -113,7 +119,17 @@ def _live(weights: Weights, dataset: Dataset, student: Classification, seed: int
 
     compiled = meshes.compile_teacher(mesh, logits)
     variables = meshes.put(mesh, weights.variables)
-    return Teacher(on_device=lambda step, batch: {**batch, TEACHER_LOGITS: compiled(variables, np.int32(step), batch)})
+    return Teacher(
+        on_device=lambda step, batch: {**batch, TEACHER_LOGITS: compiled(variables, np.int32(step), batch)},
+        digest=_digest(weights.variables),
+    )
+
+
+def _digest(tree: PyTree) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
 
 
 def _answer(weights: Weights, dataset: Dataset) -> Callable[[PyTree, Array], Array]:

@@ -44,6 +44,8 @@ def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Ou
     """Trains a run to its end, or goes on with it; ``given`` are the keys that are said, see `config.given`."""
     runtime.configure()
     saved = run_folder.read_run(workdir)[0] if (workdir / run_folder.CONFIG).is_file() else None
+    if config.init.weights is None and config.init.head == "new":
+        raise UserError("init.head='new' is a new head for init.weights, which are not set; give --config.init.weights")
     config, weights = prepare(config, given, saved=saved)
     experiment = open_experiment(config)
     if config.init.weights is not None and saved is None:
@@ -65,13 +67,13 @@ def evaluate(config: Config, workdir: pathlib.Path, which: Literal["latest", "be
 def evaluate_weights(config: Config, given: Collection[str], out: Output) -> None:
     """Evaluates `init.weights` as they are, on images as their publisher sees them."""
     runtime.configure()
-    if config.init.head != "load":
+    if config.init.head != "load" and "init.head" in given:
         raise UserError(f"init.head={config.init.head!r}: a new head has learnt nothing to evaluate; leave it out")
     config, weights = prepare(config, given, evaluates=True)
     assert config.init.weights is not None
     weights = weights or open_weights(config.init.weights, config.model)
     check_network(config, weights)
-    experiment = open_experiment(config, classes_of=weights)
+    experiment = open_experiment(config, evaluates=True, classes_of=weights)
     split, result = evaluation.evaluate_weights(experiment, weights)
     _answer_evaluation(str(config.init.weights), split, result, out, weights=config.init.weights)
 
@@ -100,7 +102,7 @@ def summarise(config: Config, given: Collection[str], out: Output) -> None:
     loaded = weights.model.num_classes if weights and config.init.head == "load" else None
     classes = config.model.num_classes or loaded or known_num_classes(config.data)
     model = from_config(dataclasses.replace(config.model, num_classes=classes), config.norm)
-    summary = counting.summarise(model, config.data.resolution)
+    summary = counting.summarise(model, config.data.seen_resolution)
     rows = [("layer", "output", "params", "MAdds")]
     for layer in summary.layers:
         shape = "×".join(map(str, layer.output_shape or ()))

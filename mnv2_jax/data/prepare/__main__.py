@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import sys
 
@@ -10,7 +9,8 @@ import tqdm
 
 from mnv2_jax.data.prepare.run import prepare
 from mnv2_jax.data.prepare.verify import verify
-from mnv2_jax.data.shards import FORMATS, Manifest, Shard, read_manifest
+from mnv2_jax.data.shards import FORMATS, MANIFEST, Manifest, Shard, is_prepared, read_manifest
+from mnv2_jax.data.streams import num_cores
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--source", type=workdir_type, help="where the images are")
     parser.add_argument("--out", type=workdir_type, help="the folder to write")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"default: {FORMATS[0]}")
-    parser.add_argument("--workers", type=int, default=_num_cores(), help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, default=num_cores(), help="processes (default: one a core)")
     parser.add_argument("--allow-incomplete", action="store_true", help="take any part of ImageNet")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out damaged images, listed in the manifest")
     args, overrides = parser.parse(sys.argv[1:])
@@ -68,6 +68,8 @@ def main() -> None:
 
 
 def _verify(folder: pathlib.Path, workers: int) -> None:
+    if not is_prepared(str(folder)):
+        raise UserError(f"{folder}: no {MANIFEST} in it; give a folder that mnv2_jax.data.prepare wrote")
     total = len(read_manifest(str(folder)).shards)
     checked = 0
 
@@ -92,10 +94,6 @@ def _verify(folder: pathlib.Path, workers: int) -> None:
 def _summary(manifest: Manifest) -> str:
     counts = {split: manifest.counts(split) for split in manifest.splits}
     return ", ".join(f"{split} {sum(n.values()):,} images of {len(n)} classes" for split, n in counts.items())
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Progress:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
+import gzip
 import io
 import pathlib
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterable
 
 from mnv2_jax.data import imagenet
@@ -37,8 +39,9 @@ class Labels:
     def __init__(self, source: pathlib.Path) -> None:
         self._source = source
         homes = [source, source / "data", source / "devkit" / "data", source / DEVKIT / "data", source / "val"]
-        if source.as_posix().endswith(f"ILSVRC/{CLS_LOC}"):
-            homes.append(source.parents[2])
+        real = source.resolve()
+        homes += [real.parents[0]] if real.name == "ILSVRC" else []
+        homes += [real.parents[2]] if real.as_posix().endswith(f"ILSVRC/{CLS_LOC}") else []
         self._homes = homes
 
     def group(self, names: Iterable[str], where: pathlib.Path) -> dict[int, tuple[str, ...]]:
@@ -73,7 +76,7 @@ class Labels:
                 where, content = found
                 try:
                     return reader(content.decode())
-                except (ValueError, LookupError, TypeError) as error:
+                except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
                     raise UserError(f"{where}: {name} can't be read ({error!r}); download it again") from error
         raise UserError(
             f"--source={self._source}: the classes of the validation images are missing; put {DEVKIT}.tar.gz there, or"
@@ -83,17 +86,20 @@ class Labels:
     def _read(self, name: str) -> tuple[pathlib.Path, bytes] | None:
         """A file that lies there or in the packed development kit, with where it was."""
         packed = self._source / f"{DEVKIT}.tar.gz"
+        where = packed
         try:
             for home in self._homes:
                 if (home / name).is_file():
-                    return home / name, (home / name).read_bytes()
+                    where = home / name
+                    return where, where.read_bytes()
             if packed.is_file():
-                with tarfile.open(packed, "r:gz") as archive:
+                whole = gzip.decompress(packed.read_bytes())  # all of it: the checksum stands at its end
+                with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
                     for member in archive:
                         if posixpath.basename(member.name) == name and (file := archive.extractfile(member)):
                             return packed, file.read()
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise UserError(f"{packed}: {name} can't be read ({error}); download it again") from error
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            raise UserError(f"{where}: {name} can't be read ({error}); download it again") from error
         return None
 
     @functools.cached_property
@@ -140,6 +146,6 @@ def _of_wnids(text: str) -> dict[str, int]:
 
 def _of_indices(text: str) -> dict[str, int]:
     """A file name and an index of the sorted WordNet ids a line, as Caffe has it."""
-    ids = imagenet.class_ids()
+    ids = dict(enumerate(imagenet.class_ids()))
     rows = [line.split() for line in text.splitlines()]
     return {posixpath.splitext(name)[0]: _labels()[ids[int(index)]] for name, index in rows}
