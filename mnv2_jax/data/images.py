@@ -350,13 +350,15 @@ def _stretched(pixels: np.ndarray, data: DataConfig) -> np.ndarray:
     height, width, _ = pixels.shape
     source = simd.ImageData(width, height, simd.PixelType.U8x3, pixels.tobytes())
     target = simd.ImageData(size, size, simd.PixelType.U8x3)
-    simd.Resizer().resize(source, target, _simd_bilinear())
+    resize, options = _simd_bilinear()
+    resize(source, target, options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
 @functools.cache
-def _simd_bilinear() -> simd.ResizeOptions:
-    return simd.ResizeOptions(simd.ResizeAlg.convolution(simd.FilterType.bilinear))
+def _simd_bilinear() -> tuple[Callable[..., None], simd.ResizeOptions]:
+    """One for the process: it keeps what it computes with."""
+    return simd.Resizer().resize, simd.ResizeOptions(simd.ResizeAlg.convolution(simd.FilterType.bilinear))
 
 
 def _resized(image: Image.Image, height: int, width: int, data: DataConfig) -> Image.Image:

@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeAlias
 
 import grain
@@ -316,15 +316,29 @@ def _filled(
     """
     indices = batch["index"].copy()
     size, tries = len(indices), len(split) if skip_damaged else 1
-    images = np.zeros((size, resolution, resolution, 3), np.uint8)
     labels, skipped = np.zeros(size, np.int32), np.zeros(size, np.int32)
     epochs = batch.get("epoch", np.zeros(size, np.int32))
-    for row in rows:
-        found = _first_sound(split, view, int(indices[row]), int(epochs[row]), tries)
-        images[row], indices[row], skipped[row] = found
-        labels[row] = split.labels[int(indices[row])]  # after its image: a record that holds both is then read once
+    with _black((size, resolution, resolution, 3)) as images:
+        for row in rows:
+            found = _first_sound(split, view, int(indices[row]), int(epochs[row]), tries)
+            images[row], indices[row], skipped[row] = found
+            labels[row] = split.labels[int(indices[row])]  # after its image: a record that holds both is read once
     filled: NumpyBatch = {"image": images, "label": labels}
     return filled | {"index": indices, "skipped": skipped} if skip_damaged else filled
+
+
+@contextlib.contextmanager
+def _black(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Images to be filled; in a worker in shared memory, where grain would else copy them to."""
+    if not _is_worker:
+        yield np.zeros(shape, np.uint8)
+        return
+    images = grain.multiprocessing.SharedMemoryArray(shape, np.uint8)
+    try:
+        yield images
+    except BaseException:
+        images.unlink_on_del()  # nobody will be sent it
+        raise
 
 
 def _first_sound(
@@ -438,9 +452,14 @@ def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_
             yield arrays
 
 
+_is_worker = False
+
+
 def _start_worker(number: int, count: int) -> None:
     """Runs first in a worker: it shall live exactly as long as it is needed."""
     del number, count
+    global _is_worker
+    _is_worker = True
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but it is the main process that decides: it takes
     # the batch it waits for, saves a checkpoint, and then closes us. Should it not, we are gone a minute later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -503,7 +503,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 .pictures figure { padding: .5rem; }
 .pictures img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
 .pictures figcaption { font-size: .8rem; font-weight: 500; margin: .4rem 0 0; overflow-wrap: anywhere; }
-.pictures .note { display: block; }
+.pictures .note { display: block; font-size: inherit; margin: 0; }
 details { border-top: 1px solid var(--grid); padding: .6rem 0; }
 summary { cursor: pointer; color: var(--muted); }
 code { font: .84rem ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
