@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 W0_25 = ROOT / "configs" / "w0_25.py"
 SHRUNK = (
     f"--config={W0_25}:data=digits,batch=32,res=16",
+    "--config.model.depth=0.5",
     "--config.train.steps=12",
     "--config.train.eval_every_epochs=0.1",
     "--config.log.every_steps=1",

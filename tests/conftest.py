@@ -18,6 +18,7 @@ from absl import flags
 from tests import cli
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # compiles in two thirds of the time; see `optimized`
 # Several tests compile the same step; the commands they run, too, which take the folder from the environment. Each
 # worker of pytest-xdist has a folder of its own: JAX doesn't write its cache atomically.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv2_jax_tests_")
@@ -61,6 +62,14 @@ def real_data() -> pathlib.Path:
     if not root:
         pytest.skip("MNV2_JAX_DATA is not set")
     return pathlib.Path(root)
+
+
+@pytest.fixture
+def optimized():
+    """Compilation as users have it, for what depends on how XLA rounds."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -218,9 +218,9 @@ def test_robustness(tmp_path, name):
     assert np.asarray(dataset.eval.read(len(folders))).shape == (6, 5, 3)
     with pytest.raises(UserError, match=f"data.name='{name}': there are no images to train on"):
         check_trainable(dataset)
-    with pytest.raises(UserError, match="there are no images to train on"):
+    with pytest.raises(UserError, match=f"{name} is evaluated as a whole; set it to 0"):
         open_dataset(dataclasses.replace(data, holdout_fraction=0.1))
-    with pytest.raises(UserError, match=f"{name} is not split; leave it out"):
+    with pytest.raises(UserError, match=f"{name} is not split; set it to none"):
         open_dataset(dataclasses.replace(data, eval_split="val"))
 
 

@@ -24,6 +24,7 @@ SHRUNK = [
     "data.batch_size=32",
     "norm.group_size=8",
     "data.resolution=16",
+    "model.depth=0.5",
     "model.strides=(2, 1, 2, 2, 1)",  # the last map is 2×2: statistics of 32 values, not of 8
     "model.init=kaiming_fan_out_grouped",
     "model.dropout=0.1",
@@ -91,7 +92,7 @@ def test_gradient_is_that_of_finite_differences(x64):
     assert np.isfinite(float(value))
 
 
-def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices():
+def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices(optimized):
     # At 96 px. In the shrunk network of the other tests an activation in half a million lies within a rounding of
     # ReLU6's kink, and then that one flip shows in the fifth digit of the gradient.
     first = {}

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
+import psutil
+
 from mnv2_jax.data.prepare import originals, writing
 from mnv2_jax.data.prepare.labels import label_of
 from mnv2_jax.data.shards import MANIFEST, Manifest, Shard, is_prepared, read_manifest, write_manifest
@@ -186,8 +188,10 @@ def _pool(workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
             " which goes on"
         ) from error
     finally:
-        for process in multiprocessing.active_children():
-            process.terminate()
+        # An interruption may come while one is being started, when multiprocessing doesn't count it yet.
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
