@@ -102,8 +102,9 @@ def test_a_disk_that_is_full_is_one_line_and_the_run_is_not_finished(tmp_path):
         "sys.argv[0] = 'main'; runpy.run_module('mnv2_jax.main', run_name='__main__')"
     )
     command = [sys.executable, "-c", limited, *cli.SHRUNK, f"--workdir={tmp_path / 'run'}"]
+    environment = cli.environment() | {"JAX_COMPILATION_CACHE_DIR": ""}  # JAX warns when it can't write there
     result = subprocess.run(
-        command, env=cli.environment(), cwd=cli.ROOT, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, cwd=cli.ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr

@@ -316,9 +316,12 @@ def test_interrupted(tree, tmp_path, victim):
     blocks = tree / f"train/{IDS[0]}/{IDS[0]}_9.JPEG"
     blocks.unlink()
     os.mkfifo(blocks)
+    # A shell's background jobs ignore Ctrl-C, and hand that down.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command(tree, tmp_path / "out"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=cli.ROOT
     )
+    signal.signal(signal.SIGINT, before)
     while not list((tmp_path / "out").glob(".partial/*")):
         assert process.poll() is None
         time.sleep(0.02)
