@@ -64,6 +64,16 @@ def real_data() -> pathlib.Path:
     return pathlib.Path(root)
 
 
+@pytest.fixture(scope="session")
+def operators():
+    """torchvision may lack its compiled operators: there is no build of it for the CPU build of torch."""
+    torch = pytest.importorskip("torch", reason="pip install .[parity]")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):  # asked for by torchvision's import, never called
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
 @pytest.fixture
 def optimized():
     """Compilation as users have it, for what depends on how XLA rounds."""

@@ -247,6 +247,20 @@ def check(config: Config) -> None:
             f"data.eval_split={data.eval_split!r} and data.holdout_fraction={data.holdout_fraction:g} both say what is"
             " evaluated; set one of them to none or 0"
         )
+    if optim.lr_noise is not None and not 0 <= optim.lr_noise[0] < optim.lr_noise[1] <= 1:
+        raise UserError(f"optim.lr_noise={list(optim.lr_noise)} must be two growing shares of the training, 0 to 1")
+    if any(not 8 <= scale <= 4096 for scale in data.scales) or list(data.scales) != sorted(set(data.scales)):
+        raise UserError(f"data.scales={list(data.scales)} must be growing resolutions of 8 to 4096 px")
+    if optim.schedule == "step" and not optim.milestones_epochs:
+        raise UserError("optim.schedule='step' needs optim.milestones_epochs, as in (60, 120, 160)")
+    if list(optim.milestones_epochs) != sorted(set(optim.milestones_epochs)):
+        raise UserError(f"optim.milestones_epochs={list(optim.milestones_epochs)} must grow")
+    _check_augment(config)
+    _check_learning(config)
+
+
+def _check_augment(config: Config) -> None:
+    """What is done to training images."""
     augment = config.augment
     if _mixes(config) and config.norm.group_size == 1:
         raise UserError(
@@ -259,8 +273,15 @@ def check(config: Config) -> None:
         raise UserError(
             f"augment.color_jitter={list(augment.color_jitter)} must be at least 0, and its last, the hue, at most 0.5"
         )
-    if optim.lr_noise is not None and not 0 <= optim.lr_noise[0] < optim.lr_noise[1] <= 1:
-        raise UserError(f"optim.lr_noise={list(optim.lr_noise)} must be two growing shares of the training, 0 to 1")
+    if augment.repeats > config.data.batch_size:
+        raise UserError(
+            f"augment.repeats={augment.repeats} is more than data.batch_size={config.data.batch_size}, so that a"
+            " batch had one image; lower it"
+        )
+
+
+def _check_learning(config: Config) -> None:
+    """What is trained, and from whom."""
     finetune = config.finetune
     if not finetune.train_from:
         raise UserError("finetune.train_from=[] names no part; give one for each stage, as classifier or stem")
@@ -273,24 +294,13 @@ def check(config: Config) -> None:
         )
     if min(finetune.unfreeze_epochs, default=1) <= 0:
         raise UserError(f"finetune.unfreeze_epochs={list(finetune.unfreeze_epochs)} must be above 0")
-    if config.distill.logits and data.skip_corrupt:
+    if config.distill.logits and config.data.skip_corrupt:
         raise UserError(
             "distill.logits has a row for every image, and data.skip_corrupt=True expects that some can't be decoded;"
             " remove those, or take distill.teacher"
         )
-    if augment.repeats > data.batch_size:
-        raise UserError(
-            f"augment.repeats={augment.repeats} is more than data.batch_size={data.batch_size}, so that a batch had one"
-            " image; lower it"
-        )
     if config.distill.teacher and config.distill.logits:
         raise UserError("distill.teacher and distill.logits both say what to learn from; set one of them to none")
-    if any(not 8 <= scale <= 4096 for scale in data.scales) or list(data.scales) != sorted(set(data.scales)):
-        raise UserError(f"data.scales={list(data.scales)} must be growing resolutions of 8 to 4096 px")
-    if optim.schedule == "step" and not optim.milestones_epochs:
-        raise UserError("optim.schedule='step' needs optim.milestones_epochs, as in (60, 120, 160)")
-    if list(optim.milestones_epochs) != sorted(set(optim.milestones_epochs)):
-        raise UserError(f"optim.milestones_epochs={list(optim.milestones_epochs)} must grow")
 
 
 _SHARES = 8

@@ -464,11 +464,11 @@ def _start_worker(number: int, count: int) -> None:
     # the batch it waits for, saves a checkpoint, and then closes us. Should it not, we are gone a minute later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _exit_with_parent() -> None:
-    """A main process that is killed can't close anything; without it, a worker would wait forever."""
+def exit_with_parent() -> None:
+    """For a thread of a worker: a main process that is killed can't end it, and it would work on or wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

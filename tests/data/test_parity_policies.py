@@ -21,16 +21,6 @@ HEIGHT, WIDTH = 97, 128
 PHOTO = np.ascontiguousarray(load_sample_image("china.jpg")[100 : 100 + HEIGHT, 200 : 200 + WIDTH])
 
 
-@pytest.fixture(scope="module")
-def operators():
-    """torchvision may lack its compiled operators: there is no build of it for the CPU build of torch."""
-    torch = pytest.importorskip("torch", reason="pip install .[parity]")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):  # asked for by torchvision's import, never called
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 @pytest.fixture
 def torchvision(operators):
     pytest.importorskip("torchvision", reason="pip install .[parity]")

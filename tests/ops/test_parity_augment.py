@@ -17,15 +17,6 @@ DRAWS = 4000
 SIZE = (24, 40)
 
 
-@pytest.fixture(scope="module")
-def operators():
-    """torchvision may lack its compiled operators: there is no build of it for the CPU build of torch."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):  # asked for by torchvision's import, never called
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 @pytest.fixture
 def v2(operators):
     return pytest.importorskip("torchvision.transforms.v2", reason="pip install .[parity]")

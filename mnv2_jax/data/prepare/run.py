@@ -21,6 +21,7 @@ import psutil
 from mnv2_jax.data.prepare import originals, writing
 from mnv2_jax.data.prepare.labels import label_of
 from mnv2_jax.data.shards import MANIFEST, Manifest, Shard, is_prepared, read_manifest, write_manifest
+from mnv2_jax.data.streams import exit_with_parent
 from mnv2_jax.errors import UserError
 
 _LOCK = ".lock"
@@ -208,12 +209,4 @@ def _mapped(pool: concurrent.futures.Executor, ordered: bool = True) -> Callable
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process too, which ends us
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """A main process that is killed can't end anything; without it, a worker would write on or wait forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
