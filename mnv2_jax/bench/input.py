@@ -17,8 +17,10 @@ from mnv2_jax import config
 from mnv2_jax.data import imagenet_subsets, images, streams
 from mnv2_jax.data.images import DamagedImageError, EncodedImage
 from mnv2_jax.data.policies import check_policy
+from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.sources import check_trainable, open_dataset
 from mnv2_jax.data.split import Split
+from mnv2_jax.data.workers import Batches, in_order, num_cores
 from mnv2_jax.errors import UserError
 
 TURN_SECONDS = 2.0
@@ -58,7 +60,7 @@ def time_input(
             " files that are cropped at random, as --data=folder:PATH"
         )
     workers = streams.num_workers(data, split)
-    cores = max(1, min(workers, streams.num_cores()))
+    cores = max(1, min(workers, num_cores()))
     ours = streams.train_batches(
         data,
         split,
@@ -67,7 +69,7 @@ def time_input(
         shapes=config.batch_shapes(settings),
         group_size=settings.norm.group_size,
     )
-    plain = streams.in_order(
+    plain = in_order(
         _Decoded(split, data.batch_size, (DamagedImageError,) if data.skip_corrupt else ()), 0, sys.maxsize, workers
     )
     try:
@@ -117,7 +119,7 @@ class _Decoded:
     batch_size: int
     skipped: tuple[type[Exception], ...]
 
-    def __call__(self, number: int) -> streams.NumpyBatch:
+    def __call__(self, number: int) -> NumpyBatch:
         first = number * self.batch_size
         index = np.arange(first, first + self.batch_size, dtype=np.int64) % len(self.split)
         for place in index.tolist():
@@ -129,9 +131,13 @@ class _Decoded:
         return {"index": index}
 
 
-def _rate(batches: streams.Batches, workers: int, seconds: float) -> float:
-    """Images a second, counted once all that was made before is used up."""
-    for _ in itertools.islice(batches, 3 * workers + 1):
+def _rate(batches: Batches, workers: int, seconds: float) -> float:
+    """Images a second, counted once all that was made before is used up and the other's workers wait again.
+
+    Four batches a worker are made ahead of need: these must be used up; and as many are still being made for the other
+    stream, whose turn is just over.
+    """
+    for _ in itertools.islice(batches, 12 * workers + 1):
         pass
     count, begun = 0, time.perf_counter()
     while True:

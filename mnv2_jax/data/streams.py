@@ -14,24 +14,15 @@ number of processes nor that of workers changes a pixel.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
 
-import grain
 import numpy as np
-from absl import flags
 
 from mnv2_jax.config import AugmentConfig, DataConfig
+from mnv2_jax.data import shared
 from mnv2_jax.data.images import (
     DamagedImageError,
     Picture,
@@ -39,20 +30,15 @@ from mnv2_jax.data.images import (
     random_resized_view,
 )
 from mnv2_jax.data.policies import apply_policy
+from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.split import Split
+from mnv2_jax.data.workers import Batches, in_order, num_cores
 from mnv2_jax.errors import UserError
 
 RESIDENT_BYTES = 512 * 2**20
 """Most that a split may take on a device; the network and its activations want the rest."""
 
 _PLAIN = AugmentConfig()
-
-NumpyBatch: TypeAlias = dict[str, np.ndarray]
-"""See `types.Batch`: index; epoch in training, mask in evaluation; image and label unless they are resident; skipped
-with `data.skip_corrupt`."""
-
-Batches: TypeAlias = Generator[NumpyBatch, None, None]
-"""``close()`` ends its worker processes; so does dropping it."""
 
 
 # --- the index stream ---------------------------------------------------------------------------------------
@@ -318,27 +304,13 @@ def _filled(
     size, tries = len(indices), len(split) if skip_damaged else 1
     labels, skipped = np.zeros(size, np.int32), np.zeros(size, np.int32)
     epochs = batch.get("epoch", np.zeros(size, np.int32))
-    with _black((size, resolution, resolution, 3)) as images:
-        for row in rows:
-            found = _first_sound(split, view, int(indices[row]), int(epochs[row]), tries)
-            images[row], indices[row], skipped[row] = found
-            labels[row] = split.labels[int(indices[row])]  # after its image: a record that holds both is read once
+    images = shared.empty((size, resolution, resolution, 3))
+    images[sorted(set(range(size)).difference(rows))] = 0
+    for row in rows:
+        images[row], indices[row], skipped[row] = _first_sound(split, view, int(indices[row]), int(epochs[row]), tries)
+        labels[row] = split.labels[int(indices[row])]  # after its image: a record that holds both is read once
     filled: NumpyBatch = {"image": images, "label": labels}
     return filled | {"index": indices, "skipped": skipped} if skip_damaged else filled
-
-
-@contextlib.contextmanager
-def _black(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Images to be filled; in a worker in shared memory, where grain would else copy them to."""
-    if not _is_worker:
-        yield np.zeros(shape, np.uint8)
-        return
-    images = grain.multiprocessing.SharedMemoryArray(shape, np.uint8)
-    try:
-        yield images
-    except BaseException:
-        images.unlink_on_del()  # nobody will be sent it
-        raise
 
 
 def _first_sound(
@@ -384,9 +356,6 @@ def _rows(batch_size: int, process: tuple[int, int]) -> slice:
     return slice(number * share, (number + 1) * share)
 
 
-# --- worker processes ---------------------------------------------------------------------------------------
-
-
 def num_workers(data: DataConfig, split: Split) -> int:
     """Processes that decode the images of a split; 0: none but the main one."""
     if split.in_memory:
@@ -394,82 +363,3 @@ def num_workers(data: DataConfig, split: Split) -> int:
     if data.num_workers is not None:
         return data.num_workers
     return num_cores()
-
-
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
-    """``make(start)``, ``make(start + 1)``, ... in this order, made by worker processes where there are any."""
-    if num_workers == 0:
-        return (make(step) for step in range(start, stop))
-    batches = _from_workers(make, start, stop, num_workers)
-    _OPEN.add(batches)
-    return batches
-
-
-_OPEN: weakref.WeakSet[Batches] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """Ends the workers of a stream that was left open, before the interpreter takes apart what they need to end."""
-    for batches in list(_OPEN):
-        with contextlib.suppress(ValueError):  # it is being read from by another thread
-            batches.close()
-
-
-def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads a flag of absl; under app.run they are parsed already
-    dataset = (
-        grain.MapDataset.range(start, stop)
-        .map(make)
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # a process each is parallel enough
-        .mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_start_worker)
-    )
-    with contextlib.closing(iter(dataset)) as iterator:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except UserError as error:
-                raise UserError(str(error)) from None  # without grain's frames and its note on how to see them
-            except RuntimeError as error:
-                if "terminated unexpectedly" not in str(error):
-                    raise
-                raise UserError(
-                    f"a process that reads images was killed ({str(error).split('.')[0]}), mostly for want of memory;"
-                    " lower data.num_workers, or give more of it (exit code -7: of shared memory, docker run"
-                    " --shm-size=8g)"
-                ) from error
-            # Copied out of shared memory, which is small (64 MB in a container) and must not outlive the worker.
-            arrays = {key: np.array(value) for key, value in batch.items()}
-            del batch
-            yield arrays
-
-
-_is_worker = False
-
-
-def _start_worker(number: int, count: int) -> None:
-    """Runs first in a worker: it shall live exactly as long as it is needed."""
-    del number, count
-    global _is_worker
-    _is_worker = True
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but it is the main process that decides: it takes
-    # the batch it waits for, saves a checkpoint, and then closes us. Should it not, we are gone a minute later.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-
-
-def exit_with_parent() -> None:
-    """For a thread of a worker: a main process that is killed can't end it, and it would work on or wait forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -15,6 +15,7 @@ import numpy as np
 from mnv2_jax.config import Config, DataConfig, batch_shapes, check_devices
 from mnv2_jax.data import streams
 from mnv2_jax.data.policies import check_policy
+from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
@@ -162,7 +163,7 @@ class Experiment:
         config, split, teacher = self.config, self.dataset.train, self.teacher
         resident, feed = self._feed(split, should_stop, training=True)
 
-        def without_skipped(step: int, batch: streams.NumpyBatch) -> streams.NumpyBatch:
+        def without_skipped(step: int, batch: NumpyBatch) -> NumpyBatch:
             if "skipped" not in batch:
                 return batch
             if count := int(batch["skipped"].sum()):

@@ -22,8 +22,9 @@ from mnv2_jax.data.streams import train_batches
 
 BATCH, SIZE = 64, 224
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-DRAINED = 6 * CORES
-"""Batches taken before the clock starts: more than any of the three prepares ahead of need."""
+DRAINED = 12 * CORES
+"""Batches taken before the clock starts: three times what any of them prepares ahead of need, so that the one whose
+turn is over has done so, too."""
 
 
 def ours(split):

@@ -1,20 +1,25 @@
 """Worker processes: the same bytes as without, errors that surface, and nothing left behind."""
 
+import contextlib
 import dataclasses
+import errno
 import gc
 import itertools
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 
+import jax
 import numpy as np
 import psutil
 import pytest
 
 from mnv2_jax.config import DataConfig
+from mnv2_jax.data import shared
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.streams import eval_batches, train_batches
@@ -88,6 +93,75 @@ def test_workers_give_the_same_bytes_in_the_same_order(split):
     assert_no_workers()
 
 
+def test_a_batch_is_its_holders_until_the_last_view_or_device_array_of_it_is_gone(split):
+    held, alone = [], []
+    one = train_batches(dataclasses.replace(DATA, num_workers=0), split, seed=3)
+    with contextlib.closing(train_batches(DATA, split, seed=3)) as many:
+        for number in range(24):
+            image = next(many)["image"]
+            held.append([image, image[1:, ::2], jax.device_put(image)][number % 3])
+            del image
+            alone.append(next(one)["image"])
+    assert_no_workers()
+    for number, (mine, true) in enumerate(zip(held, alone, strict=True)):
+        np.testing.assert_array_equal(mine, true[1:, ::2] if number % 3 == 1 else true)
+
+
+def test_segments_are_filled_again_and_none_is_left():
+    def segments() -> set[str]:
+        return {entry.path for entry in psutil.Process().memory_maps() if "mnv2_jax_" in entry.path}
+
+    split = Split("train", np.zeros(17, np.int32), Backends())
+    before = segments()
+    batches = train_batches(dataclasses.replace(DATA, crop="none"), split, seed=0)
+    first = next(batches)["image"]
+    folders = {pathlib.Path(path).parent for path in segments() - before}
+    for _ in range(80):
+        next(batches)
+    # A worker has one in hand, three on the way, and ours; the first is held.
+    assert len(segments() - before) <= 2 * 5 + 1
+    del batches
+    gc.collect()
+    assert len(segments() - before) == 1
+    assert not any(folder.exists() for folder in folders)
+    assert first.shape == (4, 16, 16, 3)
+
+
+@pytest.fixture
+def both_ends(tmp_path, monkeypatch):
+    """This process as its own worker."""
+    monkeypatch.setattr(shared, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shared, "_segments", None)
+    with contextlib.closing(shared.Receiver()) as receiver:
+        shared.share_from(receiver.folder, 3)
+        yield receiver
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_segment_grows_with_what_it_must_hold(both_ends):
+    for number in (1, 5, 2, 9, 9, 3):
+        filled = shared.empty((number, 2, 2, 3))
+        filled[...] = number
+        batch = both_ends.open(shared.parcel({"image": filled, "index": np.arange(number)}))
+        assert (batch["image"] == number).all()
+        assert batch["image"].shape == (number, 2, 2, 3)
+        np.testing.assert_array_equal(batch["index"], np.arange(number))
+        del batch, filled
+    two = [shared.empty((4, 1, 1, 3)), shared.empty((4, 1, 1, 3))]
+    two[0][...], two[1][...] = 7, 8
+    opened = [both_ends.open(shared.parcel({"image": image}))["image"] for image in two]
+    assert [image.max() for image in opened] == [7, 8]
+
+
+def test_full_shared_memory_is_an_error_that_says_what_to_do(both_ends, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"no room for a batch of 18 MB; lower data\.num_workers or data\.batch_size"):
+        shared.empty((128, 224, 224, 3))
+
+
 def test_an_unreadable_image_is_the_same_line_as_without_workers(split):
     spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=False))
     batches = train_batches(DATA, spoilt, seed=0)
@@ -120,17 +194,19 @@ def test_workers_outlive_signals_to_the_group_initialise_no_accelerator_and_end_
     assert_no_workers()
 
 
-def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos_tar):
-    """Once with the stream left open at the end, and once killed."""
+def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos_tar, tmp_path):
+    """Once with the stream left open at the end, and once killed. No shared memory stays either."""
     code = textwrap.dedent(
         f"""
-        import os, signal, sys
+        import os, pathlib, signal, sys
         import psutil
         from mnv2_jax.config import DataConfig
+        from mnv2_jax.data import shared
         from mnv2_jax.data.sources import open_dataset
         from mnv2_jax.data.streams import train_batches
 
         if __name__ == "__main__":
+            shared._SHARED_MEMORY = pathlib.Path({str(tmp_path)!r})
             data = DataConfig(name="folder", path={str(photos_tar)!r}, resolution=16, batch_size=4, num_workers=1)
             batches = train_batches(data, open_dataset(data).train, seed=0)
             next(batches)
@@ -151,5 +227,6 @@ def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos
         while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(psutil.pid_exists, pids))
+        assert list(tmp_path.iterdir()) == []
         if how == "end":
             assert errors == ""

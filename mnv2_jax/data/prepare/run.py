@@ -21,7 +21,7 @@ import psutil
 from mnv2_jax.data.prepare import originals, writing
 from mnv2_jax.data.prepare.labels import label_of
 from mnv2_jax.data.shards import MANIFEST, Manifest, Shard, is_prepared, read_manifest, write_manifest
-from mnv2_jax.data.streams import exit_with_parent
+from mnv2_jax.data.workers import exit_with_parent
 from mnv2_jax.errors import UserError
 
 _LOCK = ".lock"

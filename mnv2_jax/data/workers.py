@@ -1,0 +1,117 @@
+"""What makes batches in other processes, in order, and ends with whom it works for."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from typing import TypeAlias
+
+import grain
+from absl import flags
+
+from mnv2_jax.data import shared
+from mnv2_jax.data.shared import NumpyBatch, Parcel
+from mnv2_jax.errors import UserError
+
+Batches: TypeAlias = Generator[NumpyBatch, None, None]
+"""``close()`` ends its worker processes; so does dropping it."""
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
+    """``make(start)``, ``make(start + 1)``, ... in this order, made by worker processes where there are any."""
+    if num_workers == 0:
+        return (make(step) for step in range(start, stop))
+    batches = _from_workers(make, start, stop, num_workers)
+    _OPEN.add(batches)
+    return batches
+
+
+_OPEN: weakref.WeakSet[Batches] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends the workers of a stream that was left open, before the interpreter takes apart what they need to end."""
+    for batches in list(_OPEN):
+        with contextlib.suppress(ValueError):  # it is being read from by another thread
+            batches.close()
+
+
+def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads a flag of absl; under app.run they are parsed already
+    with contextlib.closing(shared.Receiver()) as receiver:
+        dataset = (
+            grain.MapDataset.range(start, stop)
+            .map(_Parcelled(make))
+            .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # processes are parallel enough
+            .mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=num_workers),
+                worker_init_fn=functools.partial(_start_worker, receiver.folder),
+            )
+        )
+        with contextlib.closing(iter(dataset)) as iterator:
+            while True:
+                try:
+                    parcel = next(iterator)
+                except StopIteration:
+                    return
+                except UserError as error:
+                    raise UserError(str(error)) from None  # without grain's frames and its note on how to see them
+                except RuntimeError as error:
+                    if "terminated unexpectedly" not in str(error):
+                        raise
+                    raise UserError(
+                        f"a process that reads images was killed ({str(error).split('.')[0]}), mostly for want of"
+                        " memory; lower data.num_workers, or give more of it"
+                    ) from error
+                yield receiver.open(parcel)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parcelled:
+    """Batch number -> parcel; what a worker process is sent."""
+
+    make: Callable[[int], NumpyBatch]
+
+    def __call__(self, number: int) -> Parcel:
+        return shared.parcel(self.make(number))
+
+
+def _start_worker(folder: pathlib.Path, number: int, count: int) -> None:
+    """Runs first in a worker: it shall live exactly as long as it is needed."""
+    del count
+    shared.share_from(folder, number)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but it is the main process that decides: it takes
+    # the batch it waits for, saves a checkpoint, and then closes us. Should it not, we are gone a minute later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    threading.Thread(target=exit_with_parent, args=(folder,), daemon=True).start()
+
+
+def exit_with_parent(leftover: pathlib.Path | None = None) -> None:
+    """For a thread of a worker: a main process that is killed can't end it, and it would work on or wait forever.
+
+    The leftover is a folder that nobody else would remove.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    if leftover:
+        shutil.rmtree(leftover, ignore_errors=True)
+    os._exit(1)
