@@ -49,7 +49,7 @@ def main() -> None:
             raise UserError("--config.init.weights says what is evaluated; leave --workdir and --checkpoint out")
         verbs.evaluate_weights(settings, given, out)
     elif args.mode == "eval":
-        verbs.evaluate(settings, workdir, args.checkpoint or "latest", out)
+        verbs.evaluate(settings, given_now, workdir, args.checkpoint or "latest", out)
     else:
         verbs.summarise(settings, given, out)
 

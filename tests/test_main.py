@@ -1,6 +1,7 @@
 """Training, evaluation and summary through the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -74,6 +75,19 @@ def test_a_flag_that_its_mode_does_not_read_is_refused():
     result = cli.run("main", *cli.SHRUNK, "--checkpoint=best")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "--mode=eval only" in result.stderr
+
+
+def test_eval_is_at_the_resolution_that_is_asked_for_even_where_the_run_has_one_of_its_own(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["eval_resolution"] = 8
+    (workdir / "config.json").write_text(json.dumps(config))
+    found = [
+        cli.answer(cli.run("main", "--mode=eval", f"--workdir={workdir}", "--json", f"--config.data.{key}=24"))["eval"]
+        for key in ("resolution", "eval_resolution")
+    ]
+    assert found[0] == found[1]
+    assert found[0] != trained[1]["eval"]
 
 
 def test_summary_mode_reads_no_data():

@@ -19,6 +19,7 @@ import numpy as np
 
 from mnv2_jax.data.images import EncodedImage
 from mnv2_jax.data.split import Split
+from mnv2_jax.data.tar import read_members
 from mnv2_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
@@ -244,8 +245,7 @@ def _members(path: str) -> list[tarfile.TarInfo]:
                     f"{path}: a compressed file has no random access; write the tar uncompressed ({command} {path}),"
                     " or unpack it and give the folder"
                 )
-        with tarfile.open(path, "r:") as archive:
-            return archive.getmembers()
+        return read_members(path)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"{path}: not a folder, and can't be read as a tar ({error}); correct --config.data.path, or copy the file"

@@ -57,9 +57,13 @@ def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Ou
     out.answer({"stopped": True} if summary is None else summary)
 
 
-def evaluate(config: Config, workdir: pathlib.Path, which: Literal["latest", "best"], out: Output) -> None:
-    """Evaluates a checkpoint of a run, on any devices."""
+def evaluate(
+    config: Config, given_now: Collection[str], workdir: pathlib.Path, which: Literal["latest", "best"], out: Output
+) -> None:
+    """Evaluates a checkpoint of a run, on any devices; at `data.resolution` where that is among the overrides given."""
     runtime.configure()
+    if "data.resolution" in given_now and "data.eval_resolution" not in given_now:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     step, split, result = evaluation.evaluate_run(config, workdir, which)
     _answer_evaluation(f"{workdir}, step {step}", split, result, out, step=step)
 

@@ -221,6 +221,16 @@ def test_a_broken_image_in_a_tar_is_named(tmp_path):
         opened(path).train.read(0)
 
 
+def test_a_tar_with_a_damaged_header_in_its_middle_or_without_its_end_is_refused(photos_tar, tmp_path):
+    whole = photos_tar.read_bytes()
+    with tarfile.open(photos_tar) as archive:
+        header = archive.getmembers()[-3].offset
+    path = tmp_path / "photos.tar"
+    for content in (whole[:header] + b"?" + whole[header + 1 :], whole[:header]):
+        path.write_bytes(content)
+        refused(path, f"damaged or cut off at byte {header:,}")
+
+
 def test_gzip_without_the_name(photos_tar, tmp_path):
     path = tmp_path / "photos.tar"
     path.write_bytes(gzip.compress(photos_tar.read_bytes(), 1))

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from mnv2_jax.data import imagenet, tfds_source
 from mnv2_jax.data.folder import EXTENSIONS
 from mnv2_jax.data.prepare.labels import CLS_LOC, DEVKIT, VAL_IMAGE, Labels, label_of
+from mnv2_jax.data.tar import read_members
 from mnv2_jax.errors import UserError
 
 TOTALS = {"train": 1_281_167, "val": 50_000}
@@ -200,14 +201,7 @@ def _val_folder(top: pathlib.Path, labels: Labels) -> dict[int, Part]:
 def _members(path: str, start: int = 0) -> dict[str, tuple[int, int]]:
     """Offset and size in bytes of the files in the tar that begins at ``start``, by their names without folders."""
     try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                members = [member for member in archive if member.isreg()]
-                # The library takes a damaged header, other than the first of a file, for the end of the archive.
-                file.seek(archive.offset)
-                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
+        members = [member for member in read_members(path, start) if member.isreg()]
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path}: can't be read as a tar ({error}); copy or download it again") from error
     return {posixpath.basename(member.name): (member.offset_data, member.size) for member in members}
