@@ -6,26 +6,26 @@
 
 A segment of shared memory for each batch, as grain has them, costs the page faults of both processes and a copy, which
 took a tenth of the time that decoding takes.
+
+Segments have no names: they are file descriptors, handed over once, so that nothing is left of them however a process
+ends, and a container's small /dev/shm is no limit.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import mmap
 import os
-import pathlib
-import shutil
 import tempfile
 import weakref
-from typing import TypeAlias
+from multiprocessing import reduction
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mnv2_jax.errors import UserError
 
-_SHARED_MEMORY = pathlib.Path("/dev/shm")
 _HEADER_BYTES = 64
 """The first byte says whether the segment is in use; the array begins where vector instructions like it to."""
 
@@ -38,13 +38,11 @@ with `data.skip_corrupt`."""
 class _Place:
     """An array in a segment."""
 
-    segment: str
-    size_bytes: int
-    """Of the segment, which is made anew under its name when an array doesn't fit."""
+    segment: tuple[int, int]
+    """Numbers of the worker, and of the segment among its own."""
     shape: tuple[int, ...]
-
-    def file(self, folder: pathlib.Path) -> pathlib.Path:
-        return folder / f"{self.segment}-{self.size_bytes}"
+    handle: Any
+    """Of a segment that was made since its number was last sent: what its file descriptor is had by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,62 +59,69 @@ class Parcel:
 class _Segments:
     """Those of one worker: as many as are filled, waiting, or in use at a time."""
 
-    def __init__(self, folder: pathlib.Path, worker: int) -> None:
-        self._folder, self._worker = folder, worker
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
         self._segments: list[mmap.mmap] = []
+        self._handles: dict[int, Any] = {}  # of segments that were not sent yet
+        self._taken: set[int] = set()  # since the last parcel
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         size_bytes = _HEADER_BYTES + math.prod(shape)
-        number = next((n for n, segment in enumerate(self._segments) if not segment[0]), len(self._segments))
-        if number == len(self._segments):
-            self._segments.append(self._made(number, size_bytes))
-        elif len(self._segments[number]) < size_bytes:
-            self._segments[number] = self._made(number, size_bytes)
+        free = [number for number, segment in enumerate(self._segments) if not segment[0]]
+        fitting = [number for number in free if len(self._segments[number]) >= size_bytes]
+        if fitting:
+            number = fitting[0]
+        elif free:
+            number = free[0]
+            self._segments[number], self._handles[number] = _made(size_bytes)
+        else:
+            number = len(self._segments)
+            segment, self._handles[number] = _made(size_bytes)
+            self._segments.append(segment)
         segment = self._segments[number]
         segment[0] = 1
+        self._taken.add(number)
         return np.ndarray(shape, np.uint8, segment, _HEADER_BYTES)
 
-    def place(self, array: np.ndarray) -> _Place | None:
-        """Where an array of `empty` lies; None for any other."""
-        for number, segment in enumerate(self._segments):
-            if array.base is segment:
-                return _Place(self._name(number), len(segment), array.shape)
-        return None
+    def parcel(self, batch: NumpyBatch) -> Parcel:
+        lying = {id(self._segments[number]): number for number in self._taken}
+        numbers = {key: lying[id(array.base)] for key, array in batch.items() if id(array.base) in lying}
+        # What is left out, or sent in part or twice, would never be free again.
+        assert sorted(numbers.values()) == sorted(self._taken), "send every array of empty(), whole and once"
+        self._taken.clear()
+        places = {
+            key: _Place((self._worker, number), batch[key].shape, self._handles.pop(number, None))
+            for key, number in numbers.items()
+        }
+        return Parcel({key: array for key, array in batch.items() if key not in places}, places)
 
-    def _name(self, number: int) -> str:
-        return f"{self._worker}-{number}"
 
-    def _made(self, number: int, size_bytes: int) -> mmap.mmap:
-        path = _Place(self._name(number), size_bytes, ()).file(self._folder)
-        try:
-            with path.open("xb+") as file:
-                # Taken now: memory that is only promised ends the process when it is written to.
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size_bytes)
-                else:
-                    os.ftruncate(file.fileno(), size_bytes)
-                return mmap.mmap(file.fileno(), size_bytes)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(
-                f"{self._folder.parent}: no room for a batch of {size_bytes / 2**20:,.0f} MB; lower data.num_workers or"
-                " data.batch_size, or give more shared memory (docker run --shm-size=8g)"
-            ) from error
+def _made(size_bytes: int) -> tuple[mmap.mmap, Any]:
+    """A new segment, and what another process gets it by."""
+    try:
+        # Elsewhere than on Linux, a file without a name.
+        number = os.memfd_create("mnv2_jax") if hasattr(os, "memfd_create") else None
+        with tempfile.TemporaryFile() if number is None else open(number, "rb+") as file:
+            os.ftruncate(file.fileno(), size_bytes)
+            return mmap.mmap(file.fileno(), size_bytes), reduction.DupFd(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"no memory for a batch of {size_bytes / 2**20:,.0f} MB ({error.strerror}); lower data.num_workers or"
+            " data.batch_size"
+        ) from error
 
 
 _segments: _Segments | None = None
 
 
-def share_from(folder: pathlib.Path, worker: int) -> None:
+def share_from(worker: int) -> None:
     """From now on this process is a worker: `empty` is in shared memory.
 
     Args:
-      folder: the Receiver's.
-      worker: its number among those of the Receiver.
+      worker: its number among those of a Receiver.
     """
     global _segments
-    _segments = _Segments(folder, worker)
+    _segments = _Segments(worker)
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -125,45 +130,40 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def parcel(batch: NumpyBatch) -> Parcel:
-    """What a worker sends instead of a batch. Its arrays of `empty` must not be touched any more."""
-    assert _segments is not None
-    found = {key: _segments.place(array) for key, array in batch.items()}
-    places = {key: place for key, place in found.items() if place}
-    return Parcel({key: array for key, array in batch.items() if key not in places}, places)
+    """What a worker sends instead of a batch, in which each array of `empty` must be, and which isn't touched again."""
+    return Parcel(batch, {}) if _segments is None else _segments.parcel(batch)
 
 
 # --- in the main process ------------------------------------------------------------------------------------
 
 
 class Receiver:
-    """Of the parcels of some workers. ``close()`` it once they are gone; opened batches stay as they are."""
+    """Of the parcels of some workers."""
 
     def __init__(self) -> None:
-        self.folder = pathlib.Path(
-            tempfile.mkdtemp(prefix="mnv2_jax_", dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None)
-        )
-        self._segments: dict[str, mmap.mmap] = {}
+        self._segments: dict[tuple[int, int], mmap.mmap] = {}
 
     def open(self, parcel: Parcel) -> NumpyBatch:
-        """The batch. A segment is given back when its array, and all that views or aliases it, is dropped."""
+        """The batch. A segment is given back when its array, and all that views or aliases it, is dropped.
+
+        Raises:
+          OSError, EOFError: if the worker is gone, and its segment with it.
+        """
         return parcel.small | {key: self._array(place) for key, place in parcel.places.items()}
 
     def _array(self, place: _Place) -> np.ndarray:
-        segment = self._segments.get(place.segment)
-        if segment is None or len(segment) != place.size_bytes:
-            path = place.file(self.folder)
-            with path.open("rb+") as file:
-                segment = mmap.mmap(file.fileno(), place.size_bytes)
-            path.unlink()  # both have it now, and it ends with them, however they end
-            self._segments[place.segment] = segment
+        if place.handle is not None:
+            number = place.handle.detach()
+            try:
+                self._segments[place.segment] = mmap.mmap(number, 0)
+            finally:
+                os.close(number)
+        segment = self._segments[place.segment]
         array = np.ndarray(place.shape, np.uint8, segment, _HEADER_BYTES)
-        weakref.finalize(array, _give_back, segment).atexit = False
+        weakref.finalize(array, _give_back, segment, os.getpid()).atexit = False
         return array
 
-    def close(self) -> None:
-        """Removes what was never opened."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
-
-def _give_back(segment: mmap.mmap) -> None:
-    segment[0] = 0
+def _give_back(segment: mmap.mmap, owner: int) -> None:
+    if os.getpid() == owner:  # and not a fork of it, which has its own copy of the array but the same memory
+        segment[0] = 0

@@ -5,11 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import functools
 import multiprocessing
 import os
-import pathlib
-import shutil
+import resource
 import signal
 import threading
 import weakref
@@ -22,6 +20,8 @@ from absl import flags
 from mnv2_jax.data import shared
 from mnv2_jax.data.shared import NumpyBatch, Parcel
 from mnv2_jax.errors import UserError
+
+_OPEN_FILES = 2**14
 
 Batches: TypeAlias = Generator[NumpyBatch, None, None]
 """``close()`` ends its worker processes; so does dropping it."""
@@ -55,32 +55,31 @@ def _close_all() -> None:
 def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads a flag of absl; under app.run they are parsed already
-    with contextlib.closing(shared.Receiver()) as receiver:
-        dataset = (
-            grain.MapDataset.range(start, stop)
-            .map(_Parcelled(make))
-            .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # processes are parallel enough
-            .mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=num_workers),
-                worker_init_fn=functools.partial(_start_worker, receiver.folder),
-            )
-        )
-        with contextlib.closing(iter(dataset)) as iterator:
-            while True:
-                try:
-                    parcel = next(iterator)
-                except StopIteration:
-                    return
-                except UserError as error:
-                    raise UserError(str(error)) from None  # without grain's frames and its note on how to see them
-                except RuntimeError as error:
-                    if "terminated unexpectedly" not in str(error):
-                        raise
-                    raise UserError(
-                        f"a process that reads images was killed ({str(error).split('.')[0]}), mostly for want of"
-                        " memory; lower data.num_workers, or give more of it"
-                    ) from error
-                yield receiver.open(parcel)
+    _allow_open_files()
+    dataset = (
+        grain.MapDataset.range(start, stop)
+        .map(_Parcelled(make))
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # a process each is parallel enough
+        .mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_start_worker)
+    )
+    receiver = shared.Receiver()
+    with contextlib.closing(iter(dataset)) as iterator:
+        while True:
+            try:
+                batch = receiver.open(next(iterator))
+            except StopIteration:
+                return
+            except UserError as error:
+                raise UserError(str(error)) from None  # without grain's frames and its note on how to see them
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if isinstance(error, RuntimeError) and "terminated unexpectedly" not in str(error):
+                    raise
+                raise UserError(
+                    f"a process that reads images was killed ({str(error).split('.')[0]}), mostly for want of memory;"
+                    " lower data.num_workers, or give more of it"
+                ) from error
+            yield batch
+            del batch  # its memory is filled again as soon as the caller has dropped it, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,25 +92,28 @@ class _Parcelled:
         return shared.parcel(self.make(number))
 
 
-def _start_worker(folder: pathlib.Path, number: int, count: int) -> None:
+def _allow_open_files() -> None:
+    """A worker takes about 15 file descriptors of this process: with the usual 1,024, 64 cores would be too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft not in (resource.RLIM_INFINITY, wanted) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _start_worker(number: int, count: int) -> None:
     """Runs first in a worker: it shall live exactly as long as it is needed."""
     del count
-    shared.share_from(folder, number)
+    shared.share_from(number)
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but it is the main process that decides: it takes
     # the batch it waits for, saves a checkpoint, and then closes us. Should it not, we are gone a minute later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
-    threading.Thread(target=exit_with_parent, args=(folder,), daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def exit_with_parent(leftover: pathlib.Path | None = None) -> None:
-    """For a thread of a worker: a main process that is killed can't end it, and it would work on or wait forever.
-
-    The leftover is a folder that nobody else would remove.
-    """
+def exit_with_parent() -> None:
+    """For a thread of a worker: a main process that is killed can't end it, and it would work on or wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    if leftover:
-        shutil.rmtree(leftover, ignore_errors=True)
     os._exit(1)
