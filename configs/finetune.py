@@ -10,7 +10,7 @@ Unfrozen in stages:  --config.finetune.train_from="('classifier','block_14','ste
 Slower backbone:     --config.finetune.backbone_lr_factor=0.1
 Unbalanced classes:  --config.loss.class_weights=balanced
 Early stopping:      --config.train.patience=3
-Another network:     --config.model.name=mobilenet_v3_large
+Another network:     --config.model.name=mobilenet_v1 --config.model.width=0.25
 """
 
 from ml_collections import ConfigDict

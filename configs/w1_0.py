@@ -5,6 +5,18 @@ Expected of the recipe paper: 72.0 top-1, the paper's, ± 0.3 (see `mnv2_jax.rec
 Cost: its 412 epochs of 1.28 million images, 4.8e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/w1_0.py:path=IMAGENET
+
+Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
+
+    tf_slim_v2                    72.0    412 epochs  4.8e17
+    tfmg_v2                       72.72   500 epochs  5.8e17
+    corenet_v2                    72.93   300 epochs  2.7e17  at 128 to 320 px
+    torchvision_v2_IMAGENET1K_V1  71.878  300 epochs  3.5e17
+    torchvision_v2_IMAGENET1K_V2  72.154  600 epochs  4.3e17  at 176 px
+    mmpretrain_v2                 71.86   300 epochs  3.5e17
+    dli14_v2                      72.192  150 epochs  1.7e17
+    dli14_v2_best                 72.834  250 epochs  2.9e17
+    efficientnet_jax_default      none    450 epochs  5.2e17  nobody has published one
 """
 
 from ml_collections import ConfigDict

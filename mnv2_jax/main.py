@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
     parser.add_argument("--workdir", type=workdir_type, help="the run's folder (default: runs/NAME OF THE CONFIG)")
     parser.add_argument("--mode", choices=MODES, default="train", help="default: train")
-    parser.add_argument("--checkpoint", choices=("latest", "best"), help="which one eval evaluates (default: latest)")
+    parser.add_argument(
+        "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
     args, overrides = parser.parse(sys.argv[1:])
     if args.checkpoint and args.mode != "eval":
@@ -49,7 +51,7 @@ def main() -> None:
             raise UserError("--config.init.weights says what is evaluated; leave --workdir and --checkpoint out")
         verbs.evaluate_weights(settings, given, out)
     elif args.mode == "eval":
-        verbs.evaluate(settings, given_now, workdir, args.checkpoint or "latest", out)
+        verbs.evaluate(settings, given_now, workdir, args.checkpoint, out)
     else:
         verbs.summarise(settings, given, out)
 

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=workdir_type, help="the run's folder")
     parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or a name of published weights")
     parser.add_argument(
-        "--checkpoint", choices=("latest", "best"), help="of the run; best: at evaluation (default: latest)"
+        "--checkpoint", choices=("latest", "best"), help="of the run (default: latest; best with patience)"
     )
     parser.add_argument(
         "--top", type=_at_least_one, metavar="K", help=f"classes an image, at most all (default: {TOP})"
@@ -103,7 +103,7 @@ def _open(args: argparse.Namespace) -> Weights:
     if args.workdir is not None:
         from mnv2_jax.training.initial import read_run_weights
 
-        return read_run_weights(args.workdir, args.checkpoint or "latest")
+        return read_run_weights(args.workdir, args.checkpoint)
     from mnv2_jax.convert.load import load_weights
 
     return load_weights(args.weights)

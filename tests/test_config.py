@@ -69,14 +69,35 @@ def test_file_names_and_docstrings_tell_the_network(path):
             assert float(number) in {round(accuracy, len(number.partition(".")[2])) for accuracy in accuracies}
     recipe = re.search(r"Expected of the recipe (\w+): ", told)[1]
     assert built == config.load(f"{path}:recipe={recipe}")[1]
-    # Three passes of the network for each image: one forward, two backward.
-    cost = 3 * madds * (data.resolution / resolution) ** 2 * 1_281_167 * built.train.epochs
-    size = "" if data.resolution == resolution else f" at {data.resolution} px"
-    amount = f"{cost:.1e}".replace("e+", "e")
-    assert (
-        f"Cost: its {built.train.epochs:.0f} epochs of 1.28 million images{size}, {amount} multiply-adds in training."
-    ) in told
+    epochs, amount, size = cost(built, madds, resolution)
+    assert f"Cost: its {epochs} epochs of 1.28 million images{size}, {amount} multiply-adds in training." in told
     assert f"--config=configs/{path.name}:path=IMAGENET" in told
+    others = OTHER_RECIPE.findall(told)
+    assert ("Other recipes (path=IMAGENET,recipe=NAME)" in told) == bool(others)
+    for name, _, *printed, more in others:
+        *expected, size = cost(config.load(f"{path}:recipe={name}")[1], madds, resolution)
+        assert printed == expected
+        assert more.strip().startswith(size.strip())
+
+
+OTHER_RECIPE = re.compile(r"^    (\w+) +([\d.]+|none) +(\d+) epochs  (\d\.\de\d+)(.*)$", re.MULTILINE)
+"""A line of a docstring: name, top-1, epochs, multiply-adds, remarks."""
+
+
+def cost(built, madds, resolution):
+    """Epochs, multiply-adds and image sizes of a training, as printed.
+
+    Args:
+      built: its config.
+      madds: of an image of ``resolution``.
+      resolution: in pixels.
+    """
+    shapes, epochs = checks.batch_shapes(built), built.train.epochs
+    share = sum(images * (size / resolution) ** 2 for size, images in shapes) / sum(images for _, images in shapes)
+    # Three passes of the network for each image: one forward, two backward.
+    amount = f"{3 * madds * share * 1_281_167 * epochs:.1e}".replace("e+", "e")
+    sizes = [str(size) for size, _ in shapes if len(shapes) > 1 or size != resolution]
+    return f"{epochs:.0f}", amount, f" at {' to '.join(dict.fromkeys((sizes[0], sizes[-1])))} px" if sizes else ""
 
 
 NAMES = {
@@ -230,6 +251,8 @@ REFUSED = [
     ("", ["augment.color=jitter", "augment.color_jitter=(0, 0, 0, 0.6)"], "the hue, at most 0.5"),
     ("", ["optim.lr_noise=(0.9, 0.4)"], "optim.lr_noise"),
     ("", ["distill.teacher=a", "distill.logits=b"], "both say what to learn from"),
+    ("", ["distill.teacher=a", "distill.weight=0"], "distill.weight=0 leaves nothing to learn from distill.teacher"),
+    ("", ["distill.logits=a.npz", "distill.weight=0"], "raise it, or set distill.logits to none"),
     ("recipe=paper_v3", [], "can't be run"),
 ]
 
@@ -328,6 +351,11 @@ IDLE = [
     ("", ["optim.trust_clip=True"], "optim.trust_clip", "optim.name=lamb"),
     ("", ["model.drop_path_rule=flat"], "model.drop_path_rule", "model.drop_path above 0"),
     ("recipe=corenet_v2", ["optim.warmup_epochs=1"], "optim.warmup_epochs", "optim.warmup_steps=none"),
+    ("data=digits", ["data.skip_corrupt=True"], "data.skip_corrupt", "images to decode"),
+    ("data=digits", ["data.num_workers=0"], "data.num_workers", "images to decode"),
+    ("data=cifar10:a/cifar10.npz", ["data.skip_corrupt=True"], "data.skip_corrupt", "images to decode"),
+    ("data=cifar10:a/cifar10.npz", ["data.num_workers=2"], "data.num_workers", "images to decode"),
+    ("", ["finetune.train_from=classifier", "norm.decay=0.95"], "norm.decay", "other than classifier alone"),
 ]
 
 
@@ -344,6 +372,8 @@ def test_an_override_is_accepted_with_what_reads_it():
     _, built = config.load(f"{W1}:recipe=paper", ["optim.name=sgd", "optim.nesterov=True", "optim.momentum=0.8"])
     assert built.optim.nesterov
     assert config.load(f"{W1}:recipe=paper", ["optim.reference_lr=0.09"])[1].peak_lr == 0.09
+    assert config.load(f"{W1}:data=cifar10:DIR", ["data.num_workers=2"])[1].data.num_workers == 2  # maybe of images
+    config.load(f"{W1}:data=digits", ["finetune.train_from=classifier"])  # whose recipe has a norm.decay
 
 
 def test_idle_options_are_declared():

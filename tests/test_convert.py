@@ -150,6 +150,11 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
         (["model.padding=keras_v1"], "give --config.model.padding=symmetric"),
         (["model.padding=same"], "give --config.model.padding=symmetric"),
         (["model.name=mobilenet_v1"], "give --config.model.name=mobilenet_v2"),
+        (
+            ["model.name=mobilenet_v1", "model.width=1", "model.padding=same"],
+            "and model.name='mobilenet_v1', model.width=1.0, model.padding='same';"
+            " give --config.model.name=mobilenet_v2 --config.model.width=0.25 --config.model.padding=symmetric$",
+        ),
         (["init.weights=nowhere.safetensors"], "nowhere.safetensors: can't be read"),
         (["init.weights=."], "no run is there"),
         (["init.weights=" + "x" * 300], "can't be read"),

@@ -9,6 +9,7 @@ import pytest
 from mnv2_jax import config
 from mnv2_jax.config import checks
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.published import published
 from mnv2_jax.recipes import RECIPES, REFUSED
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -479,6 +480,52 @@ def test_what_is_missing_is_missing_in_the_facts():
     assert "batch" not in ENTRIES["timm_v2_050_lamb"]
     assert "gist text not available" in known["timm_ra4"]
     assert "needs JFT-300M" in known["paper_v4_distill"]
+
+
+def top1(recipe, stem):
+    """What is published of a recipe on a network, as printed in its docstring; None: nothing."""
+    result, column = ENTRIES[recipe]["result"] or {}, stem.removeprefix("v3_")
+    if stem in V4:
+        place = V4.index(stem)
+        column = ENTRIES["paper_v4"]["table"]["columns"][place]
+        result = result["top1"] if isinstance(result["top1"], dict) else {column: result["top1"][place]}
+    elif column not in result and stem == CONFIGS[recipe][0]:
+        column = "top1"
+    found = result.get(column)
+    found = numbers(found)[0] if isinstance(found, str) else found
+    return str(found[0] if isinstance(found, list) else found) if found is not None else None
+
+
+PUBLISHED = {(recipe, stem): number for recipe, stem in RUNS if (number := top1(recipe, stem))}
+WIDTHS = {"w0_75": 0.75, "w0_5": 0.5, "w0_35": 0.35, "w0_25": 0.25}  # of dli14_v2's table
+
+
+def docstrings():
+    """Of each config file, {recipe: top-1} as told: of its own and of the others."""
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        told = path.read_text().split('"""')[1]
+        own = re.findall(r"^Expected of the recipe (\w+): (\d\d\.\d+) top-1", told, re.MULTILINE)
+        others = re.findall(r"^    (\w+) +([\d.]+|none) +\d+ epochs ", told, re.MULTILINE)
+        assert len(dict(own + others)) == len(own + others)
+        yield path.stem, dict(own), dict(others)
+
+
+def test_docstrings_tell_what_is_published_of_each_recipe_and_invent_nothing():
+    assert {recipe for recipe, _ in PUBLISHED} == set(CONFIGS) - {"efficientnet_jax_default"}
+    expected = PUBLISHED | {("efficientnet_jax_default", "w1_0"): "none"}
+    for stem, width in WIDTHS.items():
+        (row,) = (
+            row
+            for row in published("mobilenet_v2")
+            if row["source"].startswith("d-li14/") and (row["width"], row["resolution"]) == (width, 224)
+        )
+        expected["dli14_v2", stem] = str(row["top1"])
+    told = {stem: (own, others) for stem, own, others in docstrings()}
+    for (recipe, stem), number in expected.items():
+        own, others = told[stem]
+        assert (own | others)[recipe] == number
+    listed = {(recipe, stem) for stem, (_, others) in told.items() for recipe in others}
+    assert listed <= set(expected)
 
 
 def test_v4_recipes_have_a_column_for_v4_only():

@@ -33,6 +33,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("augment.policy_magnitude_std", 0, 1000, True),
     ("augment.policy_probability", 0, 1, True),
     ("augment.rotation_degrees", 0, 180, True),
+    ("augment.shift_fraction", 0, 0.5, True),
     ("augment.erase_probability", 0, 1, True),
     ("augment.mixup_alpha", 0, 100, True),
     ("augment.cutmix_alpha", 0, 100, True),
@@ -97,9 +98,21 @@ def _distils(config: Config) -> bool:
     return bool(config.distill.teacher or config.distill.logits)
 
 
+def _trains_backbone(config: Config) -> bool:
+    return config.finetune.train_from != ("classifier",)
+
+
+def _holds_arrays(config: Config) -> bool:
+    """Whether that is certain by the names: a folder of CIFAR-10 can hold images or an .npz file."""
+    data = config.data
+    return data.name == "digits" or (data.name == "cifar10" and (data.path or "").endswith(".npz"))
+
+
 READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "init.head": ("init.weights set", lambda c: c.init.weights is not None),
     "data.path": ("data.name other than digits, which come with scikit-learn", lambda c: c.data.name != "digits"),
+    "data.num_workers": ("images to decode, and digits and .npz files are arrays", lambda c: not _holds_arrays(c)),
+    "data.skip_corrupt": ("images to decode, and digits and .npz files are arrays", lambda c: not _holds_arrays(c)),
     "data.crop_area": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
     "data.crop_ratio": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
     "data.crop_draw": ("data.crop=random_resized", lambda c: c.data.crop == "random_resized"),
@@ -132,10 +145,8 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "loss.label_smoothing": ("distill.weight below 1", lambda c: not _distils(c) or c.distill.weight < 1),
     "loss.class_weights": ("distill.weight below 1", lambda c: not _distils(c) or c.distill.weight < 1),
     "train.patience": ("train.eval_every_epochs above 0", lambda c: c.train.eval_every_epochs > 0),
-    "finetune.backbone_lr_factor": (
-        "finetune.train_from other than classifier alone",
-        lambda c: c.finetune.train_from != ("classifier",),
-    ),
+    "norm.decay": ("finetune.train_from other than classifier alone", _trains_backbone),
+    "finetune.backbone_lr_factor": ("finetune.train_from other than classifier alone", _trains_backbone),
     "distill.teacher_model": ("distill.teacher set", lambda c: c.distill.teacher is not None),
     "distill.temperature": ("distill.teacher or distill.logits set", _distils),
     "distill.weight": ("distill.teacher or distill.logits set", _distils),
@@ -301,6 +312,9 @@ def _check_learning(config: Config) -> None:
         )
     if config.distill.teacher and config.distill.logits:
         raise UserError("distill.teacher and distill.logits both say what to learn from; set one of them to none")
+    if _distils(config) and config.distill.weight == 0:
+        key = "distill.teacher" if config.distill.teacher else "distill.logits"
+        raise UserError(f"distill.weight=0 leaves nothing to learn from {key}; raise it, or set {key} to none")
 
 
 _SHARES = 8
@@ -327,8 +341,50 @@ def batch_shapes(config: Config) -> tuple[tuple[int, int], ...]:
     return tuple((scale, size(scale)) for scale in data.scales) or ((data.resolution, data.batch_size),)
 
 
+_MOST_PIXELS = 1.5
+"""A batch may have so many times the pixels of `data.batch_size` images of `data.resolution`."""
+
+
+def _uneven(config: Config) -> list[tuple[int, int]]:
+    """The `batch_shapes` that have more: there even one unit of images is too many."""
+    most = _MOST_PIXELS * config.data.batch_size * config.data.resolution**2
+    return [(scale, images) for scale, images in batch_shapes(config) if images * scale**2 > most]
+
+
+def _check_level(config: Config, pieces: int) -> None:
+    """Refuses `data.scales` with which a step would take far more memory than its `data.batch_size` says."""
+    if not (uneven := _uneven(config)):
+        return
+    data, group = config.data, config.norm.group_size
+    share, step = data.batch_size // pieces, group * pieces
+    candidates = {
+        "norm.group_size": [smaller for smaller in range(group - 1, 1, -1) if share % smaller == 0],
+        # From twice `_SHARES` norm groups on the unit grows with the batch, so that a larger one is no remedy.
+        "data.batch_size": range(data.batch_size + step, 2 * _SHARES * step, step),
+    }
+    mends = []
+    for key, values in candidates.items():
+        section, leaf = key.split(".")
+        for value in values:
+            part = dataclasses.replace(getattr(config, section), **{leaf: value})
+            changed = dataclasses.replace(config, **{section: part})
+            whole = changed.norm.group_size * pieces
+            if not _uneven(changed) and all(images % whole == 0 for _, images in batch_shapes(changed)):
+                mends.append(f"take {key}={value}, or ")
+                break
+    scale, images = uneven[-1]
+    factor = images * scale**2 / (data.batch_size * data.resolution**2)
+    raise UserError(
+        f"data.scales={list(data.scales)} don't keep the pixels level: {images} images of {scale} px have {factor:.3g}"
+        f" times those of data.batch_size={data.batch_size} of {data.resolution} px;"
+        f" {''.join(mends)}leave {', '.join(str(scale) for scale, _ in uneven)} out"
+    )
+
+
 def check_devices(config: Config, num_devices: int) -> None:
-    """Refuses batches that the devices, the accumulation or the norm groups don't divide.
+    """Refuses batches that the devices, the accumulation or the norm groups don't divide, or aren't level in pixels.
+
+    Only training needs them to be: an evaluation may have any resolution.
 
     Raises:
       UserError: with the nearest valid value.
@@ -349,6 +405,7 @@ def check_devices(config: Config, num_devices: int) -> None:
             f"norm.group_size={group} does not divide the {share} images of data.batch_size={batch} that each of"
             f" {num_devices} devices takes at once; the nearest that does: {best}"
         )
+    _check_level(config, pieces)
     for scale, images in batch_shapes(config):
         if images % (pieces * group):
             raise UserError(

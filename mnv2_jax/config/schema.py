@@ -148,6 +148,9 @@ class AugmentConfig:
     """jitter: brightness, contrast, saturation (factors 1 - x to 1 + x), hue (±, at most 0.5 turns)."""
     rotation_degrees: float = 0.0
     """Rotated about the centre by up to ± this, bilinearly; what comes in from outside repeats the edge."""
+    shift_fraction: float = 0.0
+    """Then shifted by up to ± this share of the height and, drawn by itself, of the width (Keras' RandomTranslation),
+    in one resampling with the rotation; the edge is repeated, too."""
     erase_probability: float = 0.0
     """Random erasing (Zhong et al., arXiv:1708.04896): with which a rectangle is erased, after normalisation."""
     erase_area: tuple[float, float] = (0.02, 1 / 3)
@@ -287,7 +290,8 @@ class TrainConfig:
     eval_every_epochs: float = 1.0
     """Also evaluated at the end. 0: only there."""
     patience: int | None = None
-    """Set: training ends after so many evaluations without a better top-1 than before."""
+    """Set: training ends after so many evaluations without a better top-1 than before. Whoever uses the run then gets
+    its best checkpoint, unless another is asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -328,6 +332,11 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
+    def usual_checkpoint(self) -> Literal["latest", "best"]:
+        """Which one of the run is used where none is asked for: the latest, unless it is known to be past the best."""
+        return "latest" if self.train.patience is None else "best"
+
+    @property
     def peak_lr(self) -> float:
         """Learning rate after the warm-up; always set once `build` has resolved the config."""
         assert self.optim.peak_lr is not None
@@ -339,8 +348,9 @@ class Config:
         return self.optim.reference_lr * (self.data.batch_size / self.optim.reference_batch_size)
 
 
-MAY_DIFFER = ("log.", "checkpoint.", "data.path", "data.num_workers", "data.eval_batch_size")
-"""Prefixes of the keys that may differ when a run is continued: none changes a bit of what is trained."""
+MAY_DIFFER = ("log.", "checkpoint.", "data.path", "data.num_workers", "data.eval_batch_size", "data.skip_corrupt")
+"""Prefixes of the keys that may differ when a run is continued: none changes a bit of what is trained, unless an image
+is damaged, where a run without `data.skip_corrupt` can't go on at all."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument(
         "--to", choices=("mnv2_jax", "timm"), default="mnv2_jax", help="timm: a state dict of timm's names"
     )
-    parser.add_argument("--checkpoint", choices=("latest", "best"), help="of a run (default: latest)")
+    parser.add_argument(
+        "--checkpoint", choices=("latest", "best"), help="of a run (default: latest; best with patience)"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
     parser.add_argument("weights", metavar="WEIGHTS", help="a file, a name, or the folder of a run")
     parser.add_argument("out", metavar="OUT", type=pathlib.Path, help="ends in .safetensors; with --to=timm also .pth")
@@ -102,7 +104,7 @@ def _open(args: argparse.Namespace) -> Weights:
     if os.path.isdir(source):
         from mnv2_jax.training.initial import read_run_weights
 
-        run = read_run_weights(pathlib.Path(source), args.checkpoint or "latest")
+        run = read_run_weights(pathlib.Path(source), args.checkpoint)
         if args.model or args.library or labels or options or asked:
             raise UserError(f"{args.weights}: a run says itself what it holds; leave the model and its options out")
         return run

@@ -47,7 +47,11 @@ def open_split(name: str, path: str) -> Split:
     with os.scandir(path) as entries:
         there = {entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()}
     if unknown := sorted(there - wanted.keys()):
-        raise UserError(f"{path}: folder {unknown[0]!r} is none of the {len(wanted)} classes of {name}; move it away")
+        more = f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{path}: folder {unknown[0]!r} is none of the {len(wanted)} classes of {name}{more}; give a folder that"
+            " has only those"
+        )
     images, labels = [], []
     for folder, label in wanted.items():
         found = sorted(walk_images(os.path.join(path, folder))) if folder in there else []

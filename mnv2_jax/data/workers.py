@@ -70,7 +70,7 @@ def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_
             except StopIteration:
                 return
             except UserError as error:
-                raise UserError(str(error)) from None  # without grain's frames and its note on how to see them
+                raise type(error)(str(error)) from None  # without grain's frames and its note on how to see them
             except (RuntimeError, ConnectionError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "terminated unexpectedly" not in str(error):
                     raise

@@ -152,14 +152,22 @@ def _unchanged(image: Array, factor: Array) -> Array:
     return image
 
 
-# --- rotation -----------------------------------------------------------------------------------------------
+# --- rotation and shift -------------------------------------------------------------------------------------
 
 
-def rotate(image: Float[AnyArray, "h w c"], radians: Float[Array, ""]) -> Float[AnyArray, "h w c"]:
-    """Turns one image counter-clockwise about its centre, bilinearly; what comes in from outside repeats the edge."""
+def affine(
+    image: Float[AnyArray, "h w c"], radians: Float[Array, ""], shift: Float[AnyArray, " 2"]
+) -> Float[AnyArray, "h w c"]:
+    """Turns one image about its centre, then shifts it, in one bilinear resampling that repeats the edge outside.
+
+    Args:
+      image: of any values.
+      radians: counter-clockwise.
+      shift: pixels down and to the right; of whole ones, without a turn, the values stay what they are.
+    """
     height, width, _ = image.shape
-    y = jnp.arange(height, dtype=image.dtype)[:, None] - (height - 1) / 2
-    x = jnp.arange(width, dtype=image.dtype)[None, :] - (width - 1) / 2
+    y = jnp.arange(height, dtype=image.dtype)[:, None] - (height - 1) / 2 - shift[0]
+    x = jnp.arange(width, dtype=image.dtype)[None, :] - (width - 1) / 2 - shift[1]
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     rows = jnp.clip(cos * y + sin * x + (height - 1) / 2, 0, height - 1)
     columns = jnp.clip(cos * x - sin * y + (width - 1) / 2, 0, width - 1)
@@ -176,11 +184,37 @@ def rotate(image: Float[AnyArray, "h w c"], radians: Float[Array, ""]) -> Float[
     return upper + down * (lower - upper)
 
 
-def random_rotation(keys: Key, images: Float[AnyArray, "b h w c"], degrees: float) -> Float[AnyArray, "b h w c"]:
-    """Rotates each image by an angle uniform in ± degrees, see `rotate`; Keras' RandomRotation(fill_mode="nearest")."""
+def draw_shift(key: Key, height: int, width: int, fraction: float) -> Float[AnyArray, " 2"]:
+    """Pixels down and to the right for one image, each uniform in ± fraction of its side."""
+    return jax.random.uniform(key, (2,), jnp.float32, -fraction, fraction) * jnp.asarray([height, width], jnp.float32)
+
+
+def random_affine(
+    rotation_keys: Key,
+    shift_keys: Key,
+    images: Float[AnyArray, "b h w c"],
+    degrees: float,
+    fraction: float,
+) -> Float[AnyArray, "b h w c"]:
+    """Turns and shifts each image at random, see `affine`.
+
+    Keras' RandomRotation, then RandomTranslation, with fill_mode="nearest", but resampled once.
+
+    Args:
+      rotation_keys: [b].
+      shift_keys: [b].
+      images: of any values.
+      degrees: the angle is uniform in ± these; 0: none is drawn.
+      fraction: see `draw_shift`; 0: none is drawn.
+    """
+    b, height, width, _ = images.shape
     limit = math.radians(degrees)
-    angles = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, -limit, limit))(keys)
-    return jax.vmap(rotate)(images, angles)
+    angles, shifts = jnp.zeros(b, images.dtype), jnp.zeros((b, 2), images.dtype)
+    if degrees > 0:
+        angles = jax.vmap(lambda key: jax.random.uniform(key, (), images.dtype, -limit, limit))(rotation_keys)
+    if fraction > 0:
+        shifts = jax.vmap(lambda key: draw_shift(key, height, width, fraction).astype(images.dtype))(shift_keys)
+    return jax.vmap(affine)(images, angles, shifts)
 
 
 # --- erasing ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mnv2_jax.ops.mixing import Targets
 from mnv2_jax.ops.random import example_keys, stream_key
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
-_PURPOSES = {"shift": 0, "flip": 1, "color": 2, "rotation": 3, "erasing": 4}
+_PURPOSES = {"shift": 0, "flip": 1, "color": 2, "rotation": 3, "erasing": 4, "translation": 5}
 """What an image's key is folded with for each."""
 _MIXING = 2**32 - 1
 """What the step's key is folded with; the others are folded with an epoch first, which is never so high."""
@@ -134,8 +134,14 @@ class Classification:
             images = augment.random_shift(keys("shift"), images, data.pad_pixels)
         if data.flip:
             images = augment.random_flip(keys("flip"), images)
-        if self.augment.rotation_degrees > 0:
-            images = augment.random_rotation(keys("rotation"), augment.as_float(images), self.augment.rotation_degrees)
+        if self.augment.rotation_degrees > 0 or self.augment.shift_fraction > 0:
+            images = augment.random_affine(
+                keys("rotation"),
+                keys("translation"),
+                augment.as_float(images),
+                self.augment.rotation_degrees,
+                self.augment.shift_fraction,
+            )
         if self.augment.color == "inception":
             images = augment.inception_color(keys("color"), augment.as_float(images))
         elif self.augment.color == "jitter":

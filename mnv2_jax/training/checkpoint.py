@@ -85,7 +85,9 @@ class _KeepLatestAndBest(policies.PreservationPolicy):
     ) -> Sequence[bool]:
         steps = [info.step for info in checkpoints]
         evaluated = [step for step in steps if self._metrics.get(step, _UNKNOWN) > _UNKNOWN]
-        best = sorted(evaluated, key=lambda step: (self._metrics[step], step))
+        best = sorted(
+            evaluated, key=lambda step: (self._metrics[step], -step)
+        )  # the first of equals, as the log has it
         kept = {*steps[-self._keep.keep_latest :], *best[len(best) - self._keep.keep_best :]}
         return [step in kept for step in steps]
 
@@ -219,10 +221,9 @@ class Checkpoints:
         return None
 
     def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
-        newest_first = self.steps()[::-1]
         if which == "latest":
-            return newest_first
-        return sorted(newest_first, key=lambda step: self._metrics[step], reverse=True)
+            return self.steps()[::-1]
+        return sorted(self.steps(), key=lambda step: self._metrics[step], reverse=True)
 
     def _read_metric(self, step: int, logged: float | None) -> float:
         """How good a checkpoint is by its own `meta`, or by the log if it was evaluated after it was saved."""
@@ -268,7 +269,7 @@ def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = 
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(which)
     if restored is None:
-        raise UserError(f"{workdir}: no checkpoint there yet; train first, or give another --workdir")
+        raise UserError(f"{workdir}: no checkpoint there yet; train first, or give another run")
     nested: dict[str, Any] = {}
     for name, leaf in restored.leaves.items():
         *keys, last = name.split(".")

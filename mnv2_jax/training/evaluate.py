@@ -78,9 +78,11 @@ def evaluate_weights(experiment: Experiment, weights: Weights) -> tuple[str, Map
 
 
 def evaluate_run(
-    config: Config, workdir: pathlib.Path, which: Literal["latest", "best"]
+    config: Config, workdir: pathlib.Path, which: Literal["latest", "best"] | None
 ) -> tuple[int, str, Mapping[str, Any]]:
     """Evaluates a checkpoint of a run on the evaluation split of ``config``, which need not be the run's own.
+
+    Which of them: None for `Config.usual_checkpoint`.
 
     Returns:
       The checkpoint's step, the name of the split, and `Task.summarise`'s result.
@@ -88,8 +90,8 @@ def evaluate_run(
     Raises:
       UserError: if there is no checkpoint, or its model or classes aren't those of the config.
     """
-    step, variables = restore_variables(workdir, which)
     own, trained = read_run(workdir)
+    step, variables = restore_variables(workdir, which or own.usual_checkpoint)
     changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]
     if changed:
         raise UserError(f"{workdir} holds another model: {changed[0]}; leave that out to evaluate it as it is")

@@ -261,7 +261,8 @@ def check_training(experiment: Experiment) -> None:
 
     Raises:
       UserError: if there is nothing to train on, an augmentation doesn't exist, the devices don't fit the batch, the
-        warm-up is longer than the training, or the teacher can't be had or is of other classes.
+        scales don't keep its pixels level, the warm-up is longer than the training, or the teacher can't be had or is
+        of other classes.
     """
     check_trainable(experiment.dataset)
     check_policy(experiment.config.augment)

@@ -23,15 +23,15 @@ from mnv2_jax.training.state import TrainState
 from mnv2_jax.types import PyTree
 
 
-def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"]) -> Weights:
-    """A run's checkpoint, with its preprocessing and its classes.
+def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | None = None) -> Weights:
+    """A run's checkpoint, with its preprocessing and its classes; None: `Config.usual_checkpoint`.
 
     Raises:
       UserError: if there is no run with a checkpoint.
     """
     settings, names = read_run(workdir)
     model = from_config(dataclasses.replace(settings.model, num_classes=len(names)), settings.norm)
-    step, variables = restore_variables(workdir, which)
+    step, variables = restore_variables(workdir, which or settings.usual_checkpoint)
     seen = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
     info = WeightsInfo(
         preprocessing=Preprocessing(**seen | {"resolution": settings.data.seen_resolution}),
@@ -53,7 +53,7 @@ def open_weights(source: str, model: ModelConfig) -> Weights:
     """
     path = os.path.expanduser(source)
     if os.path.isdir(path):
-        return read_run_weights(pathlib.Path(path), "latest")
+        return read_run_weights(pathlib.Path(path))
     if is_name(source) or kind_of(pathlib.Path(path)) == "ours":
         return load_weights(source)
     default = ModelConfig()
@@ -123,17 +123,21 @@ def check_network(config: Config, weights: Weights, given: Collection[str] = ())
     """Refuses weights of another network than the config's.
 
     Raises:
-      UserError: naming the option that differs.
+      UserError: naming all options that differ, as flags.
     """
-    own, default = weights.model.module.model, ModelConfig()
-    for key in ("name", *STRUCTURE):
-        asked, held = getattr(config.model, key), getattr(own, key)
-        is_open = key not in ("name", "width") and asked == getattr(default, key) and f"model.{key}" not in given
-        if asked != held and not is_open:
-            raise UserError(
-                f"init.weights={config.init.weights!r} are of {describe(weights.model)}, and model.{key}={asked!r};"
-                f" give --config.model.{key}={held}"
-            )
+    own, default, asked = weights.model.module.model, ModelConfig(), config.model
+
+    def is_open(key: str) -> bool:
+        is_default = getattr(asked, key) == getattr(default, key)
+        return key not in ("name", "width") and is_default and f"model.{key}" not in given
+
+    keys = [key for key in ("name", *STRUCTURE) if getattr(asked, key) != getattr(own, key) and not is_open(key)]
+    if keys:
+        raise UserError(
+            f"init.weights={config.init.weights!r} are of {describe(weights.model)}, and"
+            f" {', '.join(f'model.{key}={getattr(asked, key)!r}' for key in keys)};"
+            f" give {' '.join(f'--config.model.{key}={getattr(own, key)}' for key in keys)}"
+        )
 
 
 def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 
 from mnv2_jax.config import Config
+from mnv2_jax.data.images import DamagedImageError
+from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import read_json, write_json
 from mnv2_jax.models.unfold import are_folded
@@ -28,7 +31,7 @@ from mnv2_jax.training.initial import check_network, open_weights, with_weights
 from mnv2_jax.training.metrics_log import read_evaluations, read_metrics
 from mnv2_jax.training.recorder import Recorder
 from mnv2_jax.training.report import NAME as REPORT
-from mnv2_jax.training.report import save_pictures, write_report
+from mnv2_jax.training.report import absent_classes, save_pictures, write_report
 from mnv2_jax.training.signals import Stopped, stop_requested
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.training.step import Metrics
@@ -68,6 +71,8 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
                 return read_json(workdir / SUMMARY)
             with contextlib.closing(Recorder(experiment, workdir, start, stream)) as recorder:
                 recorder.say(f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {total}")
+                if absent := _absent_classes(experiment.dataset):
+                    recorder.say(absent)
                 state = _begin(experiment, restored, recorder)
                 del restored  # its arrays would stay in the host's memory all through training
                 try:
@@ -79,6 +84,14 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
                     recorder.say("stopped and saved; the same command goes on from here")
                     return None
                 return _finish(experiment, workdir, recorder, *result)
+
+
+def _absent_classes(dataset: Dataset) -> str:
+    """Says which classes won't be evaluated; "" where there are none, or only a pass over the files could tell."""
+    labels, names = dataset.eval.labels, dataset.class_names
+    if not isinstance(labels, np.ndarray):
+        return ""
+    return absent_classes(dataset.eval.name, names, np.bincount(labels, minlength=len(names)).tolist())
 
 
 def _run(
@@ -115,8 +128,10 @@ def _run(
         try:
             with recorder.speed.waiting():
                 batch = next(batches)
-        except UserError:  # an image that doesn't decode
+        except UserError as error:  # an image that doesn't decode
             save(step, None)
+            if isinstance(error, DamagedImageError):
+                raise UserError(f"{error}; or go on without it: --config.data.skip_corrupt=True") from error
             raise
         state, metrics = take_step(step, state, batch)  # only dispatched: from here on the device is busy
         step += 1

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import jax
 
 from mnv2_jax.errors import NonFiniteLossError
+from mnv2_jax.json_files import write_text
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.training.metrics_log import MetricsLog, read_evaluations
@@ -16,6 +17,14 @@ from mnv2_jax.training.progress import Progress
 from mnv2_jax.training.speed import Speed
 from mnv2_jax.training.state import NEVER, TrainState
 from mnv2_jax.training.step import Metrics
+
+SKIPPED = "skipped.txt"
+
+
+def read_skipped(workdir: pathlib.Path) -> list[str]:
+    """The images that a run has skipped, a line each, as they were met; a line that was cut off counts for nothing."""
+    path = workdir / SKIPPED
+    return path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
 
 
 class Recorder:
@@ -30,7 +39,9 @@ class Recorder:
         self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
         self._progress = Progress(experiment.total_steps, start, stream)
         self.speed = Speed()
-        self._named_skipped = set[int]()
+        self._skipped, self._skipped_file = set(read_skipped(workdir)), workdir / SKIPPED
+        if self._skipped_file.exists():  # without a line that was cut off: its image will be met again
+            write_text(self._skipped_file, "".join(f"{line}\n" for line in read_skipped(workdir)))
         self._unread: tuple[int, Metrics] | None = None
 
     @property
@@ -43,11 +54,20 @@ class Recorder:
         self._progress.line(text)
 
     def skipped(self, step: int, count: int, lines: Mapping[int, str]) -> None:
-        """Logs how many images of a step's batch couldn't be decoded, and names each image once."""
+        """Logs how many images of a step's batch couldn't be decoded; names each once in a run, here and in its folder.
+
+        What a kill keeps from the file is of a step that no checkpoint has: the image will be met again.
+        """
+        # A file name may hold what isn't Unicode, and line breaks.
+        texts = (lines[index].encode(errors="backslashreplace").decode() for index in sorted(lines))
+        new = [line for text in dict.fromkeys(texts) if (line := text.replace("\n", "\\n")) not in self._skipped]
+        if new:
+            with self._skipped_file.open("ab") as file:
+                file.write("".join(f"{line}\n" for line in new).encode())
+        self._skipped.update(new)
+        for line in new:
+            self.say(f"skipped: {line}")
         self._log.write(step, "data", {"skipped": count})
-        for index in sorted(lines.keys() - self._named_skipped):
-            self.say(f"skipped: {lines[index]}")
-        self._named_skipped |= lines.keys()
 
     def note(self, step: int, metrics: Metrics) -> None:
         """Keeps a step's metrics for the next `read`."""

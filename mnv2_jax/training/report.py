@@ -28,12 +28,14 @@ from mnv2_jax.data.split import Split
 from mnv2_jax.json_files import read_json, write_text
 from mnv2_jax.training.metrics_log import read_metrics
 from mnv2_jax.training.progress import duration
+from mnv2_jax.training.recorder import SKIPPED, read_skipped
 
 NAME, PICTURES = "report.html", "mistakes"
 
 _NAMED_CLASSES = 30
 """Up to so many the confusion matrix is a table with names; beyond that it is a picture."""
 _WORST_CLASSES, _PAIRS, _POINTS = 20, 8, 300
+_ABSENT_CLASSES, _SKIPPED = 5, 50
 _TICKS = (1, 2, 2.5, 5, 10)
 
 _INK, _MUTED, _GRID, _MAIN, _SECOND = (f"#00000{digit}" for digit in range(1, 6))
@@ -85,8 +87,9 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
             f"{_lead(read['summary'], read['dataset'])}</header>",
             _tiles(read["summary"]),
             _curves(metrics),
-            _evaluation(read["evaluation"], read["dataset"].get("class_names") or []),
+            _evaluation(read["evaluation"], read["dataset"]),
             _mistakes(read["evaluation"].get("mistakes"), read["dataset"].get("class_names") or [], workdir / PICTURES),
+            _skipped(read["summary"].get("skipped"), read_skipped(workdir)),
             _config(read["config"]),
             _provenance(read["provenance"]),
         )
@@ -94,6 +97,22 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     path = workdir / NAME
     write_text(path, _PAGE.format(title=_text(title), css=_CSS, body=body))
     return path
+
+
+def absent_classes(split: str, class_names: Sequence[str], counts: Iterable[int]) -> str:
+    """Says which classes a split has no images of, at most 5 by name; "" where it has some of each.
+
+    Args:
+      split: its name.
+      class_names: in the order of the labels.
+      counts: the number of its images by label.
+    """
+    absent = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if not absent:
+        return ""
+    more = f" and {len(absent) - _ABSENT_CLASSES:,} more" if len(absent) > _ABSENT_CLASSES else ""
+    named = ", ".join(absent[:_ABSENT_CLASSES]) + more
+    return f"{split} has no images of {len(absent):,} of {len(class_names):,} classes: {named}"
 
 
 def save_pictures(workdir: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
@@ -151,6 +170,9 @@ def _lead(summary: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
             f"<strong>{_percent(top1)}</strong> top-1 on {_number(count)} images{split}"
             f" (95 % interval {100 * low:.1f} to {100 * high:.1f})."
         )
+    best = summary.get("best", {})
+    if best and best["step"] != summary.get("steps"):
+        sentences.append(f"The best evaluation was at step {_number(best['step'])}: {_percent(best['top1'])}.")
     if dataset.get("num_train"):
         classes = len(dataset.get("class_names") or ())
         sentences.append(f"Trained on {_number(dataset['num_train'])} images of {_number(classes)} classes.")
@@ -291,15 +313,18 @@ def _reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 # --- evaluation --------------------------------------------------------------------------------------------
 
 
-def _evaluation(evaluation: Mapping[str, Any], class_names: Sequence[str]) -> str:
+def _evaluation(evaluation: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
     if not evaluation:
         return ""
-    names = list(class_names) or [str(row["label"]) for row in evaluation["per_class"]]
+    names = list(dataset.get("class_names") or ()) or [str(row["label"]) for row in evaluation["per_class"]]
+    counts = [row["count"] for row in evaluation["per_class"]]
+    absent = absent_classes(dataset.get("eval_split", "the split"), names, counts)
+    note = f"<p class=note>{_text(absent)}.</p>" if absent else ""
     confusion = np.array(evaluation["confusion"], np.int64)
     few = len(names) <= _NAMED_CLASSES
     wide = _confusion_table(confusion, names) if few else _confusion_picture(confusion)
     return (
-        f"<section><h2>Evaluation at step {_number(evaluation.get('step'))}</h2>"
+        f"<section><h2>Evaluation at step {_number(evaluation.get('step'))}</h2>{note}"
         f"<div class=charts>{_reliability(evaluation['calibration'])}{_pairs(confusion, names)}</div>"
         f"<h3>Confusion matrix</h3><p class=note>Rows are the true classes, columns the predicted ones; shades are"
         f" shares of the row.</p>{wide}"
@@ -407,6 +432,18 @@ def _classes(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -> st
     )
 
 
+def _skipped(times: int | None, lines: Sequence[str]) -> str:
+    """How many images of train can't be decoded, and which."""
+    if not times and not lines:
+        return ""
+    items = "".join(f"<li>{_text(line)}</li>" for line in lines[:_SKIPPED])
+    more = f"<p class=note>and {len(lines) - _SKIPPED:,} more in {SKIPPED}</p>" if len(lines) > _SKIPPED else ""
+    return (
+        f"<section><h2>Skipped images</h2><p class=note>Training images that can't be decoded: {_number(len(lines))};"
+        f" skipped over all epochs: {_number(times)} times.</p><ul class=note>{items}</ul>{more}</section>"
+    )
+
+
 # --- config and provenance ---------------------------------------------------------------------------------
 
 
@@ -506,6 +543,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 .pictures .note { display: block; font-size: inherit; margin: 0; }
 details { border-top: 1px solid var(--grid); padding: .6rem 0; }
 summary { cursor: pointer; color: var(--muted); }
+ul { overflow-wrap: anywhere; padding-left: 1.2rem; }
 code { font: .84rem ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 """
 

@@ -21,8 +21,9 @@ from mnv2_jax.training.provenance import provenance
 
 LOCK, CONFIG, DATASET, PROVENANCE = ".lock", "config.json", "dataset.json", "provenance.json"
 
-_DATASET_MAY_DIFFER = ("name",)
-"""`data.name` is compared as part of the config."""
+_TEACHER = "teacher"
+_DATASET_MAY_DIFFER = ("name", _TEACHER)
+"""`data.name` is compared as part of the config, the teacher by itself."""
 
 
 # --- lock --------------------------------------------------------------------------------------------------
@@ -113,11 +114,11 @@ def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
       UserError: if there is no run, or its files don't hold what they should.
     """
     if not (workdir / CONFIG).is_file():
-        raise UserError(f"--workdir={workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
+        raise UserError(f"{workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
     try:
         config = config_lib.build(read_json(workdir / CONFIG))
     except UserError as error:
-        raise UserError(f"--workdir={workdir}: its {CONFIG} can't be used: {error}") from error
+        raise UserError(f"{workdir}: its {CONFIG} can't be used: {error}") from error
     names = read_json(workdir / DATASET).get("class_names")
     if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise UserError(f"{workdir / DATASET}: class_names is not a list of names; restore the file")
@@ -162,6 +163,14 @@ def _check_same_run(workdir: pathlib.Path, config: config_lib.Config, dataset: M
                 f"--workdir={workdir} is of a run on other data: {_difference(key, old.get(key), dataset.get(key))};"
                 " restore the data or give another --workdir"
             )
+    if old.get(_TEACHER) != dataset.get(_TEACHER):
+        distill = config.distill
+        what = f"distill.logits={distill.logits!r}" if distill.logits else f"distill.teacher={distill.teacher!r}"
+        before, now = (str(facts.get(_TEACHER))[:8] for facts in (old, dataset))
+        raise UserError(
+            f"--workdir={workdir} is of a run with another teacher: {what} has changed since (SHA-256 {before}… ->"
+            f" {now}…); restore it or give another --workdir"
+        )
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

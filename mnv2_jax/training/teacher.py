@@ -45,7 +45,7 @@ _SAME_COLOUR = 0.5
 """Decoders differ by less than this in the mean of a channel, of 255."""
 _CHUNK = 2**16
 """Rows whose finiteness is looked at together."""
-_MEND = "write it again by python -m mnv2_jax.predict --store-logits"
+_WRITE = "by python -m mnv2_jax.predict --store-logits"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,8 @@ def open_teacher(
         try:
             return _live(_open(distill), dataset, task.student, config.seed, mesh)
         except UserError as error:
-            raise UserError(f"distill.teacher={distill.teacher!r}: {error}") from error
+            reason = str(error).removeprefix(f"{distill.teacher}: ")
+            raise UserError(f"distill.teacher={distill.teacher!r}: {reason}") from error
     for key, alpha in (("mixup_alpha", augment.mixup_alpha), ("cutmix_alpha", augment.cutmix_alpha)):
         if alpha:
             raise UserError(
@@ -98,7 +99,7 @@ def _open(distill: DistillConfig) -> Weights:
     assert source is not None
     path = os.path.expanduser(source)
     if name is None:
-        return read_run_weights(pathlib.Path(path), "latest") if os.path.isdir(path) else load_weights(source)
+        return read_run_weights(pathlib.Path(path)) if os.path.isdir(path) else load_weights(source)
     weights = open_weights(source, ModelConfig(name=name))
     if weights.model.name != name:
         raise UserError(f"this is {weights.model.name}; leave distill.teacher_model={name!r} out")
@@ -236,13 +237,13 @@ def read_logits(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
             logits, class_names, labels, probes, colours = (
                 archive[name] for name in ("logits", "class_names", "labels", "probes", "colours")
             )
-    except FileNotFoundError as error:
-        raise UserError(f"distill.logits={str(path)!r}: no such file; correct the path") from error
-    except Exception as error:  # a damaged zip fails in many ways
-        raise UserError(f"{path}: not a whole file of logits ({type(error).__name__}: {error}); {_MEND}") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"distill.logits={str(path)!r} can't be read ({error.strerror}); correct the path") from error
+    except Exception as error:  # a damaged zip fails in many ways, and NumPy's own message advises to unpickle it
+        raise UserError(f"{path}: not a file of stored logits, or a damaged one; write it {_WRITE}") from error
 
     def refuse(what: str) -> UserError:
-        return UserError(f"{path}: of other data, {what}; {_MEND}")
+        return UserError(f"{path}: of other data, {what}; write it again {_WRITE}")
 
     if class_names.tolist() != list(dataset.class_names):
         raise refuse(f"its classes aren't the {k} of {dataset.name}")

@@ -58,14 +58,24 @@ def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Ou
 
 
 def evaluate(
-    config: Config, given_now: Collection[str], workdir: pathlib.Path, which: Literal["latest", "best"], out: Output
+    config: Config,
+    given_now: Collection[str],
+    workdir: pathlib.Path,
+    which: Literal["latest", "best"] | None,
+    out: Output,
 ) -> None:
     """Evaluates a checkpoint of a run, on any devices; at `data.resolution` where that is among the overrides given."""
+    if not workdir.exists():
+        raise UserError(
+            f"{workdir}: no run is there; train it first, give the --workdir of another, or evaluate weights by"
+            " --config.init.weights=FILE"
+        )
     runtime.configure()
     if "data.resolution" in given_now and "data.eval_resolution" not in given_now:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     step, split, result = evaluation.evaluate_run(config, workdir, which)
-    _answer_evaluation(f"{workdir}, step {step}", split, result, out, step=step)
+    resolution = config.data.seen_resolution
+    _answer_evaluation(f"{workdir}, step {step}", split, resolution, result, out, step=step)
 
 
 def evaluate_weights(config: Config, given: Collection[str], out: Output) -> None:
@@ -79,12 +89,16 @@ def evaluate_weights(config: Config, given: Collection[str], out: Output) -> Non
     check_network(config, weights)
     experiment = open_experiment(config, evaluates=True, classes_of=weights)
     split, result = evaluation.evaluate_weights(experiment, weights)
-    _answer_evaluation(str(config.init.weights), split, result, out, weights=config.init.weights)
+    _answer_evaluation(
+        str(config.init.weights), split, config.data.seen_resolution, result, out, weights=config.init.weights
+    )
 
 
-def _answer_evaluation(what: str, split: str, result: Mapping[str, Any], out: Output, **facts: Any) -> None:
+def _answer_evaluation(
+    what: str, split: str, resolution: int, result: Mapping[str, Any], out: Output, **facts: Any
+) -> None:
     lines = [
-        f"{what}: {split} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
+        f"{what}: {split} at {resolution} px, top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
         f" {result['loss']:.4f}, ECE {result['ece']:.4f}, {result['count']} images"
     ]
     lines += [
@@ -96,7 +110,7 @@ def _answer_evaluation(what: str, split: str, result: Mapping[str, Any], out: Ou
         lines += ["confusion, a row a true class:"]
         lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in result["confusion"]]
     tables = {key: result[key] for key in ("per_class", "confusion", "calibration")}
-    out.answer({**facts, "split": split, "eval": scalars(result), **tables}, "\n".join(lines))
+    out.answer({**facts, "split": split, "resolution": resolution, "eval": scalars(result), **tables}, "\n".join(lines))
 
 
 def summarise(config: Config, given: Collection[str], out: Output) -> None:

@@ -19,9 +19,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from mnv2_jax.config import DataConfig
 from mnv2_jax.data import imagenet, shards
 from mnv2_jax.data.prepare import originals, run
 from mnv2_jax.data.prepare.verify import verify
+from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
 from tests import cli
 from tests.data.conftest import smooth_image
@@ -456,6 +458,81 @@ def test_missing_files_are_named(images, tmp_path, in_process):
     assert "no ImageNet in it; it may hold ILSVRC2012_img_train.tar" in refusal(source, out)
 
 
+def missing(source) -> list[str]:
+    return originals.missing(originals.find(source, map, lambda _: None))
+
+
+def test_missing_files_come_first(images, tmp_path, in_process):
+    """Whatever else lacks: a tar or the development kit, then classes, then images."""
+    source = write_tars(tmp_path / "source", images)
+    train, val, kit = (source / f"ILSVRC2012_{name}" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz"))
+    content = kit.read_bytes()
+    kit.unlink()
+    first, *rest = missing(source)
+    assert first == "ILSVRC2012_devkit_t12.tar.gz (the classes of the validation images)"
+    assert rest == [f"train/{wnid}" for label, wnid in enumerate(IDS) if label not in {*TRAIN, 230}]
+    train.unlink()
+    assert missing(source) == ["ILSVRC2012_img_train.tar or a folder train/", first]
+    write_files(source, images)  # folders say what their images are
+    assert len(missing(source)) == 993 + 994 + 49_992
+    val.unlink()
+    (source / "val").rename(source / "elsewhere")
+    assert missing(source)[0] == "ILSVRC2012_img_val.tar (with ILSVRC2012_devkit_t12.tar.gz) or a folder val/"
+    kit.write_bytes(content)
+    first, *rest = missing(source)
+    assert first == "ILSVRC2012_img_val.tar or a folder val/"
+    assert len(rest) == 993
+
+
+def test_a_class_folder_comes_before_images(tree):
+    for image in (tree / "val" / IDS[500]).iterdir():
+        image.unlink()
+    lacking = missing(tree)
+    assert lacking.index(f"val/{IDS[500]}") < lacking.index("ILSVRC2012_val_00000006.JPEG")
+    assert f"val/{IDS[999]}" not in lacking
+    assert "ILSVRC2012_val_00000005.JPEG" not in lacking
+
+
+def test_all_that_is_missing_is_listed(images, prepared, tmp_path, in_process):
+    source, out = write_tars(tmp_path / "source", images), tmp_path / "out"
+    (source / "ILSVRC2012_img_val.tar").unlink()
+    said = refusal(source, out, allow_incomplete=False)
+    lacking = (out / "missing.txt").read_text().splitlines()
+    assert f"missing: ILSVRC2012_img_val.tar or a folder val/, {', '.join(lacking[1:5])} and 989 more" in said
+    assert f"all of them in {out / 'missing.txt'}. Add it" in said
+    assert lacking == missing(source)
+    assert not shards.is_prepared(str(out))
+    # Of few the message says all.
+    (source / "ILSVRC2012_img_train.tar").unlink()
+    write_files(source, {f"train/{wnid}/{wnid}_1.JPEG": b"" for wnid in IDS})
+    (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    assert "missing.txt" not in refusal(source, out, allow_incomplete=False)
+    assert len((out / "missing.txt").read_text().splitlines()) == 2
+    # No longer asked for, it is gone, and never was a part of what is prepared.
+    (out / ".missing.txt.7.tmp").touch()  # of a kill while it was written
+    prepare(write_tars(tmp_path / "other", images), out)
+    (out / ".missing.txt.7.tmp").unlink()
+    assert hashes(out) == hashes(prepared)
+
+
+@pytest.mark.parametrize("form", shards.FORMATS)
+def test_the_list_of_what_is_missing_is_no_data(images, tmp_path, in_process, form):
+    source, out = write_tars(tmp_path / "source", images), tmp_path / "out"
+    prepare(source, out, form)
+    manifest = (out / "manifest.json").read_bytes()
+    data = DataConfig(name="imagenet", path=str(out))
+    before = open_dataset(data)
+    refusal(source, out, form, allow_incomplete=False)
+    assert (out / "missing.txt").exists()
+    assert (out / "manifest.json").read_bytes() == manifest
+    assert verify(out, 1, lambda _: None) == []
+    after = open_dataset(data)
+    assert after.class_names == before.class_names
+    assert np.array_equal(after.eval.labels, before.eval.labels)
+    prepare(source, out, form)
+    assert not (out / "missing.txt").exists()
+
+
 def test_the_whole_is_whole(images, tmp_path, in_process, monkeypatch):
     """A whole ImageNet of few images: they are counted, of train by class, when the tars have been read."""
     monkeypatch.setattr(originals, "TOTALS", {"train": 15, "val": len(VAL)})
@@ -468,6 +545,7 @@ def test_the_whole_is_whole(images, tmp_path, in_process, monkeypatch):
     less = write_tars(tmp_path / "less", {name: content for name, content in images.items() if name != lost})
     said = refusal(less, tmp_path / "less_out", allow_incomplete=False)
     assert f"missing: train/{IDS[999]}: 3 images, found 2. Add it" in said
+    assert (tmp_path / "less_out" / "missing.txt").read_text() == f"train/{IDS[999]}: 3 images, found 2\n"
     assert not shards.read_manifest(str(tmp_path / "less_out")).complete
 
 

@@ -237,9 +237,14 @@ def test_robustness_with_other_classes(tmp_path):
     path = subset(tmp_path / "a", folders)
     data = DataConfig(name="imagenet_a", path=str(path))
     (path / "n01440764").mkdir()
-    with pytest.raises(UserError, match="folder 'n01440764' is none of the 200 classes of imagenet_a"):
+    with pytest.raises(UserError, match="folder 'n01440764' is none of the 200 classes of imagenet_a; give"):
         open_dataset(data)
-    (path / "n01440764").rmdir()
+    (path / "n01443537").mkdir()
+    (path / "others").mkdir()
+    with pytest.raises(UserError, match="folder 'n01440764' is none of the 200 classes of imagenet_a, nor are 2 more;"):
+        open_dataset(data)
+    for name in ("n01440764", "n01443537", "others"):
+        (path / name).rmdir()
     for image in (path / folders[7]).iterdir():
         image.unlink()
     with pytest.raises(UserError, match=f"class '{folders[7]}' of imagenet_a has no images; 200 of 200"):

@@ -25,7 +25,8 @@ AUGMENTATIONS = {
     "shift": lambda k, x: augment.random_shift(k, x, 3),
     "inception color": lambda k, x: augment.inception_color(k, augment.as_float(x)),
     "color jitter": lambda k, x: augment.color_jitter(k, augment.as_float(x), (0.4, 0.4, 0.4, 0.1)),
-    "rotation": lambda k, x: augment.random_rotation(k, augment.as_float(x), 30.0),
+    "rotation": lambda k, x: augment.random_affine(k, k, augment.as_float(x), 30.0, 0.0),
+    "translation": lambda k, x: augment.random_affine(k, k, augment.as_float(x), 0.0, 0.3),
     "erasing": lambda k, x: augment.random_erasing(k, augment.as_float(x), 0.9, (0.02, 0.33), "noise"),
 }
 
@@ -132,28 +133,70 @@ def test_hue_is_that_of_hsv():
             np.testing.assert_allclose(shown, colorsys.hsv_to_rgb((h + turns) % 1, s, v), atol=2e-6)
 
 
+affine = jax.jit(augment.affine)
+
+
 @pytest.mark.parametrize("shape", [(17, 23), (8, 8), (1, 5)])
 @pytest.mark.parametrize("degrees", [0.0, 12.0, -75.0, 180.0])
-def test_rotation_is_scipys(shape, degrees):
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (2.3, -0.75)])
+def test_a_turn_and_a_shift_are_scipys_in_one_resampling(shape, degrees, shift):
     image = np.random.default_rng(0).random((*shape, 3)).astype(np.float32)
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     matrix, centre = np.array([[cos, sin], [-sin, cos]]), (np.array(shape) - 1) / 2
-    offset = centre - matrix @ centre
-    expected = [ndimage.affine_transform(image[..., c], matrix, offset, order=1, mode="nearest") for c in range(3)]
-    found = jax.jit(augment.rotate)(image, jnp.radians(degrees))
+    offset = centre - matrix @ (centre + shift)
+    expected = [
+        ndimage.affine_transform(image[..., c].astype(np.float64), matrix, offset, order=1, mode="nearest")
+        for c in range(3)
+    ]
+    found = affine(image, jnp.radians(degrees), jnp.asarray(shift))
     np.testing.assert_allclose(found, np.stack(expected, axis=-1), atol=2e-5)
 
 
 def test_a_quarter_turn_is_counter_clockwise():
     image = jnp.asarray(np.random.default_rng(0).random((6, 6, 3)), jnp.float32)
-    np.testing.assert_allclose(augment.rotate(image, jnp.pi / 2), np.rot90(image), atol=1e-5)
+    np.testing.assert_allclose(affine(image, jnp.pi / 2, jnp.zeros(2)), np.rot90(image), atol=1e-5)
 
 
 def test_rotations_are_spread_over_both_directions():
     step = jnp.zeros((400, 3, 33, 1)).at[:, 1, 16:].set(1)  # the row in the middle, from the centre on
-    lit = augment.random_rotation(keys(index=range(400)), step, 2.0)[:, 0, 32, 0]  # 16 px · sin(angle), if upwards
+    many = keys(index=range(400))
+    lit = augment.random_affine(many, many, step, 2.0, 0.0)[:, 0, 32, 0]  # 16 px · sin(angle), if upwards
     assert 150 < (lit > 0.001).sum() < 250
     assert 0.5 < lit.max() <= 16 * np.sin(np.radians(2.0)) + 1e-5
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, -5), (-4, 1), (9, 20)])
+def test_a_shift_by_whole_pixels_is_exact_and_repeats_the_edge(shift):
+    image = np.random.default_rng(0).random((9, 13, 3)).astype(np.float32)
+    rows, columns = (np.clip(np.arange(n) - s, 0, n - 1) for n, s in zip(image.shape, shift, strict=False))
+    found = affine(image, jnp.float32(0), jnp.asarray(shift, jnp.float32))
+    np.testing.assert_array_equal(found, image[rows][:, columns])
+    padded = np.pad(image, ((20, 20), (20, 20), (0, 0)), mode="edge")
+    top, left = 20 - shift[0], 20 - shift[1]
+    np.testing.assert_array_equal(found, padded[top : top + 9, left : left + 13])
+
+
+def test_shifts_are_uniform_and_each_axis_has_its_own():
+    height, width, n = 24, 40, 1000
+    shifts = np.asarray(jax.jit(jax.vmap(lambda k: augment.draw_shift(k, height, width, 0.25)))(keys(index=range(n))))
+    shares = shifts / [height, width]
+    assert (np.abs(shares) <= 0.25).all()
+    assert len(np.unique(shares)) > 1.99 * n
+    for share in shares.T:
+        counts, _ = np.histogram(share, bins=5, range=(-0.25, 0.25))
+        assert abs(counts - n / 5).max() < 4 * (n * 0.2 * 0.8) ** 0.5
+    assert abs(np.corrcoef(shares.T)[0, 1]) < 4 / n**0.5
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
+def test_angles_and_shifts_have_keys_of_their_own(fraction):
+    turn, images = keys(), augment.as_float(IMAGES)
+    angles = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, -jnp.pi / 6, jnp.pi / 6))(turn)
+    shifts = jax.vmap(lambda key: augment.draw_shift(key, 10, 8, fraction))(keys(seed=1))
+    found = jax.jit(lambda *args: augment.random_affine(*args, 30.0, fraction))(turn, keys(seed=1), images)
+    np.testing.assert_array_equal(found, jax.jit(jax.vmap(augment.affine))(images, angles, shifts))
+    other = jax.jit(lambda *args: augment.random_affine(*args, 30.0, fraction))(turn, keys(seed=2), images)
+    assert np.array_equal(found, other) == (fraction == 0)
 
 
 def erase_ones(probability, area, fill="zero", n=400):

@@ -1,5 +1,6 @@
-"""Augmentation beside torchvision's and timm's: the same results for the same draws, and the same distributions."""
+"""Augmentation beside torchvision's, timm's and Keras': the same results for the same draws, the same distributions."""
 
+import os
 import random
 
 import jax
@@ -25,6 +26,13 @@ def v2(operators):
 @pytest.fixture
 def timm_erasing(operators):
     return pytest.importorskip("timm.data.random_erasing", reason="pip install .[parity]").RandomErasing
+
+
+@pytest.fixture
+def keras():
+    """Keras over JAX, which it would otherwise compute with TensorFlow."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    return pytest.importorskip("keras", reason="pip install .[parity]")
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +90,28 @@ def test_color_jitter_factors_are_drawn_as_torchvisions(v2):
     theirs = [transform.make_params([]) for _ in range(DRAWS)]
     for place, name in enumerate(("brightness", "contrast", "saturation", "hue")):
         assert_same_distribution(factors[:, place], [draw[f"{name}_factor"] for draw in theirs])
+
+
+def random_translation(keras):
+    return keras.layers.RandomTranslation(0.25, 0.25, fill_mode="nearest", interpolation="bilinear", seed=0)
+
+
+def test_a_shift_is_keras_for_the_same_draw(keras):
+    images = np.random.default_rng(0).random((12, *SIZE, 3)).astype(np.float32)
+    shifts = jax.vmap(lambda key: augment.draw_shift(key, *SIZE, 0.25))(keys(12)).at[0].set(jnp.asarray([3.0, -5.0]))
+    with jax.numpy_rank_promotion("allow"):
+        given = {"translations": shifts[:, ::-1], "input_shape": images.shape}
+        expected = random_translation(keras).transform_images(images, given)
+    found = jax.vmap(augment.affine)(images, jnp.zeros(12), shifts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_shifts_are_distributed_as_keras(keras):
+    shifts = jax.vmap(lambda key: augment.draw_shift(key, *SIZE, 0.25))(keys(DRAWS))
+    with jax.numpy_rank_promotion("allow"):
+        theirs = random_translation(keras).get_random_transformation(np.zeros((DRAWS, *SIZE, 1), np.float32))
+    for place in (0, 1):
+        assert_same_distribution(shifts[:, place], theirs["translations"][:, 1 - place])
 
 
 def erased_boxes(probability, area, fill):

@@ -25,6 +25,7 @@ EVERYTHING = AugmentConfig(
     color="jitter",
     color_jitter=(0.4, 0.4, 0.4, 0.1),
     rotation_degrees=15.0,
+    shift_fraction=0.1,
     erase_probability=0.5,
     erase_fill="noise",
     mixup_alpha=0.2,
@@ -67,8 +68,10 @@ def make_batch(size=16, resolution=12):
 
 
 def test_a_view_is_the_same_however_the_batch_is_cut_up_and_needs_no_communication():
-    # Erasing and rotation, image by image, are in `ops/test_augment.py`; they would double the time of compilation.
-    task, traced = make(dataclasses.replace(EVERYTHING, erase_probability=0.0, rotation_degrees=0.0)), []
+    # Erasing, rotation and shift, image by image, are in `ops/test_augment.py`; they would double the time of
+    # compilation.
+    options = dataclasses.replace(EVERYTHING, erase_probability=0.0, rotation_degrees=0.0, shift_fraction=0.0)
+    task, traced = make(options), []
 
     def view(batch, key):
         traced.append(batch["image"].shape[0])
@@ -129,7 +132,29 @@ def test_what_is_off_costs_nothing():
     assert primitives(lambda *args: task.view(*args)[0]) == primitives(plain)
 
 
-@pytest.mark.parametrize("name", ["erase_probability", "erase_fill", "rotation_degrees", "color", "mixup_alpha"])
+@pytest.mark.parametrize("degrees", [0.0, 15.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_rotation_and_shift_have_keys_of_their_own_whatever_else_is_on(degrees, fraction):
+    task, batch = make(AugmentConfig(rotation_degrees=degrees, shift_fraction=fraction)), make_batch()
+    task = dataclasses.replace(task, data=dataclasses.replace(task.data, crop="none", flip=False))
+
+    def plain(batch):
+        base = example_keys(stream_key(0, "augment"), batch["epoch"], batch["index"])
+        turn, shift = (jax.vmap(jax.random.fold_in, (0, None))(base, i) for i in (3, 5))
+        limit = np.radians(degrees).item()
+        angles = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, -limit, limit))(turn)
+        shifts = jax.vmap(lambda key: 12 * jax.random.uniform(key, (2,), jnp.float32, -fraction, fraction))(shift)
+        moved = jax.vmap(augment.affine)(augment.as_float(batch["image"]), angles, shifts)
+        return augment.normalise(moved, task.data.mean, task.data.std)
+
+    images, _ = jax.jit(task.view)(batch, jax.random.key(0))
+    np.testing.assert_array_equal(images, jax.jit(plain)(batch))
+
+
+EACH = ["erase_probability", "erase_fill", "rotation_degrees", "shift_fraction", "color", "mixup_alpha"]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_each_option_does_something(name):
     off, traced = AugmentConfig(), []
     for options in (EVERYTHING, dataclasses.replace(EVERYTHING, **{name: getattr(off, name)})):

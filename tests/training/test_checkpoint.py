@@ -155,5 +155,5 @@ def test_variables_for_evaluation_are_the_moving_average_where_there_is_one(tmp_
     assert same(variables, {"params": plain["params"], **plain["model_state"]})
     _, variables = restore_variables(tmp_path / "averaged")
     assert same(variables, averaged["ema"])
-    with pytest.raises(UserError, match="no checkpoint there yet"):
+    with pytest.raises(UserError, match="no checkpoint there yet; train first, or give another run"):
         restore_variables(tmp_path / "nowhere")

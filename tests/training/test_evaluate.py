@@ -1,7 +1,11 @@
-"""Which images an evaluation names as its worst mistakes."""
+"""Which images an evaluation names as its worst mistakes, and what it says where there is nothing to evaluate."""
 
 import numpy as np
+import pytest
 
+from mnv2_jax.config import Config
+from mnv2_jax.errors import UserError
+from mnv2_jax.training import verbs
 from mnv2_jax.training.evaluate import worst_mistakes
 
 
@@ -31,3 +35,10 @@ def test_the_worst_come_first_without_padding_however_the_images_are_batched():
 def test_without_mistakes_there_are_none():
     batch = judged(0, 8, np.random.default_rng(0))
     assert worst_mistakes([batch | {"prediction": batch["label"]}]) == []
+
+
+def test_where_there_is_no_run_weights_can_be_evaluated(tmp_path):
+    said = "none: no run is there; .* or evaluate weights by --config.init.weights=FILE$"
+    with pytest.raises(UserError, match=said) as error:
+        verbs.evaluate(Config(), [], tmp_path / "none", None, verbs.Output(False))
+    assert "\n" not in str(error.value)

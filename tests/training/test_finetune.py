@@ -17,6 +17,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import best_of, check_training, open_experiment
 from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages, stage_at
+from mnv2_jax.training.initial import read_run_weights
 from mnv2_jax.training.optim import make_transformation
 from tests import cli
 
@@ -169,3 +170,7 @@ def test_training_ends_when_patience_does_and_the_same_command_says_so(tmp_path)
     again = cli.run("main", *still, "--json")
     assert cli.answer(again) == summary
     assert f"finished already, at step {summary['steps']}" in again.stderr
+    # Whoever uses the run gets the best of it, and its report says which that is.
+    assert read_run_weights(tmp_path / "run").info.notes[0].startswith(f"step {summary['best']['step']} ")
+    assert read_run_weights(tmp_path / "run", "latest").info.notes[0].startswith(f"step {summary['steps']} ")
+    assert f"best evaluation was at step {summary['best']['step']}" in (tmp_path / "run" / "report.html").read_text()

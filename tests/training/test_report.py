@@ -144,6 +144,36 @@ def test_same_run_same_page_and_no_global_state(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
+def test_classes_without_images_are_noted(tmp_path):
+    make_run(tmp_path, ["a", "b<c", "d"])
+    assert "test has no images of 1 of 3 classes: b<c." in Page(render(tmp_path)).text
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    for row in evaluation["per_class"]:
+        row["count"] = 1
+    write_json(tmp_path / "evaluation.json", evaluation)
+    assert "no images of" not in Page(render(tmp_path)).text
+
+
+def test_skipped_images_are_counted_and_named(tmp_path):
+    make_run(tmp_path, ["a", "b"])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for skipped in ({}, {"skipped": 0}):
+        write_json(tmp_path / "summary.json", summary | skipped)
+        assert "Skipped images" not in Page(render(tmp_path)).text
+    write_json(tmp_path / "summary.json", summary | {"skipped": 1234})
+    (tmp_path / "skipped.txt").write_text("".join(f"<{i}>.jpg: damaged\n" for i in range(50)) + "torn")
+    text = Page(render(tmp_path)).text
+    assert "can't be decoded: 50; skipped over all epochs: 1,234 times" in text
+    assert all(f"<{i}>.jpg: damaged" in text for i in range(50))
+    assert "torn" not in text
+    assert "more in skipped.txt" not in text
+    (tmp_path / "skipped.txt").write_text("".join(f"<{i}>.jpg: damaged\n" for i in range(1060)))
+    text = Page(render(tmp_path)).text
+    assert "<49>.jpg" in text
+    assert "<50>.jpg" not in text
+    assert "and 1,010 more in skipped.txt" in text
+
+
 @pytest.mark.parametrize("missing", ["summary", "evaluation", "config", "dataset", "provenance", "metrics", "all"])
 def test_what_is_not_there_is_left_out(tmp_path, missing):
     make_run(tmp_path, ["a", "b", "c"])

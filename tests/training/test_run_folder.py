@@ -138,6 +138,20 @@ def test_prepare_refuses_other_data(tmp_path, change, said):
     assert said in one_line(error)
 
 
+@pytest.mark.parametrize(
+    ("distill", "what"),
+    [({"logits": "kept.npz"}, "distill.logits='kept.npz'"), ({"teacher": "runs/big"}, "distill.teacher='runs/big'")],
+)
+def test_prepare_refuses_another_teacher(tmp_path, distill, what):
+    config = config_lib.build({"distill": distill})
+    run_folder.prepare(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
+    assert run_folder.prepare(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
+    with pytest.raises(UserError) as error:
+        run_folder.prepare(tmp_path, config, {**DATASET, "teacher": "ca8d" * 16}, DEVICES)
+    assert "data" not in one_line(error)
+    assert f"another teacher: {what} has changed since (SHA-256 cf05cf05… -> ca8dca8d…)" in one_line(error)
+
+
 def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"'thesis\.tex' but no config\.json"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -100,6 +101,53 @@ def test_sizes_that_the_devices_do_not_divide(batch_size, group, devices, mend):
 def test_scales_that_are_refused(scales):
     with pytest.raises(UserError, match="must be growing resolutions of 8 to 4096 px"):
         check(sized(96, scales=scales))
+
+
+def finetuning(resolution, batch_size, group_size, scales, accumulate_steps=1):
+    config = sized(batch_size, group_size, scales, accumulate_steps)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, resolution=resolution))
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "said"),
+    [
+        (
+            finetuning(128, 32, 32, CORENET),
+            1,
+            "32 images of 320 px have 6.25 times those of data.batch_size=32 of 128 px;"
+            " take norm.group_size=4, or take data.batch_size=160, or leave 192, 224, 288, 320 out",
+        ),
+        (
+            finetuning(32, 32, 32, (128, 192)),
+            1,
+            "32 images of 192 px have 36 times those of data.batch_size=32 of 32 px; leave 128, 192 out",
+        ),
+        (finetuning(128, 32, 8, (128, 320)), 1, "take norm.group_size=4, or take data.batch_size=40, or leave 320 out"),
+        (finetuning(128, 32, 8, (128, 320), 2), 2, "px; take data.batch_size=160, or leave 320 out"),
+        (finetuning(64, 1024, 8, (64, 320)), 1, "128 images of 320 px have 3.12 times those of data.batch_size=1024"),
+    ],
+)
+def test_scales_that_are_not_level_in_pixels(config, devices, said):
+    with pytest.raises(UserError) as caught:
+        check_devices(config, devices)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for mend in re.findall(r"take ([\w.]+)=(\d+)", str(caught.value)):
+        section, key = mend[0].split(".")
+        changed = dataclasses.replace(getattr(config, section), **{key: int(mend[1])})
+        check_devices(dataclasses.replace(config, **{section: changed}), devices)
+    left = tuple(int(scale) for scale in re.search(r"leave (.*) out", str(caught.value))[1].split(", "))
+    rest = tuple(scale for scale in config.data.scales if scale not in left)
+    check_devices(dataclasses.replace(config, data=dataclasses.replace(config.data, scales=rest)), devices)
+    check(config)  # to be evaluated at such a resolution
+
+
+@pytest.mark.parametrize("batch", ["", ",batch=512", ",batch=16"])
+def test_corenets_recipe_is_level(batch):
+    _, config = configs.load(f"{W0_25}:recipe=corenet_v2{batch}")
+    check_devices(config, 1)
+    pixels = [images * scale**2 for scale, images in batch_shapes(config)]
+    assert max(pixels) < 1.04 * config.data.batch_size * config.data.resolution**2
 
 
 # --- training -----------------------------------------------------------------------------------------------

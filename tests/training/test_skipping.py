@@ -1,20 +1,30 @@
 """Images that can't be decoded, in a run that may skip them: counted, named, and the same after an interruption."""
 
+import contextlib
+import html
+import io
 import json
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mnv2_jax import config as config_lib
+from mnv2_jax.data.sources import Dataset
+from mnv2_jax.data.split import Split
+from mnv2_jax.data.tfds_source import TfdsLabels
+from mnv2_jax.training import loop
+from mnv2_jax.training.recorder import Recorder, read_skipped
 from tests import cli
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of eight images in train, one of them damaged, and of two in val."""
+    """Three classes of 16 images in train, one of them damaged; val has no images of the third."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 2)):
-        for name in ("cat", "dog"):
+    for split, counts in (("train", {"cat": 6, "dog": 5, "emu": 5}), ("val", {"cat": 2, "dog": 2})):
+        for name, count in counts.items():
             place = tmp_path / split / name
             place.mkdir(parents=True)
             for number in range(count):
@@ -24,7 +34,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_damaged_images_are_skipped_counted_and_named_once(folder, tmp_path):
+def test_what_is_skipped_or_absent_is_said_and_kept(folder, tmp_path):
     command = (
         f"--config={cli.W0_25}:data=folder:{folder},batch=8,res=16",
         "--config.train.steps=4",
@@ -35,10 +45,92 @@ def test_damaged_images_are_skipped_counted_and_named_once(folder, tmp_path):
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "3.jpg" in refused.stderr
-    result = cli.run("main", *command, "--config.data.skip_corrupt=True", f"--workdir={tmp_path / 'lenient'}", "--json")
+    assert "go on without it: --config.data.skip_corrupt=True" in refused.stderr
+    result = cli.run("main", *command, "--config.data.skip_corrupt=True", f"--workdir={tmp_path / 'strict'}", "--json")
     summary = cli.answer(result)
     assert summary["skipped"] == 2  # four batches of eight are two epochs of sixteen images
     assert result.stderr.count("skipped: ") == 1
-    assert "3.jpg" in result.stderr
-    lines = [json.loads(line) for line in (tmp_path / "lenient" / "metrics.jsonl").read_text().splitlines()]
+    (skipped,) = (tmp_path / "strict" / "skipped.txt").read_text().splitlines()
+    assert skipped.startswith(f"{folder / 'train' / 'cat' / '3.jpg'}: ")
+    assert f"skipped: {skipped}\n" in result.stderr
+    absent = "val has no images of 1 of 3 classes: emu"
+    assert result.stderr.count(f"{absent}\n") == 1
+    page = (tmp_path / "strict" / "report.html").read_text()
+    assert f"{absent}." in page
+    assert "can't be decoded: 1; skipped over all epochs: 2 times" in page
+    assert skipped in html.unescape(page)
+    lines = [json.loads(line) for line in (tmp_path / "strict" / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["skipped"] for line in lines if line["split"] == "data") == 2
+
+
+# --- skipped.txt --------------------------------------------------------------------------------------------
+
+LINES = {
+    7: "a/ä b.jpg: can't be decoded (…); replace or remove it",
+    2: "a/2.jpg: the file is empty",
+    9: "two\nlines \udcff.jpg: not an image",
+}
+WHOLE = (
+    b"a/2.jpg: the file is empty\n"
+    + "a/ä b.jpg: can't be decoded (…); replace or remove it\n".encode()
+    + b"two\\nlines \\udcff.jpg: not an image\n"
+)
+
+
+def session(workdir, batches, start=0):
+    """One session of a run that skips ``batches``, by step; gives what it said."""
+    experiment = types.SimpleNamespace(config=config_lib.Config(), total_steps=100)
+    stream = io.StringIO()
+    with contextlib.closing(Recorder(experiment, workdir, start, stream)) as recorder:
+        for step, lines in batches.items():
+            recorder.skipped(step, len(lines), lines)
+    return stream.getvalue()
+
+
+def test_each_image_is_named_once_over_all_sessions(tmp_path):
+    first = {index: LINES[index] for index in (7, 2)}
+    said = session(tmp_path, {1: first, 2: first})
+    assert said.splitlines() == [f"skipped: {LINES[2]}", f"skipped: {LINES[7]}"]
+    said += session(tmp_path, {2: first, 3: LINES, 4: LINES}, start=1)
+    assert said.count("skipped: ") == 3
+    assert (tmp_path / "skipped.txt").read_bytes() == WHOLE
+    assert read_skipped(tmp_path) == WHOLE.decode().split("\n")[:-1]
+    counts = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["skipped"]) for line in counts] == [(1, 2), (2, 2), (3, 3), (4, 3)]
+
+
+def test_cut_off_at_any_byte_no_line_is_lost_or_doubled(tmp_path):
+    """A kill while the lines are written: the steps are taken again, and their images met again."""
+    for cut in range(len(WHOLE) + 1):
+        (tmp_path / "skipped.txt").write_bytes(WHOLE[:cut])
+        assert len(read_skipped(tmp_path)) == WHOLE[:cut].count(b"\n")
+        session(tmp_path, {1: LINES})
+        assert (tmp_path / "skipped.txt").read_bytes() == WHOLE
+
+
+def test_a_run_that_skips_nothing_has_no_list(tmp_path):
+    session(tmp_path, {})
+    assert not (tmp_path / "skipped.txt").exists()
+    assert read_skipped(tmp_path) == []
+
+
+# --- classes without images ---------------------------------------------------------------------------------
+
+
+def dataset(labels, names="abcdefgh") -> Dataset:
+    split = Split("val", labels, lambda index: pytest.fail("read an image"))
+    return Dataset("folder", tuple(names), split, split)
+
+
+def test_classes_without_images_are_named():
+    assert loop._absent_classes(dataset(np.arange(8, dtype=np.int32))) == ""
+    assert (
+        loop._absent_classes(dataset(np.array([0, 0, 3, 4, 5, 6, 7], np.int32)))
+        == "val has no images of 2 of 8 classes: b, c"
+    )
+    assert (
+        loop._absent_classes(dataset(np.array([5], np.int32)))
+        == "val has no images of 7 of 8 classes: a, b, c, d, e and 2 more"
+    )
+    # Labels that lie beside the pixels aren't read for it.
+    assert loop._absent_classes(dataset(TfdsLabels(None, 10**6))) == ""

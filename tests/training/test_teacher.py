@@ -237,10 +237,11 @@ def test_a_teacher_that_cannot_be_had_is_one_line_before_anything_is_made(tmp_pa
     (tmp_path / "foreign.pth").write_bytes(bytes(16))
     for option, said in (
         ([f"distill.teacher={tmp_path / 'no.safetensors'}"], "distill.teacher=.*no.safetensors.*correct the path"),
-        ([f"distill.teacher={tmp_path}"], "no run is there"),
+        ([f"distill.teacher={tmp_path}"], f"^distill.teacher='{tmp_path}': no run is there .no config.json.; give the"),
         ([f"distill.teacher={weights}", "distill.teacher_model=resnet50"], "this is mobilenet_v1; leave distill.teach"),
         ([f"distill.teacher={tmp_path / 'foreign.pth'}"], "doesn't say which network it holds"),
-        ([f"distill.logits={tmp_path / 'no.npz'}"], "no such file"),
+        ([f"distill.logits={tmp_path / 'no.npz'}"], "can't be read .No such file or directory.; correct the path"),
+        ([f"distill.logits={tmp_path}"], "can't be read .Is a directory.; correct the path"),
         ([f"distill.logits={tmp_path / 'no.npz'}", "augment.mixup_alpha=0.2"], "augment.mixup_alpha=0.2 mixes them"),
         ([f"distill.logits={tmp_path / 'no.npz'}", "augment.cutmix_alpha=1"], "augment.cutmix_alpha=1 mixes them"),
     ):
@@ -293,7 +294,12 @@ def changed(path, to, **arrays):
     return to
 
 
-def test_logits_of_other_data_or_damaged_ones_are_one_line(stored, tmp_path):
+UNREADABLE = (
+    r"^\S+: not a file of stored logits, or a damaged one; write it by python -m mnv2_jax.predict --store-logits$"
+)
+
+
+def test_logits_of_other_data_or_damaged_ones_are_one_line(stored, weights, tmp_path):
     dataset = open_dataset(configs.DataConfig(name="digits"))
     assert teacher.read_logits(stored, dataset).shape == (1437, 10)
     with np.load(stored) as archive:
@@ -310,9 +316,10 @@ def test_logits_of_other_data_or_damaged_ones_are_one_line(stored, tmp_path):
     flipped.write_bytes(content)
     other_labels = np.roll(held["labels"], 1)
     for path, said in (
-        (cut, "not a whole file of logits"),
-        (pickled, "not a whole file of logits"),
-        (flipped, "not a whole file of logits"),
+        (cut, UNREADABLE),
+        (pickled, UNREADABLE),
+        (flipped, UNREADABLE),
+        (weights, UNREADABLE),
         (changed(stored, tmp_path / "nan.npz", logits=nan), "image 17 are not finite"),
         (changed(stored, tmp_path / "names.npz", class_names=NAMES[::-1]), "its classes aren't the 10 of digits"),
         (changed(stored, tmp_path / "labels.npz", labels=other_labels), "the labels differ"),
@@ -327,8 +334,9 @@ def test_logits_of_other_data_or_damaged_ones_are_one_line(stored, tmp_path):
         assert str(path) in str(error.value)
     (tmp_path / "bare.npz").write_bytes(stored.read_bytes()[:0])
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    for name in ("bare.npz", "other.npz"):
-        with pytest.raises(UserError, match="not a whole file of logits"):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("bare.npz", "other.npz", "array.npy"):
+        with pytest.raises(UserError, match=UNREADABLE):
             teacher.read_logits(tmp_path / name, dataset)
 
 

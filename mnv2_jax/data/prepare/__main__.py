@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("what", choices=("imagenet", "verify"), help="what to do")
     parser.add_argument("folder", nargs="?", type=workdir_type, help="verify: the prepared folder")
     parser.add_argument("--source", type=workdir_type, help="where the images are")
-    parser.add_argument("--out", type=workdir_type, help="the folder to write")
+    parser.add_argument("--out", type=workdir_type, help="the folder to write; missing.txt lists what --source lacks")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"default: {FORMATS[0]}")
     parser.add_argument("--workers", type=int, default=num_cores(), help="processes (default: one a core)")
     parser.add_argument("--allow-incomplete", action="store_true", help="take any part of ImageNet")

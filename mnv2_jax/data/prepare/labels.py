@@ -21,6 +21,10 @@ CLS_LOC = "Data/CLS-LOC"
 """Where Kaggle's copy has train and val, below ILSVRC."""
 
 
+class NoLabelsError(UserError):
+    """No list of labels is there."""
+
+
 def label_of(wnid: str, where: str) -> int:
     """The index of a WordNet id found in ``where``; a `UserError` if it is none of the 1000."""
     if wnid not in _labels():
@@ -48,7 +52,7 @@ class Labels:
         """File names by label, both sorted.
 
         Raises:
-          UserError: for a name in ``where`` that isn't listed, or if there is no list.
+          UserError: for a name in ``where`` that isn't listed; `NoLabelsError` if there is no list.
         """
         groups: dict[int, list[str]] = {}
         for name in sorted(names):
@@ -78,7 +82,7 @@ class Labels:
                     return reader(content.decode())
                 except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
                     raise UserError(f"{where}: {name} can't be read ({error!r}); download it again") from error
-        raise UserError(
+        raise NoLabelsError(
             f"--source={self._source}: the classes of the validation images are missing; put {DEVKIT}.tar.gz there, or"
             f" one of {', '.join(readers)}"
         )

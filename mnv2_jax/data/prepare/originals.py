@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from mnv2_jax.data import imagenet, tfds_source
 from mnv2_jax.data.folder import EXTENSIONS
-from mnv2_jax.data.prepare.labels import CLS_LOC, DEVKIT, VAL_IMAGE, Labels, label_of
+from mnv2_jax.data.prepare.labels import CLS_LOC, DEVKIT, VAL_IMAGE, Labels, NoLabelsError, label_of
 from mnv2_jax.data.tar import read_members
 from mnv2_jax.errors import UserError
 
@@ -60,6 +60,8 @@ class Originals:
     """By split and label, an index of `imagenet.class_ids`; no empty ones."""
     train_counts: Mapping[int, int]
     """Training images by label, as the development kit says; empty where it isn't there."""
+    unlabelled: NoLabelsError | None = None
+    """Says so where validation images are left out because no list of their labels is there."""
 
 
 def find(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
@@ -88,36 +90,59 @@ def find(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Ori
     )
     parts: dict[str, Mapping[int, Part]] = {}
     places: dict[str, str] = {}
+    unlabelled: NoLabelsError | None = None
     for split, place, finder in candidates:
-        if split not in parts and place.exists() and (there := finder(place)):
-            parts[split], places[split] = there, str(place)
-    if not parts:
+        try:
+            if split not in parts and place.exists() and (there := finder(place)):
+                parts[split], places[split] = there, str(place)
+        except NoLabelsError as error:  # kept, as it isn't all that may be missing
+            unlabelled = error
+    if not parts and unlabelled is None:
         raise UserError(
             f"--source={source}: no ImageNet in it; it may hold {_TRAIN_TAR}, {_VAL_TAR} and {DEVKIT}.tar.gz, or train/"
             " and val/ with a folder for each WordNet id, or imagenet2012/ of TFDS"
         )
-    return Originals(places, parts, labels.train_counts())
+    return Originals(places, parts, labels.train_counts(), None if "val" in parts else unlabelled)
 
 
 def missing(originals: Originals) -> list[str]:
-    """What a whole ImageNet would have besides, as far as it can be told without opening archives."""
-    ids, lacking = imagenet.class_ids(), []
+    """What a whole ImageNet would have besides, as far as it can be told without opening archives.
+
+    The files come first, then folders of classes, then images.
+    """
+    files: list[str] = []
+    folders: list[str] = []
+    images: list[str] = []
     for split, total in TOTALS.items():
         if split not in originals.parts:
-            tar = {"train": _TRAIN_TAR, "val": f"{_VAL_TAR} (with {DEVKIT}.tar.gz)"}[split]
-            lacking.append(f"{tar} or a folder {split}/")
+            files.append(_missing_file(split, originals))
             continue
         parts = originals.parts[split]
-        lost = [f"{split}/{wnid}" for label, wnid in enumerate(ids) if label not in parts]
+        lost = [f"{split}/{wnid}" for label, wnid in enumerate(imagenet.class_ids()) if label not in parts]
+        if split == "train" or all(_is_class_folder(part, originals.places[split]) for part in parts.values()):
+            folders += lost
         if split == "val":
             stems = {posixpath.splitext(name)[0] for part in parts.values() for name in part.names or ()}
             wanted = map(VAL_IMAGE.format, range(1, total + 1))
             lost = [f"{name}.JPEG" for name in wanted if name not in stems]
+            images += lost
         counts = {label: len(part.names) for label, part in parts.items() if part.names is not None}
         if len(counts) == len(parts) and (not lost or (originals.train_counts and split == "train")):
-            lost += short(split, counts, originals)
-        lacking += lost
-    return lacking
+            images += short(split, counts, originals)
+    return files + folders + images
+
+
+def _missing_file(split: str, originals: Originals) -> str:
+    if split == "train":
+        return f"{_TRAIN_TAR} or a folder train/"
+    if originals.unlabelled is not None:
+        return f"{DEVKIT}.tar.gz (the classes of the validation images)"
+    kit = "" if originals.train_counts else f" (with {DEVKIT}.tar.gz)"
+    return f"{_VAL_TAR}{kit} or a folder val/"
+
+
+def _is_class_folder(part: Part, top: str) -> bool:
+    return isinstance(part, Files) and part.folder != top
 
 
 def short(split: str, counts: Mapping[int, int], originals: Originals) -> list[str]:

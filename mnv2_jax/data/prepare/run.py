@@ -23,8 +23,12 @@ from mnv2_jax.data.prepare.labels import label_of
 from mnv2_jax.data.shards import MANIFEST, Manifest, Shard, is_prepared, read_manifest, write_manifest
 from mnv2_jax.data.workers import exit_with_parent
 from mnv2_jax.errors import UserError
+from mnv2_jax.json_files import write_text
 
+MISSING = "missing.txt"
+"""What the source lacked when it was last refused for that, a line each."""
 _LOCK = ".lock"
+_MOST_NAMED = 5
 
 
 def prepare(
@@ -60,8 +64,12 @@ def prepare(
     with _lock(out), _pool(workers) as pool:
         before = _before(out, form)
         found = originals.find(source, _mapped(pool), say)
-        if not allow_incomplete and (lacking := originals.missing(found)):
-            raise UserError(_lacks(source, lacking))
+        lacking = [] if allow_incomplete else originals.missing(found)
+        _write_missing(out, lacking)
+        if found.unlabelled is not None and len(lacking) <= 1:  # it says what would do instead
+            raise found.unlabelled
+        if lacking:
+            raise UserError(_lacks(source, out, lacking))
         units = writing.units(found.parts)
         shards = _kept(source, out, before, units, skip_corrupt) if before else {}
         places = {split: found.places[split] for split in found.parts}
@@ -86,15 +94,24 @@ def prepare(
         result = manifest(len(shards) == len(units))
         if result.complete:
             if not allow_incomplete and (lacking := _short(result, found)):
-                raise UserError(_lacks(source, lacking))
+                _write_missing(out, lacking)
+                raise UserError(_lacks(source, out, lacking))
             write_manifest(str(out), result)
         return result, dict(sorted(damaged.items()))
 
 
-def _lacks(source: pathlib.Path, lacking: list[str]) -> str:
-    more = f" and {len(lacking) - 5:,} more" if len(lacking) > 5 else ""
+def _write_missing(out: pathlib.Path, lacking: list[str]) -> None:
+    if lacking:
+        write_text(out / MISSING, "".join(f"{item}\n" for item in lacking))
+    else:
+        (out / MISSING).unlink(missing_ok=True)
+
+
+def _lacks(source: pathlib.Path, out: pathlib.Path, lacking: list[str]) -> str:
+    cut = len(lacking) - _MOST_NAMED
+    more = f" and {cut:,} more, all of them in {out / MISSING}" if cut > 0 else ""
     return (
-        f"--source={source}: not the whole ImageNet; missing: {', '.join(lacking[:5])}{more}. Add it, or give"
+        f"--source={source}: not the whole ImageNet; missing: {', '.join(lacking[:_MOST_NAMED])}{more}. Add it, or give"
         " --allow-incomplete"
     )
 
@@ -112,7 +129,8 @@ def _short(manifest: Manifest, found: originals.Originals) -> list[str]:
 
 def _check_own(out: pathlib.Path) -> None:
     """Refuses a folder that is neither new nor of an earlier session."""
-    others = set(os.listdir(out)) - {_LOCK, writing.PARTIAL} if out.is_dir() else None
+    there = set(os.listdir(out)) - {_LOCK, writing.PARTIAL, MISSING} if out.is_dir() else set()
+    others = {name for name in there if not (name.startswith(".") and name.endswith(".tmp"))}  # of a kill
     if others and not is_prepared(str(out)):
         raise UserError(
             f"--out={out}: it holds {min(others)!r} and no {MANIFEST} of an earlier session; give a folder of its own"
