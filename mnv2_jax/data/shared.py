@@ -102,7 +102,11 @@ def _made(size_bytes: int) -> tuple[mmap.mmap, Any]:
         # Elsewhere than on Linux, a file without a name.
         number = os.memfd_create("mnv2_jax") if hasattr(os, "memfd_create") else None
         with tempfile.TemporaryFile() if number is None else open(number, "rb+") as file:
-            os.ftruncate(file.fileno(), size_bytes)
+            if hasattr(os, "posix_fallocate"):
+                # Taken now: a process is killed that writes to memory which was only promised.
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+            else:
+                os.ftruncate(file.fileno(), size_bytes)
             return mmap.mmap(file.fileno(), size_bytes), reduction.DupFd(file.fileno())
     except OSError as error:
         raise UserError(

@@ -184,7 +184,7 @@ def test_without_memory_the_error_says_what_to_do(receiver, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "ftruncate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"no memory for a batch of 18 MB .*lower data\.num_workers"):
         shared.empty((128, 224, 224, 3))
 
