@@ -23,7 +23,7 @@ from mnv2_jax.training.initial import check_head, prepare, relabel, with_weights
 from mnv2_jax.training.state import TrainState
 from tests import cli
 
-REAL = pathlib.Path(os.environ["MNV2_JAX_DATA"]) if "MNV2_JAX_DATA" in os.environ else None
+REAL = pathlib.Path(os.environ["MNV2_JAX_DATA"]) if os.environ.get("MNV2_JAX_DATA") else None
 needs_real = pytest.mark.skipif(REAL is None, reason="MNV2_JAX_DATA names no folder of real images and weights")
 DIGITS = tuple(map(str, range(10)))
 

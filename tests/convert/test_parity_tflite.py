@@ -11,7 +11,7 @@ from mnv2_jax.convert.load import load_weights
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.skipif("MNV2_JAX_DATA" not in os.environ, reason="MNV2_JAX_DATA names no folder of real weights"),
+    pytest.mark.skipif(not os.environ.get("MNV2_JAX_DATA"), reason="MNV2_JAX_DATA names no folder of real weights"),
 ]
 
 
