@@ -41,7 +41,7 @@ def time_input(
     Returns:
       workers: processes, 0 for none; cores: those they can use; resize: the library that resizes; pipeline and
       decoding: {images_per_second, images_per_second_per_core}; ratio: the median of the turns' ratios of the two;
-      with a config step_images_per_second and limit, "input" or "step".
+      where the step is timed step_images_per_second and limit, "input" or "step".
 
     Raises:
       UserError: if the data aren't there, or are no image files.

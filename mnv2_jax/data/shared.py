@@ -51,6 +51,8 @@ class Parcel:
 
     small: NumpyBatch
     places: dict[str, _Place]
+    error: UserError | None = None
+    """Instead of a batch."""
 
 
 # --- in a worker --------------------------------------------------------------------------------------------
@@ -151,8 +153,11 @@ class Receiver:
         """The batch. A segment is given back when its array, and all that views or aliases it, is dropped.
 
         Raises:
+          UserError: the parcel's.
           OSError, EOFError: if the worker is gone, and its segment with it.
         """
+        if parcel.error is not None:
+            raise parcel.error
         return parcel.small | {key: self._array(place) for key, place in parcel.places.items()}
 
     def _array(self, place: _Place) -> np.ndarray:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator
@@ -57,21 +58,17 @@ def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_
         flags.FLAGS.mark_as_parsed()  # grain reads a flag of absl; under app.run they are parsed already
     _allow_open_files()
     dataset = (
-        grain.MapDataset.range(start, stop)
-        .map(_Parcelled(make))
+        grain.MapDataset.range(start, sys.maxsize)
+        .map(_Parcelled(make, stop))
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # a process each is parallel enough
         .mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_start_worker)
     )
     receiver = shared.Receiver()
     with contextlib.closing(iter(dataset)) as iterator:
-        while True:
+        for _ in range(start, stop):
             try:
                 batch = receiver.open(next(iterator))
-            except StopIteration:
-                return
-            except UserError as error:
-                raise type(error)(str(error)) from None  # without grain's frames and its note on how to see them
-            except (RuntimeError, ConnectionError, EOFError) as error:
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "terminated unexpectedly" not in str(error):
                     raise
                 raise UserError(
@@ -84,12 +81,22 @@ def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_
 
 @dataclasses.dataclass(frozen=True)
 class _Parcelled:
-    """Batch number -> parcel; what a worker process is sent."""
+    """Batch number -> parcel; what a worker process is sent.
+
+    Neither the end nor a user's error is an exception in a worker: grain would end the process as soon as it reads of
+    it, ahead of need, and with the process what is on its way and not yet opened.
+    """
 
     make: Callable[[int], NumpyBatch]
+    stop: int
 
     def __call__(self, number: int) -> Parcel:
-        return shared.parcel(self.make(number))
+        if number >= self.stop:
+            return Parcel({}, {})
+        try:
+            return shared.parcel(self.make(number))
+        except UserError as error:
+            return Parcel({}, {}, error)
 
 
 def _allow_open_files() -> None:

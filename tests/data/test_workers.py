@@ -189,6 +189,21 @@ def test_without_memory_the_error_says_what_to_do(receiver, monkeypatch):
         shared.empty((128, 224, 224, 3))
 
 
+@pytest.mark.parametrize("spoilt", [None, 9])
+def test_what_was_made_ahead_of_need_outlives_the_end_and_an_error(split, spoilt):
+    """The consumer may be compiling for minutes when the workers are through."""
+    read = split if spoilt is None else dataclasses.replace(split, read=Spoilt(split, spoilt, die=False))
+    batches, alone = eval_batches(DATA, read), eval_batches(dataclasses.replace(DATA, num_workers=0), split)
+    found = [next(batches)]
+    time.sleep(2)
+    with contextlib.suppress(UserError) if spoilt else contextlib.nullcontext():
+        found += batches
+    assert len(found) == (4 if spoilt is None else 1)  # the image 9 is of the second
+    for mine, true in zip(found, alone, strict=False):
+        np.testing.assert_array_equal(mine["image"], true["image"])
+    assert_no_workers()
+
+
 def test_an_unreadable_image_is_the_same_line_as_without_workers(split):
     spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=False))
     batches = train_batches(DATA, spoilt, seed=0)
