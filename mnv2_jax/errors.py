@@ -21,6 +21,12 @@ class NonFiniteLossError(UserError):
     exit_code = 1
 
 
+class FaultError(UserError):
+    """A machine or another process failed; the same command, started again, goes on from the newest checkpoint."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may try again
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Returns ``; did you mean 'x'?`` for the choice closest to ``word``, or the list of choices."""
     names = sorted(choices)

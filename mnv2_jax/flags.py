@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from mnv2_jax import config
@@ -22,6 +22,18 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def add_cluster_flags(self) -> None:
+        """Which of several processes this is; the names are those of `jax.distributed.initialize`."""
+        self.add_argument(
+            "--coordinator_address",
+            metavar="HOST:PORT",
+            help="of process 0; these three aren't needed on TPU and SLURM",
+        )
+        self.add_argument(
+            "--num_processes", type=int, metavar="N", help="that train together; each is started by itself"
+        )
+        self.add_argument("--process_id", type=int, metavar="I", help="which of them this is, 0 to N - 1")
 
     def error(self, message: str) -> NoReturn:
         """Instead of printing the usage and exiting."""
@@ -50,12 +62,29 @@ class Parser(argparse.ArgumentParser):
 
 
 def workdir_type(text: str) -> pathlib.Path:
-    """A path, with ~ for the home directory."""
+    """A path, with ~ for the home directory.
+
+    Raises:
+      UserError: for a bucket, which has neither locks nor files that grow.
+    """
+    if "://" in text:
+        raise UserError(
+            f"--workdir={text!r} is no folder; mount a shared file system (NFS, Lustre) and give a path on it"
+        )
     return pathlib.Path(text).expanduser()
 
 
-def describe_config() -> str:
-    """Every config key with its default, for ``--help``."""
+def cluster_flags(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
+    """What `Parser.add_cluster_flags` has found."""
+    return args.coordinator_address, args.num_processes, args.process_id
+
+
+def describe_config(arguments: Iterable[str], recipes: Iterable[str]) -> str:
+    """The keys of a config's argument, the recipes, and every config key with its default, for ``--help``."""
     keys = config.flatten(config.to_dict(config.Config()))
     lines = [f"{key}={value}" for key, value in keys.items()]
-    return textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    filled = textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return (
+        f"argument of a config: {', '.join(arguments)}; as in configs/w1_0.py:data=folder:DIR,res=128\n"
+        f"recipes: {', '.join(recipes)}\n\nconfig keys and their defaults, which recipes change:\n{filled}"
+    )

@@ -6,7 +6,7 @@ import sys
 
 from mnv2_jax import config, presets
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, describe_config, workdir_type
+from mnv2_jax.flags import Parser, cluster_flags, describe_config, workdir_type
 
 MODES = ("train", "eval", "summary")
 
@@ -15,9 +15,7 @@ def main() -> None:
     """Flags, config, one verb."""
     parser = Parser(
         "Trains (and goes on with) a run, evaluates it, or summarises its model.",
-        f"argument of a config: {', '.join(presets.ARGUMENT_KEYS)}; as in configs/w1_0.py:data=folder:DIR,res=128\n"
-        f"recipes: {', '.join(presets.RECIPES)}\n\nconfig keys and their defaults, which recipes change:\n"
-        f"{describe_config()}",
+        describe_config(presets.ARGUMENT_KEYS, presets.RECIPES),
     )
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a .py config or a run's config.json")
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
@@ -27,6 +25,7 @@ def main() -> None:
         "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
+    parser.add_cluster_flags()
     args, overrides = parser.parse(sys.argv[1:])
     if args.checkpoint and args.mode != "eval":
         raise UserError(f"--checkpoint={args.checkpoint} is read with --mode=eval only; leave it out")
@@ -41,19 +40,20 @@ def main() -> None:
     default = args.config.removesuffix("/config.json") if args.config.endswith("/config.json") else f"runs/{name}"
     workdir = args.workdir or workdir_type(default)
 
-    from mnv2_jax.training import verbs  # JAX takes seconds to import; --help and a mistyped key don't wait for it
+    from mnv2_jax.training import processes, verbs  # JAX takes seconds to import; a mistyped key doesn't wait for it
 
     out = verbs.Output(args.json)
-    if args.mode == "train":
-        verbs.train(settings, given, workdir, out)
-    elif args.mode == "eval" and settings.init.weights and "init.weights" in given_now:
-        if args.workdir or args.checkpoint:
+    if args.mode == "summary":
+        return verbs.summarise(settings, given, out)
+    with processes.together(processes.Cluster(*cluster_flags(args)), settings.faults):
+        if args.mode == "train":
+            verbs.train(settings, given, workdir, out)
+        elif settings.init.weights is None or "init.weights" not in given_now:
+            verbs.evaluate(settings, given_now, workdir, args.checkpoint, out)
+        elif args.workdir or args.checkpoint:
             raise UserError("--config.init.weights says what is evaluated; leave --workdir and --checkpoint out")
-        verbs.evaluate_weights(settings, given, out)
-    elif args.mode == "eval":
-        verbs.evaluate(settings, given_now, workdir, args.checkpoint, out)
-    else:
-        verbs.summarise(settings, given, out)
+        else:
+            verbs.evaluate_weights(settings, given, out)
 
 
 if __name__ == "__main__":

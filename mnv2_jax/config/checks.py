@@ -74,6 +74,10 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("checkpoint.every_steps", 1, _INF, True),
     ("checkpoint.keep_latest", 1, _INF, True),
     ("checkpoint.keep_best", 0, _INF, True),
+    ("faults.start_timeout_s", 1, 1e6, True),
+    ("faults.heartbeat_timeout_s", 2, 3600, True),
+    ("faults.step_timeout_s", 1, 1e6, True),
+    ("faults.compile_timeout_s", 1, 1e6, True),
 )
 """(key, lowest, highest, whether the lowest itself is allowed)."""
 

@@ -300,6 +300,8 @@ class LogConfig:
 
     every_steps: int = 50
     tensorboard: bool = True
+    batch_hash: bool = False
+    """Logs a number that says whether two runs were fed the same batches, on any devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,6 +312,21 @@ class CheckpointConfig:
     """Also saved at the end of each evaluation, at a signal and at the end."""
     keep_latest: int = 2
     keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaultsConfig:
+    """When a process gives up; it then ends with exit code 75. May differ between a run and its resumption."""
+
+    start_timeout_s: float = 300.0
+    """In which all processes must have come, and again have opened the data."""
+    heartbeat_timeout_s: int = 60
+    """A process that wasn't heard of for so long is lost, and the others end."""
+    step_timeout_s: float | None = None
+    """In which a step, a batch of evaluation and a checkpoint must be done. Unset: 600 with several processes, which
+    would wait for a stuck one for ever; no limit with one."""
+    compile_timeout_s: float = 3600.0
+    """In place of it where something may be compiled or read first. Read where `step_timeout_s` holds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -330,6 +347,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @property
     def usual_checkpoint(self) -> Literal["latest", "best"]:
@@ -348,7 +366,15 @@ class Config:
         return self.optim.reference_lr * (self.data.batch_size / self.optim.reference_batch_size)
 
 
-MAY_DIFFER = ("log.", "checkpoint.", "data.path", "data.num_workers", "data.eval_batch_size", "data.skip_corrupt")
+MAY_DIFFER = (
+    "log.",
+    "checkpoint.",
+    "faults.",
+    "data.path",
+    "data.num_workers",
+    "data.eval_batch_size",
+    "data.skip_corrupt",
+)
 """Prefixes of the keys that may differ when a run is continued: none changes a bit of what is trained, unless an image
 is damaged, where a run without `data.skip_corrupt` can't go on at all."""
 

@@ -3,6 +3,8 @@
 A state is saved as a flat dict of host arrays, `params.stem.kernel: ...`, so it can be read back on any number of
 devices, with or without the code that made it. Orbax does not notice a flipped bit in array data; the SHA-256 of
 each leaf does, and then the checkpoint before it is taken, loudly.
+
+Every process has the whole state, and the first writes it.
 """
 
 from __future__ import annotations
@@ -74,6 +76,11 @@ def digest(leaves: Leaves) -> dict[str, str]:
     }
 
 
+def fingerprint(state: PyTree) -> str:
+    """SHA-256 of the `digest` of a state's leaves."""
+    return _digest_of_json(digest(to_leaves(state)))
+
+
 class _KeepLatestAndBest(policies.PreservationPolicy):
     """Orbax's `BestN` forgets every metric at a restart (0.12.8), and so deletes the best; this one is told them."""
 
@@ -96,7 +103,7 @@ class Checkpoints:
     """The `checkpoints/` folder of a run. Use as a context manager: leaving it waits for what is being written."""
 
     def __init__(self, workdir: pathlib.Path, keep: CheckpointConfig | None = None):
-        """Opens the folder; without ``keep`` it is only read."""
+        """Opens the folder; without ``keep`` it is only read. Of several processes the first alone writes."""
         self.folder = workdir.resolve() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
         logged = {step: line.get("top1") for step, line in read_evaluations(workdir).items()}
@@ -116,6 +123,11 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=_KeepLatestAndBest(keep, self._metrics),
                     save_decision_policy=policies.FixedIntervalPolicy(1),
+                    # Orbax would have every process take part: in barriers, and in the folder.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        primary_host=0, active_processes={0}, barrier_sync_key_prefix="process_0"
+                    ),
+                    create=False,
                 ),
             )
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax.config import Config, differences
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.weights import Weights
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.checkpoint import restore_variables
-from mnv2_jax.training.experiment import Experiment, open_experiment
+from mnv2_jax.training import processes
+from mnv2_jax.training.checkpoint import digest, restore_variables, to_leaves
+from mnv2_jax.training.experiment import Experiment, config_facts, open_experiment
 from mnv2_jax.training.run_folder import read_run
+from mnv2_jax.training.supervisor import Supervisor
 from mnv2_jax.types import Variables
 
 _MOST_MISTAKES = 24
@@ -24,27 +26,33 @@ _MOST_MISTAKES = 24
 Evaluate = Callable[[Variables], Mapping[str, Any] | None]
 
 
-def make_evaluate(experiment: Experiment, should_stop: Callable[[], bool] = lambda: False) -> Evaluate:
+def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) -> Evaluate:
     """Compiles lazily, and once.
 
     Returns:
-      A function from variables to `Task.summarise`'s result and its `worst_mistakes`; None if ``should_stop`` said so
-      on the way.
+      A function from variables to `Task.summarise`'s result and its `worst_mistakes`; None if the ``supervisor`` was
+      for stopping on the way.
     """
+    supervisor = supervisor or Supervisor()
     task, mesh = experiment.task, experiment.mesh
     step = meshes.compile_eval_step(mesh, task.metrics)
-    batches = experiment.eval_batches(should_stop)
+    batches = experiment.eval_batches(supervisor.should_stop)
+    is_new = True
 
     def evaluate(variables: Variables) -> Mapping[str, Any] | None:
-        sums, judged = None, []
+        nonlocal is_new
+        sums, judged, throttle = None, [], meshes.make_throttle()
         for batch in batches():
-            if should_stop():
+            if supervisor.should_stop():
                 return None
-            if sums is None:
-                shapes, _ = jax.eval_shape(task.metrics, variables, batch)
-                sums = meshes.put(mesh, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-            sums, rows = step(sums, variables, batch)
+            with supervisor.compiling() if is_new else contextlib.nullcontext():
+                if sums is None:
+                    shapes, _ = jax.eval_shape(task.metrics, variables, batch)
+                    sums = meshes.put(mesh, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
+                sums, rows = step(sums, variables, batch)
+                throttle(rows)
             judged.append(rows)
+            is_new = False
         return {**task.summarise(jax.device_get(sums)), "mistakes": worst_mistakes(jax.device_get(judged))}
 
     return evaluate
@@ -92,6 +100,9 @@ def evaluate_run(
     """
     own, trained = read_run(workdir)
     step, variables = restore_variables(workdir, which or own.usual_checkpoint)
+    processes.agree(
+        {"the checkpoint": [step, digest(to_leaves(variables))], **config_facts(config)}, config.faults.start_timeout_s
+    )
     changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]
     if changed:
         raise UserError(f"{workdir} holds another model: {changed[0]}; leave that out to evaluate it as it is")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnv2_jax.config import Config, DataConfig, batch_shapes, check_devices
+from mnv2_jax.config import Config, DataConfig, batch_shapes, check_devices, flatten, to_dict
 from mnv2_jax.data import streams
 from mnv2_jax.data.policies import check_policy
 from mnv2_jax.data.shared import NumpyBatch
@@ -30,9 +30,9 @@ from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages
 from mnv2_jax.training.initial import relabel
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.schedules import make_schedule
-from mnv2_jax.training.signals import Stopped
 from mnv2_jax.training.state import TrainState, init_state
 from mnv2_jax.training.step import TrainStep, make_train_step
+from mnv2_jax.training.supervisor import Stopped
 from mnv2_jax.training.teacher import Teacher, open_teacher
 from mnv2_jax.types import Batch
 
@@ -212,6 +212,14 @@ class Experiment:
 
         images, labels = streams.load_arrays(self._training_view if training else data, split, poll)
         return True, meshes.make_feed(self.mesh, {"image": images, "label": labels})
+
+
+_MAY_DIFFER_BETWEEN_PROCESSES = ("data.path", "data.num_workers")
+
+
+def config_facts(config: Config) -> dict[str, Any]:
+    """The options that all processes of a run must have alike."""
+    return {k: v for k, v in flatten(to_dict(config)).items() if k not in _MAY_DIFFER_BETWEEN_PROCESSES}
 
 
 def best_of(top1_of: Mapping[int, float]) -> tuple[int, float]:

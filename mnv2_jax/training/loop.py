@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import pathlib
 import statistics
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -17,24 +16,24 @@ import numpy as np
 from mnv2_jax.config import Config
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.data.sources import Dataset
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import FaultError, UserError
 from mnv2_jax.json_files import read_json, write_json
 from mnv2_jax.models.unfold import are_folded
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training import run_folder
-from mnv2_jax.training.checkpoint import Checkpoints, Restored, from_leaves
+from mnv2_jax.training import processes, run_folder
+from mnv2_jax.training.checkpoint import Checkpoints, Restored, fingerprint, from_leaves
 from mnv2_jax.training.evaluate import make_evaluate
-from mnv2_jax.training.experiment import Experiment, best_of, check_training
+from mnv2_jax.training.experiment import Experiment, best_of, check_training, config_facts
 from mnv2_jax.training.finetune import stage_at
 from mnv2_jax.training.initial import check_network, open_weights, with_weights
 from mnv2_jax.training.metrics_log import read_evaluations, read_metrics
 from mnv2_jax.training.recorder import Recorder
 from mnv2_jax.training.report import NAME as REPORT
 from mnv2_jax.training.report import absent_classes, save_pictures, write_report
-from mnv2_jax.training.signals import Stopped, stop_requested
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.training.step import Metrics
+from mnv2_jax.training.supervisor import Stopped, Supervisor, supervise
 from mnv2_jax.types import Batch
 
 SUMMARY, EVALUATION = "summary.json", "evaluation.json"
@@ -43,12 +42,13 @@ SUMMARY, EVALUATION = "summary.json", "evaluation.json"
 def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.stdout) -> dict[str, Any] | None:
     """Trains to the end, from the newest checkpoint if the folder has one.
 
-    SIGTERM and Ctrl-C save a checkpoint and return; the same call goes on from there, to the bit.
+    SIGTERM and Ctrl-C save a checkpoint and return; the same call goes on from there, to the bit. Of several processes
+    the first keeps the folder and the log, and the others need not see it.
 
     Args:
       experiment: what to train.
       workdir: the run's folder; made if need be.
-      stream: where text goes.
+      stream: where text goes; only the first process has something to say.
 
     Returns:
       What `summary.json` holds; None if a signal came first.
@@ -59,31 +59,69 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
       NonFiniteLossError: naming the step; no checkpoint holds it or what came after.
     """
     check_training(experiment)
+    config = experiment.config
+    processes.agree({**config_facts(config), **experiment.facts()}, config.faults.start_timeout_s)
+    with supervise(config.faults) as supervisor, contextlib.ExitStack() as stack:
+        with supervisor.compiling():
+            checkpoints, restored, found = None, None, None
+            if processes.is_first():
+                checkpoints = stack.enter_context(_open_folder(experiment, workdir))
+                restored = checkpoints.restore()
+                found = _found(experiment, workdir, restored)
+            found = Found(*processes.from_first(found))
+            if found.summary is not None:
+                if processes.is_first():
+                    print(f"{workdir}: finished already, at step {found.step}; nothing to do", file=stream)
+                return found.summary
+            start, total = found.step or 0, experiment.total_steps
+            recorder = Recorder(experiment, workdir if checkpoints else None, start, dict(found.top1_of), stream)
+            stack.enter_context(contextlib.closing(recorder))
+            recorder.say(f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {total}")
+            if absent := _absent_classes(experiment.dataset):
+                recorder.say(absent)
+            state = _begin(experiment, found, restored, recorder)
+            del restored  # its arrays would stay in the host's memory all through training
+        try:
+            result = _run(experiment, state, start, checkpoints, recorder, supervisor)
+        except Stopped:  # before the first step: there is nothing new to save
+            result = None
+        with supervisor.compiling():
+            summary = None
+            if checkpoints is not None:
+                checkpoints.wait()  # a run is finished when its last checkpoint is on disk
+                if result is not None:
+                    summary = _finish(experiment, workdir, recorder, *result)
+            if result is None:
+                recorder.say("stopped and saved; the same command goes on from here")
+            return processes.from_first(summary)
+
+
+@contextlib.contextmanager
+def _open_folder(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Checkpoints]:
+    """Locks the run's folder, and makes sure that it is of this run."""
     run_folder.refuse_foreign(workdir)
-    with run_folder.lock(workdir), stop_requested() as stop:
+    with run_folder.lock(workdir):
         run_folder.prepare(workdir, experiment.config, experiment.facts(), meshes.describe(experiment.mesh))
         with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
-            restored = checkpoints.restore()
-            start, total = restored.step if restored else 0, experiment.total_steps
-            top1_of = {step: line["top1"] for step, line in read_evaluations(workdir).items() if step <= start}
-            if experiment.is_over(start, top1_of) and (workdir / SUMMARY).exists() and (workdir / REPORT).exists():
-                print(f"{workdir}: finished already, at step {start}; nothing to do", file=stream)
-                return read_json(workdir / SUMMARY)
-            with contextlib.closing(Recorder(experiment, workdir, start, stream)) as recorder:
-                recorder.say(f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {total}")
-                if absent := _absent_classes(experiment.dataset):
-                    recorder.say(absent)
-                state = _begin(experiment, restored, recorder)
-                del restored  # its arrays would stay in the host's memory all through training
-                try:
-                    result = _run(experiment, state, start, checkpoints, recorder, stop)
-                except Stopped:  # before the first step: there is nothing new to save
-                    result = None
-                checkpoints.wait()  # a run is finished when its last checkpoint is on disk
-                if result is None:
-                    recorder.say("stopped and saved; the same command goes on from here")
-                    return None
-                return _finish(experiment, workdir, recorder, *result)
+            yield checkpoints
+
+
+class Found(NamedTuple):
+    """What process 0 tells the others of the run's folder."""
+
+    step: int | None
+    """Of the checkpoint that it goes on from; None: there is none."""
+    top1_of: list[tuple[int, float]]
+    """The evaluations up to there, with their steps."""
+    summary: dict[str, Any] | None
+    """Of a run that is finished."""
+
+
+def _found(experiment: Experiment, workdir: pathlib.Path, restored: Restored | None) -> Found:
+    step = restored.step if restored else None
+    top1_of = {at: line["top1"] for at, line in read_evaluations(workdir).items() if at <= (step or 0)}
+    done = experiment.is_over(step or 0, top1_of) and (workdir / SUMMARY).exists() and (workdir / REPORT).exists()
+    return Found(step, list(top1_of.items()), read_json(workdir / SUMMARY) if done else None)
 
 
 def _absent_classes(dataset: Dataset) -> str:
@@ -98,21 +136,25 @@ def _run(
     experiment: Experiment,
     state: TrainState,
     start: int,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     recorder: Recorder,
-    stop: Callable[[], bool],
+    supervisor: Supervisor,
 ) -> tuple[int, Mapping[str, Any]] | None:
     """From the first step to the last; gives its number and its evaluation, or None if it was stopped."""
-    config = experiment.config
-    take_step = _steps(experiment, recorder)
-    evaluate = make_evaluate(experiment, stop)
+    config, stop = experiment.config, supervisor.should_stop
+    take_step = _steps(experiment, recorder, supervisor)
+    evaluate = make_evaluate(experiment, supervisor)
     result: Mapping[str, Any] | None = None
 
     def save(step: int, metric: float | None) -> None:
         recorder.read()  # a line of the log comes before the state that follows it, or a kill could lose the line
         recorder.check(state)  # what isn't finite is never kept
+        recorder.share_skipped()
         with recorder.speed.stopped():
-            checkpoints.save(step, state, metric)
+            if processes.are_several():
+                _agree_on(state, step)
+            if checkpoints is not None:
+                checkpoints.save(step, state, metric)
 
     step, is_over = start, experiment.is_over(start, recorder.top1_of)
     # An evaluation that a signal cut short, or whose results a kill lost, is made up for.
@@ -120,7 +162,8 @@ def _run(
         result = evaluate(state.variables)
         if result is not None and start not in recorder.top1_of:
             recorder.evaluated(start, result)
-            checkpoints.note_metric(start, result["top1"])
+            if checkpoints is not None:
+                checkpoints.note_metric(start, result["top1"])
             is_over = experiment.is_over(start, recorder.top1_of)
 
     batches = iter(()) if is_over else experiment.train_batches(stop, recorder.skipped)(start)
@@ -129,7 +172,8 @@ def _run(
             with recorder.speed.waiting():
                 batch = next(batches)
         except UserError as error:  # an image that doesn't decode
-            save(step, None)
+            if not processes.are_several():  # the others have theirs, and don't come to save with us
+                save(step, None)
             if isinstance(error, DamagedImageError):
                 raise UserError(f"{error}; or go on without it: --config.data.skip_corrupt=True") from error
             raise
@@ -156,7 +200,7 @@ def _run(
 
 
 def _steps(
-    experiment: Experiment, recorder: Recorder
+    experiment: Experiment, recorder: Recorder, supervisor: Supervisor
 ) -> Callable[[int, TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step after so many steps. One program for each stage of fine-tuning and each shape of a batch, compiled when
     it is first needed; that time is not counted as training.
@@ -168,19 +212,20 @@ def _steps(
         listed = ", ".join(f"{resolution} px × {images}" for resolution, images in shapes)
         recorder.say(f"batches of {len(shapes)} shapes: {listed}")
     programs: set[tuple[int, tuple[int, ...]]] = set()
-    in_flight: collections.deque[Metrics] = collections.deque()
+    throttle = meshes.make_throttle()
 
     def take_step(step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         stage, shape = stage_at(stages, step), batch["image"].shape
         is_new = (stage, shape) not in programs
-        with jax.transfer_guard("disallow"), recorder.speed.stopped() if is_new else contextlib.nullcontext():
+        with jax.transfer_guard("disallow"), contextlib.ExitStack() as first_time:
+            if is_new:
+                first_time.enter_context(recorder.speed.stopped())
+                first_time.enter_context(supervisor.compiling())
             state, metrics = compiled(stage)(state, batch)
             if is_new:
                 jax.block_until_ready(metrics)
         recorder.read()  # the metrics noted a step ago
-        in_flight.append(metrics)
-        if len(in_flight) > 2:  # or batches that come faster than steps would fill the device's memory
-            jax.block_until_ready(in_flight.popleft())
+        throttle(metrics)
         if is_new:
             if not programs:
                 recorder.speed.restart()  # what came before the first step was no training
@@ -198,10 +243,10 @@ def _steps(
     return take_step
 
 
-def _begin(experiment: Experiment, restored: Restored | None, recorder: Recorder) -> TrainState:
-    """A fresh state, or the saved one; on the devices."""
+def _begin(experiment: Experiment, found: Found, restored: Restored | None, recorder: Recorder) -> TrainState:
+    """A fresh state, or the saved one, which process 0 has restored; on the devices."""
     config = experiment.config
-    if restored is None:
+    if found.step is None:
         state = meshes.compile_init(experiment.mesh, experiment.init_state)()
         if config.init.weights is not None:
             weights = open_weights(config.init.weights, config.model)
@@ -211,7 +256,23 @@ def _begin(experiment: Experiment, restored: Restored | None, recorder: Recorder
                 weights = experiment.unfolded(weights)
             state = meshes.put(experiment.mesh, with_weights(state, weights, config.init.head))
         return state
-    return meshes.put(experiment.mesh, from_leaves(restored.leaves, jax.eval_shape(experiment.init_state)))
+    like = jax.eval_shape(experiment.init_state)
+    empty = functools.partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
+    saved = empty(like) if restored is None else from_leaves(restored.leaves, like)
+    state = meshes.put(experiment.mesh, processes.broadcast(saved))
+    recorder.say(f"restored the state {_agree_on(state, found.step)[:16]}")
+    return state
+
+
+def _agree_on(state: TrainState, step: int) -> str:
+    """The fingerprint of a state, of which every process has the same copy."""
+    copy = fingerprint(state)
+    processes.agree(
+        {f"the state after step {step}": copy},
+        mend="a machine computes wrongly, and nothing was saved; start all again, without it if it happens twice",
+        kind=FaultError,
+    )
+    return copy
 
 
 def _finish(

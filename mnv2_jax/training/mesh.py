@@ -6,6 +6,7 @@ are pure and know nothing of it; XLA's partitioner adds the all-reduces.
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,15 +25,20 @@ HostBatch = Mapping[str, np.ndarray]
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (or these) along one axis, "data"."""
-    devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    """All devices (or these) along one axis, "data".
+
+    In the order of the processes, so that each holds one contiguous piece of a batch; `jax.make_mesh` orders a TPU's
+    devices by where they stand, which an all-reduce over all of them doesn't need.
+    """
+    found = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(found), ("data",), axis_types=(AxisType.Auto,))
 
 
 def describe(mesh: Mesh) -> dict[str, Any]:
-    """Platform, kind and number of the devices, for the provenance."""
+    """Platform, kind and number of the devices, and of the processes, for the provenance."""
     device = mesh.devices.flat[0]
-    return {"platform": device.platform, "kind": device.device_kind, "count": mesh.size}
+    processes = len({device.process_index for device in mesh.devices.flat})
+    return {"platform": device.platform, "kind": device.device_kind, "count": mesh.size, "processes": processes}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -74,8 +80,27 @@ def compile_teacher(mesh: Mesh, teacher: Callable[[PyTree, Array, Batch], Array]
 
 
 def put(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Host arrays, replicated on all devices."""
-    return jax.device_put(tree, replicated(mesh))
+    """Host arrays, of which every process has the same, replicated on all devices."""
+    place = replicated(mesh)
+    if place.is_fully_addressable:
+        return jax.device_put(tree, place)
+    # `device_put` would compare the processes' values, array by array.
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x), np.shape(x)), tree)
+
+
+def make_throttle(in_flight: int = 2) -> Callable[[PyTree], None]:
+    """A function that takes what each step gives, and waits for that of so many steps ago.
+
+    Batches that come faster than steps would fill the device's memory.
+    """
+    given: collections.deque[PyTree] = collections.deque()
+
+    def wait(results: PyTree) -> None:
+        given.append(results)
+        if len(given) > in_flight:
+            jax.block_until_ready(given.popleft())
+
+    return wait
 
 
 def make_feed(mesh: Mesh, resident: HostBatch | None) -> Callable[[HostBatch], Batch]:

@@ -11,8 +11,9 @@ import jax
 from mnv2_jax.errors import NonFiniteLossError
 from mnv2_jax.json_files import write_text
 from mnv2_jax.ops.metrics import scalars
+from mnv2_jax.training import processes
 from mnv2_jax.training.experiment import Experiment
-from mnv2_jax.training.metrics_log import MetricsLog, read_evaluations
+from mnv2_jax.training.metrics_log import MetricsLog
 from mnv2_jax.training.progress import Progress
 from mnv2_jax.training.speed import Speed
 from mnv2_jax.training.state import NEVER, TrainState
@@ -28,46 +29,73 @@ def read_skipped(workdir: pathlib.Path) -> list[str]:
 
 
 class Recorder:
-    """Takes a step's metrics as they are, on the device, and reads them one step later: nobody waits."""
+    """Takes a step's metrics as they are, on the device, and reads them one step later: nobody waits.
 
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, start: int, stream: TextIO):
-        """Opens the log, cut back to ``start`` steps."""
+    Every process keeps one; that of the first writes the log and the screen.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: pathlib.Path | None,
+        start: int,
+        top1_of: Mapping[int, float],
+        stream: TextIO,
+    ):
+        """Opens the log, cut back to ``start`` steps; without ``workdir`` nothing is written and said."""
         config = experiment.config
-        self._experiment = experiment
-        self.top1_of = {step: line["top1"] for step, line in read_evaluations(workdir).items() if step <= start}
+        self._experiment, self._workdir = experiment, workdir
+        self.top1_of = dict(top1_of)
         """Of each evaluation, by its step."""
-        self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
-        self._progress = Progress(experiment.total_steps, start, stream)
         self.speed = Speed()
-        self._skipped, self._skipped_file = set(read_skipped(workdir)), workdir / SKIPPED
-        if self._skipped_file.exists():  # without a line that was cut off: its image will be met again
-            write_text(self._skipped_file, "".join(f"{line}\n" for line in read_skipped(workdir)))
         self._unread: tuple[int, Metrics] | None = None
+        self._unshared: list[tuple[int, int, list[str]]] = []
+        self._log: MetricsLog | None = None
+        self._progress: Progress | None = None
+        if workdir is not None:
+            self._log = MetricsLog(workdir, start, tensorboard=config.log.tensorboard)
+            self._progress = Progress(experiment.total_steps, start, stream)
+            if (workdir / SKIPPED).exists():  # without a line that was cut off: its image will be met again
+                write_text(workdir / SKIPPED, "".join(f"{line}\n" for line in read_skipped(workdir)))
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run, over all its sessions."""
+        """Wall time of the run, over all its sessions; of the process that logs."""
+        assert self._log is not None
         return self._log.seconds
 
     def say(self, text: str) -> None:
         """Prints a line."""
-        self._progress.line(text)
+        if self._progress is not None:
+            self._progress.line(text)
 
     def skipped(self, step: int, count: int, lines: Mapping[int, str]) -> None:
-        """Logs how many images of a step's batch couldn't be decoded; names each once in a run, here and in its folder.
-
-        What a kill keeps from the file is of a step that no checkpoint has: the image will be met again.
-        """
+        """Notes how many images of this process's part of a step's batch couldn't be decoded, and which."""
         # A file name may hold what isn't Unicode, and line breaks.
         texts = (lines[index].encode(errors="backslashreplace").decode() for index in sorted(lines))
-        new = [line for text in dict.fromkeys(texts) if (line := text.replace("\n", "\\n")) not in self._skipped]
-        if new:
-            with self._skipped_file.open("ab") as file:
-                file.write("".join(f"{line}\n" for line in new).encode())
-        self._skipped.update(new)
-        for line in new:
+        self._unshared.append((step, count, [text.replace("\n", "\\n") for text in texts]))
+
+    def share_skipped(self) -> None:
+        """Logs what all processes have skipped since the last time; names each image once, here and in a file.
+
+        To be called before each checkpoint: what a kill keeps from the file is of a step that no checkpoint has, and
+        will be met again.
+        """
+        if not self._experiment.config.data.skip_corrupt:
+            return
+        told = [tuple(entry) for entries in processes.exchange(self._unshared) for entry in entries]
+        self._unshared = []
+        if self._workdir is None or self._log is None:
+            return
+        known = set(read_skipped(self._workdir))
+        lines = dict.fromkeys(line for _, _, lines in sorted(told) for line in lines if line not in known)
+        if lines:
+            with (self._workdir / SKIPPED).open("ab") as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
+        for line in lines:
             self.say(f"skipped: {line}")
-        self._log.write(step, "data", {"skipped": count})
+        for step in sorted({step for step, _, _ in told}):
+            self._log.write(step, "data", {"skipped": sum(count for at, count, _ in told if at == step)})
 
     def note(self, step: int, metrics: Metrics) -> None:
         """Keeps a step's metrics for the next `read`."""
@@ -85,9 +113,11 @@ class Recorder:
         self._unread, metrics = None, {name: value.item() for name, value in jax.device_get(on_device).items()}
         bad, pace = metrics.pop("first_bad_step"), self.speed.lap()
         epoch = round(step / self._experiment.steps_per_epoch, 4)
-        self._log.write(step, "train", {"epoch": epoch, **metrics, **pace._asdict()})
+        if self._log is not None:
+            self._log.write(step, "train", {"epoch": epoch, **metrics, **pace._asdict()})
         self._refuse(bad)
-        self._progress.update(step, metrics["loss"], *pace)
+        if self._progress is not None:
+            self._progress.update(step, metrics["loss"], *pace)
 
     def check(self, state: TrainState) -> None:
         """Waits for a state and makes sure that it came of finite losses only.
@@ -107,7 +137,8 @@ class Recorder:
 
     def evaluated(self, step: int, result: Mapping[str, Any]) -> None:
         """Logs an evaluation."""
-        self._log.write(step, "eval", scalars(result))
+        if self._log is not None:
+            self._log.write(step, "eval", scalars(result))
         self.top1_of[step] = result["top1"]
         self.say(
             f"step {step}: {self._experiment.dataset.eval.name} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%},"
@@ -116,5 +147,6 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the log and the bar."""
-        self._log.close()
-        self._progress.close()
+        for part in (self._log, self._progress):
+            if part is not None:
+                part.close()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mnv2_jax.config import Config
+from mnv2_jax.ops.hashing import batch_hash
 from mnv2_jax.ops.random import step_key
 from mnv2_jax.tasks.base import Task
 from mnv2_jax.training.optim import Optimizer
@@ -24,7 +25,8 @@ EvalStep = Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]
 def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainStep:
     """Builds the step.
 
-    The metrics are this step's own: the task's, as means, and ``lr``, ``grad_norm`` and ``first_bad_step``.
+    The metrics are this step's own: the task's, as means, ``lr``, ``grad_norm``, ``first_bad_step`` and, where it is
+    asked for, ``batch_hash``.
     """
     gradient = jax.value_and_grad(task.loss, has_aux=True)
     accumulate, group = config.optim.accumulate_steps, config.norm.group_size
@@ -56,7 +58,8 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
             opt_state=opt_state,
             ema=_averaged(state, {"params": params, **model_state}, config),
         )
-        return new_state, metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step}
+        hashed = {"batch_hash": batch_hash(batch)} if config.log.batch_hash else {}
+        return new_state, metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step} | hashed
 
     return step
 

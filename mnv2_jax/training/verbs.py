@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple, TextIO
 
-from mnv2_jax.config import Config
+from mnv2_jax.config import Config, build, to_dict
 from mnv2_jax.data.sources import known_num_classes
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import jsonable
@@ -17,7 +17,7 @@ from mnv2_jax.models import counting
 from mnv2_jax.models.registry import from_config
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import evaluate as evaluation
-from mnv2_jax.training import loop, run_folder, runtime
+from mnv2_jax.training import loop, processes, run_folder, runtime
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.initial import check_head, check_network, open_weights, prepare
 
@@ -33,7 +33,9 @@ class Output(NamedTuple):
         return sys.stderr if self.as_json else sys.stdout
 
     def answer(self, tree: Mapping[str, Any], text: str = "") -> None:
-        """Prints the answer in the one form or the other."""
+        """Prints the answer in the one form or the other; of several processes the first does."""
+        if not processes.is_first():
+            return
         if self.as_json:
             print(json.dumps(jsonable(tree), allow_nan=False))
         elif text:
@@ -43,7 +45,7 @@ class Output(NamedTuple):
 def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Output) -> None:
     """Trains a run to its end, or goes on with it; ``given`` are the keys that are said, see `config.given`."""
     runtime.configure()
-    saved = run_folder.read_run(workdir)[0] if (workdir / run_folder.CONFIG).is_file() else None
+    saved = _saved_config(workdir)
     if config.init.weights is None and config.init.head == "new":
         raise UserError("init.head='new' is a new head for init.weights, which are not set; give --config.init.weights")
     config, weights = prepare(config, given, saved=saved)
@@ -55,6 +57,15 @@ def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Ou
     del weights  # read again when the run begins: they would stay in memory all through training
     summary = loop.train(experiment, workdir, out.text)
     out.answer({"stopped": True} if summary is None else summary)
+
+
+def _saved_config(workdir: pathlib.Path) -> Config | None:
+    """Of the run that the folder holds, if any; process 0 looks."""
+    found = None
+    if processes.is_first() and (workdir / run_folder.CONFIG).is_file():
+        found = to_dict(run_folder.read_run(workdir)[0])
+    told = processes.from_first(found)
+    return None if told is None else build(told)
 
 
 def evaluate(

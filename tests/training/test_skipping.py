@@ -80,11 +80,13 @@ WHOLE = (
 
 def session(workdir, batches, start=0):
     """One session of a run that skips ``batches``, by step; gives what it said."""
-    experiment = types.SimpleNamespace(config=config_lib.Config(), total_steps=100)
+    config = config_lib.build({"data": {"skip_corrupt": True}})
+    experiment = types.SimpleNamespace(config=config, total_steps=100)
     stream = io.StringIO()
-    with contextlib.closing(Recorder(experiment, workdir, start, stream)) as recorder:
+    with contextlib.closing(Recorder(experiment, workdir, start, {}, stream)) as recorder:
         for step, lines in batches.items():
             recorder.skipped(step, len(lines), lines)
+        recorder.share_skipped()
     return stream.getvalue()
 
 

@@ -1,0 +1,32 @@
+"""A number by which two batches can be told apart, the same however they lie on devices."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mnv2_jax.types import Array, Batch
+
+
+def batch_hash(batch: Batch) -> Array:
+    """uint32 [] of all bytes of a batch, by array, row and place in the row.
+
+    A sum modulo 2^32 of every byte times a weight that follows from its place: sums of integers come out the same in
+    any order, so devices and processes don't change it. It finds differences; it is no proof against forgery.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for salt, name in enumerate(sorted(batch)):
+        array = batch[name]
+        array = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
+        data = jax.lax.bitcast_convert_type(array, jnp.uint8).reshape(array.shape[0], -1).astype(jnp.uint32)
+        rows, columns = (jax.lax.broadcasted_iota(jnp.uint32, data.shape, axis) for axis in range(2))
+        place = _mixed(_mixed(rows + jnp.uint32(salt << 24)) ^ columns)
+        total += jnp.sum((data + jnp.uint32(1)) * (place | jnp.uint32(1)), dtype=jnp.uint32)
+    return total
+
+
+def _mixed(x: Array) -> Array:
+    """A permutation of the 32-bit numbers that scatters neighbours (the finaliser of MurmurHash3, Appleby 2008)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

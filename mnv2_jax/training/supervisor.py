@@ -1,0 +1,96 @@
+"""Watches over the loop: whether to stop, and whether it still moves.
+
+SIGTERM and Ctrl-C are a question that the loop asks, instead of an exception anywhere. Whoever doesn't ask in time is
+stuck, mostly in a step whose other half never comes, and is ended by a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from mnv2_jax.config import FaultsConfig
+from mnv2_jax.errors import FaultError
+from mnv2_jax.training import processes
+
+_STEP_TIMEOUT_S = 600.0
+_TICK_S = 1.0
+
+
+class Stopped(Exception):  # noqa: N818
+    """A stop was requested where there is nothing to save."""
+
+
+class Supervisor:
+    """Asked by the loop, wherever it could stop, and watching how long it takes to ask."""
+
+    def __init__(self, step_timeout_s: float = math.inf, compile_timeout_s: float = math.inf):
+        """Watches nothing yet; `supervise` does."""
+        self._step_timeout_s, self._compile_timeout_s = step_timeout_s, compile_timeout_s
+        self._limit_s, self._waited_s = step_timeout_s, 0.0
+        self._asked, self._stopping, self.signalled = 0, False, False
+
+    def should_stop(self) -> bool:
+        """Whether a stop was requested; of several processes, all get the same answer in the same place."""
+        self._waited_s = 0.0
+        if not self._stopping:
+            self._asked += 1
+            self._stopping = processes.reached_stop(self._asked) if processes.are_several() else self.signalled
+        return self._stopping
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """In here something is compiled or read: it may take `faults.compile_timeout_s`."""
+        before, self._limit_s = self._limit_s, self._compile_timeout_s
+        try:
+            yield
+        finally:
+            self._limit_s, self._waited_s = before, 0.0
+
+    def watch(self, over: threading.Event) -> None:
+        """Ends the process once the loop has waited too long. Time in which the process itself stood still is none."""
+        while not over.wait(_TICK_S):
+            self._waited_s += _TICK_S
+            if self._waited_s > self._limit_s:
+                print("no step was finished in time; this is where each thread is:", file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+                processes.fail(
+                    f"error: stuck for {self._limit_s:g} s (faults.step_timeout_s, or compile_timeout_s where"
+                    " something may be compiled); start again to go on from the newest checkpoint",
+                    FaultError.exit_code,
+                )
+
+
+@contextlib.contextmanager
+def supervise(faults: FaultsConfig) -> Iterator[Supervisor]:
+    """Takes over SIGTERM and SIGINT, and starts the watch. A second SIGINT ends the process as usual."""
+    several = processes.are_several()
+    limit_s = faults.step_timeout_s or (_STEP_TIMEOUT_S if several else math.inf)
+    supervisor = Supervisor(limit_s, max(limit_s, faults.compile_timeout_s) if limit_s < math.inf else math.inf)
+
+    def note(signum: int, frame: Any) -> None:
+        supervisor.signalled = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the others of
+
+    wanted = [signal.SIGINT] if several else [signal.SIGTERM, signal.SIGINT]
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread
+        wanted = []
+    before = {number: signal.signal(number, note) for number in wanted}
+    over = threading.Event()
+    if limit_s < math.inf:
+        threading.Thread(target=supervisor.watch, args=(over,), daemon=True, name="watchdog").start()
+    try:
+        yield supervisor
+    finally:
+        over.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2_jax.ops.hashing import batch_hash
+from mnv2_jax.training import mesh as meshes
+
+
+def make_batch(seed=0, size=8):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, 6, 6, 3), np.uint8),
+        "label": rng.integers(0, 10, size, np.int32),
+        "mask": np.ones(size, bool),
+        "teacher_logits": rng.normal(size=(size, 4)).astype(np.float32),
+    }
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_do_not_change_it(devices):
+    mesh = meshes.make_mesh(jax.devices()[:devices])
+    sharded = meshes.make_feed(mesh, None)(make_batch())
+    assert jax.jit(batch_hash)(sharded) == batch_hash(jax.tree.map(jnp.asarray, make_batch()))
+
+
+def test_a_bit_an_order_and_a_name_change_it():
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    seen = {int(batch_hash(batch))}
+    image = batch["image"]
+    changed = [
+        {**batch, "image": image.at[3, 2, 1, 0].set(image[3, 2, 1, 0] ^ 1)},
+        {**batch, "image": image[::-1]},
+        {**batch, "image": image[:, :, ::-1]},
+        {name: array[jnp.array([1, 0, 2, 3, 4, 5, 6, 7])] for name, array in batch.items()},
+        {**batch, "label": batch["label"].at[7].add(1)},
+        {**batch, "mask": batch["mask"].at[0].set(False)},
+        {**batch, "teacher_logits": batch["teacher_logits"].at[0, 0].mul(-1)},
+        jax.tree.map(jnp.asarray, make_batch(seed=1)),
+    ]
+    seen |= {int(batch_hash(other)) for other in changed}
+    assert len(seen) == len(changed) + 1

@@ -1,0 +1,320 @@
+"""Several processes on this machine, by the public command: what they do together, and that none outlives a fault."""
+
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import cli
+
+STEPS = 6
+SHRUNK = (
+    f"--config={cli.W0_25}:data=digits,batch=32,res=16",
+    "--config.model.depth=0.1",
+    "--config.norm.group_size=8",
+    f"--config.train.steps={STEPS}",
+    "--config.train.eval_every_epochs=0.06",
+    "--config.data.eval_batch_size=2",  # an evaluation takes a while, so that a signal can come in the middle of it
+    "--config.log.every_steps=1",
+    "--config.log.batch_hash=True",
+    "--config.log.tensorboard=False",
+    "--config.checkpoint.every_steps=1",
+    "--config.faults.heartbeat_timeout_s=6",
+)
+SECONDS = 10
+"""In which a run must have stopped."""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+class Run:
+    """The processes of one run, and what they said."""
+
+    def __init__(self, workdir, processes=2, devices=1, *more, programs=None, environment=None, each=None):
+        """``programs`` has Python code that some processes run first; ``each`` further flags of some."""
+        port, self.workdir = free_port(), workdir
+        self.logs = [workdir.with_suffix(f".{number}.log") for number in range(processes)]
+        self.processes = []
+        for number in range(processes):
+            flags = [
+                f"--coordinator_address=localhost:{port}",
+                f"--num_processes={processes}",
+                f"--process_id={number}",
+            ]
+            if environment is not None:
+                flags = []
+            code = (programs or {}).get(number)
+            verb = ["-c", code, "--"] if code else ["-m", "mnv2_jax.main"]
+            command = [
+                sys.executable,
+                *verb,
+                *SHRUNK,
+                f"--workdir={workdir}",
+                *flags,
+                *more,
+                *(each or {}).get(number, []),
+            ]
+            own = {name: value.format(number=number, port=port) for name, value in (environment or {}).items()}
+            with self.logs[number].open("wb") as log:
+                self.processes.append(
+                    subprocess.Popen(
+                        command, env=cli.environment(devices) | own, cwd=cli.ROOT, stdout=log, stderr=subprocess.STDOUT
+                    )
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def said(self, number=0):
+        return self.logs[number].read_text()
+
+    def logged(self, split="train"):
+        return len(cli.metrics(self.workdir, split)) if (self.workdir / "metrics.jsonl").exists() else 0
+
+    def until(self, condition):
+        deadline = time.monotonic() + 200
+        while not condition():
+            assert all(p.poll() is None for p in self.processes), [self.said(n) for n in range(len(self.processes))]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def codes(self, within_s=300, only=None):
+        """The exit codes of all (or ``only`` these), which must come in time."""
+        deadline = time.monotonic() + within_s
+        chosen = self.processes if only is None else [self.processes[number] for number in only]
+        return [process.wait(max(0.1, deadline - time.monotonic())) for process in chosen]
+
+    def finished(self):
+        assert set(self.codes()) == {0}, [self.said(n) for n in range(len(self.processes))]
+        return self
+
+
+def assert_same(workdir, reference):
+    for split in ("train", "eval"):
+        assert cli.metrics(workdir, split) == cli.metrics(reference, split)
+    assert cli.digests(workdir) == cli.digests(reference)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pods") / "uninterrupted"
+    with Run(workdir) as run:
+        run.finished()
+        assert run.logged() == STEPS
+        assert "top-1" in run.said(0)
+        assert "top-1" not in run.said(1)  # one speaks for all
+    return workdir
+
+
+# --- together ----------------------------------------------------------------------------------------------
+
+
+def test_sigterm_to_one_stops_all_in_training_and_in_evaluation(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    for number, in_evaluation in ((1, False), (0, True)):
+        with Run(workdir) as run:
+            evaluations = run.logged("eval")
+            steps = run.logged()
+            if in_evaluation:
+                run.until(lambda steps=steps: steps < run.logged() in (3, STEPS))
+            else:
+                run.until(lambda: run.logged() >= 1)
+            run.processes[number].send_signal(signal.SIGTERM)
+            assert run.codes(SECONDS) == [0, 0], [run.said(n) for n in range(2)]
+            assert "the same command goes on" in run.said(0)
+            if in_evaluation:
+                assert run.logged() not in {line["step"] for line in cli.metrics(workdir, "eval")}
+        assert not (workdir / "summary.json").exists()
+    with Run(workdir) as run:
+        run.finished()
+    assert_same(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_worker_killed_then_coordinator_then_relaunched(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    for killed, steps in ((1, 2), (0, 4)):
+        with Run(workdir) as run:
+            run.until(lambda steps=steps: run.logged() >= steps)
+            run.processes[killed].kill()
+            (code,) = run.codes(6 + SECONDS, only=[1 - killed])
+            assert code not in (0, 2)
+    with Run(workdir) as run:
+        run.finished()
+        assert "going on at step" in run.said(0)
+    assert_same(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_layouts_go_on_from_each_other(tmp_path):
+    """1 × 4, 2 × 1, 2 × 2 (processes × devices) and back."""
+    x64, double = {"JAX_ENABLE_X64": "1"}, "--config.model.dtype=float64"
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    environment = cli.environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "environment", lambda devices=1: environment(devices) | x64)
+        with Run(whole, 1, 4, double) as run:
+            run.finished()
+        for processes, devices, steps in ((1, 4, 1), (2, 1, 2), (2, 2, 4), (1, 4, STEPS)):
+            with Run(workdir, processes, devices, double) as run:
+                before = newest_fingerprint(workdir)
+                run.until(lambda steps=steps: run.logged() >= steps)
+                if steps < STEPS:
+                    run.processes[-1].send_signal(signal.SIGTERM)
+                run.finished()
+                if before is not None:
+                    assert f"restored the state {before[:16]}" in run.said(0)
+    ours, reference = (cli.metrics(folder, "train") for folder in (workdir, whole))
+    assert [line["batch_hash"] for line in ours] == [line["batch_hash"] for line in reference]
+    assert len({line["batch_hash"] for line in ours}) == STEPS
+    for split in ("train", "eval"):
+        ours, reference = (cli.metrics(folder, split) for folder in (workdir, whole))
+        assert [line["step"] for line in ours] == [line["step"] for line in reference]
+        for mine, other in zip(ours, reference, strict=True):
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-9, abs=0)
+
+
+def newest_fingerprint(workdir):
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    _, proof = cli.digests(workdir)
+    return hashlib.sha256(json.dumps(proof["state"], sort_keys=True).encode()).hexdigest()
+
+
+def test_slurm_is_detected(uninterrupted, tmp_path):
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{number}",
+        "SLURM_LOCALID": "{number}",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "JAX_COORDINATOR_PORT": "{port}",
+    }
+    with Run(tmp_path / "run", environment=slurm) as run:
+        run.finished()
+    assert_same(tmp_path / "run", uninterrupted)
+    with Run(uninterrupted, environment=slurm) as run:
+        assert run.codes() == [0, 0]
+        assert "finished already, at step 6" in run.said(0)
+        assert "finished" not in run.said(1)
+
+
+# --- faults ------------------------------------------------------------------------------------------------
+
+IN_THE_SECOND_BATCH = """
+import sys, time
+from mnv2_jax.training import mesh
+make_feed = mesh.make_feed
+def slow_feed(*arguments):
+    feed, fed = make_feed(*arguments), []
+    def slowly(batch):
+        fed.append(batch)
+        if len(fed) == 2:
+            {fault}
+        return feed(batch)
+    return slowly
+mesh.make_feed = slow_feed
+sys.argv = ["main", *sys.argv[2:]]
+from mnv2_jax import main, errors
+errors.exit_on_user_error(main.main)
+"""
+
+
+def test_a_stuck_peer_ends_all_with_a_traceback(tmp_path):
+    stuck = IN_THE_SECOND_BATCH.format(fault="time.sleep(3600)")
+    limits = ("--config.faults.step_timeout_s=4", "--config.faults.compile_timeout_s=120")
+    with Run(tmp_path / "run", 2, 1, *limits, programs={1: stuck}) as run:
+        run.until(lambda: run.logged() >= 1)
+        assert run.codes(4 + SECONDS) == [75, 75]
+        assert "in slowly" in run.said(1)  # where it is
+        assert "stuck for 4 s" in run.said(0) + run.said(1)
+        assert 'File "' in run.said(0)
+
+
+def test_an_error_of_one_ends_all_at_once_with_its_line_and_code(tmp_path):
+    failing = IN_THE_SECOND_BATCH.format(fault="raise errors.UserError('image 7 is damaged; mend it')")
+    with Run(tmp_path / "run", programs={1: failing}) as run:
+        run.until(lambda: run.logged() >= 1)
+        assert run.codes(SECONDS) == [2, 2]
+        assert run.said(1).count("error: image 7 is damaged; mend it") == 1
+        assert "process 1 has failed, and so ends process 0: error: image 7 is damaged; mend it" in run.said(0)
+
+
+def test_a_bug_of_the_first_ends_all_with_a_traceback(tmp_path):
+    broken = IN_THE_SECOND_BATCH.format(fault="raise KeyError('what')")
+    with Run(tmp_path / "run", programs={0: broken}) as run:
+        run.until(lambda: run.logged() >= 1)
+        assert run.codes(SECONDS) == [1, 1]
+        assert "Traceback" in run.said(0)
+        assert "process 0 has failed, and so ends process 1: error: KeyError: 'what'" in run.said(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [1, 0])
+def test_a_stopped_peer_ends_all(tmp_path, stopped):
+    with Run(tmp_path / "run") as run:
+        run.until(lambda: run.logged() >= 1)
+        run.processes[stopped].send_signal(signal.SIGSTOP)
+        (code,) = run.codes(6 + SECONDS, only=[1 - stopped])
+        assert code != 0
+        run.processes[stopped].send_signal(signal.SIGCONT)
+        (code,) = run.codes(6 + SECONDS, only=[stopped])
+        assert code != 0
+
+
+@pytest.mark.parametrize("present", [0, 1])
+def test_a_missing_peer_is_waited_for_so_long_and_no_longer(tmp_path, present):
+    flags = ["--coordinator_address", f"localhost:{free_port()}", "--num_processes=2", f"--process_id={present}"]
+    begun = time.monotonic()
+    result = cli.run("main", *SHRUNK, *flags, "--config.faults.start_timeout_s=3", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 75, result.stderr
+    assert 3 <= time.monotonic() - begun < 3 + SECONDS
+    assert result.stderr.count("\n") == 1
+    assert "not all 2 processes came within faults.start_timeout_s=3 s" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("differs", "message"),
+    [
+        ("--config.optim.peak_lr=0.5", "optim.peak_lr is 0.0"),
+        ("--config.checkpoint.every_steps=3", "checkpoint.every_steps is 1 in process 0 and 3 in process 1"),
+    ],
+)
+def test_processes_that_disagree_are_refused(tmp_path, differs, message):
+    with Run(tmp_path / "run", each={1: [differs]}) as run:
+        assert run.codes(60) == [2, 2]
+        for number in range(2):
+            assert message in run.said(number)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_processes=2"], "--coordinator_address, --num_processes and --process_id go together; give all three"),
+        (["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"], "--process_id=2 is not one of"),
+        (["--coordinator_address=a:b", "--num_processes=2", "--process_id=1"], "'a:b' is not of the form HOST:PORT"),
+        (["--workdir=gs://bucket/run"], "--workdir='gs://bucket/run' is no folder; mount a shared file system"),
+    ],
+)
+def test_flags_are_refused_in_one_line(flags, message):
+    result = cli.run("main", *SHRUNK, *flags)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
