@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import sys
@@ -34,6 +35,14 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; one of: {', '.join(names)}"
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _drop_output() -> None:
+    """What is still to be flushed to standard output goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_on_user_error(verb: Callable[[], None]) -> None:
     """Runs a command-line verb; a `UserError` becomes one line on stderr and its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -43,7 +52,13 @@ def exit_on_user_error(verb: Callable[[], None]) -> None:
         verb()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _drop_output()
+        print(f"error: {error.filename or 'standard output'}: can't be written ({error.strerror})", file=sys.stderr)
+        sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mnv2_jax.errors import UserError
@@ -26,6 +26,19 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}; restore it or give another file")
     return tree
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """What goes wrong in here while a file or folder is written is the user's to mend.
+
+    Raises:
+      UserError: naming it and the reason, as a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror or error}); mend that and start again") from error
 
 
 def write_json(path: pathlib.Path, tree: Any) -> None:
@@ -50,13 +63,12 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Replaces any file as `write_json` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # before the rename, which may otherwise reach the disk first
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); mend that and start again") from error
+        with writing(path):
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # before the rename, which may otherwise reach the disk first
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # it is there only if we failed, or its name is impossible
             temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 W0_25 = ROOT / "configs" / "w0_25.py"
@@ -14,6 +15,7 @@ SHRUNK = (
     "--config.train.steps=12",
     "--config.train.eval_every_epochs=0.1",
     "--config.log.every_steps=1",
+    "--config.log.batch_hash=True",
     "--config.checkpoint.every_steps=2",
 )
 """12 steps of MobileNetV2 0.25 on digits, evaluated about every 4."""
@@ -47,6 +49,28 @@ def run(verb, *arguments, devices=1, cwd=None):
     )
 
 
+def start(verb, *arguments, stdout=subprocess.PIPE, **variables):
+    """Starts a verb, with more ``variables`` in its environment, and pipes for what it says."""
+    return subprocess.Popen(
+        command(verb, *arguments),
+        env=environment() | variables,
+        cwd=ROOT,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(process, condition):
+    """Waits, watching closely, for a condition; False if the process ended first."""
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
 def answer(result):
     """The one JSON object of a run with --json that went well."""
     assert result.returncode == 0, result.stderr
@@ -65,3 +89,32 @@ def digests(workdir):
     steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
     newest = max(steps, key=lambda p: int(p.name))
     return newest.name, json.loads((newest / "digest" / "metadata").read_text())
+
+
+def logged_steps(workdir):
+    """How many steps a run has logged, those that it will take again included."""
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count('"train"') if path.exists() else 0
+
+
+def checkpoints(workdir):
+    """The steps of the finished checkpoints, oldest first."""
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def contents(folder):
+    """All files below a folder, by their names."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_same(workdir, uninterrupted):
+    """Losses, batches, evaluations and parameters of two finished runs are the same, to the bit."""
+    train, steps = metrics(workdir, "train"), json.loads((workdir / "summary.json").read_text())["steps"]
+    for split in ("train", "eval"):
+        assert metrics(workdir, split) == metrics(uninterrupted, split)
+    assert [line["step"] for line in train] == list(range(1, steps + 1))
+    assert len({line["batch_hash"] for line in train}) > 1
+    assert digests(workdir) == digests(uninterrupted)
+    one, other = (json.loads((w / "summary.json").read_text()) for w in (workdir, uninterrupted))
+    assert one["eval"] == other["eval"]

@@ -109,10 +109,22 @@ def assert_same(workdir, reference):
     assert cli.digests(workdir) == cli.digests(reference)
 
 
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "{number}",
+    "SLURM_LOCALID": "{number}",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "JAX_COORDINATOR_PORT": "{port}",
+}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """Of two processes that srun has started, as far as they can see; the others are started by flags."""
     workdir = tmp_path_factory.mktemp("pods") / "uninterrupted"
-    with Run(workdir) as run:
+    with Run(workdir, environment=SLURM) as run:
         run.finished()
         assert run.logged() == STEPS
         assert "top-1" in run.said(0)
@@ -127,7 +139,6 @@ def test_sigterm_to_one_stops_all_in_training_and_in_evaluation(uninterrupted, t
     workdir = tmp_path / "run"
     for number, in_evaluation in ((1, False), (0, True)):
         with Run(workdir) as run:
-            evaluations = run.logged("eval")
             steps = run.logged()
             if in_evaluation:
                 run.until(lambda steps=steps: steps < run.logged() in (3, STEPS))
@@ -195,20 +206,8 @@ def newest_fingerprint(workdir):
     return hashlib.sha256(json.dumps(proof["state"], sort_keys=True).encode()).hexdigest()
 
 
-def test_slurm_is_detected(uninterrupted, tmp_path):
-    slurm = {
-        "SLURM_JOB_ID": "7",
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": "2",
-        "SLURM_PROCID": "{number}",
-        "SLURM_LOCALID": "{number}",
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-        "JAX_COORDINATOR_PORT": "{port}",
-    }
-    with Run(tmp_path / "run", environment=slurm) as run:
-        run.finished()
-    assert_same(tmp_path / "run", uninterrupted)
-    with Run(uninterrupted, environment=slurm) as run:
+def test_a_finished_run_says_so_once(uninterrupted):
+    with Run(uninterrupted, environment=SLURM) as run:
         assert run.codes() == [0, 0]
         assert "finished already, at step 6" in run.said(0)
         assert "finished" not in run.said(1)
@@ -255,6 +254,7 @@ def test_an_error_of_one_ends_all_at_once_with_its_line_and_code(tmp_path):
         assert "process 1 has failed, and so ends process 0: error: image 7 is damaged; mend it" in run.said(0)
 
 
+@pytest.mark.slow
 def test_a_bug_of_the_first_ends_all_with_a_traceback(tmp_path):
     broken = IN_THE_SECOND_BATCH.format(fault="raise KeyError('what')")
     with Run(tmp_path / "run", programs={0: broken}) as run:

@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import subprocess
 import time
 
 import pytest
@@ -18,88 +17,89 @@ def uninterrupted(trained):
     return workdir
 
 
-def start(workdir):
-    return subprocess.Popen(
-        cli.command("main", *cli.SHRUNK, f"--workdir={workdir}"),
-        env=cli.environment(),
-        cwd=cli.ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def until(process, condition):
-    """Waits, watching closely, for a condition; False if the process ended first."""
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.001)
-    return False
-
-
-def logged_steps(workdir):
-    path = workdir / "metrics.jsonl"
-    return path.read_text().count('"train"') if path.exists() else 0
-
-
-def writes_checkpoint(workdir):
+def being_written(workdir):
     folder = workdir / "checkpoints"
     return folder.is_dir() and any("orbax-checkpoint-tmp" in p.name for p in folder.iterdir())
 
 
-def has_checkpoint(workdir):
-    return (workdir / "checkpoints").is_dir() and any(p.name.isdigit() for p in (workdir / "checkpoints").iterdir())
+def kill(workdir, flags, rng, *, writing):
+    """Starts a run, or goes on with it, and kills it at a random point: ``writing``, while a checkpoint is written.
+
+    Returns:
+      Whether a checkpoint was being written.
+    """
+    process = cli.start("main", *flags, f"--workdir={workdir}")
+    wanted, starting = cli.logged_steps(workdir) + rng.randint(1, 3), not writing and rng.random() < 0.2
+    if writing:
+        assert cli.until(process, lambda: cli.checkpoints(workdir) and not being_written(workdir))  # of the kill before
+        assert cli.until(process, lambda: being_written(workdir))
+        time.sleep(rng.uniform(0, 0.02))
+    elif starting:  # somewhere in the imports, in reading the checkpoint, or in compiling
+        time.sleep(rng.uniform(0, 8))
+    else:
+        assert cli.until(process, lambda: cli.logged_steps(workdir) >= wanted)
+        time.sleep(rng.uniform(0, 0.02))
+    process.kill()
+    process.communicate()
+    return being_written(workdir) and not starting  # what is there may be of the kill before
 
 
-def assert_same(workdir, uninterrupted):
-    for split in ("train", "eval"):
-        assert cli.metrics(workdir, split) == cli.metrics(uninterrupted, split)
-    assert [line["step"] for line in cli.metrics(workdir, "train")] == list(range(1, 13))
-    assert cli.digests(workdir) == cli.digests(uninterrupted)
-    summary, other = (json.loads((w / "summary.json").read_text()) for w in (workdir, uninterrupted))
-    assert summary["eval"] == other["eval"]
+def kills(workdir, flags, number, seed):
+    """So many kills, half of them (at least; one of three) while a checkpoint is written; how many of each there were.
+
+    The first is at another time, so that those go on from a checkpoint, and don't begin anew.
+    """
+    rng, hit, others = random.Random(seed), 0, 0
+    while hit < number // 2 or hit + others < number:
+        was_hit = kill(workdir, flags, rng, writing=others > hit)
+        hit, others = hit + was_hit, others + (not was_hit)
+    return hit, others
+
+
+def assert_goes_on(workdir, flags, uninterrupted):
+    """What was killed is, once finished, the run that was not; torn in the middle of a line of the log, too."""
+    log = workdir / "metrics.jsonl"
+    seconds = max(json.loads(line)["seconds"] for line in log.read_text().splitlines())
+    log.write_bytes(log.read_bytes() + b'{"step": 999, "split": "train", "lo')
+    said, error = cli.start("main", *flags, f"--workdir={workdir}").communicate(timeout=600)
+    assert "going on at step" in said, error
+    cli.assert_same(workdir, uninterrupted)
+    assert json.loads((workdir / "summary.json").read_text())["seconds"] > seconds
 
 
 def test_three_kills_one_while_a_checkpoint_is_written(uninterrupted, tmp_path):
-    workdir, rng, hit = tmp_path / "run", random.Random(0), 0
-    for kill in range(3):
-        process = start(workdir)
-        before, more = logged_steps(workdir), rng.randint(1, 3)
-        if kill == 1:
-            # Not the first: the run shall go on from a checkpoint, not begin anew.
-            hit += until(process, lambda before=before: has_checkpoint(workdir) and writes_checkpoint(workdir))
-        else:
-            assert until(process, lambda before=before, more=more: logged_steps(workdir) >= before + more)
-        process.kill()
-        process.communicate()
-    assert hit == 1
-    lost = logged_steps(workdir)
-    log = workdir / "metrics.jsonl"
-    log.write_bytes(log.read_bytes() + b'{"step": 99, "split": "train", "lo')  # torn in the middle of a line
-    seconds = max(json.loads(line)["seconds"] for line in log.read_text().splitlines()[:-1])
-    assert lost < 12
-    output, _ = start(workdir).communicate(timeout=300)
-    assert "going on at step" in output
-    assert_same(workdir, uninterrupted)
-    assert json.loads((workdir / "summary.json").read_text())["seconds"] > seconds
+    hit, _ = kills(tmp_path / "run", cli.SHRUNK, 3, seed=0)
+    assert hit >= 1
+    assert cli.logged_steps(tmp_path / "run") < 12
+    assert_goes_on(tmp_path / "run", cli.SHRUNK, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_kills_half_while_a_checkpoint_is_written(tmp_path):
+    flags = [*cli.SHRUNK, "--config.train.steps=150", "--config.checkpoint.every_steps=4"]
+    hit, others = kills(tmp_path / "run", flags, 20, seed=1)
+    assert hit >= 10
+    assert hit + others >= 20
+    assert cli.logged_steps(tmp_path / "run") < 150
+    cli.start("main", *flags, f"--workdir={tmp_path / 'uninterrupted'}").communicate(timeout=600)
+    assert_goes_on(tmp_path / "run", flags, tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_exit_0_in_time(uninterrupted, tmp_path, sent):
     workdir = tmp_path / "run"
-    process = start(workdir)
-    assert until(process, lambda: logged_steps(workdir) >= 3)
+    process = cli.start("main", *cli.SHRUNK, f"--workdir={workdir}")
+    assert cli.until(process, lambda: cli.logged_steps(workdir) >= 3)
     process.send_signal(sent)
     begun = time.monotonic()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    said, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
     assert time.monotonic() - begun < 10
-    assert "the same command goes on" in output
+    assert "the same command goes on" in said
     assert not (workdir / "summary.json").exists()
     cli.answer(cli.run("main", *cli.SHRUNK, f"--workdir={workdir}", "--json"))
-    assert_same(workdir, uninterrupted)
+    cli.assert_same(workdir, uninterrupted)
 
 
 def test_a_finished_run_says_so_and_stays(uninterrupted):
@@ -127,9 +127,9 @@ def test_a_run_goes_on_from_its_own_json(uninterrupted):
 
 def test_a_folder_in_training_is_locked(tmp_path):
     workdir = tmp_path / "run"
-    first = start(workdir)
+    first = cli.start("main", *cli.SHRUNK, f"--workdir={workdir}")
     try:
-        assert until(first, lambda: (workdir / "config.json").exists())
+        assert cli.until(first, lambda: (workdir / "config.json").exists())
         second = cli.run("main", *cli.SHRUNK, f"--workdir={workdir}")
         assert second.returncode == 2
         assert f"process {first.pid} is training there" in second.stderr

@@ -25,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mnv2_jax.config import CheckpointConfig
 from mnv2_jax.errors import UserError
+from mnv2_jax.json_files import writing
 from mnv2_jax.training.metrics_log import read_evaluations
 from mnv2_jax.types import PyTree, Variables
 
@@ -263,11 +264,12 @@ class Checkpoints:
 
     def _put_aside(self, step: int) -> None:
         aside = self.folder.with_name("checkpoints.damaged")
-        aside.mkdir(exist_ok=True)
-        target = aside / str(step)
-        if target.exists():
-            shutil.rmtree(target)
-        (self.folder / str(step)).rename(target)
+        with writing(aside):
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            if target.exists():
+                shutil.rmtree(target)
+            (self.folder / str(step)).rename(target)
         assert self._manager is not None
         self._manager.reload()
 

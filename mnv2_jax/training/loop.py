@@ -38,6 +38,8 @@ from mnv2_jax.types import Batch
 
 SUMMARY, EVALUATION = "summary.json", "evaluation.json"
 
+_AGAIN = "start all again, without that machine if it happens twice"
+
 
 def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.stdout) -> dict[str, Any] | None:
     """Trains to the end, from the newest checkpoint if the folder has one.
@@ -152,7 +154,7 @@ def _run(
         recorder.share_skipped()
         with recorder.speed.stopped():
             if processes.are_several():
-                _agree_on(state, step)
+                _agree_on(state, step, f"a machine computes wrongly, and nothing was saved; {_AGAIN}")
             if checkpoints is not None:
                 checkpoints.save(step, state, metric)
 
@@ -255,23 +257,21 @@ def _begin(experiment: Experiment, found: Found, restored: Restored | None, reco
                 recorder.say("the norms of the weights are folded; their statistics are taken from training images")
                 weights = experiment.unfolded(weights)
             state = meshes.put(experiment.mesh, with_weights(state, weights, config.init.head))
+        if processes.are_several():
+            _agree_on(state, 0, "start all with the same weights, on the same kind of machine")
         return state
     like = jax.eval_shape(experiment.init_state)
     empty = functools.partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
     saved = empty(like) if restored is None else from_leaves(restored.leaves, like)
     state = meshes.put(experiment.mesh, processes.broadcast(saved))
-    recorder.say(f"restored the state {_agree_on(state, found.step)[:16]}")
+    recorder.say(f"restored the state {_agree_on(state, found.step, _AGAIN)[:16]}")
     return state
 
 
-def _agree_on(state: TrainState, step: int) -> str:
+def _agree_on(state: TrainState, step: int, mend: str) -> str:
     """The fingerprint of a state, of which every process has the same copy."""
     copy = fingerprint(state)
-    processes.agree(
-        {f"the state after step {step}": copy},
-        mend="a machine computes wrongly, and nothing was saved; start all again, without it if it happens twice",
-        kind=FaultError,
-    )
+    processes.agree({f"the state after step {step}": copy}, mend=mend, kind=FaultError)
     return copy
 
 

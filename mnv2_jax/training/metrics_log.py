@@ -5,6 +5,7 @@ A process may die in the middle of a line, so what isn't a sound line counts for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from mnv2_jax.json_files import jsonable, write_text
+from mnv2_jax.json_files import jsonable, write_bytes, write_text, writing
 
 NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
 
@@ -47,7 +48,7 @@ class MetricsLog:
         lines = [line for line in parsed if line is not None]
         if None in parsed[:-1]:
             aside = workdir / DAMAGED
-            aside.write_bytes(old)
+            write_bytes(aside, old)
             print(
                 f"warning: {path} has damaged lines; it is copied to {aside}, and goes on without them", file=sys.stderr
             )
@@ -55,19 +56,10 @@ class MetricsLog:
         kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= resume_step)
         if kept.encode() != old:
             write_text(path, kept)
-        self._file = path.open("a", buffering=1)  # a line is written as soon as it ends
-        self._events = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # 0.1 s that a run without it saves
-
-            folder = workdir / TENSORBOARD
-            # Event files are named by the second; the suffix keeps two quick sessions apart.
-            self._events = SummaryWriter(
-                str(folder),
-                purge_step=resume_step + 1 if folder.exists() else None,
-                flush_secs=10,
-                filename_suffix=f".{os.getpid()}.{resume_step}",
-            )
+        self._path = path
+        with writing(path):
+            self._file = path.open("a", buffering=1)  # a line is written as soon as it ends
+        self._events = _Events(workdir / TENSORBOARD, resume_step) if tensorboard else None
 
     @property
     def seconds(self) -> float:
@@ -77,17 +69,48 @@ class MetricsLog:
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Writes one line: step, split, `seconds`, then the values (scalars; those that aren't finite as null)."""
         line = jsonable({"step": step, "split": split, "seconds": round(self.seconds, 3), **values})
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        with writing(self._path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._events is not None:
-            for key, value in line.items():
-                if isinstance(value, int | float) and key != "step":
-                    self._events.add_scalar(f"{split}/{key}", value, step)
+            numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
+            self._events.write(step, {f"{split}/{key}": value for key, value in numbers.items()})
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        """Closes the files. What can't be written any more has been said."""
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+
+
+class _Events:
+    """A file for TensorBoard, written at once: tensorboardX's own writer has a thread, for whose death we'd wait."""
+
+    def __init__(self, folder: pathlib.Path, resume_step: int):
+        from tensorboardX.event_file_writer import EventsWriter  # 0.1 s that a run without it saves
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        self._folder, self._scalar, self._event = folder, scalar, event_pb2.Event
+        with writing(folder):
+            resumed = folder.exists()
+            folder.mkdir(exist_ok=True)
+            # Event files are named by the second; the suffix keeps two quick sessions apart.
+            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{resume_step}")
+            if resumed:  # what older files say of later steps no longer holds
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._writer.write_event(self._event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+            self._writer.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with writing(self._folder):
+            for tag, value in values.items():
+                summary = self._scalar(tag, value)
+                self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

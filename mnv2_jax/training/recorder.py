@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import jax
 
 from mnv2_jax.errors import NonFiniteLossError
-from mnv2_jax.json_files import write_text
+from mnv2_jax.json_files import write_text, writing
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import processes
 from mnv2_jax.training.experiment import Experiment
@@ -90,7 +90,7 @@ class Recorder:
         known = set(read_skipped(self._workdir))
         lines = dict.fromkeys(line for _, _, lines in sorted(told) for line in lines if line not in known)
         if lines:
-            with (self._workdir / SKIPPED).open("ab") as file:
+            with writing(self._workdir / SKIPPED), (self._workdir / SKIPPED).open("ab") as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
         for line in lines:
             self.say(f"skipped: {line}")

@@ -25,7 +25,7 @@ from PIL import Image
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.data.split import Split
-from mnv2_jax.json_files import read_json, write_text
+from mnv2_jax.json_files import read_json, write_bytes, write_text, writing
 from mnv2_jax.training.metrics_log import read_metrics
 from mnv2_jax.training.progress import duration
 from mnv2_jax.training.recorder import SKIPPED, read_skipped
@@ -119,11 +119,14 @@ def save_pictures(workdir: pathlib.Path, split: Split, indices: Iterable[int]) -
     """Writes ``mistakes/INDEX.png``, at most 160 pixels wide and high, for these images of a split, and no others."""
     folder = workdir / PICTURES
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    with writing(folder):
+        folder.mkdir()
     for index in indices:
         image = Image.fromarray(np.asarray(split.read(index)))
         image.thumbnail((160, 160))
-        image.save(folder / f"{index}.png")
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        write_bytes(folder / f"{index}.png", content.getvalue())
 
 
 # --- words and numbers -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.errors import UserError
-from mnv2_jax.json_files import jsonable, read_json, write_json
+from mnv2_jax.json_files import jsonable, read_json, write_json, writing
 from mnv2_jax.training.provenance import provenance
 
 LOCK, CONFIG, DATASET, PROVENANCE = ".lock", "config.json", "dataset.json", "provenance.json"
@@ -59,8 +59,9 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
             raise UserError(
                 f"--workdir={workdir}: its file system can't lock files ({error.strerror}); give a local folder"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with writing(workdir / LOCK):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
         os.ftruncate(descriptor, 0)
     finally:

@@ -1,7 +1,9 @@
 """A checkpoint is what was saved, or it is not taken."""
 
+import logging
 import pathlib
 import random
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from mnv2_jax.training.checkpoint import Checkpoints, digest, from_leaves, resto
 
 # Orbax leaves reads of damaged files behind, which then find its event loop closed; pytest blames a later test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which reports them too, at the end; as runtime.configure
 
 KEEP = CheckpointConfig(keep_latest=2, keep_best=1)
 
@@ -99,30 +102,145 @@ def files(folder: pathlib.Path):
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_damage_is_found_and_the_one_before_is_taken(tmp_path, capsys, seed):
-    with Checkpoints(tmp_path, KEEP) as checkpoints:
-        save(checkpoints, [(1, None), (2, None)])
-    rng = random.Random(seed)
-    victim = rng.choice([p for p in files(tmp_path / "checkpoints" / "2") if p.stat().st_size])
-    content = bytearray(victim.read_bytes())
-    kind = ("flip", "truncate", "delete")[seed % 3]
-    if kind == "flip":
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        victim.write_bytes(content)
-    elif kind == "truncate":
-        victim.write_bytes(content[: rng.randrange(len(content))])
-    else:
-        victim.unlink()
-    with Checkpoints(tmp_path, KEEP) as checkpoints:
-        restored = checkpoints.restore()
+def contents(folder: pathlib.Path):
+    return {p.relative_to(folder): p.read_bytes() for p in files(folder)}
+
+
+# --- corruptions: what may happen to the checkpoint ``bad``, which has ``good`` before it ------------------------
+
+
+def any_file(rng, folder):
+    """Each file is as likely as another, or each byte."""
+    sizes = {path: path.stat().st_size for path in files(folder)}
+    return rng.choices(list(sizes), rng.choice((None, list(sizes.values()))))[0]
+
+
+def some_bytes(rng, content):
+    begin = rng.randrange(len(content))
+    return slice(begin, begin + rng.choice((1, 16, 512)))
+
+
+def flip_a_bit(rng, bad, good):
+    path = any_file(rng, bad)
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(rng, bad, good):
+    path = any_file(rng, bad)
+    path.write_bytes(path.read_bytes()[: rng.choice((0, rng.randrange(path.stat().st_size)))])
+
+
+def zero_a_block(rng, bad, good):
+    path = any_file(rng, bad)
+    content = bytearray(path.read_bytes())
+    block = some_bytes(rng, content)
+    content[block] = bytes(len(content[block]))
+    path.write_bytes(content)
+
+
+def fill_a_block(rng, bad, good):
+    path = any_file(rng, bad)
+    content = bytearray(path.read_bytes())
+    block = some_bytes(rng, content)
+    content[block] = rng.randbytes(len(content[block]))
+    path.write_bytes(content)
+
+
+def append_bytes(rng, bad, good):
+    path = any_file(rng, bad)
+    path.write_bytes(path.read_bytes() + rng.choice((bytes, rng.randbytes))(rng.choice((1, 64, 4096))))
+
+
+def delete_a_file(rng, bad, good):
+    any_file(rng, bad).unlink()
+
+
+def delete_a_folder(rng, bad, good):
+    shutil.rmtree(rng.choice(sorted(p for p in bad.rglob("*") if p.is_dir())))
+
+
+def exchange_two_files(rng, bad, good):
+    one, other = rng.sample(files(bad), 2)
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def take_a_file_of_the_one_before(rng, bad, good):
+    path = any_file(rng, bad)
+    path.write_bytes(rng.choice(files(good / path.parent.relative_to(bad))).read_bytes())
+
+
+def take_a_folder_of_the_one_before(rng, bad, good):
+    path = rng.choice([bad, *sorted(p for p in bad.rglob("*") if p.is_dir())])
+    shutil.rmtree(path)
+    shutil.copytree(good / path.relative_to(bad), path)
+
+
+CORRUPTIONS = (
+    flip_a_bit,
+    truncate,
+    zero_a_block,
+    fill_a_block,
+    append_bytes,
+    delete_a_file,
+    delete_a_folder,
+    exchange_two_files,
+    take_a_file_of_the_one_before,
+    take_a_folder_of_the_one_before,
+)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with Checkpoints(folder, KEEP) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, stored(step), step / 4)
+    return folder
+
+
+def stored(seed):
+    """With a large array besides the small ones, which Orbax stores in the nodes of its tree."""
+    kernel = np.random.default_rng(seed).normal(size=(3, 3, 16, 64)).astype(np.float32)
+    return {**state(seed), "params": {"large": kernel, **state(seed)["params"]}}
+
+
+@pytest.mark.parametrize("corrupt", CORRUPTIONS)
+def test_twenty_corruptions_of_a_kind_never_a_wrong_restore(two_checkpoints, tmp_path, capsys, corrupt):
+    taken = {1: 0, 2: 0}
+    for seed in range(20):
+        run = shutil.copytree(two_checkpoints, tmp_path / str(seed))
+        folder, rng = run / "checkpoints", random.Random(seed)
+        corrupt(rng, folder / "2", folder / "1")
+        before = contents(run)
+        with Checkpoints(run) as checkpoints:
+            restored = checkpoints.restore()
         # Not every byte matters (time stamps don't); what is taken is right in any case.
-        assert same(from_leaves(restored.leaves, state(0)), state(restored.step))
-        if restored.step == 1:
-            assert "checkpoint 2 is damaged" in capsys.readouterr().err
-            assert (tmp_path / "checkpoints.damaged" / "2").is_dir()
-            save(checkpoints, [(2, None)])  # its number can be used again
-            assert checkpoints.restore().step == 2
+        assert same(from_leaves(restored.leaves, stored(0)), stored(restored.step)), seed
+        assert restored.meta == {"step": restored.step, "metric": restored.step / 4}, seed
+        assert ("warning: checkpoint 2 is damaged" in capsys.readouterr().err) == (restored.step == 1), seed
+        assert contents(run) == before, seed
+        taken[restored.step] += 1
+        if seed % 10 == 0:
+            goes_on(run, restored.step)
+            capsys.readouterr()
+    assert taken[1] >= 2  # some have done harm
+
+
+def goes_on(run, step):
+    """The damaged one is put aside, and its number can be used again; the one before stays as it is."""
+    folder, aside = run / "checkpoints", run / "checkpoints.damaged"
+    good, bad = contents(folder / "1"), contents(folder / "2")
+    with Checkpoints(run, KEEP) as checkpoints:
+        assert checkpoints.restore().step == step
+        assert contents(folder / "1") == good
+        assert (contents(aside / "2") == bad) if step == 1 else not aside.exists()
+        save(checkpoints, [(2, 0.5)])
+        assert checkpoints.restore().step == 2
+        assert contents(folder / "1") == good
 
 
 def test_all_damaged_is_an_error_and_nothing_is_lost(tmp_path, capsys):
