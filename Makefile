@@ -2,20 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all test-parity lint format clean
+.PHONY: quickstart test test-all test-parity test-pods lint format clean
 
 # Trains MobileNetV2 0.35 on the digits that come with scikit-learn; again: says that it is done.
 quickstart: .venv/core
 	$(BIN)/python -m mnv2_jax.main --config=configs/w0_35.py:data=digits --workdir=runs/quickstart
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m "not slow and not parity"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not parity and not pods"
 
 test-all: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m "not parity"
+	$(BIN)/python -m pytest -n 2 -m "not parity and not pods"
 
 test-parity: .venv/parity
 	$(BIN)/python -m pytest -n 2 -m parity
+
+# One after the other: the compiler for TPUs uses every core.
+test-pods: .venv/pods
+	$(BIN)/python -m pytest -m pods
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -40,4 +44,8 @@ clean:
 
 .venv/parity: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[parity]"
+	touch $@
+
+.venv/pods: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pods]"
 	touch $@

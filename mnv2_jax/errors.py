@@ -43,6 +43,18 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def line_and_code(error: BaseException) -> tuple[str, int] | None:
+    """What to say of an error that isn't a bug, and the exit code; None for a bug."""
+    if isinstance(error, UserError):
+        return "error: " + " ".join(str(error).split()), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = error.filename or "standard output"
+        return f"error: {where}: can't be written ({error.strerror}); make room and start again", UserError.exit_code
+    return None
+
+
 def exit_on_user_error(verb: Callable[[], None]) -> None:
     """Runs a command-line verb; a `UserError` becomes one line on stderr and its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -53,16 +65,11 @@ def exit_on_user_error(verb: Callable[[], None]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, as `head`, has had enough
         _drop_output()
-    except OSError as error:
-        if error.errno not in _FULL:
+    except BaseException as error:
+        told = line_and_code(error)
+        if told is None:
             raise
-        _drop_output()
-        print(f"error: {error.filename or 'standard output'}: can't be written ({error.strerror})", file=sys.stderr)
-        sys.exit(UserError.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        if isinstance(error, OSError):
+            _drop_output()
+        print(told[0], file=sys.stderr, flush=True)
+        sys.exit(told[1])

@@ -7,8 +7,7 @@ import sys
 from mnv2_jax import config, presets
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, cluster_flags, describe_config, workdir_type
-
-MODES = ("train", "eval", "summary")
+from mnv2_jax.training.cluster import Cluster
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a .py config or a run's config.json")
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
     parser.add_argument("--workdir", type=workdir_type, help="the run's folder (default: runs/NAME OF THE CONFIG)")
-    parser.add_argument("--mode", choices=MODES, default="train", help="default: train")
+    parser.add_argument("--mode", choices=("train", "eval", "summary"), default="train", help="default: train")
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
     )
@@ -45,7 +44,7 @@ def main() -> None:
     out = verbs.Output(args.json)
     if args.mode == "summary":
         return verbs.summarise(settings, given, out)
-    with processes.together(processes.Cluster(*cluster_flags(args)), settings.faults):
+    with processes.together(Cluster(*cluster_flags(args)), settings.faults, args.mode):
         if args.mode == "train":
             verbs.train(settings, given, workdir, out)
         elif settings.init.weights is None or "init.weights" not in given_now:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 W0_25 = ROOT / "configs" / "w0_25.py"
 SHRUNK = (
     f"--config={W0_25}:data=digits,batch=32,res=16",
-    "--config.model.depth=0.5",
+    "--config.model.depth=0.3",
     "--config.train.steps=12",
     "--config.train.eval_every_epochs=0.1",
     "--config.log.every_steps=1",
@@ -30,7 +30,7 @@ def environment(devices=1):
     """The environment of a machine with so many (CPU) devices."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false",
         "PYTHONWARNINGS": "error",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in two thirds of the time
     }

@@ -22,12 +22,22 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiles in two thi
 # Several tests compile the same step; the commands they run, too, which take the folder from the environment. Each
 # worker of pytest-xdist has a folder of its own: JAX doesn't write its cache atomically.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv2_jax_tests_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # unset, a second: some take less
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
 
-LONGEST = ("test_teacher.py", "test_step.py", "test_resume.py", "test_convert.py", "test_main.py", "test_family.py")
+LONGEST = (
+    "test_multihost.py",
+    "test_step.py",
+    "test_teacher.py",
+    "test_resume.py",
+    "test_faults.py",
+    "test_convert.py",
+    "test_main.py",
+    "test_family.py",
+)
 """Files that begin first, so that no worker of pytest-xdist is left with one of them at the end."""
 
 
@@ -68,7 +78,12 @@ def real_data() -> pathlib.Path:
 def operators():
     """torchvision may lack its compiled operators: there is no build of it for the CPU build of torch."""
     torch = pytest.importorskip("torch", reason="pip install .[parity]")
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+    else:
+        return None  # defined a second time, they clash
     for name in ("nms", "qnms"):  # asked for by torchvision's import, never called
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library

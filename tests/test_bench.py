@@ -24,6 +24,7 @@ def test_mistakes_are_one_line():
         ["steps", cli.SHRUNK[0]],
         ["step"],
         ["step", cli.SHRUNK[0], "--repeats=0"],
+        ["pod", cli.SHRUNK[0], "--topology=v5e"],
         ["input"],
         ["input", "--data=folder"],
         ["input", f"--data=folder:{cli.ROOT / 'tests'}"],  # has no train/

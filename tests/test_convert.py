@@ -30,7 +30,7 @@ DIGITS = tuple(map(str, range(10)))
 
 def weights_file(path, name="mobilenet_v2", classes=DIGITS, **options):
     """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own."""
-    options = dict(width=0.25, padding="symmetric") | options
+    options = dict(width=0.25, depth=0.3, padding="symmetric") | options
     model = create_model(name, len(classes), norm=config.NormConfig(epsilon=1e-5), **options)
     rng = np.random.default_rng(0)
 
@@ -111,7 +111,7 @@ def test_training_starts_from_them(weights, tmp_path):
     out = tmp_path / "out.safetensors"
     result = cli.run("convert", tmp_path / "run", out)
     assert result.returncode == 0, result.stderr
-    assert "mobilenet_v2 width=0.25 padding=symmetric with 10 classes" in result.stdout
+    assert "mobilenet_v2 width=0.25 depth=0.3 padding=symmetric with 10 classes" in result.stdout
     _, variables = restore_variables(tmp_path / "run", "latest")
     jax.tree.map(np.testing.assert_array_equal, load_weights(out).variables, dict(variables))
     assert cli.run("convert", "--to=timm", out, tmp_path / "timm.safetensors").returncode == 0
@@ -125,7 +125,7 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     assert "have 3 classes, digits has 10 others; give --config.init.head=new" in refused.stderr
     assert not (tmp_path / "run").exists()
     weights = load_weights(file)
-    model = create_model("mobilenet_v2", 10, width=0.25, padding="symmetric")
+    model = create_model("mobilenet_v2", 10, width=0.25, depth=0.3, padding="symmetric")
     random = unflatten({name: jax.numpy.full(shape, 7.0) for name, shape in shapes_of(model).items()})
     fields = dict.fromkeys(("step", "seed", "first_bad_step", "opt_state"))
     state = TrainState(
@@ -146,7 +146,10 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["model.width=0.5"], "are of mobilenet_v2 width=0.25 padding=symmetric with 10 classes, and model.width=0.5"),
+        (
+            ["model.width=0.5"],
+            "are of mobilenet_v2 width=0.25 depth=0.3 padding=symmetric with 10 classes, and model.width=0.5",
+        ),
         (["model.padding=keras_v1"], "give --config.model.padding=symmetric"),
         (["model.padding=same"], "give --config.model.padding=symmetric"),
         (["model.name=mobilenet_v1"], "give --config.model.name=mobilenet_v2"),

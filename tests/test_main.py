@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -28,7 +26,7 @@ def test_run_folder_is_complete(trained):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {"step", "split", "loss"} <= lines[0].keys()
     provenance = json.loads((workdir / "provenance.json").read_text())
-    assert provenance["sessions"][0]["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1}
+    assert provenance["sessions"][0]["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
 
 
 def test_nothing_but_the_answer_on_standard_output(trained):
@@ -93,34 +91,6 @@ def test_summary_mode_reads_no_data():
     assert sum(layer["params"] for layer in found["layers"]) == found["params"]
     table = cli.run("main", f"--config={cli.ROOT}/configs/w1_0.py:classes=10", "--mode=summary")
     assert "block_17/depthwise" in table.stdout
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tmp_path):
-    result = cli.run("main", *cli.SHRUNK, "--config.optim.peak_lr=1e35", f"--workdir={tmp_path / 'run'}")
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1
-    assert "the loss, gradient or weights of step" in result.stderr
-    bad = int(result.stderr.split("of step ")[1].split()[0])
-    kept = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
-    assert all(step < bad for step in kept)
-    assert not (tmp_path / "run" / "summary.json").exists()
-
-
-def test_a_disk_that_is_full_is_one_line_and_the_run_is_not_finished(tmp_path):
-    limited = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
-        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "sys.argv[0] = 'main'; runpy.run_module('mnv2_jax.main', run_name='__main__')"
-    )
-    command = [sys.executable, "-c", limited, *cli.SHRUNK, f"--workdir={tmp_path / 'run'}"]
-    environment = cli.environment() | {"JAX_COMPILATION_CACHE_DIR": ""}  # JAX warns when it can't write there
-    result = subprocess.run(
-        command, env=environment, cwd=cli.ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert "can't be written" in result.stderr
-    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_run_that_is_not_one(tmp_path):

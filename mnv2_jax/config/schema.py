@@ -326,7 +326,8 @@ class FaultsConfig:
     """In which a step, a batch of evaluation and a checkpoint must be done. Unset: 600 with several processes, which
     would wait for a stuck one for ever; no limit with one."""
     compile_timeout_s: float = 3600.0
-    """In place of it where something may be compiled or read first. Read where `step_timeout_s` holds."""
+    """In place of it where something may be compiled, or is read: a batch, a checkpoint. Read where `step_timeout_s`
+    holds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -83,8 +83,7 @@ class Model:
           key: typed PRNG key.
           x: images [b, h, w, 3], or a `jax.ShapeDtypeStruct` of them; only the number of channels is read.
         """
-        shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)
-        return self.module.lazy_init(key, shape)
+        return _draw(self.module, key, x.shape[-1])
 
     def apply(
         self, variables: Variables, x: Any, train: bool = False, dropout_keys: Key | None = None
@@ -143,6 +142,13 @@ class Model:
     def endpoint_strides(self) -> dict[str, int]:
         """Height of the image over height of the map, for every endpoint that is a map, in order."""
         return self.module.endpoint_strides
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _draw(module: Network, key: Key, channels: int) -> Variables:
+    """The network is traced once, whether for its shapes or for its weights; what it computes is left out."""
+    variables: Variables = module.init(key, jnp.zeros((1, 32, 32, channels)))
+    return variables
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from mnv2_jax.training import processes
 from mnv2_jax.training.checkpoint import digest, restore_variables, to_leaves
 from mnv2_jax.training.experiment import Experiment, config_facts, open_experiment
 from mnv2_jax.training.run_folder import read_run
-from mnv2_jax.training.supervisor import Supervisor
+from mnv2_jax.training.supervisor import Stopped, Supervisor, supervise
 from mnv2_jax.types import Variables
 
 _MOST_MISTAKES = 24
@@ -35,7 +35,8 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
     """
     supervisor = supervisor or Supervisor()
     task, mesh = experiment.task, experiment.mesh
-    step = meshes.compile_eval_step(mesh, task.metrics)
+    metrics = jax.jit(task.metrics)  # so that its shapes are found without tracing the network again
+    step = meshes.compile_eval_step(mesh, metrics)
     batches = experiment.eval_batches(supervisor.should_stop)
     is_new = True
 
@@ -47,9 +48,11 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
                 return None
             with supervisor.compiling() if is_new else contextlib.nullcontext():
                 if sums is None:
-                    shapes, _ = jax.eval_shape(task.metrics, variables, batch)
+                    shapes, _ = jax.eval_shape(metrics, variables, batch)
                     sums = meshes.put(mesh, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
                 sums, rows = step(sums, variables, batch)
+                if is_new:
+                    jax.block_until_ready(rows)
                 throttle(rows)
             judged.append(rows)
             is_new = False
@@ -79,10 +82,11 @@ def evaluate_weights(experiment: Experiment, weights: Weights) -> tuple[str, Map
 
     Returns:
       The name of the split, and `Task.summarise`'s result.
+
+    Raises:
+      Stopped: if a signal came first.
     """
-    result = make_evaluate(experiment)(meshes.put(experiment.mesh, weights.variables))
-    assert result is not None
-    return experiment.dataset.eval.name, result
+    return experiment.dataset.eval.name, _evaluate(experiment, weights.variables)
 
 
 def evaluate_run(
@@ -97,6 +101,7 @@ def evaluate_run(
 
     Raises:
       UserError: if there is no checkpoint, or its model or classes aren't those of the config.
+      Stopped: if a signal came first.
     """
     own, trained = read_run(workdir)
     step, variables = restore_variables(workdir, which or own.usual_checkpoint)
@@ -113,6 +118,12 @@ def evaluate_run(
         raise UserError(
             f"{workdir} was trained on other classes than {experiment.dataset.name} has: {odd[0]!r} differs"
         )
-    result = make_evaluate(experiment)(meshes.put(experiment.mesh, variables))
-    assert result is not None
-    return step, experiment.dataset.eval.name, result
+    return step, experiment.dataset.eval.name, _evaluate(experiment, variables)
+
+
+def _evaluate(experiment: Experiment, variables: Variables) -> Mapping[str, Any]:
+    with supervise(experiment.config.faults) as supervisor:
+        result = make_evaluate(experiment, supervisor)(meshes.put(experiment.mesh, variables))
+    if result is None:
+        raise Stopped
+    return result

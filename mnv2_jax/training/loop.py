@@ -38,6 +38,7 @@ from mnv2_jax.types import Batch
 
 SUMMARY, EVALUATION = "summary.json", "evaluation.json"
 
+_LOCK_S = 120.0
 _AGAIN = "start all again, without that machine if it happens twice"
 
 
@@ -102,7 +103,8 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
 def _open_folder(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Checkpoints]:
     """Locks the run's folder, and makes sure that it is of this run."""
     run_folder.refuse_foreign(workdir)
-    with run_folder.lock(workdir):
+    # A machine that has died keeps its lock on a network's file system for a while.
+    with run_folder.lock(workdir, _LOCK_S if processes.are_several() else 0.0):
         run_folder.prepare(workdir, experiment.config, experiment.facts(), meshes.describe(experiment.mesh))
         with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
             yield checkpoints
@@ -171,7 +173,8 @@ def _run(
     batches = iter(()) if is_over else experiment.train_batches(stop, recorder.skipped)(start)
     while not is_over and not stop():
         try:
-            with recorder.speed.waiting():
+            # A teacher may have to be compiled for it; one that is stuck here keeps the others waiting in a step.
+            with recorder.speed.waiting(), supervisor.compiling():
                 batch = next(batches)
         except UserError as error:  # an image that doesn't decode
             if not processes.are_several():  # the others have theirs, and don't come to save with us
@@ -256,7 +259,8 @@ def _begin(experiment: Experiment, found: Found, restored: Restored | None, reco
             if are_folded(weights.model, weights.variables):
                 recorder.say("the norms of the weights are folded; their statistics are taken from training images")
                 weights = experiment.unfolded(weights)
-            state = meshes.put(experiment.mesh, with_weights(state, weights, config.init.head))
+            state = processes.broadcast(with_weights(state, weights, config.init.head))
+            state = meshes.put(experiment.mesh, state)
         if processes.are_several():
             _agree_on(state, 0, "start all with the same weights, on the same kind of machine")
         return state

@@ -1,6 +1,6 @@
 """Several processes as one: how they find each other, agree, exchange facts, and fail together.
 
-    together ──► start: a cluster's variables, or flags ──► jax.distributed
+    together ──► start: who takes part (`cluster.find`) ──► jax.distributed
        │
        ├── agree, exchange, from_first    over the coordinator; compile nothing
        ├── broadcast                      a state, over the devices
@@ -12,19 +12,21 @@ A process alone goes the same way, and meets nobody.
 from __future__ import annotations
 
 import contextlib
+import errno
+import faulthandler
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import os
 import pathlib
-import re
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -33,28 +35,17 @@ from jax.experimental import multihost_utils
 
 import mnv2_jax
 from mnv2_jax.config import FaultsConfig
-from mnv2_jax.errors import FaultError, UserError
+from mnv2_jax.errors import FaultError, UserError, line_and_code
+from mnv2_jax.training.cluster import PORT, Cluster, find
 from mnv2_jax.types import PyTree
-
-PORT = "8482"
-"""Of the coordinator, unless JAX_COORDINATOR_PORT says another; JAX's own choice on TPUs."""
 
 _FAILED, _SEEN = "mnv2_jax/failed", "mnv2_jax/seen/"
 _FOR_EVER_S = 30 * 24 * 3600.0
 """`exchange` leaves it to the supervisor to lose patience."""
-_WATCH_EVERY_S, _FAREWELL_S = 1.0, 3.0
+_WATCH_EVERY_S, _FAREWELL_S, _PORT_S = 1.0, 3.0, 10.0
+_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
+"""Of what XLA says, these have nothing to do with another process."""
 _AGREED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-
-
-class Cluster(NamedTuple):
-    """Who takes part, as flags say it; unset: as the scheduler's variables say it, if there is one."""
-
-    coordinator_address: str | None = None
-    """Of process 0, as HOST:PORT; processes that it can't be reached from don't take part."""
-    num_processes: int | None = None
-    process_id: int | None = None
-    local_device_ids: list[int] | None = None
-    """Which of the machine's GPUs are this process's; unset: all."""
 
 
 def is_first() -> bool:
@@ -71,22 +62,27 @@ def are_several() -> bool:
 
 
 @contextlib.contextmanager
-def together(cluster: Cluster, faults: FaultsConfig) -> Iterator[None]:
+def together(flags: Cluster, faults: FaultsConfig, verb: str) -> Iterator[None]:
     """Joins the other processes, if there are any. What ends one of them within ends all.
 
     An exception ends a process of several at once: the usual way out would wait for peers who wait for it.
 
+    Args:
+      flags: see `cluster.find`.
+      faults: how long to wait for whom.
+      verb: what is to be done; the same in all.
+
     Raises:
       UserError: if the flags aren't whole.
     """
-    _start(cluster, faults)
+    _start(flags, faults)
     if not are_several():
         yield
         return
     over = threading.Event()
     threading.Thread(target=_watch_peers, args=(over,), daemon=True, name="peers").start()
     try:
-        agree(_software(), faults.start_timeout_s)
+        agree({"the mode": verb, **_software()}, faults.start_timeout_s)
         yield
         jax.distributed.shutdown()  # waits for the others: one that left early would be taken for lost
         over.set()
@@ -94,14 +90,17 @@ def together(cluster: Cluster, faults: FaultsConfig) -> Iterator[None]:
         _leave(error)
 
 
-def _start(cluster: Cluster, faults: FaultsConfig) -> None:
+def _start(flags: Cluster, faults: FaultsConfig) -> None:
     """`jax.distributed.initialize` where there is a cluster; nothing elsewhere."""
     os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
-    chosen = _checked(cluster) or _of_slurm(os.environ)
-    if chosen is None and not _may_be_detected(os.environ):
+    chosen = find(flags, os.environ)
+    if chosen == "alone":
         return
-    who = "" if chosen is None else f"; this is process {chosen.process_id}, and process 0 is {chosen[0]}"
-    many = "the" if chosen is None else f"all {chosen.num_processes}"
+    given = {} if chosen == "ask JAX" else chosen._asdict()
+    if given and given["process_id"] == 0:
+        _check_port(given["coordinator_address"])
+    many = f"all {given['num_processes']}" if given else "the"
+    who = f"; this is process {given['process_id']}, process 0 is {given['coordinator_address']}" if given else ""
 
     def give_up() -> None:
         _exit(
@@ -116,82 +115,46 @@ def _start(cluster: Cluster, faults: FaultsConfig) -> None:
     timer.start()
     try:
         jax.distributed.initialize(
-            **({} if chosen is None else chosen._asdict()),
-            cluster_detection_method="deactivate" if chosen else None,
+            **given,
+            cluster_detection_method="deactivate" if given else None,
             initialization_timeout=int(faults.start_timeout_s) + 60,
             heartbeat_timeout_seconds=faults.heartbeat_timeout_s,
         )
         jax.devices()  # the backend waits for everybody's devices
     except ValueError as error:
-        if chosen is not None or "coordinator_address" not in str(error):
+        if given or "coordinator_address" not in str(error):  # that is how JAX says that there is no cluster
             raise
+    except (RuntimeError, OSError) as error:
+        _exit(FaultError.exit_code, f"error: the other processes can't be joined ({_first_line(error)}); start again")
     finally:
         timer.cancel()
     if are_several():
         _keep_stdout_clean()
 
 
-def _checked(cluster: Cluster) -> Cluster | None:
-    """What the flags say, whole; None if they say nothing."""
-    address, count, number, devices = cluster
-    if address is None and count is None and number is None:
-        return None
-    if count == 1 and number in (None, 0):
-        return Cluster(address or f"localhost:{os.environ['JAX_COORDINATOR_PORT']}", 1, 0, devices)
-    if address is None or count is None or number is None:
-        raise UserError("--coordinator_address, --num_processes and --process_id go together; give all three")
-    if count < 1 or not 0 <= number < count:
-        raise UserError(f"--process_id={number} is not one of --num_processes={count}; they count from 0")
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        return Cluster(f"{address}:{os.environ['JAX_COORDINATOR_PORT']}", count, number, devices)
-    if not host or not port.isdigit():
-        raise UserError(f"--coordinator_address={address!r} is not of the form HOST:PORT, as node1:{PORT}")
-    return Cluster(address, count, number, devices)
-
-
-def _of_slurm(environment: Mapping[str, str]) -> Cluster | None:
-    """The tasks of a step of srun; None outside of one, and for a single task.
-
-    JAX's own detection gives each task one GPU; here a task that has its node to itself has all of the node's.
-    """
-    wanted = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-    if not all(name in environment for name in wanted) or environment["SLURM_NTASKS"] == "1":
-        return None
-    # As node01, node01,node07, or node[01-04,07].cluster.
-    parsed = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,]*))?", environment["SLURM_STEP_NODELIST"])
-    if parsed is None:
-        raise UserError(f"SLURM_STEP_NODELIST={environment['SLURM_STEP_NODELIST']!r} can't be read; give the flags")
-    # As 8(x2),4: eight tasks on each of two nodes, four on another.
-    per_node = [int(part.split("(")[0]) for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")]
-    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
-    shares = max(per_node) > 1 and (not visible or "," in visible)  # else SLURM has given it its own
-    return Cluster(
-        "".join(filter(None, parsed.groups())) + f":{environment['JAX_COORDINATOR_PORT']}",
-        int(environment["SLURM_NTASKS"]),
-        int(environment["SLURM_PROCID"]),
-        [int(environment["SLURM_LOCALID"])] if shares else None,
-    )
-
-
-def _may_be_detected(environment: Mapping[str, str]) -> bool:
-    """Whether JAX shall look for a cluster: not in a Kubernetes pod that is no part of an indexed job.
+def _check_port(address: str) -> None:
+    """gRPC would share a port with another run on this machine, and the two would take each other's processes.
 
     Raises:
-      UserError: in one that is, without what JAX asks Kubernetes with: it would train alone, as would the others.
+      UserError: if somebody listens there, and goes on doing so; a run that is just ending lets go.
     """
-    if "KUBERNETES_SERVICE_HOST" not in environment or "TPU_WORKER_HOSTNAMES" in environment:
-        return True
-    if "JOB_COMPLETION_INDEX" not in environment:
-        return False
-    try:
-        importlib.metadata.version("kubernetes")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(
-            "this is a pod of an indexed Kubernetes job; give --coordinator_address, --num_processes and --process_id,"
-            " or pip install kubernetes"
-        ) from error
-    return True
+    port = int(address.rpartition(":")[2])
+    deadline = time.monotonic() + _PORT_S
+    while True:
+        with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("", port))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    return  # JAX will say what it thinks of it
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"port {port} is taken, mostly by another run on this machine; set JAX_COORDINATOR_PORT for"
+                        " all processes, or give --coordinator_address another"
+                    ) from error
+        time.sleep(0.5)
 
 
 def _keep_stdout_clean() -> None:
@@ -278,6 +241,7 @@ def _software() -> dict[str, Any]:
         "the number of devices": jax.local_device_count(),
         "the kind of device": device.device_kind,
         "JAX_ENABLE_X64": jax.config.read("jax_enable_x64"),
+        **{name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
     }
 
 
@@ -296,13 +260,12 @@ def broadcast(tree: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, copies)
 
 
-def reached_stop(number: int) -> bool:
-    """Whether all are to stop here: some process has got a SIGTERM, and this is where all will meet.
+_questions = itertools.count(1)
 
-    Args:
-      number: of the question; every process asks in the same places.
-    """
-    return multihost_utils.reached_preemption_sync_point(number)
+
+def reached_stop() -> bool:
+    """Whether all are to stop here: some process has got a SIGTERM, and this is where all meet. All ask it as often."""
+    return multihost_utils.reached_preemption_sync_point(next(_questions))
 
 
 # --- failing together --------------------------------------------------------------------------------------
@@ -310,65 +273,70 @@ def reached_stop(number: int) -> bool:
 
 def fail(line: str, code: int) -> NoReturn:
     """Ends this process, whatever thread calls, and tells the others why."""
-    sender = threading.Thread(target=_tell, args=(line, code), daemon=True)
-    sender.start()
-    sender.join(2 * _FAREWELL_S)  # the coordinator may be stuck itself
+    _before_leaving(_FAILED, json.dumps([jax.process_index(), line, code]))
     _exit(code, line)
 
 
-def _tell(line: str, code: int) -> None:
-    client = global_state.client
-    if client is None or not are_several():
-        return
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
-        client.key_value_set(_FAILED, json.dumps([jax.process_index(), line, code]))
-    if is_first():  # the coordinator goes with us, and nobody could read it any more
-        deadline = time.monotonic() + _FAREWELL_S
-        while time.monotonic() < deadline and len(client.key_value_dir_get(_SEEN)) < jax.process_count() - 1:
+def _follow(number: int, line: str, code: int) -> NoReturn:
+    if code == FaultError.exit_code:  # which of us is the one that is stuck?
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+    _before_leaving(f"{_SEEN}{jax.process_index()}", "")
+    _exit(code, f"process {number} has failed, and so ends process {jax.process_index()}: {line}")
+
+
+def _before_leaving(key: str, value: str) -> None:
+    """Leaves word for the others. The coordinator goes with process 0, which waits a little for all to have read it."""
+
+    def leave_word() -> None:
+        client, deadline = global_state.client, time.monotonic() + _FAREWELL_S
+        if client is None or not are_several():
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
+            client.key_value_set(key, value)
+        while is_first() and time.monotonic() < deadline and not all_have_read(client):
             time.sleep(0.05)
+
+    def all_have_read(client: Any) -> bool:  # but the one that failed
+        return len(client.key_value_dir_get(_SEEN)) >= jax.process_count() - 1
+
+    thread = threading.Thread(target=leave_word, daemon=True)
+    thread.start()
+    thread.join(2 * _FAREWELL_S)  # the coordinator may be stuck itself
 
 
 def _peer_failure() -> tuple[int, str, int] | None:
-    """Process, line and exit code of the first that failed; None if nobody has."""
-    assert global_state.client is not None
+    """Process, line and exit code of another that failed; None if nobody has."""
+    client = global_state.client
+    if client is None:  # all is over
+        return None
     try:
-        number, line, code = json.loads(global_state.client.key_value_try_get(_FAILED))
+        number, line, code = json.loads(client.key_value_try_get(_FAILED))
     except jax.errors.JaxRuntimeError:  # not there; or the coordinator is gone, and JAX ends us
         return None
-    return number, line, code
+    return None if number == jax.process_index() else (number, line, code)
 
 
 def _watch_peers(over: threading.Event) -> None:
     """Ends this process when another has failed: it would wait for it in the next step."""
     while not over.wait(_WATCH_EVERY_S):
-        failure = _peer_failure()
-        if failure is not None and failure[0] != jax.process_index():
+        if (failure := _peer_failure()) is not None:
             _follow(*failure)
-
-
-def _follow(number: int, line: str, code: int) -> NoReturn:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        assert global_state.client is not None
-        global_state.client.key_value_set(f"{_SEEN}{jax.process_index()}", "")
-    _exit(code, f"process {number} has failed, and so ends process {jax.process_index()}: {line}")
 
 
 def _leave(error: BaseException) -> NoReturn:
     """Out of a run of several processes, at once."""
-    if isinstance(error, UserError):
-        fail("error: " + " ".join(str(error).split()), error.exit_code)
-    if isinstance(error, KeyboardInterrupt):
-        fail("interrupted", 130)
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if (told := line_and_code(error)) is not None:
+        fail(*told)
+    traceback.print_exception(error)
+    line, code = f"error: {type(error).__name__}: {_first_line(error)}", 1
+    if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN_FAULTS):
         deadline = time.monotonic() + _FAREWELL_S  # most likely a peer has gone, and has said why
         while time.monotonic() < deadline:
-            failure = _peer_failure()
-            if failure is not None and failure[0] != jax.process_index():
+            if (failure := _peer_failure()) is not None:
                 _follow(*failure)
             time.sleep(0.1)
-        fail(f"error: a peer was lost ({_first_line(error)}); start all again", FaultError.exit_code)
-    traceback.print_exception(error)
-    fail(f"error: {type(error).__name__}: {_first_line(error)}", 1)
+        line, code = f"error: a peer was lost ({_first_line(error)}); start all again", FaultError.exit_code
+    fail(line, code)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,11 +11,12 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mnv2_jax import config as config_lib
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import FaultError, UserError
 from mnv2_jax.json_files import jsonable, read_json, write_json, writing
 from mnv2_jax.training.provenance import provenance
 
@@ -30,11 +31,16 @@ _DATASET_MAY_DIFFER = ("name", _TEACHER)
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path, patience_s: float = 0.0) -> Iterator[None]:
     """Makes the folder if need be and holds it against every other process; the kernel lets go when we die.
+
+    Args:
+      workdir: the folder.
+      patience_s: how long to wait for a process that holds it.
 
     Raises:
       UserError: if another process holds it (named by its id), or no folder can be made and locked there.
+      FaultError: if it still does after some patience.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -46,19 +52,22 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
             f"--workdir={workdir}: no run folder can be made there ({error.strerror}); give another"
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        deadline = time.monotonic() + patience_s
+        while not _try_to_lock(descriptor, workdir):
+            if time.monotonic() < deadline:
+                time.sleep(1)
+                continue
             # Empty in the instant between its lock and its writing.
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            if patience_s:
+                raise FaultError(
+                    f"--workdir={workdir}: process {holder} has held it for {patience_s:g} s; stop it, or, if its"
+                    f" machine is gone (NFSv3 keeps a lock for ever), delete {workdir / LOCK}"
+                )
             raise UserError(
                 f"--workdir={workdir}: process {holder} is training there; wait for it, stop it,"
                 " or give another --workdir"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"--workdir={workdir}: its file system can't lock files ({error.strerror}); give a local folder"
-            ) from error
+            )
         with writing(workdir / LOCK):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -66,6 +75,19 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _try_to_lock(descriptor: int, workdir: pathlib.Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: its file system can't lock files ({error.strerror}); give a folder on another, or"
+            " mount it with locks (Lustre: -o flock)"
+        ) from error
+    return True
 
 
 # --- records ------------------------------------------------------------------------------

@@ -11,14 +11,17 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
+from mnv2_jax.training import processes
+
 
 def configure() -> None:
     """Turns on the persistent compilation cache and quietens libraries.
 
     The cache lies in ``JAX_COMPILATION_CACHE_DIR``, or else in ``~/.cache/mnv2_jax``; set the variable to the empty
-    string to do without.
+    string to do without. Several processes have one only where the variable names a folder, which all should see: the
+    first alone writes to it, and programs that some find and others compile would be started minutes apart.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not processes.are_several():
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(home / "mnv2_jax"))
     # Orbax reports every file that it writes, and asyncio and it each error that is raised as well.

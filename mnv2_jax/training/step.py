@@ -13,6 +13,7 @@ from mnv2_jax.config import Config
 from mnv2_jax.ops.hashing import batch_hash
 from mnv2_jax.ops.random import step_key
 from mnv2_jax.tasks.base import Task
+from mnv2_jax.tasks.distillation import TEACHER_LOGITS
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.state import NEVER, TrainState
 from mnv2_jax.types import Array, Batch, PyTree
@@ -58,7 +59,8 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
             opt_state=opt_state,
             ema=_averaged(state, {"params": params, **model_state}, config),
         )
-        hashed = {"batch_hash": batch_hash(batch)} if config.log.batch_hash else {}
+        fed = {name: array for name, array in batch.items() if name != TEACHER_LOGITS}  # computed on the devices
+        hashed = {"batch_hash": batch_hash(fed)} if config.log.batch_hash else {}
         return new_state, metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step} | hashed
 
     return step

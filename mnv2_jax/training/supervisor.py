@@ -33,16 +33,15 @@ class Supervisor:
 
     def __init__(self, step_timeout_s: float = math.inf, compile_timeout_s: float = math.inf):
         """Watches nothing yet; `supervise` does."""
-        self._step_timeout_s, self._compile_timeout_s = step_timeout_s, compile_timeout_s
-        self._limit_s, self._waited_s = step_timeout_s, 0.0
-        self._asked, self._stopping, self.signalled = 0, False, False
+        self._compile_timeout_s, self._limit_s = compile_timeout_s, step_timeout_s
+        self._alive = 0  # counted up here, and compared in the thread: neither undoes what the other does
+        self._stopping = self.signalled = False
 
     def should_stop(self) -> bool:
         """Whether a stop was requested; of several processes, all get the same answer in the same place."""
-        self._waited_s = 0.0
+        self._alive += 1
         if not self._stopping:
-            self._asked += 1
-            self._stopping = processes.reached_stop(self._asked) if processes.are_several() else self.signalled
+            self._stopping = processes.reached_stop() if processes.are_several() else self.signalled
         return self._stopping
 
     @contextlib.contextmanager
@@ -52,18 +51,21 @@ class Supervisor:
         try:
             yield
         finally:
-            self._limit_s, self._waited_s = before, 0.0
+            self._alive += 1
+            self._limit_s = before
 
     def watch(self, over: threading.Event) -> None:
         """Ends the process once the loop has waited too long. Time in which the process itself stood still is none."""
+        seen, waited_s = self._alive, 0.0
         while not over.wait(_TICK_S):
-            self._waited_s += _TICK_S
-            if self._waited_s > self._limit_s:
+            limit_s = self._limit_s
+            seen, waited_s = (seen, waited_s + _TICK_S) if self._alive == seen else (self._alive, 0.0)
+            if waited_s > limit_s:
                 print("no step was finished in time; this is where each thread is:", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
                 processes.fail(
-                    f"error: stuck for {self._limit_s:g} s (faults.step_timeout_s, or compile_timeout_s where"
-                    " something may be compiled); start again to go on from the newest checkpoint",
+                    f"error: stuck for {limit_s:g} s (faults.step_timeout_s, or compile_timeout_s where something may"
+                    " be compiled or read); start again to go on from the newest checkpoint",
                     FaultError.exit_code,
                 )
 

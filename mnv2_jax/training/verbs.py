@@ -20,6 +20,7 @@ from mnv2_jax.training import evaluate as evaluation
 from mnv2_jax.training import loop, processes, run_folder, runtime
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.initial import check_head, check_network, open_weights, prepare
+from mnv2_jax.training.supervisor import Stopped
 
 
 class Output(NamedTuple):
@@ -84,7 +85,10 @@ def evaluate(
     runtime.configure()
     if "data.resolution" in given_now and "data.eval_resolution" not in given_now:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
-    step, split, result = evaluation.evaluate_run(config, workdir, which)
+    try:
+        step, split, result = evaluation.evaluate_run(config, workdir, which)
+    except Stopped:
+        return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
     resolution = config.data.seen_resolution
     _answer_evaluation(f"{workdir}, step {step}", split, resolution, result, out, step=step)
 
@@ -99,7 +103,10 @@ def evaluate_weights(config: Config, given: Collection[str], out: Output) -> Non
     weights = weights or open_weights(config.init.weights, config.model)
     check_network(config, weights)
     experiment = open_experiment(config, evaluates=True, classes_of=weights)
-    split, result = evaluation.evaluate_weights(experiment, weights)
+    try:
+        split, result = evaluation.evaluate_weights(experiment, weights)
+    except Stopped:
+        return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
     _answer_evaluation(
         str(config.init.weights), split, config.data.seen_resolution, result, out, weights=config.init.weights
     )

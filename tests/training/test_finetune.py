@@ -23,7 +23,8 @@ from tests import cli
 
 W0_25 = str(pathlib.Path(__file__).parents[2] / "configs" / "w0_25.py")
 PARTS = ("stem", "block_1", "head", "classifier")
-SMALL = ["data.batch_size=32", "data.resolution=16", "optim.peak_lr=0.01"]
+SMALL = ["data.batch_size=32", "data.resolution=16", "model.depth=0.3", "optim.peak_lr=0.01"]
+"""Eight blocks."""
 
 
 def experiment(*overrides):
@@ -74,11 +75,11 @@ def test_a_frozen_backbone_infers_with_its_running_statistics():
 def test_stages_unfreeze_at_their_steps():
     # 1,437 images in batches of 32: 0.045 epochs are 2 steps.
     states = taken(
-        "finetune.train_from=('classifier', 'block_17', 'stem')", "finetune.unfreeze_epochs=(0.023, 0.045)", steps=3
+        "finetune.train_from=('classifier', 'block_8', 'stem')", "finetune.unfreeze_epochs=(0.023, 0.045)", steps=3
     )
     moved = [changed(a, b)[0] for a, b in itertools.pairwise(states)]
     assert moved[0] == {"classifier"}
-    assert moved[1] == {"block_17", "head", "head_norm", "classifier"}
+    assert moved[1] == {"block_8", "head", "head_norm", "classifier"}
     assert {"stem", "stem_norm", "block_1", "classifier"} <= moved[2]
 
 

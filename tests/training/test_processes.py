@@ -1,8 +1,10 @@
-"""Who takes part, and how a process that has got stuck is noticed; several real processes are in test_multihost.py."""
+"""What one process does of what several do, and how one that has got stuck is noticed."""
 
+import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -11,82 +13,11 @@ import numpy as np
 import pytest
 
 from mnv2_jax import config as config_lib
-from mnv2_jax.errors import FaultError, UserError
+from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training import processes
-from mnv2_jax.training.processes import Cluster
 from mnv2_jax.training.supervisor import Supervisor, supervise
 from tests import cli
-
-SLURM = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_NODELIST": "gpu[003-004,9]",
-    "SLURM_NTASKS": "3",
-    "SLURM_PROCID": "1",
-    "SLURM_LOCALID": "0",
-    "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
-    "JAX_COORDINATOR_PORT": "8482",
-}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("node01", "node01"),
-        ("node01,node07", "node01"),
-        ("node[01-04,07]", "node01"),
-        ("node[7],gpu3", "node7"),
-        ("gpu-a[003-004,9].cluster.org,b", "gpu-a003.cluster.org"),
-        ("10.0.0.7", "10.0.0.7"),
-    ],
-)
-def test_slurm_names_the_first_node(nodes, first):
-    assert processes._of_slurm(SLURM | {"SLURM_STEP_NODELIST": nodes}) == Cluster(f"{first}:8482", 3, 1, None)
-
-
-@pytest.mark.parametrize(
-    ("changes", "devices"),
-    [
-        ({}, None),  # a task that has its node to itself has all of its GPUs
-        ({"SLURM_STEP_TASKS_PER_NODE": "1,2", "SLURM_LOCALID": "1"}, [1]),
-        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, [5]),
-        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": "5"}, None),
-        ({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_LOCALID": "5", "ROCR_VISIBLE_DEVICES": "5"}, None),
-    ],
-)
-def test_slurm_shares_out_a_nodes_gpus(changes, devices):
-    found = processes._of_slurm(SLURM | changes)
-    assert found is not None
-    assert found.local_device_ids == devices
-
-
-@pytest.mark.parametrize("missing", ["SLURM_STEP_NODELIST", "SLURM_PROCID"])
-def test_slurm_outside_of_a_step_is_none(missing):
-    assert processes._of_slurm({name: value for name, value in SLURM.items() if name != missing}) is None
-    assert processes._of_slurm(SLURM | {"SLURM_NTASKS": "1"}) is None
-
-
-def test_kubernetes_asks_for_what_it_needs():
-    assert processes._may_be_detected({})
-    assert processes._may_be_detected({"KUBERNETES_SERVICE_HOST": "x", "TPU_WORKER_HOSTNAMES": "a,b"})
-    assert not processes._may_be_detected({"KUBERNETES_SERVICE_HOST": "x"})  # a notebook
-    with pytest.raises(UserError, match="pip install kubernetes"):
-        processes._may_be_detected({"KUBERNETES_SERVICE_HOST": "x", "JOB_COMPLETION_INDEX": "0"})
-
-
-def test_flags_are_whole(monkeypatch):
-    monkeypatch.setenv("JAX_COORDINATOR_PORT", "9000")
-    assert processes._checked(Cluster()) is None
-    assert processes._checked(Cluster(None, 1)) == Cluster("localhost:9000", 1, 0)
-    assert processes._checked(Cluster("node1", 4, 3)) == Cluster("node1:9000", 4, 3)
-    assert processes._checked(Cluster("node1:77", 4, 0)) == Cluster("node1:77", 4, 0)
-    assert processes._checked(Cluster("[::1]:77", 4, 0)) == Cluster("[::1]:77", 4, 0)
-    for cluster in (Cluster("a:1"), Cluster("a:1", 4), Cluster(None, 4, 1), Cluster("a:1", None, 1)):
-        with pytest.raises(UserError, match="go together"):
-            processes._checked(cluster)
-    for count, number in ((0, 0), (2, 2), (2, -1), (1, 1)):
-        with pytest.raises(UserError, match=f"--process_id={number} is not one of --num_processes={count}"):
-            processes._checked(Cluster("a:1", count, number))
 
 
 def test_one_process_agrees_with_itself():
@@ -133,14 +64,43 @@ def test_signals_become_a_question():
 
 def test_what_is_compiled_may_take_longer():
     supervisor = Supervisor(2.0, 50.0)
-    supervisor._waited_s = 1.5
     with supervisor.compiling():
         assert supervisor._limit_s == 50
-        supervisor._waited_s = 40
-    assert (supervisor._limit_s, supervisor._waited_s) == (2, 0)
-    supervisor._waited_s = 1.5
+        alive = supervisor._alive
+    assert supervisor._limit_s == 2
+    assert supervisor._alive > alive
     supervisor.should_stop()
-    assert supervisor._waited_s == 0
+    assert supervisor._alive > alive + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("a is b;\n mend it"), ("error: a is b; mend it", 2)),
+        (FaultError("gone"), ("error: gone", 75)),
+        (KeyboardInterrupt(), ("interrupted", 130)),
+        (
+            OSError(errno.ENOSPC, "no room", "x.json"),
+            ("error: x.json: can't be written (no room); make room and start again", 2),
+        ),
+        (OSError(errno.ENOENT, "not there"), None),
+        (KeyError("a bug"), None),
+    ],
+)
+def test_what_is_said_of_an_error(error, told):
+    assert line_and_code(error) == told
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch):
+    monkeypatch.setattr(processes, "_PORT_S", 0.6)
+    with socket.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as gRPC does
+        other.bind(("::", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is taken"):
+            processes._check_port(f"localhost:{port}")
+    processes._check_port(f"localhost:{port}")
 
 
 STUCK = """

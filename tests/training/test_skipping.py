@@ -37,7 +37,7 @@ def folder(tmp_path):
 def test_what_is_skipped_or_absent_is_said_and_kept(folder, tmp_path):
     command = (
         f"--config={cli.W0_25}:data=folder:{folder},batch=8,res=16",
-        "--config.model.depth=0.5",
+        "--config.model.depth=0.3",
         "--config.train.steps=4",
         "--config.log.every_steps=1",
         "--config.data.num_workers=0",

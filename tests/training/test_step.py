@@ -24,7 +24,7 @@ SHRUNK = [
     "data.batch_size=32",
     "norm.group_size=8",
     "data.resolution=16",
-    "model.depth=0.5",
+    "model.depth=0.3",  # one block a stage, two in one of them
     "model.strides=(2, 1, 2, 2, 1)",  # the last map is 2×2: statistics of 32 values, not of 8
     "model.init=kaiming_fan_out_grouped",
     "model.dropout=0.1",
@@ -39,33 +39,41 @@ def experiment(*overrides, devices=1):
 
 
 @functools.lru_cache
-def compiled_init(dtype, ema_decay):
+def compiled_init(dtype, ema_decay, depth):
     """One compilation for all tests."""
-    opened = experiment(f"model.dtype={dtype}", f"optim.ema_decay={ema_decay}")
+    opened = experiment(f"model.dtype={dtype}", f"optim.ema_decay={ema_decay}", f"model.depth={depth}")
     return jax.device_get(meshes.compile_init(opened.mesh, opened.init_state)())
 
 
 def begin(opened):
     """The state before the first step, on the experiment's devices."""
-    state = compiled_init(opened.config.model.dtype, opened.config.optim.ema_decay)
+    config = opened.config
+    state = compiled_init(config.model.dtype, config.optim.ema_decay, config.model.depth)
     # A copy: on a CPU the host's array may become the device's, and a step gives away what it is given.
     return meshes.put(opened.mesh, jax.tree.map(np.copy, state))
 
 
 def run(opened, steps):
-    """The metrics of each step, and the last state."""
+    """The metrics of each step, and the state after each."""
     step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
-    state, batches, found = begin(opened), opened.train_batches()(0), []
+    state, batches, found, states = begin(opened), opened.train_batches()(0), [], []
     for _ in range(steps):
         state, metrics = step(state, next(batches))
         found.append({name: float(value) for name, value in metrics.items()})
-    return found, state, step
+        states.append(jax.device_get(state))
+    return found, states
+
+
+@functools.lru_cache
+def plain_run():
+    """10 steps in float64 on one device: one compilation for all tests."""
+    return run(experiment("model.dtype=float64"), 10)
 
 
 def test_float64_losses_agree_on_1_2_and_4_devices(x64):
     losses = {}
     for devices in (1, 2, 4):
-        found, _, _ = run(experiment("model.dtype=float64", devices=devices), 10)
+        found, _ = plain_run() if devices == 1 else run(experiment("model.dtype=float64", devices=devices), 10)
         losses[devices] = np.array([m["loss"] for m in found])
     assert losses[1].dtype == np.float64
     assert np.ptp(losses[1]) > 0.02  # it does train
@@ -97,7 +105,9 @@ def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices(optimized):
     # ReLU6's kink, and then that one flip shows in the fifth digit of the gradient.
     first = {}
     for devices in (1, 2, 4):
-        found, _, _ = run(experiment("data.resolution=96", "model.strides=(2, 2, 2, 2, 2)", devices=devices), 1)
+        larger = ("data.resolution=96", "model.strides=(2, 2, 2, 2, 2)", "model.depth=0.5")
+        opened = experiment(*larger, devices=devices)
+        found, _ = run(opened, 1)
         first[devices] = found[0]
     for devices in (2, 4):
         for name in ("loss", "grad_norm"):
@@ -105,13 +115,13 @@ def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices(optimized):
 
 
 def test_accumulation_is_the_same_step(x64):
-    plain, plain_state, _ = run(experiment("model.dtype=float64"), 3)
+    plain, plain_states = plain_run()
     for devices in (1, 2):
         cut = experiment("model.dtype=float64", "optim.accumulate_steps=2", devices=devices)
-        found, state, _ = run(cut, 3)
-        np.testing.assert_allclose([m["loss"] for m in found], [m["loss"] for m in plain], rtol=0, atol=1e-9)
+        found, states = run(cut, 3)
+        np.testing.assert_allclose([m["loss"] for m in found], [m["loss"] for m in plain[:3]], rtol=0, atol=1e-9)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), state.model_state, plain_state.model_state
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), states[2].model_state, plain_states[2].model_state
         )
 
 
@@ -124,20 +134,10 @@ def test_microbatches_keep_norm_groups_whole_and_stay_at_home():
     assert (homes == np.repeat(np.arange(4), 4)).all()
 
 
-def test_at_most_two_all_reduces_on_four_devices():
-    opened = experiment(devices=4)
-    step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
-    state = jax.eval_shape(opened.init_state)
-    compiled = step.lower(state, next(opened.train_batches()(0))).compile().as_text()
-    collectives = collections.Counter(
-        re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", compiled)
-    )
-    assert set(collectives) == {"all-reduce"}
-    assert collectives["all-reduce"] <= 2
-
-
-def test_compiled_once_and_no_implicit_transfer():
-    opened = experiment(devices=2)
+@functools.lru_cache
+def on_four_devices():
+    """An experiment that averages its weights, its compiled step, and how often that was traced; for several tests."""
+    opened = experiment("optim.ema_decay=0.5", "optim.ema_warmup=False", devices=4)
     traced = []
     step = opened.train_step(0)
 
@@ -145,9 +145,13 @@ def test_compiled_once_and_no_implicit_transfer():
         traced.append(1)
         return step(state, batch)
 
-    compiled = meshes.compile_train_step(opened.mesh, counted)
+    return opened, meshes.compile_train_step(opened.mesh, counted), traced
+
+
+def test_compiled_once_and_no_implicit_transfer():
+    opened, compiled, traced = on_four_devices()
     state, batches = begin(opened), opened.train_batches()(0)
-    donated = state.params
+    donated = state.params, state.ema
     for _ in range(4):
         batch = next(batches)
         with jax.transfer_guard("disallow"):
@@ -156,26 +160,36 @@ def test_compiled_once_and_no_implicit_transfer():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
 
 
-def test_a_loss_that_is_not_finite_is_remembered_as_the_first():
-    found, state, _ = run(experiment("optim.peak_lr=1e30", "optim.warmup_epochs=0"), 4)
-    bad = [not (np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"])) for m in found]
-    # The first step's loss is finite, the weights that it leaves are not: it is that step which must not be kept.
-    assert bad.index(True) == 1
-    assert int(state.first_bad_step) == 1
-    good, state, _ = run(experiment(), 2)
-    assert int(state.first_bad_step) == NEVER
-    assert all(m["first_bad_step"] == NEVER for m in good)
+def test_at_most_two_all_reduces_on_four_devices():
+    opened, step, _ = on_four_devices()
+    compiled = step.lower(begin(opened), next(opened.train_batches()(0))).compile().as_text()
+    collectives = collections.Counter(
+        re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", compiled)
+    )
+    assert set(collectives) == {"all-reduce"}
+    assert collectives["all-reduce"] <= 2
 
 
 def test_ema_averages_weights_and_their_statistics():
-    opened = experiment("optim.ema_decay=0.5", "optim.ema_warmup=False")
-    step = jax.jit(opened.train_step(0))
+    opened, step, _ = on_four_devices()
     first, batches = begin(opened), opened.train_batches()(0)
+    before = jax.tree.map(np.copy, jax.device_get(first.ema))  # the step gives the state's buffers away
     state, _ = step(first, next(batches))
-    expected = jax.tree.map(lambda a, b: (a + b) / 2, first.ema, {"params": state.params, **state.model_state})
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, before, {"params": state.params, **state.model_state})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
     assert set(state.variables) == {"params", "batch_stats"}
     assert state.variables is state.ema
+
+
+def test_a_loss_that_is_not_finite_is_remembered_as_the_first(x64):
+    found, states = run(experiment("optim.peak_lr=1e30", "optim.warmup_epochs=0"), 4)
+    bad = [not (np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"])) for m in found]
+    # The first step's loss is finite, the weights that it leaves are not: it is that step which must not be kept.
+    assert bad.index(True) == 1
+    assert int(states[-1].first_bad_step) == 1
+    good, states = plain_run()
+    assert all(int(state.first_bad_step) == NEVER for state in states)
+    assert all(m["first_bad_step"] == NEVER for m in good)
 
 
 def test_dropout_follows_the_step_and_the_example_not_the_place():
