@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ import psutil
 from mnv2_jax.json_files import jsonable, write_bytes, write_text, writing
 
 NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
+
+
+_FLUSH_S = 10.0
 
 
 def process_seconds() -> float:
@@ -84,33 +88,42 @@ class MetricsLog:
 
 
 class _Events:
-    """A file for TensorBoard, written at once: tensorboardX's own writer has a thread, for whose death we'd wait."""
+    """A file for TensorBoard, without the thread of tensorboardX's own writer, for which we'd wait after its death."""
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
-        from tensorboardX.event_file_writer import EventsWriter  # 0.1 s that a run without it saves
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto import event_pb2  # 0.1 s that a run without it saves
+        from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar
 
         self._folder, self._scalar, self._event = folder, scalar, event_pb2.Event
+        # TensorBoard knows them by the first words, and reads them in the order of the time; the rest keeps two apart.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{resume_step}"
         with writing(folder):
             resumed = folder.exists()
             folder.mkdir(exist_ok=True)
-            # Event files are named by the second; the suffix keeps two quick sessions apart.
-            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{resume_step}")
+            self._writer = RecordWriter(str(folder / name))
+            self._add(file_version="brain.Event:2")
             if resumed:  # what older files say of later steps no longer holds
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                self._writer.write_event(self._event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-            self._writer.flush()
+                self._add(step=resume_step + 1, session_log=start)
+            self._flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         with writing(self._folder):
             for tag, value in values.items():
-                summary = self._scalar(tag, value)
-                self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
-            self._writer.flush()
+                self._add(step=step, summary=self._scalar(tag, value))
+            if time.monotonic() - self._flushed > _FLUSH_S:  # which waits for the disk
+                self._flush()
 
     def close(self) -> None:
         self._writer.close()
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def _add(self, **what: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **what).SerializeToString())
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

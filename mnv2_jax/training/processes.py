@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state
+from jax._src.distributed import global_state  # its store of facts has no public door; Orbax goes in by it, too
 from jax.experimental import multihost_utils
 
 import mnv2_jax
