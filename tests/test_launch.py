@@ -69,16 +69,22 @@ def launch(script, *arguments, **variables):
     )
 
 
+# Tests that run in the background have Ctrl-C ignored, and a shell can't trap what it was begun without.
+HEARS_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp("bash", ["bash", *sys.argv[1:]])
+"""
+
+
 def begin(script, *arguments, **variables):
     return subprocess.Popen(
-        ["bash", str(LAUNCH / script), *arguments],
+        [sys.executable, "-c", HEARS_CTRL_C, str(LAUNCH / script), *arguments],
         env=os.environ | variables,
         cwd=cli.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Tests that run in the background have it ignored, and a shell can't trap what it was begun without.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
