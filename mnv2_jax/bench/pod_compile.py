@@ -12,22 +12,15 @@ import math
 import re
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 
 from mnv2_jax import config
-from mnv2_jax.bench.pod_model import IMAGENET_IMAGES
-from mnv2_jax.data.sources import Dataset, known_num_classes
-from mnv2_jax.data.split import Split
+from mnv2_jax.bench.synthetic import abstract_batch, unopened, with_classes
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.tasks.classification import make_task
-from mnv2_jax.tasks.distillation import TEACHER_LOGITS, Distillation, with_teacher
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.experiment import Experiment
 
 _CHIP_CONFIG = {"v4": {"chip_config_name": "megacore"}}
 """The two cores of a v4 chip are one device, as on a real one; the others' are by default."""
@@ -78,9 +71,9 @@ def compile_step(settings: config.Config, topology: str) -> dict[str, Any]:
         )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={topology}: {_first_line(error)}") from error
-    experiment = _unopened(settings, described.devices)
+    experiment = unopened(with_classes(settings), described.devices)
     step: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
-    lowered = step.lower(jax.eval_shape(experiment.init_state), _abstract_batch(experiment))
+    lowered = step.lower(jax.eval_shape(experiment.init_state), abstract_batch(experiment))
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -102,31 +95,6 @@ def compile_step(settings: config.Config, topology: str) -> dict[str, Any]:
         "other_collectives": counts,
         "compile_seconds": seconds,
     }
-
-
-def _unopened(settings: config.Config, devices: Any) -> Experiment:
-    """The experiment of a config on as many images as ImageNet has, of which none is there."""
-
-    def read(index: int) -> NoReturn:
-        raise AssertionError(index)
-
-    classes = settings.model.num_classes or known_num_classes(settings.data)
-    names = tuple(map(str, range(classes)))
-    split = Split("train", np.zeros(IMAGENET_IMAGES, np.int32), read)
-    task = with_teacher(make_task(settings, names, [1] * classes), settings.distill)
-    dataset = Dataset(settings.data.name, names, train=split, eval=split)
-    return Experiment(config=settings, dataset=dataset, task=task, mesh=meshes.make_mesh(devices))
-
-
-def _abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """See `types.Batch`; of `data.scales`, whose batches are as many pixels, the one of `data.resolution`."""
-    data, task = experiment.config.data, experiment.task
-    shape = (data.batch_size, data.resolution, data.resolution, 3)
-    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-    batch |= {name: jax.ShapeDtypeStruct(shape[:1], jnp.int32) for name in ("label", "index", "epoch")}
-    if isinstance(task, Distillation):
-        batch[TEACHER_LOGITS] = jax.ShapeDtypeStruct((data.batch_size, task.model.num_classes), jnp.float32)
-    return batch
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from mnv2_jax.models.counting import summarise
 from mnv2_jax.models.network import Plan
 from mnv2_jax.models.registry import Model
 from mnv2_jax.models.weights import describe, raise_mismatch, shapes_of
-from mnv2_jax.nn.conv import Padding, Window
+from mnv2_jax.nn.window import Padding, Window
 
 _PADDINGS: Mapping[str, Mapping[str, Padding]] = {
     "symmetric": {"conv": "symmetric", "depthwise": "symmetric"},

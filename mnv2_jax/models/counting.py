@@ -82,27 +82,49 @@ def _products(jaxpr: Any, scope: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
     """Scope, output shape and multiply-adds of every convolution and matrix product that runs, in order."""
     for eqn in jaxpr.eqns:
         here = scope + tuple(part for part in str(eqn.source_info.name_stack).split("/") if part)
-        if eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
-            # The kernel's axis of input channels is that of one group already.
-            yield here, eqn.outvars[0].aval.shape, eqn.outvars[0].aval.size * math.prod(kernel) // kernel[out_axis]
-        elif eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-            yield here, eqn.outvars[0].aval.shape, eqn.outvars[0].aval.size * depth
+        if eqn.primitive.name in PRODUCTS:
+            yield here, eqn.outvars[0].aval.shape, madds_of(eqn)
         elif eqn.primitive.name == "cond":
-            # One branch runs. Where the platform chooses, all do the same sums, and one as a convolution of all axes.
-            branches = [list(_products(branch.jaxpr, here)) for branch in eqn.params["branches"]]
-            yield from max(
-                branches, key=lambda of: (sum(count for *_, count in of), [len(shape) for _, shape, _ in of])
-            )
+            yield from _products(branch_that_runs(eqn), here)
         else:
             turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-                if _is_jaxpr(inner):
-                    for at, shape, count in _products(getattr(inner, "jaxpr", inner), here):
-                        yield at, shape, turns * count
+            for inner in jaxprs_in(eqn):
+                for at, shape, count in _products(inner, here):
+                    yield at, shape, turns * count
+
+
+PRODUCTS = ("conv_general_dilated", "dot_general")
+"""The primitives that have multiply-adds."""
+
+
+def madds_of(eqn: Any) -> int:
+    """Multiply-adds of an equation that is one of the `PRODUCTS`."""
+    size = math.prod(eqn.outvars[0].aval.shape)
+    if eqn.primitive.name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        # The kernel's axis of input channels is that of one group already.
+        return size * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+
+
+def branch_that_runs(eqn: Any) -> core.Jaxpr:
+    """The branch of a ``cond`` whose products are counted.
+
+    Where the platform chooses, all do the same sums, and one as a convolution of all axes: that one.
+    """
+
+    def cost(branch: core.Jaxpr) -> tuple[int, list[int]]:
+        found = list(_products(branch, ()))
+        return sum(count for *_, count in found), [len(shape) for _, shape, _ in found]
+
+    return max((branch.jaxpr for branch in eqn.params["branches"]), key=cost)
+
+
+def jaxprs_in(eqn: Any) -> list[core.Jaxpr]:
+    """What an equation calls."""
+    found: list[Any] = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+    return [getattr(value, "jaxpr", value) for value in found if _is_jaxpr(value)]
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.models.classifier import Classifier
 from mnv2_jax.nn.blocks import ACTIVATIONS, Activation, Layers, bind_layers, drop_path, max_pool
-from mnv2_jax.nn.conv import Conv, DepthwiseConv, Window, conv_init, dense_init
+from mnv2_jax.nn.conv import Conv, DepthwiseConv, conv_init, dense_init
+from mnv2_jax.nn.forms import AUTO, Forms
 from mnv2_jax.nn.norm import GroupedBatchNorm
+from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array, Key
 
 STRIDES = 5
@@ -99,12 +101,14 @@ class Network(nn.Module):
       plan_of: the family.
       train_from: one of `parts`. In training the parts before it stay as they are: their norms use the running
         statistics, as in inference.
+      forms: how convolutions are computed.
     """
 
     model: ModelConfig
     norm: NormConfig
     plan_of: Callable[[ModelConfig], Plan]
     train_from: str = "stem"
+    forms: Forms = AUTO
 
     def __call__(self, x: Array, train: bool = False, dropout_keys: Key | None = None) -> Array:
         """Maps float images [b, h, w, 3] to logits [b, k], float32 at least; see `endpoints`."""
@@ -193,7 +197,7 @@ class Network(nn.Module):
 
     def _layers(self) -> Layers:
         model, dtype = self.model, jnp.dtype(self.model.dtype)
-        options: dict[str, Any] = dict(dtype=dtype, kernel_init=conv_init(model.init))
+        options: dict[str, Any] = dict(dtype=dtype, kernel_init=conv_init(model.init), forms=self.forms)
         return bind_layers(
             conv=functools.partial(Conv, padding=_conv_padding(model), **options),
             depthwise=functools.partial(

@@ -16,6 +16,7 @@ from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
 from mnv2_jax.models.network import Network, Plan, part_of
+from mnv2_jax.nn.forms import Forms
 from mnv2_jax.nn.norm import INPUTS
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
@@ -137,6 +138,10 @@ class Model:
     def training_from(self, part: str) -> Model:
         """The same model, of whose ``module.parts`` only this one and what comes after it are trained."""
         return dataclasses.replace(self, module=self.module.clone(train_from=part))
+
+    def with_forms(self, forms: Forms) -> Model:
+        """The same model, its convolutions computed in these forms: the same function up to rounding."""
+        return dataclasses.replace(self, module=self.module.clone(forms=forms))
 
     @property
     def endpoint_strides(self) -> dict[str, int]:

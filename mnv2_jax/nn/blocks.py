@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from mnv2_jax.nn.channels import make_divisible
-from mnv2_jax.nn.conv import Initializer, Window
+from mnv2_jax.nn.conv import Initializer
+from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array, Key
 
 Activation: TypeAlias = Literal["relu", "relu6", "hard_swish", "gelu"]

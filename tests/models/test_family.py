@@ -14,7 +14,7 @@ import pytest
 from mnv2_jax.config import NormConfig
 from mnv2_jax.models.network import Network, Plan
 from mnv2_jax.models.registry import Model, create_model, list_models
-from mnv2_jax.nn import conv
+from mnv2_jax.nn.forms import LIBRARY
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "mobilenet_v3.json").read_text())["channels"]
 NAMES = list_models()
@@ -64,12 +64,9 @@ def abstract(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-@pytest.fixture
-def few_kernels(monkeypatch):
-    """The form of convolutions that compiles in half the time; `nn/test_conv.py` has it that they agree."""
-    monkeypatch.setattr(conv, "_depthwise", conv._depthwise_lax_form)
-    monkeypatch.setattr(conv, "_pointwise", conv._lax_form)
-    monkeypatch.setattr(conv, "_of_image", conv._lax_form)
+def create_quick(name, **options):
+    """A model whose convolutions compile in half the time; `nn/test_conv.py` has it that all forms agree."""
+    return create(name, **options).with_forms(LIBRARY)
 
 
 # --- names, shapes and types --------------------------------------------------------------------------------
@@ -198,8 +195,8 @@ def test_v3_channels_are_those_of_the_literature(table):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation_is_by_image_of_any_size_and_leaves_the_state(name, few_kernels):
-    model = create(name)
+def test_evaluation_is_by_image_of_any_size_and_leaves_the_state(name):
+    model = create_quick(name)
     variables, x = weights(shapes(model)), images(3, 33, 57)
     apply = jax.jit(model.apply)
     logits, state = apply(variables, x)
@@ -226,8 +223,8 @@ def test_evaluation_is_by_image_of_any_size_and_leaves_the_state(name, few_kerne
         ("resnet50", "block_16"),
     ],
 )
-def test_dilation_computes_the_same_map_more_densely(name, block, few_kernels):
-    coarse, dense = (create(name, padding="symmetric", output_stride=stride) for stride in (32, 16))
+def test_dilation_computes_the_same_map_more_densely(name, block):
+    coarse, dense = (create_quick(name, padding="symmetric", output_stride=stride) for stride in (32, 16))
     variables, x = weights(shapes(coarse)), images(1, 72, 40)
     assert traced(coarse) == traced(dense)
     assert (list(coarse.endpoint_strides)[-1], dense.endpoint_strides[block]) == (block, 16)
@@ -237,8 +234,8 @@ def test_dilation_computes_the_same_map_more_densely(name, block, few_kernels):
     np.testing.assert_allclose(a, b[:, ::2, ::2], atol=1e-4 * float(np.abs(a).max()))
 
 
-def test_padding_of_keras_v1_differs_at_odd_sizes_only(few_kernels):
-    ours, keras = create("mobilenet_v1"), create("mobilenet_v1", padding="keras_v1")
+def test_padding_of_keras_v1_differs_at_odd_sizes_only():
+    ours, keras = create_quick("mobilenet_v1"), create_quick("mobilenet_v1", padding="keras_v1")
     variables = weights(shapes(ours))
     run = [jax.jit(model.endpoints) for model in (ours, keras)]
     even, same = (endpoints(variables, images(1, 64, 32)) for endpoints in run)
@@ -273,9 +270,9 @@ def shortened(model: Model) -> Model:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_a_step_of_training_reaches_every_parameter(name, few_kernels):
+def test_a_step_of_training_reaches_every_parameter(name):
     # The other blocks have theirs in nn/test_blocks.py.
-    model = shortened(create(name, norm=NormConfig(group_size=2), dropout=0.0))
+    model = shortened(create_quick(name, norm=NormConfig(group_size=2), dropout=0.0))
     variables, x = weights(traced(model)), images(2, 64, 64)
 
     def loss(params):

@@ -5,14 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.nn import conv
+from mnv2_jax.nn import conv, forms
+from mnv2_jax.nn.window import Window
 
-WINDOWS = [conv.Window(*options) for options in itertools.product((1, 2), (1, 2), ("same", "symmetric"))]
-PAIRS = {
-    "depthwise": (conv._shifted_form, conv._depthwise_lax_form),
-    "pointwise": (conv._matmul_form, conv._lax_form),
-    "image": (conv._patches_form, conv._lax_form),
-}
+WINDOWS = [Window(*options) for options in itertools.product((1, 2), (1, 2), ("same", "symmetric"))]
+KINDS = {"depthwise": forms.DEPTHWISE, "pointwise": forms.POINTWISE, "image": forms.IMAGE}
 
 
 def arrays(kind, size, kernel_size, dtype, seed=0):
@@ -32,13 +29,17 @@ def value_and_gradients(form, x, kernel, window):
 
 def assert_forms_agree(kind, size, kernel_size, dtype, windows, tolerance):
     x, kernel = arrays(kind, size, kernel_size, dtype)
-    both = jax.jit(lambda x, k: [[value_and_gradients(f, x, k, w) for w in windows] for f in PAIRS[kind]])
-    ours, theirs = both(x, kernel)
-    for window, mine, other in zip(windows, ours, theirs, strict=True):
-        for what, a, b in zip(("y", "dx", "dkernel"), mine, other, strict=True):
-            assert (a.shape, a.dtype) == (b.shape, b.dtype), (window, what)
-            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), (window, what)
+    in_all = jax.jit(
+        lambda x, k: {name: [value_and_gradients(form, x, k, w) for w in windows] for name, form in KINDS[kind].items()}
+    )
+    found = in_all(x, kernel)
+    theirs = found.pop("lax")
+    for name, ours in found.items():
+        for window, mine, other in zip(windows, ours, theirs, strict=True):
+            for what, a, b in zip(("y", "dx", "dkernel"), mine, other, strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, window, what)
+                a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+                assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), (name, window, what)
 
 
 @pytest.mark.parametrize(("kernel_size", "size"), [(3, 6), (5, 7)])
@@ -48,7 +49,7 @@ def test_depthwise_forms_agree_with_gradients(kernel_size, size, x64):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
 def test_depthwise_forms_agree_in_other_types(dtype, tolerance):
-    windows = [conv.Window(1, 1, "same"), conv.Window(2, 1, "symmetric")]
+    windows = [Window(1, 1, "same"), Window(2, 1, "symmetric")]
     assert_forms_agree("depthwise", 6, 3, dtype, windows, tolerance)
 
 
@@ -59,7 +60,7 @@ def test_matrix_forms_agree_with_gradients(kind, kernel_size, x64):
 
 @pytest.mark.parametrize(("kernel_size", "size"), [(3, 6), (3, 7), (5, 7)])
 def test_depthwise_forms_agree_where_the_padding_is_trailing(kernel_size, size, x64):
-    windows = [conv.Window(2, 1, "trailing"), conv.Window(2, 2, "trailing")]
+    windows = [Window(2, 1, "trailing"), Window(2, 2, "trailing")]
     assert_forms_agree("depthwise", size, kernel_size, jnp.float64, windows, 1e-13)
 
 
@@ -97,19 +98,31 @@ def test_the_form_is_that_of_the_platform_lowered_for(layer, shape):
         assert "stablehlo.convolution" in gradient.lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.parametrize("kind", ["depthwise", "pointwise", "image"])
+def test_a_form_that_is_named_is_taken_on_every_platform(kind):
+    x, kernel = arrays(kind, 6, 1 if kind == "pointwise" else 3, jnp.float32)
+    layer = conv.depthwise_conv if kind == "depthwise" else conv.conv
+    for name in KINDS[kind]:
+        named = forms.Forms(**{kind: name})
+        traced = jax.jit(jax.grad(lambda x, k, named=named: layer(x, k, forms=named).sum(), (0, 1))).trace(x, kernel)
+        for platform in ("cpu", "cuda"):
+            lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert ("stablehlo.convolution" in lowered) == (name == "lax"), (name, platform)
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "window", "expected"),
     [
-        (224, 3, conv.Window(2, 1, "same"), (0, 1)),  # an even size: all of it after
-        (225, 3, conv.Window(2, 1, "same"), (1, 1)),
-        (224, 3, conv.Window(2, 1, "symmetric"), (1, 1)),
-        (14, 5, conv.Window(1, 2, "same"), (4, 4)),
-        (14, 5, conv.Window(1, 2, "symmetric"), (4, 4)),
-        (14, 1, conv.Window(2, 1, "same"), (0, 0)),
-        (224, 3, conv.Window(2, 1, "trailing"), (0, 1)),
-        (225, 3, conv.Window(2, 1, "trailing"), (0, 1)),  # of which 112 remain, not 113
-        (225, 5, conv.Window(2, 1, "trailing"), (1, 2)),
-        (225, 3, conv.Window(1, 1, "trailing"), (1, 1)),
+        (224, 3, Window(2, 1, "same"), (0, 1)),  # an even size: all of it after
+        (225, 3, Window(2, 1, "same"), (1, 1)),
+        (224, 3, Window(2, 1, "symmetric"), (1, 1)),
+        (14, 5, Window(1, 2, "same"), (4, 4)),
+        (14, 5, Window(1, 2, "symmetric"), (4, 4)),
+        (14, 1, Window(2, 1, "same"), (0, 0)),
+        (224, 3, Window(2, 1, "trailing"), (0, 1)),
+        (225, 3, Window(2, 1, "trailing"), (0, 1)),  # of which 112 remain, not 113
+        (225, 5, Window(2, 1, "trailing"), (1, 2)),
+        (225, 3, Window(1, 1, "trailing"), (1, 1)),
     ],
 )
 def test_padding(size, kernel, window, expected):

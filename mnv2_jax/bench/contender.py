@@ -1,0 +1,153 @@
+"""The process of one contender: builds what it is asked for, then takes turns until its input ends.
+
+    {"who": …, "what": …, "config": …, "forms": …, "params": n}   ->  {"ready": facts} or {"unavailable": reason}
+    {"repeat": n}                                     ->  {"seconds": of n steps or batches in a row}
+    {"peak": true}                                    ->  {"bytes": most device memory in use so far, or null}
+
+or, where a turn fails, {"unavailable": reason}.
+
+A line each, on standard input and output. ``who`` is ours (in the forms given), or PyTorch's network as it is or
+compiled; a process of its own for each, since two frameworks share neither a GPU's memory nor a thread pool well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mnv2_jax.config import Config, build
+from mnv2_jax.errors import UserError, exit_on_user_error
+
+OURS, TORCH, TORCH_COMPILE = "ours", "torch", "torch.compile"
+
+
+class Runner(NamedTuple):
+    """Something that was built and compiled, and can be run."""
+
+    turn: Callable[[int], float]
+    """Runs so many steps in a row, waits for the last, and gives the seconds of all."""
+    peak_bytes: Callable[[], int | None]
+    """The most device memory that was in use; None where the device doesn't say."""
+    facts: dict[str, Any]
+
+
+def build_ours(settings: Config, what: str, forms: dict[str, str]) -> Runner:
+    """The train step or the inference of a config, compiled; one batch stays on the devices."""
+    import jax
+
+    from mnv2_jax.bench.synthetic import normalised, random_batch, unopened
+    from mnv2_jax.config import check_devices
+    from mnv2_jax.nn.forms import Forms
+    from mnv2_jax.training import mesh as meshes
+    from mnv2_jax.training import runtime
+
+    runtime.configure()
+    check_devices(settings, len(jax.devices()))
+    experiment = unopened(settings, forms=Forms(**forms))  # type: ignore[arg-type]
+    model = experiment.task.model
+    state = meshes.compile_init(experiment.mesh, experiment.init_state)()
+    batch: Any = random_batch(experiment)
+    arguments: tuple[Any, ...]
+    if what == "train":
+        function: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
+        arguments = state, batch
+    else:
+        images = jax.jit(lambda batch: normalised(experiment, batch))(batch)
+        function = jax.jit(lambda variables, images: model.apply(variables, images)[0])
+        arguments = jax.tree.map(lambda x: x.copy(), state.variables), images
+    begun = time.perf_counter()
+    lowered = function.lower(*arguments)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    facts = {
+        "platform": jax.devices()[0].platform,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "trace_seconds": traced - begun,
+        "compile_seconds": time.perf_counter() - traced,
+        "memory_limit_bytes": (jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
+        "program_bytes": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+    }
+
+    def train(repeat: int) -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        for _ in range(repeat):
+            state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - begun
+
+    def infer(repeat: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(repeat):
+            logits = compiled(*arguments)
+        jax.block_until_ready(logits)
+        return time.perf_counter() - begun
+
+    def peak_bytes() -> int | None:
+        found = jax.devices()[0].memory_stats()
+        return found.get("peak_bytes_in_use") if found else None
+
+    turn = train if what == "train" else infer
+    turn(2)
+    return Runner(turn, peak_bytes, facts)
+
+
+def build_torch(settings: Config, what: str, compiled: bool, params: int) -> Runner:
+    """PyTorch's counterpart, which must have as many parameters.
+
+    Raises:
+      torch_rival.Unavailable: if there is none.
+    """
+    from mnv2_jax.bench import torch_rival
+
+    rival = torch_rival.build(settings, what="train" if what == "train" else "infer", compiled=compiled, params=params)
+    return Runner(rival.turn, rival.peak_bytes, rival.facts)
+
+
+def main() -> None:
+    """Serves until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print doesn't come between the answers
+
+    def answer(**content: Any) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    job = json.loads(sys.stdin.readline())
+    settings = build(job["config"])
+    try:
+        if job["who"] == OURS:
+            runner = build_ours(settings, job["what"], job["forms"])
+        else:
+            runner = build_torch(settings, job["what"], job["who"] == TORCH_COMPILE, job["params"])
+    except UserError:
+        raise
+    except Exception as error:  # a rival that can't run, or no memory for it, is a row with its reason
+        answer(unavailable=_reason(error))
+        return
+    answer(ready=runner.facts)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        told: dict[str, Any]
+        try:
+            told = {"seconds": runner.turn(asked["repeat"])} if "repeat" in asked else {"bytes": runner.peak_bytes()}
+        except Exception as error:
+            told = {"unavailable": _reason(error)}
+        answer(**told)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text if type(error).__name__ == "Unavailable" else f"{type(error).__name__}: {text}"[:300]
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,404 @@
+"""The parts of `bench.gpu`, each a process: it reads what is asked for from standard input and prints a row a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import pkgutil
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import mnv2_jax
+from mnv2_jax.errors import UserError, exit_on_user_error
+
+Row = dict[str, Any]
+
+ROOT = pathlib.Path(mnv2_jax.__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    form_batch: int = 128
+    checked: int = 10
+    """Layers of MobileNetV2 on which forms are checked."""
+    batch: int = 256
+    resolution: int = 224
+    width: float = 1.0
+    other_batches: tuple[int, ...] = (128, 512, 1024)
+    profiled_steps: int = 5
+    dilated: tuple[int, ...] = (30, 60)
+    families: tuple[str, ...] = (
+        "mobilenet_v1",
+        "mobilenet_v3_large",
+        "mobilenet_v3_small",
+        "mobilenet_v4_conv_small",
+        "mobilenet_v4_conv_medium",
+    )
+
+
+ON_A_GPU = Sizes()
+ON_A_CPU = Sizes(
+    form_batch=2,
+    checked=2,
+    batch=8,
+    resolution=32,
+    width=0.35,
+    other_batches=(16,),
+    profiled_steps=2,
+    dilated=(8,),
+    families=("mobilenet_v3_small",),
+)
+"""Small enough to try the script where there is no GPU; the numbers mean nothing."""
+
+TOLERANCES = {"float32": 2e-3, "bfloat16": 2e-2}
+"""Norm of the difference over the norm; float32 may be multiplied in TF32, which keeps 10 bits."""
+
+
+def _settings(sizes: Sizes, batch: int | None = None) -> Any:
+    """MobileNetV2 on ImageNet by torchvision's recipe (SGD), in bfloat16."""
+    from mnv2_jax import presets
+    from mnv2_jax.bench.synthetic import with_classes
+    from mnv2_jax.config import build
+
+    argument = f"recipe=torchvision_v2_IMAGENET1K_V1,batch={batch or sizes.batch},res={sizes.resolution}"
+    tree = presets.preset(argument, name="mobilenet_v2", width=sizes.width)
+    tree.model.dtype = "bfloat16"
+    return with_classes(build(tree.to_dict()))
+
+
+# --- a ------------------------------------------------------------------------------------------------------
+
+
+def checks(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """What is installed, whether everything imports, and whether all forms of a convolution agree on the device."""
+    import jax
+
+    from mnv2_jax.bench import forms, roofline
+
+    device = jax.devices()[0]
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "torch", "timm")
+    versions = {name: _version(name) for name in names}
+    yield {"what": "device", "kind": device.device_kind, "platform": device.platform, "python": sys.version.split()[0]}
+    yield {"what": "versions", **versions}
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader"]
+        yield {"what": "nvidia-smi", "said": subprocess.run(query, capture_output=True, text=True).stdout.strip()}
+    failed = {}
+    for module in pkgutil.walk_packages(mnv2_jax.__path__, "mnv2_jax."):
+        if module.name.endswith("__main__"):
+            continue
+        try:
+            importlib.import_module(module.name)
+        except Exception as error:
+            failed[module.name] = f"{type(error).__name__}: {error}"[:200]
+    yield {"what": "imports", "passed": not failed, "failed": failed}
+    yield {
+        "what": "ceilings",
+        "bandwidth": roofline.measured_bandwidth(),
+        "rate": roofline.measured_rate("bfloat16"),
+        "rate_float32": roofline.measured_rate("float32"),
+    }
+    for dtype, bound in TOLERANCES.items():
+        for kind, shapes in _checked_shapes(sizes).items():
+            cases = [
+                forms.Case(kind=kind, shape=shape, batch_size=4, dtype=dtype, padding="symmetric") for shape in shapes
+            ]
+            for row in forms.check_forms(cases, forms.forms_here(kind)):
+                passed = "errors" in row and all(error <= bound for error in row["errors"].values())
+                yield {"what": "form", "passed": passed, **row}
+
+
+def _checked_shapes(sizes: Sizes) -> dict[str, list[Any]]:
+    """Odd and even sizes, few and many channels, strides and dilations; and MobileNetV2's own."""
+    from mnv2_jax.bench.forms import Shape
+
+    small = [(14, 24, 3, 1, 1), (15, 40, 3, 2, 1), (14, 72, 5, 2, 1), (15, 96, 3, 1, 2), (30, 17, 3, 1, 2)]
+    own = _shapes(_model("mobilenet_v2", sizes.width), sizes)["depthwise"]
+    return {
+        "depthwise": [*own[: sizes.checked], *(Shape(n, n + 1, c, c, k, stride, d) for n, c, k, stride, d in small)],
+        "pointwise": [Shape(14, 14, 24, 144, 1, 1, 1)],
+        "image": [Shape(32, 32, 3, 32, 3, 2, 1)],
+    }
+
+
+def digits(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """20 steps of the run of `make quickstart`, twice side by side: bitwise the same, or from which step not."""
+    import jax
+
+    from mnv2_jax import config
+    from mnv2_jax.training import mesh as meshes
+    from mnv2_jax.training import runtime
+    from mnv2_jax.training.experiment import open_experiment
+
+    runtime.configure()
+    experiment = open_experiment(config.load(f"{ROOT / 'configs' / 'w0_35.py'}:data=digits", [])[1])
+    step = meshes.compile_train_step(experiment.mesh, experiment.train_step(0))
+    init = meshes.compile_init(experiment.mesh, experiment.init_state)
+    batches = experiment.train_batches()(0)
+    one, other = init(), init()
+    differs = None
+    losses = []
+    for number, batch in zip(range(1, 21), batches, strict=False):
+        one, metrics = step(one, batch)
+        other, _ = step(other, batch)
+        losses.append(float(metrics["loss"]))
+        same = all(bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+        if not same and differs is None:
+            differs = number
+    yield {
+        "what": "digits",
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "passed": losses[-1] < losses[0],
+        "differs_from_step": differs,
+    }
+
+
+# --- b ------------------------------------------------------------------------------------------------------
+
+
+def depthwise(asked: Mapping[str, Any], sizes: Sizes, dtype: str = "bfloat16") -> Iterator[Row]:
+    """MobileNetV2's shapes."""
+    model = _model("mobilenet_v2", sizes.width)
+    yield from _forms("depthwise", _shapes(model, sizes)["depthwise"], sizes, dtype)
+
+
+def float32(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """MobileNetV2's shapes in float32."""
+    yield from depthwise(asked, sizes, "float32")
+
+
+def pointwise(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """The other convolutions of MobileNetV2."""
+    shapes = _shapes(_model("mobilenet_v2", sizes.width), sizes)
+    yield from _forms("image", shapes["image"], sizes, "bfloat16")
+    for some in _chunks(shapes["pointwise"], 7):
+        yield from _forms("pointwise", some, sizes, "bfloat16")
+
+
+def dilated(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """What dense tasks have behind an output stride of 16."""
+    from mnv2_jax.bench.forms import Shape
+
+    small = dataclasses.replace(sizes, form_batch=max(sizes.form_batch // 8, 1))
+    shapes = [Shape(n, n, c, c, k, 1, 2) for n in sizes.dilated for c, k in ((576, 3), (960, 3), (960, 5))]
+    yield from _forms("depthwise", shapes, small, "bfloat16")
+
+
+def families(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Shapes of the other networks that V2 doesn't have, each once."""
+    seen = set(_shapes(_model("mobilenet_v2", sizes.width), sizes)["depthwise"])
+    for name in sizes.families:
+        new = [shape for shape in _shapes(_model(name), sizes)["depthwise"] if shape not in seen]
+        seen |= set(new)
+        for some in _chunks(new, 8):
+            for row in _forms("depthwise", some, sizes, "bfloat16"):
+                yield row | {"model": name}
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def _model(name: str, width: float = 1.0) -> Any:
+    from mnv2_jax.models.registry import create_model
+
+    return create_model(name, 1000, width=width)
+
+
+def _shapes(model: Any, sizes: Sizes) -> dict[str, Any]:
+    from mnv2_jax.bench.forms import shapes_of
+
+    return shapes_of(model, sizes.resolution)
+
+
+def _forms(kind: str, shapes: Any, sizes: Sizes, dtype: str) -> Iterator[Row]:
+    from mnv2_jax.bench.forms import Case, forms_here, time_forms
+
+    cases = [Case(kind=kind, shape=shape, batch_size=sizes.form_batch, dtype=dtype) for shape in shapes]
+    for row in time_forms(cases, forms_here(kind)):
+        yield row | {"dtype": dtype}
+
+
+# --- c ------------------------------------------------------------------------------------------------------
+
+
+def train(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """The train step: ours, ours in each single form of the depthwise convolution, and timm's."""
+    yield from _contest("train", _entries(sizes), _settings(sizes), asked["limit_s"])
+
+
+def infer(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Inference of the same network."""
+    yield from _contest("infer", _entries(sizes), _settings(sizes), asked["limit_s"])
+
+
+def batches(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """The train step at other batch sizes: ours and timm's compiled."""
+    from mnv2_jax.bench.contest import OUR_ENTRY, RIVALS
+
+    for batch in sizes.other_batches:
+        yield from _contest("train", [OUR_ENTRY, RIVALS["torch"][1]], _settings(sizes, batch), asked["limit_s"])
+
+
+def _entries(sizes: Sizes) -> list[Any]:
+    """Ours as it is, timm's, and on a GPU ours in other forms."""
+    from mnv2_jax.bench.contest import OUR_ENTRY, RIVALS, Entry
+    from mnv2_jax.nn.forms import Forms
+
+    others = [Entry(f"ours, {dw} and {pw}", forms=Forms(depthwise=dw, pointwise=pw)) for dw, pw in _OTHER_FORMS]
+    return [OUR_ENTRY, *RIVALS["torch"], *(others if sizes is ON_A_GPU else ())]
+
+
+_OTHER_FORMS: tuple[tuple[Any, Any], ...] = (("shifted", "lax"), ("triton", "lax"), ("triton", "matmul"))
+"""Of depthwise and of 1×1 convolutions, with which the whole step is timed, too."""
+
+
+def _contest(what: str, entries: Any, settings: Any, limit_s: float) -> Iterator[Row]:
+    """Rows as they were after the last turn; those of earlier turns are printed over."""
+    from mnv2_jax.bench import contest, roofline
+    from mnv2_jax.models.registry import from_config
+
+    needs = roofline.needs(from_config(settings.model, settings.norm), settings.data.resolution, settings.model.dtype)
+    about = {
+        "what": what,
+        "batch": settings.data.batch_size,
+        "needs_bytes_an_image": needs.train_bytes if what == "train" else needs.infer_bytes,
+    }
+
+    def show(rows: list[Row]) -> None:
+        for row in rows:
+            _print(about | row | {"key": [what, settings.data.batch_size, row["name"]]})
+
+    show(contest.compare(entries, what, settings, 4, ready_s=0.75 * limit_s, after_turn=show))
+    yield from ()
+
+
+# --- d ------------------------------------------------------------------------------------------------------
+
+
+def profile(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """The kernels of our train step, and of the fastest other form of ours."""
+    import jax
+
+    from mnv2_jax.bench import profile as profiles
+    from mnv2_jax.bench.synthetic import random_batch, unopened
+    from mnv2_jax.nn.forms import Forms
+    from mnv2_jax.training import mesh as meshes
+    from mnv2_jax.training import runtime
+
+    runtime.configure()
+    rows = [row for row in asked["found"].get("train", ()) if row.get("ms") and row["name"].startswith("ours, ")]
+    best = min(rows, key=lambda row: row["ms"])["name"].removeprefix("ours, ").split(" and ") if rows else None
+    for names in [("auto", "auto"), *([best] if best else [])]:
+        depthwise, pointwise = names
+        name = f"{depthwise}_{pointwise}"
+        experiment = unopened(_settings(sizes), forms=Forms(depthwise=depthwise, pointwise=pointwise))
+        state = meshes.compile_init(experiment.mesh, experiment.init_state)()
+        batch = random_batch(experiment)
+        compiled = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1)).lower(state, batch).compile()  # type: ignore[attr-defined]
+
+        def steps() -> None:
+            nonlocal state
+            for _ in range(sizes.profiled_steps):
+                state, metrics = compiled(state, batch)  # noqa: B023
+            jax.block_until_ready((state, metrics))
+
+        steps()
+        program = compiled.as_text()
+        found = profiles.profile(steps, sizes.profiled_steps, program=program)
+        yield {"what": "profile", "forms": name, "table": profiles.table(found), **profiles.summary(found)}
+        text = pathlib.Path(asked["out"]) / f"program_{name}.txt"
+        text.write_text(program[: 12 * 2**20])
+
+
+# --- e ------------------------------------------------------------------------------------------------------
+
+
+def cifar(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """The whole recipe, or as far as the time goes; the same call again goes on."""
+    workdir = pathlib.Path(asked["runs"]) / "cifar10"
+    argument = f"data=cifar10,path={asked['cifar']},recipe=cifar"
+    command = [
+        *(sys.executable, "-m", "mnv2_jax.main", f"--config={ROOT / 'configs' / 'w1_0.py'}:{argument}"),
+        *("--config.model.dtype=bfloat16", "--config.train.eval_every_epochs=20", f"--workdir={workdir}"),
+    ]
+    if sizes is ON_A_CPU:
+        command += ["--config.train.steps=2", "--config.model.width=0.35"]
+    begun = time.monotonic()
+    process = subprocess.Popen(command, stdout=sys.stderr, stderr=subprocess.STDOUT)
+    soon = begun + asked["limit_s"] - 15
+    while process.poll() is None and time.monotonic() < soon:
+        time.sleep(1.0)
+        if lines := _last_lines(workdir):
+            _print(lines | {"what": "cifar", "key": ["cifar"], "seconds": time.monotonic() - begun})
+    if process.poll() is None:
+        process.terminate()  # it saves, and the next call goes on from there
+        process.wait(timeout=14)
+    if process.returncode:
+        raise UserError(f"the run on CIFAR-10 ended with exit code {process.returncode}")
+    summary = workdir / "summary.json"
+    done = {"summary": json.loads(summary.read_text())} if summary.exists() else {}
+    _print(_last_lines(workdir) | done | {"what": "cifar", "key": ["cifar"], "seconds": time.monotonic() - begun})
+    yield from ()
+
+
+def _last_lines(workdir: pathlib.Path) -> Row:
+    """The newest lines of training and evaluation of a run's log."""
+    log = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return {split: ([line for line in lines if line["split"] == split] or [None])[-1] for split in ("train", "eval")}
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+PARTS: Mapping[str, Callable[[Mapping[str, Any], Sizes], Iterator[Row]]] = {
+    function.__name__: function
+    for function in (
+        *(checks, digits, depthwise, pointwise, train, profile, infer, batches, dilated, families, float32, cifar),
+    )
+}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+_rows_out = sys.stdout
+
+
+def _print(row: Row) -> None:
+    print(json.dumps(row), file=_rows_out, flush=True)
+
+
+def main() -> None:
+    """Measures one part."""
+    global _rows_out
+    _rows_out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print doesn't come between the rows
+    asked = json.loads(sys.stdin.readline())
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share the device
+    import jax
+
+    platform = jax.devices()[0].platform
+    if platform != "gpu" and not asked["allow_cpu"]:
+        raise UserError(f"the device is a {platform}, no GPU; give --allow-cpu to try the script in a small form")
+    for row in PARTS[asked["part"]](asked, ON_A_GPU if platform == "gpu" else ON_A_CPU):
+        _print(row)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

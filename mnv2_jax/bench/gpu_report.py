@@ -1,0 +1,136 @@
+"""What `bench.gpu` has measured, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def failed(results: Mapping[str, Any]) -> list[Row]:
+    """The rows of checks that did not pass."""
+    return [row for part in results["parts"].values() for row in part["rows"] if row.get("passed") is False]
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """A section for each part; a part that was cut off has what it measured until then."""
+    lines = ["# Measured on this device", ""]
+    bandwidth = _ceiling(results, "bandwidth")
+    for name, part in results["parts"].items():
+        seconds = f", {part['seconds']:.0f} s" if "seconds" in part else ""
+        lines += [f"## {part['title']}", "", f"Part `{name}`: {part['state']}{seconds}.", ""]
+        if part.get("error"):
+            lines += [f"Error: `{part['error']}`", ""]
+        rows = part["rows"]
+        for kind, table in _TABLES.items():
+            some = [row for row in rows if _kind(row) == kind]
+            if some:
+                lines += [*table(some, bandwidth), ""]
+    return "\n".join(lines)
+
+
+def _ceiling(results: Mapping[str, Any], key: str) -> float | None:
+    for row in results["parts"].get("checks", {"rows": ()})["rows"]:
+        if row.get("what") == "ceilings":
+            return float(row[key])
+    return None
+
+
+def _kind(row: Row) -> str:
+    if "microseconds" in row or ("form" in row and "unavailable" in row):
+        return "forms"
+    return {"train": "contest", "infer": "contest", "profile": "profile", "cifar": "cifar"}.get(
+        row.get("what", ""), "facts"
+    )
+
+
+def _facts(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
+    lines = []
+    for row in rows:
+        if row.get("what") == "form":
+            continue
+        text = ", ".join(f"{key} {value}" for key, value in row.items() if key != "what")
+        lines.append(f"* {row.get('what')}: {text}")
+    checked = [row for row in rows if row.get("what") == "form"]
+    if checked:
+        bad = [row for row in checked if not row["passed"]]
+        lines.append(f"* forms of convolutions checked: {len(checked)}, of which {len(bad)} failed")
+        lines += [
+            f"  * {row['form']} {row['shape']} {row['dtype']}: {row.get('errors', row.get('error'))}" for row in bad
+        ]
+    return lines
+
+
+def _forms(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
+    """A row a shape and part, a column a form: microseconds, and the share of the bandwidth."""
+    forms = list(dict.fromkeys(row["form"] for row in rows))
+    lines = [f"* {row['form']}: not measured: {row['unavailable']}" for row in rows if "unavailable" in row]
+    timed = [row for row in rows if "microseconds" in row]
+    if not timed:
+        return lines
+    lines += ["", "| shape | part | " + " | ".join(forms) + " | best |", "| --- | --- |" + " --- |" * (len(forms) + 1)]
+    places = dict.fromkeys((row["kind"], row["shape"], row["part"]) for row in timed)
+    totals: dict[str, float] = dict.fromkeys(forms, 0.0)
+    for place in places:
+        mine = {row["form"]: row for row in timed if (row["kind"], row["shape"], row["part"]) == place}
+        best = min(mine.values(), key=lambda row: row["microseconds"])
+        cells = []
+        for form in forms:
+            totals[form] += mine[form]["microseconds"] if form in mine else float("nan")
+            cells.append(_microseconds(mine[form], bandwidth) if form in mine else "")
+        lines.append(f"| {place[1]} | {place[2]} | " + " | ".join(cells) + f" | {best['form']} |")
+    sums = " | ".join(f"{totals[form]:,.0f} µs" for form in forms)
+    return [*lines, f"| all | | {sums} | |"]
+
+
+def _microseconds(row: Row, bandwidth: float | None) -> str:
+    share = f" ({row['bytes_moved'] / bandwidth / row['microseconds'] * 1e8:.0f} %)" if bandwidth else ""
+    return f"{row['microseconds']:,.1f} µs{share}"
+
+
+def _contest(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
+    lines = [
+        "| batch | what | who | ms a batch (least to most) | images/s | ours / it (spread) | of the bound | peak GB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        head = f"| {row['batch']} | {row['what']} | {row['name']} |"
+        if "unavailable" in row:
+            lines.append(f"{head} not measured: {row['unavailable']} | | | | |")
+            continue
+        bound = row["images_per_second"] * row["needs_bytes_an_image"] / bandwidth if bandwidth else None
+        peak = row.get("peak_bytes")
+        lines.append(
+            f"{head} {row['ms']:.2f} ({row['ms_min']:.2f} to {row['ms_max']:.2f}) | {row['images_per_second']:,.0f} |"
+            f" {row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f}) |"
+            f" {f'{bound:.0%}' if bound else ''} | {f'{peak / 1e9:.1f}' if peak else ''} |"
+        )
+    return lines
+
+
+def _profile(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
+    return [line for row in rows for line in (f"### Forms: {row['forms']}", "", row["table"], "")]
+
+
+def _cifar(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
+    lines = []
+    for row in rows:
+        for key in ("train", "eval", "summary"):
+            if row.get(key):
+                lines.append(f"* {key}: {', '.join(f'{k} {v}' for k, v in row[key].items() if not _is_long(v))}")
+        lines.append(f"* seconds of this call: {row['seconds']:.0f}")
+    return lines
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str) and len(str(value)) > 120
+
+
+_TABLES: Mapping[str, Callable[[Sequence[Row], float | None], list[str]]] = {
+    "facts": _facts,
+    "forms": _forms,
+    "contest": _contest,
+    "profile": _profile,
+    "cifar": _cifar,
+}

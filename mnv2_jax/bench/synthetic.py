@@ -1,0 +1,98 @@
+"""A config's training on images that nobody has: for measurements that need no data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax import config
+from mnv2_jax.bench.pod_model import IMAGENET_IMAGES
+from mnv2_jax.config import Config
+from mnv2_jax.data.sources import Dataset, known_num_classes
+from mnv2_jax.data.split import Split
+from mnv2_jax.nn.forms import AUTO, Forms
+from mnv2_jax.ops.augment import normalise
+from mnv2_jax.tasks.classification import make_task
+from mnv2_jax.tasks.distillation import TEACHER_LOGITS, Distillation, with_teacher
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.experiment import Experiment
+from mnv2_jax.training.initial import prepare
+from mnv2_jax.types import Array, Batch
+
+
+def load(spec: str, overrides: Sequence[str]) -> Config:
+    """The config that a command line names, its classes counted: those of the data where they are known.
+
+    Raises:
+      UserError: if it can't be used.
+    """
+    return with_classes(prepare(config.load(spec, overrides)[1], config.given(spec, overrides))[0])
+
+
+def with_classes(settings: Config) -> Config:
+    """The config with `model.num_classes` set."""
+    classes = settings.model.num_classes or known_num_classes(settings.data)
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, num_classes=classes))
+
+
+def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Forms = AUTO) -> Experiment:
+    """The experiment of a config on as many images as ImageNet has, of which none is there.
+
+    Args:
+      settings: with `model.num_classes` set.
+      devices: to run on or to compile for; all there are if unset.
+      forms: of the convolutions.
+    """
+
+    def read(index: int) -> NoReturn:
+        raise AssertionError(index)
+
+    assert settings.model.num_classes is not None
+    names = tuple(map(str, range(settings.model.num_classes)))
+    split = Split("train", np.zeros(IMAGENET_IMAGES, np.int32), read)
+    student = make_task(settings, names, [1] * len(names))
+    student = dataclasses.replace(student, model=student.model.with_forms(forms))
+    dataset = Dataset(settings.data.name, names, train=split, eval=split)
+    return Experiment(
+        config=settings,
+        dataset=dataset,
+        task=with_teacher(student, settings.distill),
+        mesh=meshes.make_mesh(devices),
+    )
+
+
+def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch (`types.Batch`); with `data.scales`, whose batches are as many pixels, of `data.resolution`."""
+    data, task = experiment.config.data, experiment.task
+    shape = (data.batch_size, data.resolution, data.resolution, 3)
+    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+    batch |= {name: jax.ShapeDtypeStruct(shape[:1], jnp.int32) for name in ("label", "index", "epoch")}
+    if isinstance(task, Distillation):
+        batch[TEACHER_LOGITS] = jax.ShapeDtypeStruct((data.batch_size, task.model.num_classes), jnp.float32)
+    return batch
+
+
+def random_batch(experiment: Experiment, seed: int = 0) -> Batch:
+    """A batch of noise on the devices: pixels in 0..255, labels among the classes."""
+    rng, spec = np.random.default_rng(seed), abstract_batch(experiment)
+    classes = experiment.task.model.num_classes
+    arrays = {
+        "image": rng.integers(0, 256, spec["image"].shape, np.uint8),
+        "label": rng.integers(0, classes, spec["label"].shape, np.int32),
+        "index": np.arange(spec["index"].shape[0], dtype=np.int32),
+        "epoch": np.zeros(spec["epoch"].shape, np.int32),
+    }
+    if TEACHER_LOGITS in spec:
+        arrays[TEACHER_LOGITS] = rng.standard_normal(spec[TEACHER_LOGITS].shape, np.float32)
+    return meshes.make_feed(experiment.mesh, None)(arrays)
+
+
+def normalised(experiment: Experiment, batch: Batch) -> Array:
+    """The images of a batch as the network sees them in inference."""
+    data = experiment.config.data
+    return normalise(batch["image"], data.mean, data.std)

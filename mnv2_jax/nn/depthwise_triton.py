@@ -1,0 +1,401 @@
+"""Depthwise convolution over [b, h, w, c] as Pallas kernels for NVIDIA GPUs, at the speed of the memory.
+
+A depthwise convolution has a multiply-add per tap and number, far too few to be anything but a copy; these kernels read
+each array from the memory once and write the result once. What they read again (taps, and the rows that neighbouring
+programs share) comes from the caches.
+
+The value and the gradient of the input are one kernel, `_gather`: along either axis, place ``phases * t + f`` of the
+result is a sum over some taps of what lies at ``step * t + offset`` of the operand (`_Axis`). A stride is the step of
+the value and the phases of the gradient, so neither multiplies by zeros that a stride puts in. The gradient of the
+kernel, `_correlate`, sums over everything but the channels, in a fixed order: results are the same each time.
+
+The kernels are written for Pallas' Triton backend. A body is straight-line code for a few rows, which lets the compiler
+begin many loads before it needs the first of them. Shapes of blocks must be powers of two; the arrays' need not be.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Float
+
+from mnv2_jax.nn.window import Window
+from mnv2_jax.types import Array
+
+Ref: TypeAlias = jax.Ref
+T = TypeVar("T")
+
+WARPS = 4
+"""Warps of 32 threads in a program; more make the programs fewer and their last round emptier."""
+
+VECTOR_BYTES = 16
+"""The most that a thread loads at once."""
+
+THREAD_SUMS = 100
+"""Taps times channels of a thread: it keeps a float32 of each in registers, of which it has 255, or 168 if three
+programs are to share one of the GPU's processors."""
+
+PROGRAMS = 1056
+"""Programs that the gradient of the kernel is divided among: eight for each of an H100's 132 processors. Each leaves
+a partial sum to be read again, so they are not as many as they could be."""
+
+ROWS = 7
+"""Rows of results that a program makes. All heights of MobileNets at 224 px are multiples of it; the rows at its edge
+are loaded by two programs."""
+
+GATHER_AHEAD, CORRELATE_AHEAD = 2, 1
+"""Rows that are being loaded while one is computed with. Of the loads of a row only one reads what isn't in the cache
+yet, and by themselves the compilers put few of them before their use. More would cost too many registers."""
+
+NEIGHBOURS = 18
+"""The most vectors of channels that are neighbours in a program: 288 bytes. The fewer, the more columns it has, and the
+fewer of its loads are those of other programs too."""
+
+
+class _Axis(NamedTuple):
+    """How the rows, or the columns, of a result are gathered from those of an operand.
+
+    Attributes:
+      result: its size.
+      operand: its size.
+      step: places of the operand from one turn to the next.
+      phases: places of the result in a turn: for each, its taps (number of the tap, offset in the operand).
+    """
+
+    result: int
+    operand: int
+    step: int
+    phases: tuple[tuple[tuple[int, int], ...], ...]
+
+    @classmethod
+    def of_value(cls, size: int, kernel: int, window: Window) -> _Axis:
+        """Of an axis of the output, from the input's, whose size is given."""
+        before, _ = window.pad(size, kernel)
+        taps = tuple((r, r * window.dilation - before) for r in range(kernel))
+        return cls(window.outputs(size, kernel), size, window.stride, (taps,))
+
+    @classmethod
+    def of_gradient(cls, size: int, kernel: int, window: Window) -> _Axis:
+        """Of an axis of the input's gradient, whose size is given, from the output's."""
+        before, _ = window.pad(size, kernel)
+
+        def taps(phase: int) -> Iterator[tuple[int, int]]:
+            for r in range(kernel):
+                turns, remainder = divmod(phase + before - r * window.dilation, window.stride)
+                if remainder == 0:
+                    yield r, turns
+
+        phases = tuple(tuple(taps(phase)) for phase in range(window.stride))
+        return cls(size, window.outputs(size, kernel), 1, phases)
+
+    @property
+    def turns(self) -> int:
+        return -(-self.result // len(self.phases))
+
+    @property
+    def offsets(self) -> list[int]:
+        return sorted({offset for taps in self.phases for _, offset in taps})
+
+
+def _inside(place: Array, low: int, high: int, size: int) -> list[Array]:
+    """Conditions for ``0 <= place < size``, without those that hold since ``low <= place <= high``."""
+    return [place >= 0] * (low < 0) + [place < size] * (high >= size)
+
+
+def _all(conditions: list[Array], shape: tuple[int, int]) -> Array | None:
+    return jnp.broadcast_to(functools.reduce(jnp.logical_and, conditions), shape) if conditions else None
+
+
+def _divided(number: Array, by: int) -> tuple[Array, Array]:
+    """Quotient and remainder of what isn't negative."""
+    return jax.lax.div(number, by), jax.lax.rem(number, by)
+
+
+def _load(ref: Ref, index: tuple[Array | int, ...], conditions: list[Array], shape: tuple[int, int]) -> Array:
+    """What lies at the index; zeros where a condition doesn't hold: the padding."""
+    mask = _all(conditions, shape)
+    return plgpu.load(ref.at[index], mask=mask, other=None if mask is None else 0)
+
+
+def _ahead(rows: list[int], load: Callable[[int], T], ahead: int) -> Iterator[tuple[int, T]]:
+    """Each row with what is loaded of it; the loads are begun some rows before."""
+    loaded = [load(row) for row in rows[:ahead]]
+    for place, row in enumerate(rows):
+        loaded += [load(later) for later in rows[place + ahead : place + ahead + 1]]
+        yield row, loaded[place]
+
+
+def _vector(channels: int, taps: int, itemsize: int) -> int:
+    """Channels of a thread: a power of two, limited by `VECTOR_BYTES`, `THREAD_SUMS` and what divides the channels."""
+    most = min(VECTOR_BYTES // itemsize, THREAD_SUMS // taps)
+    return math.gcd(channels, 2 ** int(math.log2(max(most, 1))))
+
+
+def _compiler(warps: int) -> plgpu.CompilerParams:
+    # The stages of Triton's pipelines are for loops that feed matrix products.
+    return plgpu.CompilerParams(num_warps=warps, num_stages=1)
+
+
+def _as_images(x: Array) -> Array:
+    """[b, h * w * c]: offsets within an image fit into 32 bits; Pallas takes 64 for those of images where it must."""
+    return x.reshape(x.shape[0], -1)
+
+
+# --- the value and the gradient of the input ----------------------------------------------------------------
+
+
+def _gather(operand: Array, kernel: Array, rows: _Axis, columns: _Axis, interpret: bool) -> Array:
+    """The result of the two axes, [b, rows.result, columns.result, c].
+
+    A lane is a vector of channels of one turn of the columns of an image. Lanes are numbered through images, groups of
+    neighbouring vectors, columns and vectors of a group, so that none is idle, whatever the number of channels. A
+    program is `WARPS` * 32 of them times `ROWS` turns of the rows.
+    """
+    batch, _, _, channels = operand.shape
+    size = _vector(channels, kernel.shape[0] * kernel.shape[1], operand.dtype.itemsize)
+    shape = WARPS * 32, size
+    vectors = channels // size
+    group = max((n for n in range(1, NEIGHBOURS + 1) if vectors % n == 0), key=lambda n: (n % 2 == 0, n))
+    lanes = batch * columns.turns * vectors
+    count = min(ROWS, rows.turns)  # turns of rows in a program
+    wide = jnp.promote_types(operand.dtype, jnp.float32)
+    grid = pl.cdiv(rows.turns, count), pl.cdiv(lanes, shape[0])  # neighbours run together: they share rows
+
+    # Which sums each row of the operand goes into: (turn, phase, tap). Rows are counted from a program's first.
+    uses: dict[int, list[tuple[int, int, int]]] = {}
+    for turn in range(count):
+        for phase, taps in enumerate(rows.phases):
+            for r, offset in taps:
+                uses.setdefault(turn * rows.step + offset, []).append((turn, phase, r))
+    last_use = {(turn, phase): row for row in sorted(uses) for turn, phase, _ in uses[row]}
+
+    def depthwise_gather(operand_ref: Ref, kernel_ref: Ref, result_ref: Ref) -> None:
+        turn0 = pl.program_id(0) * count
+        lane = pl.program_id(1) * shape[0] + jax.lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0)
+        exists = _inside(lane, 0, grid[1] * shape[0] - 1, lanes)
+        image, lane = _divided(lane, columns.turns * vectors)
+        group_of_vectors, lane = _divided(lane, columns.turns * group)
+        turn_of_columns, vector = _divided(lane, group)
+        channel = (group_of_vectors * group + vector) * size + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        image = jnp.broadcast_to(image, shape)
+
+        read_at = turn_of_columns * (columns.step * channels) + channel
+        write_at = turn_of_columns * (len(columns.phases) * channels) + channel
+        taps = {
+            (r, s): _load(kernel_ref, (r * kernel.shape[1] + s, channel), [], shape).astype(wide)
+            for r in sorted({r for phase in rows.phases for r, _ in phase})
+            for s in sorted({s for phase in columns.phases for s, _ in phase})
+        }
+        sums: dict[tuple[int, int, int], Array] = {}
+
+        def load(row: int, offset: int) -> Array:
+            place = turn0 * rows.step + row
+            column = turn_of_columns * columns.step + offset
+            conditions = [
+                *exists,
+                *_inside(place, row, (grid[0] - 1) * count * rows.step + row, rows.operand),
+                *_inside(column, offset, (columns.turns - 1) * columns.step + offset, columns.operand),
+            ]
+            at = read_at + (place * (columns.operand * channels) + offset * channels)
+            return _load(operand_ref, (image, at), conditions, shape)
+
+        def store(turn: int, phase: int) -> None:
+            place = (turn0 + turn) * len(rows.phases) + phase
+            highest = ((grid[0] - 1) * count + turn) * len(rows.phases) + phase
+            for side in range(len(columns.phases)):
+                column = turn_of_columns * len(columns.phases) + side
+                conditions = [
+                    *exists,
+                    *_inside(place, 0, highest, rows.result),
+                    *_inside(column, 0, (columns.turns - 1) * len(columns.phases) + side, columns.result),
+                ]
+                at = write_at + (place * (columns.result * channels) + side * channels)
+                total = sums.pop((turn, phase, side), None)
+                total = jnp.zeros(shape, wide) if total is None else total
+                plgpu.store(result_ref.at[image, at], total.astype(result_ref.dtype), mask=_all(conditions, shape))
+
+        def load_row(row: int) -> list[tuple[int, Array]]:
+            return [(offset, load(row, offset)) for offset in columns.offsets]
+
+        for row, loaded in _ahead(sorted(uses), load_row, GATHER_AHEAD):
+            for offset, seen in loaded:
+                seen = seen.astype(wide)
+                for turn, phase, r in uses[row]:
+                    for side, of_side in enumerate(columns.phases):
+                        for s in (s for s, its_offset in of_side if its_offset == offset):
+                            term = seen * taps[r, s]
+                            at = turn, phase, side
+                            sums[at] = sums[at] + term if at in sums else term
+            for turn, phase in [place for place, last in last_use.items() if last == row]:
+                store(turn, phase)
+        for turn in range(count):
+            for phase in range(len(rows.phases)):
+                if (turn, phase) not in last_use:  # a stride and a dilation that skip the row
+                    store(turn, phase)
+
+    result = pl.pallas_call(
+        depthwise_gather,
+        jax.ShapeDtypeStruct((batch, rows.result * columns.result * channels), operand.dtype),
+        grid=grid,
+        compiler_params=_compiler(WARPS),
+        interpret=interpret,
+        name="depthwise_gather",
+    )(_as_images(operand), kernel.reshape(-1, channels))
+    return result.reshape(batch, rows.result, columns.result, channels)
+
+
+@functools.partial(jax.jit, static_argnames=("window", "interpret"))  # layers that are alike are traced once
+def value(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "r s 1 c"], window: Window, interpret: bool = False
+) -> Float[Array, "b h/stride w/stride c"]:
+    """The convolution, in the type of x.
+
+    Args:
+      x: bfloat16 or float32; sums are in float32.
+      kernel: of odd r and s.
+      window: how the kernel goes over x.
+      interpret: run the kernel without a GPU, slowly.
+    """
+    rows = _Axis.of_value(x.shape[1], kernel.shape[0], window)
+    columns = _Axis.of_value(x.shape[2], kernel.shape[1], window)
+    return _gather(x, kernel, rows, columns, interpret)
+
+
+@functools.partial(jax.jit, static_argnames=("window", "size", "interpret"))
+def input_gradient(
+    dy: Float[Array, "b h/stride w/stride c"],
+    kernel: Float[Array, "r s 1 c"],
+    window: Window,
+    size: tuple[int, int],
+    interpret: bool = False,
+) -> Float[Array, "b h w c"]:
+    """The gradient of x, of the given size (h, w), from that of `value`; in the type of dy. Arguments as there."""
+    rows = _Axis.of_gradient(size[0], kernel.shape[0], window)
+    columns = _Axis.of_gradient(size[1], kernel.shape[1], window)
+    return _gather(dy, kernel, rows, columns, interpret)
+
+
+# --- the gradient of the kernel -----------------------------------------------------------------------------
+
+
+def _channel_block(channels: int, itemsize: int) -> int:
+    """Channels of a program: a power of two up to 64, by how few lanes idle and how well it uses the memory.
+
+    Memory is read in sectors of 32 bytes, and best in pairs of them.
+    """
+
+    def worth(block: int) -> tuple[float, int]:
+        used = channels / (pl.cdiv(channels, block) * block)
+        return used * {8: 0.4, 16: 0.6, 32: 0.9}.get(block * itemsize, 1.0), block
+
+    return max((8, 16, 32, 64), key=worth)
+
+
+@functools.partial(jax.jit, static_argnames=("window", "kernel_size", "interpret"))
+def kernel_gradient(
+    x: Float[Array, "b h w c"],
+    dy: Float[Array, "b h/stride w/stride c"],
+    window: Window,
+    kernel_size: tuple[int, int],
+    interpret: bool = False,
+) -> Float[Array, "r s 1 c"]:
+    """The gradient of a kernel of the given size (r, s), from that of `value`; in the type of x. Arguments as there.
+
+    A lane is a vector of channels of one column of an image; a program has a block of channels and goes through some
+    blocks of columns, `ROWS` rows of each at a time, with a sum for each tap. Its sums over its lanes are the partial
+    sums that are added up at the end.
+    """
+    rows = _Axis.of_value(x.shape[1], kernel_size[0], window)
+    columns = _Axis.of_value(x.shape[2], kernel_size[1], window)
+    (row_taps,), (column_taps,) = rows.phases, columns.phases
+    batch, _, _, channels = x.shape
+    taps = kernel_size[0] * kernel_size[1]
+
+    block = _channel_block(channels, x.dtype.itemsize)
+    vector = _vector(block, taps, x.dtype.itemsize)
+    shape = max(WARPS * 32 * vector // block, 1), block
+    places = batch * columns.result
+    count = min(ROWS, rows.result)
+    row_blocks = pl.cdiv(rows.result, count)
+    tasks = row_blocks * pl.cdiv(places, shape[0])
+    blocks = pl.cdiv(channels, block)
+    turns = pl.cdiv(tasks * blocks, PROGRAMS)  # tasks of a program
+    grid = blocks, pl.cdiv(tasks, turns)  # neighbours run together: their channels may share a sector
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    uses: dict[int, list[tuple[int, int]]] = {}  # of each row of x, counted from the first of a task: (row of dy, tap)
+    for row in range(count):
+        for r, offset in row_taps:
+            uses.setdefault(row * rows.step + offset, []).append((row, r))
+    first_used: dict[int, list[int]] = {x_row: [] for x_row in uses}
+    for row in range(count):
+        first_used[min(x_row for x_row in uses if row in dict(uses[x_row]))].append(row)
+
+    def depthwise_correlate(x_ref: Ref, dy_ref: Ref, partial_ref: Ref) -> None:
+        program = pl.program_id(1)  # asked for outside the loop, since interpretation doesn't know it within
+        channel = pl.program_id(0) * block + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
+        channel_exists = _inside(channel, 0, blocks * block - 1, channels)
+
+        def add(turn: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+            task = program * turns + turn
+            block_of_places, block_of_rows = _divided(task, row_blocks)
+            row0 = block_of_rows * count
+            place = block_of_places * shape[0] + jax.lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0)
+            highest = pl.cdiv(grid[1] * turns, row_blocks) * shape[0] - 1
+            exists = [*channel_exists, *_inside(place, 0, highest, places)]
+            image, column = _divided(place, columns.result)
+            image = jnp.broadcast_to(image, shape)
+            dy_at = column * channels + channel
+            x_at = column * (columns.step * channels) + channel
+
+            def load_x(row: int, offset: int) -> Array:
+                x_row, x_column = row0 * rows.step + row, column * columns.step + offset
+                conditions = [
+                    *exists,
+                    *_inside(x_row, row, (row_blocks - 1) * count * rows.step + row, rows.operand),
+                    *_inside(x_column, offset, (columns.result - 1) * columns.step + offset, columns.operand),
+                ]
+                at = x_at + (x_row * (columns.operand * channels) + offset * channels)
+                return _load(x_ref, (image, at), conditions, shape)
+
+            def load_dy(row: int) -> Array:
+                conditions = [*exists, *_inside(row0 + row, 0, (row_blocks - 1) * count + row, rows.result)]
+                return _load(dy_ref, (image, dy_at + (row0 + row) * (columns.result * channels)), conditions, shape)
+
+            def load_row(x_row: int) -> tuple[list[tuple[int, Array]], list[tuple[int, Array]]]:
+                seen = [(s, load_x(x_row, offset)) for s, offset in column_taps]
+                return seen, [(row, load_dy(row)) for row in first_used[x_row]]
+
+            total = list(sums)
+            here: dict[int, Array] = {}
+            for x_row, (seen, new) in _ahead(sorted(uses), load_row, CORRELATE_AHEAD):
+                here |= {row: of_row.astype(wide) for row, of_row in new}
+                for s, of_tap in seen:
+                    of_tap = of_tap.astype(wide)
+                    for row, r in uses[x_row]:
+                        total[r * kernel_size[1] + s] += of_tap * here[row]
+            return tuple(total)
+
+        sums = jax.lax.fori_loop(0, turns, add, tuple(jnp.zeros(shape, wide) for _ in range(taps)))
+        for tap, total in enumerate(sums):
+            at = program, tap, jnp.squeeze(channel, 0)
+            mask = _all(channel_exists, (1, block))
+            mask = None if mask is None else jnp.squeeze(mask, 0)
+            plgpu.store(partial_ref.at[at], total.sum(0), mask=mask)
+
+    partials = pl.pallas_call(
+        depthwise_correlate,
+        jax.ShapeDtypeStruct((grid[1], taps, channels), wide),
+        grid=grid,
+        compiler_params=_compiler(WARPS),
+        interpret=interpret,
+        name="depthwise_correlate",
+    )(_as_images(x), _as_images(dy))
+    return partials.sum(0).reshape(*kernel_size, 1, channels).astype(x.dtype)

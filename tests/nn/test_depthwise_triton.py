@@ -1,0 +1,139 @@
+"""The kernels in Pallas' interpreter against lax, and whether they can be lowered for a GPU; no GPU is needed."""
+
+import contextlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2_jax.nn import depthwise_triton
+from mnv2_jax.nn.window import Window
+
+# Sizes, channels and strides of MobileNetV2's layers at 224 px.
+LAYERS = [
+    (112, 32, 1),
+    (112, 96, 2),
+    (56, 144, 1),
+    (56, 144, 2),
+    (28, 192, 1),
+    (28, 192, 2),
+    (14, 384, 1),
+    (14, 576, 1),
+    (14, 576, 2),
+    (7, 960, 1),
+]
+WINDOWS = [Window(*options) for options in itertools.product((1, 2), (1, 2), ("same", "symmetric", "trailing"))]
+
+
+def lax_value(x, kernel, window):
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = jax.lax.conv_general_dilated(
+        x.astype(wide),
+        kernel.astype(wide),
+        (window.stride, window.stride),
+        window.pads(x, kernel),
+        rhs_dilation=(window.dilation, window.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+    return y.astype(x.dtype)
+
+
+def assert_agree_with_lax(shape, kernel_size, window, dtype=jnp.float32, tolerance=5e-6):
+    """The tolerance is for lax on the CPU: of sums over 12544 places its last digits differ more than the kernels'."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, 1, shape[-1])), dtype)
+    y, pull = jax.vjp(lambda x, kernel: lax_value(x, kernel, window), x, kernel)
+    dy = jnp.asarray(rng.standard_normal(y.shape), dtype)
+    found = (
+        depthwise_triton.value(x, kernel, window, interpret=True),
+        depthwise_triton.input_gradient(dy, kernel, window, shape[1:3], interpret=True),
+        depthwise_triton.kernel_gradient(x, dy, window, kernel.shape[:2], interpret=True),
+    )
+    for what, ours, theirs in zip(("y", "dx", "dkernel"), found, (y, *pull(dy)), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, dtype), what
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max(), what
+
+
+def lower(size, channels, kernel_size, window, batch=128, dtype=jnp.bfloat16):
+    """The texts of the three kernels, lowered for an H100."""
+    outputs = window.outputs(size, kernel_size)
+    x, y = (jax.ShapeDtypeStruct((batch, side, side, channels), dtype) for side in (size, outputs))
+    kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, 1, channels), dtype)
+    calls = [
+        (lambda x, kernel: depthwise_triton.value(x, kernel, window), x, kernel),
+        (lambda dy, kernel: depthwise_triton.input_gradient(dy, kernel, window, (size, size)), y, kernel),
+        (lambda x, dy: depthwise_triton.kernel_gradient(x, dy, window, kernel.shape[:2]), x, y),
+    ]
+    gpu = contextlib.nullcontext()  # before 0.11, JAX takes a GPU of compute capability 9.0 where there is none
+    if jax.__version_info__ >= (0, 11):
+        device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+        gpu = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+    with gpu:
+        return [jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",)).as_text() for f, *args in calls]
+
+
+@pytest.mark.parametrize("window", [Window(1, 2, "same"), Window(2, 1, "symmetric")])
+def test_kernels_agree_with_lax(window, monkeypatch):
+    monkeypatch.setattr(depthwise_triton, "ROWS", 2)  # compiles in a third of the time
+    assert_agree_with_lax((2, 5, 8, 24), 3, window)  # a shape of no other test: traces are kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_all_windows_agree_with_lax(kernel_size, window, monkeypatch):
+    monkeypatch.setattr(depthwise_triton, "ROWS", 3)  # compiles in half the time
+    assert_agree_with_lax((2, 9, 12, 24), kernel_size, window)
+    assert_agree_with_lax((1, 14, 7, 20), kernel_size, window)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "channels", "stride"), LAYERS)
+def test_layers_of_mobilenetv2_agree_with_lax(size, channels, stride):
+    assert_agree_with_lax((1 if size > 28 else 3, size, size, channels), 3, Window(stride, 1, "same"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "kernel_size"), [(1, 3), (3, 3), (20, 3), (40, 5), (144, 7)])
+def test_any_number_of_channels(channels, kernel_size):
+    assert_agree_with_lax((2, 8, 7, channels), kernel_size, Window())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [1, 2])
+def test_half_precision_is_rounded_once(stride):
+    assert_agree_with_lax((2, 14, 14, 40), 3, Window(stride), jnp.bfloat16, 2**-8)
+
+
+@pytest.mark.slow
+def test_sums_over_several_tasks(monkeypatch):
+    monkeypatch.setattr(depthwise_triton, "PROGRAMS", 6)
+    assert_agree_with_lax((7, 15, 15, 72), 3, Window(1, 1, "same"))  # a shape of no other test, too
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+def test_kernels_are_lowered_for_gpus():
+    for text in lower(112, 96, 3, Window(2)):
+        assert "__gpu$xla.gpu.triton" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_layers_of_mobilenetv2_are_lowered_for_gpus(dtype):
+    for size, channels, stride in LAYERS:
+        for text in lower(size, channels, 3, Window(stride), dtype=dtype):
+            assert "__gpu$xla.gpu.triton" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+def test_all_windows_are_lowered_for_gpus():
+    for window, (kernel_size, channels) in itertools.product(WINDOWS, [(3, 24), (5, 120), (7, 20)]):
+        for text in lower(13, channels, kernel_size, window, batch=3):
+            assert "__gpu$xla.gpu.triton" in text

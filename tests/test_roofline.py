@@ -1,0 +1,101 @@
+"""What a network needs is what can be counted by hand; what a device gives is positive."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mnv2_jax.bench import roofline
+from mnv2_jax.models.registry import create_model
+from mnv2_jax.nn.conv import conv, depthwise_conv
+
+IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+FLOAT, KERNELS = 4, {"stem": (3, 3, 3, 4), "depthwise": (3, 3, 1, 4), "project": (1, 1, 4, 4), "classifier": (4, 5)}
+
+
+def kernels(**shapes):
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def stem(variables, x):
+    return jax.nn.relu(conv(x, variables["stem"], stride=2))
+
+
+def test_one_convolution_by_hand():
+    found = roofline.needs_of(stem, kernels(stem=KERNELS["stem"]), IMAGE)
+    image, out, madds = 8 * 8 * 3, FLOAT * 4 * 4 * 4, 4 * 4 * 4 * 27
+    train = 2 * image + 3 * out  # read forward and backward, no gradient; written, and backward read with its gradient
+    assert found == (train, train, image + out, madds, 2 * madds)
+
+
+def residual_network(variables, x):
+    x = stem(variables, x)
+    y = depthwise_conv(x, variables["depthwise"])
+    y = y * 2.0 + jnp.ones((1, 1, 1, 4))  # as a norm: an addition, but not of two maps
+    x = x + conv(y, variables["project"])
+    return x.mean((1, 2)) @ variables["classifier"]
+
+
+def by_hand():
+    """Bytes of `residual_network` without its stem, whose map is as large as any."""
+    each = FLOAT * 4 * 4 * 4
+    taken_and_given = 4 * each + FLOAT * (4 + 5)
+    train = 3 * taken_and_given + 3 * each + each  # the addition; the mean
+    separate = 4 * (2 * each + FLOAT * 4) + 5 * (2 * each + FLOAT * 5) + 4 * each
+    return train, separate, taken_and_given + each
+
+
+def test_a_residual_network_by_hand():
+    found = roofline.needs_of(residual_network, kernels(**KERNELS), IMAGE)
+    first = roofline.needs_of(stem, kernels(stem=KERNELS["stem"]), IMAGE)
+    rest = by_hand()
+    assert found[:3] == tuple(a + b for a, b in zip(first, rest, strict=False))
+    madds = 4 * 4 * 4 * 9 + 4 * 4 * 4 * 4 + 4 * 5
+    assert found[3:] == (first.madds + madds, first.train_madds + 3 * madds)
+    jitted = roofline.needs_of(jax.jit(jax.checkpoint(residual_network)), kernels(**KERNELS), IMAGE)
+    assert jitted == found
+    larger = roofline.needs_of(residual_network, kernels(**KERNELS), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
+    assert all(3.5 * a < b <= 4 * a for a, b in zip(found, larger, strict=True))
+
+
+def test_attention_keeps_its_scores():
+    def attention(variables, x):
+        q, k, v = (jnp.einsum("bhwc,cd->bhwd", x, variables[name]).reshape(1, 64, -1) for name in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", q, k))
+        return jnp.einsum("bqk,bkd->bqd", weights, v)
+
+    found = roofline.needs_of(attention, kernels(q=(3, 2), k=(3, 2), v=(3, 6)), IMAGE)
+    query, value = FLOAT * 64 * 2, FLOAT * 64 * 6
+    image, projected = 3 * 8 * 8 * 3, 2 * query + value
+    assert found.infer_bytes == image + projected + projected + value
+    assert found.train_bytes == 2 * image + 3 * projected + 3 * (projected + value)
+    assert found.madds == 64 * 3 * 10 + 64 * 64 * (2 + 6)
+
+
+def test_mobilenet_v2():
+    found = roofline.needs(create_model("mobilenet_v2", 1000), 224, "bfloat16")
+    assert found.train_bytes == pytest.approx(82e6, rel=0.03)
+    assert found.train_bytes_separate == pytest.approx(122e6, rel=0.03)
+    assert found.madds == 300_774_272
+    stem = 112 * 112 * 32 * 27
+    assert found.train_madds == 3 * found.madds - stem
+    assert found.infer_bytes < found.train_bytes < found.train_bytes_separate
+
+
+def test_the_type_is_that_of_the_maps():
+    model = create_model("mobilenet_v1", 10)
+    half, whole = (roofline.needs(model, 64, dtype) for dtype in ("bfloat16", "float32"))
+    assert all(1.7 * a < b < 2 * a for a, b in zip(half[:3], whole[:3], strict=True))
+    assert half[3:] == whole[3:]
+
+
+def test_the_device_is_measured(monkeypatch):
+    monkeypatch.setattr(roofline, "_BUDGET_S", 0.0)
+    assert 1e8 < roofline.measured_bandwidth() < 1e13
+    assert 1e8 < roofline.measured_rate("float32") < 1e15
+
+
+def test_the_scarcer_of_the_two_bounds():
+    device = dict(bytes_per_s=100.0, madds_per_s=1000.0)
+    assert roofline.bound_s(200, 1000, **device) == 2
+    assert roofline.bound_s(200, 3000, **device) == 3
+    assert roofline.share(4.0, 200, 1000, **device) == 0.5
