@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mnv2_jax import config
 from mnv2_jax.bench import roofline
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.nn.conv import conv, depthwise_conv
@@ -82,7 +83,7 @@ def test_mobilenet_v2():
 
 
 def test_the_type_is_that_of_the_maps():
-    model = create_model("mobilenet_v1", 10)
+    model = create_model("mobilenet_v2", 10, depth=0.3)
     half, whole = (roofline.needs(model, 64, dtype) for dtype in ("bfloat16", "float32"))
     assert all(1.7 * a < b < 2 * a for a, b in zip(half[:3], whole[:3], strict=True))
     assert half[3:] == whole[3:]
@@ -99,3 +100,15 @@ def test_the_scarcer_of_the_two_bounds():
     assert roofline.bound_s(200, 1000, **device) == 2
     assert roofline.bound_s(200, 3000, **device) == 3
     assert roofline.share(4.0, 200, 1000, **device) == 0.5
+
+
+def test_shares_of_what_was_measured(monkeypatch):
+    monkeypatch.setattr(roofline, "measured_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(roofline, "measured_rate", lambda dtype: 1e15)
+    monkeypatch.setattr(roofline, "needs", lambda *of: roofline.Needs(3_000_000, 4_000_000, 1_000_000, 5, 15))
+    settings = config.build({"model": {"num_classes": 10}, "data": {"batch_size": 4}})
+    rows = [{"name": "ours", "ms": 24.0}, {"name": "torch", "unavailable": "no torch"}]
+    for what, bound_ms, share in (("train", 12, 1 / 2), ("infer", 4, 1 / 6)):
+        found = roofline.of(settings, what, rows)
+        assert found["bound_ms"] == pytest.approx(bound_ms)
+        assert found["shares"] == {"ours": pytest.approx(share)}

@@ -4,7 +4,7 @@
     {"repeat": n}                                     ->  {"seconds": of n steps or batches in a row}
     {"peak": true}                                    ->  {"bytes": most device memory in use so far, or null}
 
-or, where a turn fails, {"unavailable": reason}.
+or, where a turn fails, {"unavailable": reason}, and it ends.
 
 A line each, on standard input and output. ``who`` is ours (in the forms given), or PyTorch's network as it is or
 compiled; a process of its own for each, since two frameworks share neither a GPU's memory nor a thread pool well.
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mnv2_jax.bench.torch_rival import Unavailable
 from mnv2_jax.config import Config, build
 from mnv2_jax.errors import UserError, exit_on_user_error
 
@@ -35,7 +36,7 @@ class Runner(NamedTuple):
     facts: dict[str, Any]
 
 
-def build_ours(settings: Config, what: str, forms: dict[str, str]) -> Runner:
+def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Runner:
     """The train step or the inference of a config, compiled; one batch stays on the devices."""
     import jax
 
@@ -47,7 +48,7 @@ def build_ours(settings: Config, what: str, forms: dict[str, str]) -> Runner:
 
     runtime.configure()
     check_devices(settings, len(jax.devices()))
-    experiment = unopened(settings, forms=Forms(**forms))  # type: ignore[arg-type]
+    experiment = unopened(settings, forms=None if forms is None else Forms(**forms))
     model = experiment.task.model
     state = meshes.compile_init(experiment.mesh, experiment.init_state)()
     batch: Any = random_batch(experiment)
@@ -67,6 +68,7 @@ def build_ours(settings: Config, what: str, forms: dict[str, str]) -> Runner:
     facts = {
         "platform": jax.devices()[0].platform,
         "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
         "jax": jax.__version__,
         "trace_seconds": traced - begun,
         "compile_seconds": time.perf_counter() - traced,
@@ -140,13 +142,14 @@ def main() -> None:
         try:
             told = {"seconds": runner.turn(asked["repeat"])} if "repeat" in asked else {"bytes": runner.peak_bytes()}
         except Exception as error:
-            told = {"unavailable": _reason(error)}
+            answer(unavailable=_reason(error))
+            return  # and leave the memory to the others
         answer(**told)
 
 
 def _reason(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
-    return text if type(error).__name__ == "Unavailable" else f"{type(error).__name__}: {text}"[:300]
+    return (text if isinstance(error, Unavailable) else f"{type(error).__name__}: {text}")[:300]
 
 
 if __name__ == "__main__":

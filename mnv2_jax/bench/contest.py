@@ -7,14 +7,13 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from mnv2_jax.bench.contender import OURS, TORCH, TORCH_COMPILE
 from mnv2_jax.config import Config
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import from_config, variable_shapes
-from mnv2_jax.nn.forms import AUTO, LIBRARY, Forms
+from mnv2_jax.nn.forms import LIBRARY, Forms
 
 TURN_SECONDS = 1.0
 """A turn takes about so long, and one step at least."""
@@ -36,13 +35,16 @@ class Entry:
 
     name: str
     who: str = OURS
-    forms: Forms = AUTO
+    forms: Forms | None = None
+    """Unset: those that training takes."""
 
 
 OUR_ENTRY = Entry("ours")
 LIBRARY_ENTRY = Entry("XLA's forms", forms=LIBRARY)
 RIVALS = {"torch": (Entry("torch eager", TORCH), Entry("torch.compile", TORCH_COMPILE)), "xla": (LIBRARY_ENTRY,)}
 """What --against names."""
+
+_COMMAND: Sequence[str] = (sys.executable, "-m", "mnv2_jax.bench.contender")
 
 
 class Contender:
@@ -55,11 +57,11 @@ class Contender:
         self.peak_bytes: int | None = None
         self.facts: dict[str, Any] = {}
         self.unavailable: str | None = None
-        self.repeat = 1
+        self._repeat = 1
         # A pipe that nobody reads would fill and stop it.
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by `end`
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed by `end`
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mnv2_jax.bench.contender"],
+            _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -67,31 +69,43 @@ class Contender:
             # Those who wait leave the device's memory to the one whose turn it is.
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment},
         )
-        asked = {"who": entry.who, "forms": dataclasses.asdict(entry.forms), "params": params}
+        asked = {"who": entry.who, "forms": entry.forms and dataclasses.asdict(entry.forms), "params": params}
         self._ask(asked | {"what": what, "config": config.to_dict(settings)})
 
     def wait_until_ready(self, limit_s: float | None) -> None:
-        """Returns once it has compiled, or has said why it can't; who isn't ready in time is out."""
-        timer = threading.Timer(limit_s or 0.0, self._process.kill)
+        """Returns once it has compiled, or has said why it can't; who isn't ready in time is out.
+
+        Raises:
+          UserError: if it is ours, and the config can't be used.
+        """
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(limit_s or 0.0, stop)
         if limit_s is not None:
             timer.start()
-        told = self._answer()
-        timer.cancel()
+        try:
+            told = self._answer()
+        finally:
+            timer.cancel()
         self.facts, self.unavailable = told.get("ready", {}), told.get("unavailable")
-        if self._process.poll() == -signal.SIGKILL:
-            self.unavailable = "it was killed, or not ready in time"
+        if late.is_set():
+            self.unavailable = f"not ready after {limit_s:.0f} s"
 
     def take_turn(self) -> None:
         """Runs for about `TURN_SECONDS`, as often as the turns before say; it may be its last."""
         if self.unavailable is not None:
             return
-        self._ask({"repeat": self.repeat})
+        self._ask({"repeat": self._repeat})
         told = self._answer()
         if "unavailable" in told:
             self.unavailable = told["unavailable"]
             return
-        each = told["seconds"] / self.repeat
-        self.repeat = max(1, math.ceil(TURN_SECONDS / each))
+        each = told["seconds"] / self._repeat
+        self._repeat = max(1, math.ceil(TURN_SECONDS / each))
         self.seconds.append(each)
 
     def read_peak(self) -> None:
@@ -103,7 +117,12 @@ class Contender:
     def end(self) -> None:
         """Ends the process."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # what was asked of one that was dead
+            self._process.stdin.close()
+        self._process.stdout.close()
         self._said.close()
 
     def _ask(self, content: Mapping[str, Any]) -> None:
@@ -114,15 +133,16 @@ class Contender:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        if line := self._process.stdout.readline():
+        line = self._process.stdout.readline()
+        if line.endswith("\n"):
             told: dict[str, Any] = json.loads(line)
             return told
-        self._process.wait()
+        code = self._process.wait()
         self._said.seek(0)
-        last = self._said.read().strip().rpartition("\n")[2] or "it said nothing"
-        if self._process.returncode == UserError.exit_code:
-            raise UserError(last.removeprefix("error: "))
-        return {"unavailable": f"its process ended with exit code {self._process.returncode}: {last}"[:300]}
+        last = self._said.read().strip().rpartition("\n")[2].removeprefix("error: ") or "it said nothing"
+        if code == UserError.exit_code and self.entry.who == OURS:
+            raise UserError(last)
+        return {"unavailable": f"its process ended with exit code {code}: {last}"[:300]}
 
 
 @contextlib.contextmanager
@@ -136,7 +156,8 @@ def contenders(
 ) -> Iterator[list[Contender]]:
     """The processes, ready; they end with the context. After ``ready_s`` who isn't ready is out.
 
-    They are made ready one after the other, unless there are two cores for each beside a GPU's.
+    They are made ready one after the other, unless there are two cores for each beside a GPU's. Where the first can't
+    be, the others may be missing.
     """
     at_once = (os.cpu_count() or 1) >= max(8, 2 * len(entries))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process only counts
@@ -153,6 +174,8 @@ def contenders(
             found.append(Contender(entry, what, settings, count, environment or {}))
             if not at_once:
                 found[-1].wait_until_ready(remaining_s())
+            if found[0].unavailable is not None:
+                break  # without the first there is nothing to compare
         for contender in found if at_once else ():
             contender.wait_until_ready(remaining_s())
         yield found
@@ -161,15 +184,9 @@ def contenders(
             contender.end()
 
 
-def compare(
-    entries: Sequence[Entry],
-    what: str,
-    settings: Config,
-    repeats: int,
-    *,
-    ready_s: float | None = None,
-    after_turn: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
-) -> list[dict[str, Any]]:
+def turns(
+    entries: Sequence[Entry], what: str, settings: Config, repeats: int, *, ready_s: float | None = None
+) -> Iterator[list[dict[str, Any]]]:
     """Times the entries turn by turn.
 
     Args:
@@ -177,13 +194,12 @@ def compare(
       what: "train": the whole step on a batch of uint8 images that stays on the devices; "infer": from normalised
         float images to logits.
       settings: with `model.num_classes` set.
-      repeats: turns, after one that says how many steps fill it.
+      repeats: turns, at least 1, after one that says how many steps fill it.
       ready_s: who isn't ready after so many seconds is out.
-      after_turn: called with the rows so far.
 
-    Returns:
-      A row an entry: name; milliseconds of a batch as the median, the least and the most of the turns
-      (``ms``, ``ms_min``, ``ms_max``), ``images_per_second``; ``ratio``, ``ratio_min`` and ``ratio_max``: our
+    Yields:
+      After every turn, of all turns so far, a row an entry: name; milliseconds of a batch as the median, the least and
+      the most (``ms``, ``ms_min``, ``ms_max``), ``images_per_second``; ``ratio``, ``ratio_min`` and ``ratio_max``: our
       milliseconds over its, turn by turn; ``peak_bytes``, None where the device doesn't say; and ``facts``. Or name and
       ``unavailable``, the reason.
 
@@ -191,22 +207,23 @@ def compare(
       UserError: if ours can't be run.
     """
     with contenders(entries, what, settings, ready_s=ready_s) as found:
-        if found[0].unavailable is not None:
-            raise UserError(f"the config can't be run here: {found[0].unavailable}")
-
-        def rows() -> list[dict[str, Any]]:
-            return [_row(contender, found[0], settings.data.batch_size) for contender in found]
-
         for turn in range(repeats + 1):
             for contender in found:
                 contender.take_turn()
+                if found[0].unavailable is not None:
+                    raise UserError(f"the config can't be run here: {found[0].unavailable}")
                 if turn == 0:
                     contender.seconds.clear()
+                else:
+                    contender.read_peak()
             if turn:
-                after_turn(rows())
-        for contender in found:
-            contender.read_peak()
-        return rows()
+                yield [_row(contender, found[0], settings.data.batch_size) for contender in found]
+
+
+def compare(entries: Sequence[Entry], what: str, settings: Config, repeats: int) -> list[dict[str, Any]]:
+    """The rows of `turns` after the last; arguments and errors as there."""
+    *_, last = turns(entries, what, settings, repeats)
+    return last
 
 
 def _row(contender: Contender, ours: Contender, batch_size: int) -> dict[str, Any]:
@@ -228,10 +245,16 @@ def _row(contender: Contender, ours: Contender, batch_size: int) -> dict[str, An
     }
 
 
+def described(found: Mapping[str, Any]) -> str:
+    """The network and its batch, in words."""
+    return f"{found['model']} {found['width']:g}, {found['resolution']} px, batch {found['batch']}, {found['dtype']}"
+
+
 def table(found: Mapping[str, Any]) -> str:
     """What `compare` and the roofline found, for people."""
-    head = f"{found['model']} {found['width']:g}, {found['resolution']} px, batch {found['batch']}, {found['dtype']}"
-    lines = [f"{head}, {found['optimizer']}" if found["what"] == "step" else head]
+    is_training = found["what"] == "step"
+    lines = [f"{'the train step' if is_training else 'inference'} of {described(found)}"]
+    lines[0] += f", {found['optimizer']}" if is_training else ""
     lines.append(
         f"{'':<14} {'ms a batch':>11} {'(least to most)':>20} {'images/s':>9} {'ours / it':>10} {'(spread)':>15}"
     )
@@ -242,7 +265,7 @@ def table(found: Mapping[str, Any]) -> str:
             continue
         spread = f"({row['ms_min']:.2f} to {row['ms_max']:.2f})"
         ratios = f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
-        share = f"  {shares[row['name']]:.0%} of the roofline" if row["name"] in shares else ""
+        share = f"  {shares[row['name']]:.1%} of the roofline" if row["name"] in shares else ""
         lines.append(
             f"{row['name']:<14} {row['ms']:>11.2f} {spread:>20} {row['images_per_second']:>9,.0f} {row['ratio']:>10.2f}"
             f" {ratios:>15}{share}"

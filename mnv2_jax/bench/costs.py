@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
 
-from mnv2_jax.bench.contest import OUR_ENTRY, Contender, Entry, contenders
+from mnv2_jax.bench.contest import OUR_ENTRY, Contender, Entry, contenders, described
 from mnv2_jax.config import Config
 from mnv2_jax.errors import UserError
 
@@ -71,10 +71,11 @@ def _record(contender: Contender, seconds: dict[str, list[dict[str, float]]], re
         seconds[name].append({key: facts.get(key) or 0.0 for key in ("trace_seconds", "compile_seconds")})
 
 
-def compile_table(rows: Sequence[dict[str, Any]]) -> str:
+def compile_table(found: Mapping[str, Any]) -> str:
     """What `compile_times` found, for people."""
-    lines = [f"{'':<16} {'seconds':>8} {'(least to most)':>18} {'of it tracing':>14} {'ours / it':>10}"]
-    for row in rows:
+    lines = [f"compiling the train step of {described(found)}"]
+    lines += [f"{'':<16} {'seconds':>8} {'(least to most)':>18} {'of it tracing':>14} {'ours / it':>10}"]
+    for row in found["rows"]:
         if "unavailable" in row:
             lines.append(f"{row['name']:<16} not measured: {row['unavailable']}")
             continue
@@ -105,39 +106,35 @@ def memory(entries: Sequence[Entry], settings: Config) -> dict[str, Any]:
                 continue
             planned = contender.facts.get("program_bytes")
             rows.append({"name": contender.entry.name, "program_bytes": planned, "peak_bytes": contender.peak_bytes})
-        limit = found[0].facts["memory_limit_bytes"]
-    return {"batch": settings.data.batch_size, "rows": rows, "largest": largest_batch(settings, limit)}
+        limit, devices = (found[0].facts[key] for key in ("memory_limit_bytes", "devices"))
+    return {"rows": rows, "largest": largest_batch(settings, limit, devices)}
 
 
-def largest_batch(settings: Config, limit_bytes: int | None) -> dict[str, Any]:
-    """The most images whose train step fits a device.
+def largest_batch(settings: Config, limit_bytes: int | None, devices: int) -> dict[str, Any]:
+    """The most images whose train step fits.
 
     What XLA plans for two batches gives the size of an image; the largest batch is compiled, and on an accelerator run.
 
     Args:
       settings: the batch is changed, in steps of `norm.group_size` times `optim.accumulate_steps` images a device.
-      limit_bytes: of the device's memory; None: the host's, which is a CPU device's.
+      limit_bytes: of a device's memory; None: the host's, which is a CPU device's.
+      devices: over which a batch is spread.
 
     Returns:
       ``images``, ``program_bytes``, ``limit_bytes``, and ``was_run``: whether steps were taken, or it was only planned.
     """
     was_given = limit_bytes is not None
     limit = limit_bytes if limit_bytes is not None else int(_HOST_SHARE * psutil.virtual_memory().available)
-    unit = settings.norm.group_size * settings.optim.accumulate_steps
+    unit = settings.norm.group_size * settings.optim.accumulate_steps * devices
     first, second = (_planned(settings, unit * units) for units in (1, 3))
     if first is None or second is None:
         raise UserError(f"a batch of {3 * unit} images does not fit this device")
-    each = (second - first) / 2
+    each = max((second - first) / 2, 1.0)
     units = int((limit - first) // each) + 1
     while units > 0:
         planned = _planned(settings, unit * units, runs=was_given)
         if planned is not None and planned <= limit:
-            return {
-                "images": unit * units,
-                "program_bytes": planned,
-                "limit_bytes": limit,
-                "was_run": was_given,
-            }
+            return {"images": unit * units, "program_bytes": planned, "limit_bytes": limit, "was_run": was_given}
         units -= max(1, units // 50)
     raise UserError(f"not even {unit} images fit into {limit / 1e9:.1f} GB")
 
@@ -152,9 +149,9 @@ def _planned(settings: Config, images: int, *, runs: bool = False) -> int | None
         return planned
 
 
-def memory_table(found: dict[str, Any]) -> str:
+def memory_table(found: Mapping[str, Any]) -> str:
     """What `memory` found, for people."""
-    lines = [f"{'':<16} {'planned GB':>11} {'peak GB':>9}   for {found['batch']} images"]
+    lines = [f"the train step of {described(found)}", f"{'':<16} {'planned GB':>11} {'peak GB':>9}"]
     for row in found["rows"]:
         if "unavailable" in row:
             lines.append(f"{row['name']:<16} not measured: {row['unavailable']}")

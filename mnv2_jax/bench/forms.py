@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from mnv2_jax.models.registry import Model, variable_shapes
@@ -26,16 +28,18 @@ from mnv2_jax.types import Array
 PARTS = ("value", "input_gradient", "kernel_gradient")
 KINDS: Mapping[str, Mapping[str, Form]] = {"depthwise": DEPTHWISE, "pointwise": POINTWISE, "image": IMAGE}
 
-
 _NOT_ON = {"gpu": ("rows",), "cpu": ("triton",), "tpu": ("rows", "triton")}
 """Forms that are no candidates on a platform: a loop over rows starts kernels by the hundred, Triton is a GPU's."""
 
 
 def forms_here(kind: str) -> dict[str, Form]:
-    """The forms of a kind that this platform can have, and for a depthwise convolution XLA's in the layout NCHW."""
-    platform = jax.devices()[0].platform
-    found = {name: form for name, form in KINDS[kind].items() if name not in _NOT_ON.get(platform, ())}
-    return found
+    """The forms of a kind that this platform can have."""
+    left_out = _NOT_ON.get(jax.devices()[0].platform, ())
+    return {name: form for name, form in KINDS[kind].items() if name not in left_out}
+
+
+_DRAWN = 2**19 - 1
+"""Values; odd, so that no two images or channels are alike."""
 
 
 class Shape(NamedTuple):
@@ -60,13 +64,10 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         """Size, channels, kernel and stride."""
-        channels = (
-            f"{self.channels_in}→{self.channels_out}" if self.channels_in != self.channels_out else self.channels_in
-        )
-        dilated = f" dilation {self.dilation}" if self.dilation > 1 else ""
-        return (
-            f"{self.height}×{self.width}×{channels} {self.kernel_size}×{self.kernel_size} stride {self.stride}{dilated}"
-        )
+        height, width, channels_in, channels_out, size, stride, dilation = self
+        channels = f"{channels_in}→{channels_out}" if channels_in != channels_out else f"{channels_in}"
+        dilated = f" dilation {dilation}" if dilation > 1 else ""
+        return f"{height}×{width}×{channels} {size}×{size} stride {stride}{dilated}"
 
 
 def shapes_of(model: Model, resolution: int) -> dict[str, list[Shape]]:
@@ -124,19 +125,16 @@ class Case:
         )
 
     def arrays(self) -> tuple[Array, Array, Array]:
-        """x, kernel and dy, standard normal."""
-        keys = jax.random.split(jax.random.key(hash(self.shape) % 2**31), 3)
-        x, kernel, dy = (
-            jax.random.normal(key, shape, jnp.dtype(self.dtype))
-            for key, shape in zip(keys, self.array_shapes, strict=True)
-        )
+        """x, kernel and dy, standard normal: `_DRAWN` values again and again, as JAX would compile a draw of a shape."""
+        values = np.random.default_rng(0).standard_normal((3, _DRAWN), np.float32).astype(jnp.dtype(self.dtype))
+        x, kernel, dy = map(jnp.asarray, map(np.resize, values, self.array_shapes))
         return x, kernel, dy
 
     @property
     def bytes_moved(self) -> int:
         """The fewest that any of `PARTS` moves: one of the maps is read or written, and so is the other."""
         x, _, dy = self.array_shapes
-        return sum(functools.reduce(int.__mul__, shape, 1) for shape in (x, dy)) * jnp.dtype(self.dtype).itemsize
+        return (math.prod(x) + math.prod(dy)) * jnp.dtype(self.dtype).itemsize
 
 
 def outputs(form: Form, case: Case, x: Array, kernel: Array, dy: Array) -> tuple[Array, Array, Array]:
@@ -174,7 +172,7 @@ def check_forms(cases: Sequence[Case], forms: Mapping[str, Form]) -> Iterator[di
                 try:
                     found += all_outputs(form, [i], arrays)
                 except Exception as error:
-                    found.append(f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300])
+                    found.append(_reason(error))
         return found
 
     with concurrent.futures.ThreadPoolExecutor(len(forms)) as pool:
@@ -191,19 +189,24 @@ def check_forms(cases: Sequence[Case], forms: Mapping[str, Form]) -> Iterator[di
                 yield row | {"errors": {part: _distance(a, b) for part, a, b in pairs}}
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().partition("\n")[0][:300]
+
+
 def _distance(a: Array, b: Array) -> float:
-    difference = a.astype(jnp.float32) - b
-    return float(jnp.linalg.norm(difference.ravel()) / jnp.linalg.norm(b.ravel()))
+    """By NumPy: on a device every operation would be compiled for every shape."""
+    found, expected = (np.asarray(x, np.float64) for x in (a, b))
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def time_forms(
     cases: Sequence[Case], forms: Mapping[str, Form], *, inner: int = 20, repeats: int = 5
 ) -> Iterator[dict[str, Any]]:
-    """Times every part of every form on every case, a form after the other.
+    """Times every part of every form on every case, all of one kind, a form after the other.
 
     Yields:
-      kind, form, shape, part, microseconds (the median of the repeats), bytes_moved (`Case.bytes_moved`); or form and
-      ``unavailable``, why it can't be compiled.
+      kind, form, shape, part, microseconds (the median of the repeats), bytes_moved (`Case.bytes_moved`); or kind, form
+      and ``unavailable``, why it can't be compiled.
     """
     arrays = [case.arrays() for case in cases]
     jax.block_until_ready(arrays)
@@ -220,26 +223,19 @@ def time_forms(
             try:
                 program = future.result()
             except Exception as error:  # a form that this device's compiler refuses is a row with its reason
-                yield {"form": name, "unavailable": str(error).strip().partition("\n")[0][:300]}
+                yield {"kind": cases[0].kind, "form": name, "unavailable": _reason(error)}
                 continue
             concurrent.futures.wait(programs.values())  # compilers tune by measuring on the same device
-            for place, case in enumerate(cases):
-                for part, part_name in enumerate(PARTS):
-                    which = jnp.int32(3 * place + part)
-                    jax.block_until_ready(program(which, *flat))
-                    times = []
-                    for _ in range(repeats):
-                        begun = time.perf_counter()
-                        jax.block_until_ready(program(which, *flat))
-                        times.append((time.perf_counter() - begun) / inner)
-                    yield {
-                        "kind": case.kind,
-                        "form": name,
-                        "shape": str(case.shape),
-                        "part": part_name,
-                        "microseconds": 1e6 * statistics.median(times),
-                        "bytes_moved": case.bytes_moved,
-                    }
+            for which, (case, part) in enumerate(itertools.product(cases, PARTS)):
+                arguments = jnp.int32(which), *flat
+                jax.block_until_ready(program(*arguments))
+                times = []
+                for _ in range(repeats):
+                    begun = time.perf_counter()
+                    jax.block_until_ready(program(*arguments))
+                    times.append((time.perf_counter() - begun) / inner)
+                row = {"kind": case.kind, "form": name, "shape": str(case.shape), "part": part}
+                yield row | {"microseconds": 1e6 * statistics.median(times), "bytes_moved": case.bytes_moved}
 
 
 def _loop(form: Form, case: Case, part: int, place: int, inner: int) -> Callable[..., Array]:

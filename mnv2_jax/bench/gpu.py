@@ -1,7 +1,7 @@
 """Everything that is to be measured on a GPU, part by part in order of worth: what a time-out cuts off costs nothing.
 
 Each part is a process of its own (`bench.gpu_parts`) that prints rows as it measures them; they are written to
-results.json and report.md as they come.
+results.json and report.md as they come. It ends with the processes that it has started, at its limit or with this one.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mnv2_jax.bench import gpu_report
 from mnv2_jax.errors import UserError
-from mnv2_jax.json_files import write_bytes, write_json
+from mnv2_jax.json_files import write_json, write_text, writing
 
 RESULTS, REPORT = "results.json", "report.md"
 _SPARE_SECONDS = 5.0
 """Left at the end to write in, and to end processes."""
 _LEAST_SECONDS = 10.0
 """A part that would have less isn't begun."""
+_NOT_BEGUN = "not begun"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,11 @@ class Part:
 
 PARTS = (
     Part("checks", "Versions, the device, and the forms of the convolutions checked on it", 70),
+    Part("digits", "80 steps of digits, twice", 60),
     Part("depthwise", "Forms of the depthwise convolution, bfloat16", 80),
     Part("train", "The train step beside timm's, bfloat16", 160),
     Part("profile", "The profile of the train step", 45),
-    Part("digits", "20 steps of digits, twice", 45),
+    Part("layers", "The train step with one kind of layer in another form", 120),
     Part("infer", "Inference beside timm's, bfloat16", 60),
     Part("pointwise", "Forms of the 1×1 convolution and of the stem, bfloat16", 60),
     Part("batches", "The train step at other batch sizes", 90),
@@ -54,6 +56,15 @@ PARTS = (
     Part("float32", "Forms of the depthwise convolution, float32", 60),
 )
 CIFAR = Part("cifar", "CIFAR-10, MobileNetV2 1.0, the recipe `cifar`", 600)
+
+
+_COMMAND: Sequence[str] = (sys.executable, "-m", "mnv2_jax.bench.gpu_parts")
+
+
+class NotMeasuredError(UserError):
+    """There is no GPU, or a part failed or was cut off; what was measured is written."""
+
+    exit_code = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,35 +100,44 @@ def chosen(options: Options) -> list[Part]:
     return [*PARTS, *([CIFAR] if options.cifar else [])]
 
 
-def measure(options: Options) -> bool:
+def measure(options: Options) -> None:
     """Measures part after part until the minutes are over.
 
-    Returns:
-      Whether every part was measured to its end and every check passed.
+    Raises:
+      UserError: for options that can't be.
+      NotMeasuredError: if there is no GPU; at the end, if a part wasn't measured to its end or a check failed.
     """
     parts = chosen(options)
-    if options.minutes <= 0:
+    if not options.minutes > 0:
         raise UserError(f"--minutes={options.minutes:g} must be above 0")
     end = time.monotonic() + 60 * options.minutes - _SPARE_SECONDS
-    options.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"minutes": options.minutes, "parts": {}}
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "minutes": options.minutes,
+        "parts": {part.name: {"title": part.title, "state": _NOT_BEGUN, "rows": []} for part in parts},
+    }
     for part in parts:
-        found: dict[str, Any] = {"title": part.title, "state": "not begun: no time was left", "rows": []}
-        results["parts"][part.name] = found
+        found = results["parts"][part.name]
         remaining = min(part.limit_s, end - time.monotonic())
-        if remaining >= _LEAST_SECONDS:
-            found["state"] = "running"
-            begun = time.monotonic()
-            for row in _rows(part.name, options, results, remaining, found):
-                found["rows"] = _with(found["rows"], row)
-                found["seconds"] = round(time.monotonic() - begun, 1)
-                _write(options.out, results)
+        if remaining < _LEAST_SECONDS:
+            continue
+        found["state"] = "running"
+        begun = time.monotonic()
+        for row in _rows(part.name, options, remaining, found):
+            found["rows"] = _with(found["rows"], row)
             found["seconds"] = round(time.monotonic() - begun, 1)
+            _write(options.out, results)
+        found["seconds"] = round(time.monotonic() - begun, 1)
         _write(options.out, results)
-        print(f"{part.name}: {found['state']}, {len(found['rows'])} rows, {found.get('seconds', 0)} s", file=sys.stderr)
         if found["state"] == "refused":
-            raise UserError(found["error"])
-    return all(part["state"] == "done" for part in results["parts"].values()) and not gpu_report.failed(results)
+            raise NotMeasuredError(found["error"])
+        print(f"{part.name}: {found['state']}, {len(found['rows'])} rows, {found['seconds']} s", file=sys.stderr)
+    _write(options.out, results)
+    missing = [name for name, part in results["parts"].items() if part["state"] != "done"]
+    if missing or gpu_report.failed(results):
+        what = f"not measured to the end: {', '.join(missing)}" if missing else "a check failed"
+        raise NotMeasuredError(f"{what}; see {options.out / REPORT}")
 
 
 def _with(rows: list[Any], row: Any) -> list[Any]:
@@ -129,22 +149,21 @@ def _with(rows: list[Any], row: Any) -> list[Any]:
 
 def _write(out: pathlib.Path, results: Mapping[str, Any]) -> None:
     write_json(out / RESULTS, results)
-    write_bytes(out / REPORT, gpu_report.markdown(results).encode())
+    write_text(out / REPORT, gpu_report.markdown(results))
 
 
-def _rows(
-    name: str, options: Options, results: Mapping[str, Any], limit_s: float, found: dict[str, Any]
-) -> Iterator[Any]:
+def _rows(name: str, options: Options, limit_s: float, found: dict[str, Any]) -> Iterator[Any]:
     """The rows that a part prints, as they come; says in ``found`` how it ended."""
+    end = time.monotonic() + limit_s
     process = subprocess.Popen(
-        [sys.executable, "-m", "mnv2_jax.bench.gpu_parts"],
+        _COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,  # a part has processes of its own, which end with it
     )
-    assert process.stdin is not None
     asked = {
         "part": name,
         "out": str(options.out.resolve()),
@@ -152,39 +171,62 @@ def _rows(
         "runs": str(options.runs.resolve()),
         "allow_cpu": options.allow_cpu,
         "limit_s": limit_s,
-        "found": {name: part["rows"] for name, part in results["parts"].items()},
     }
-    process.stdin.write(json.dumps(asked) + "\n")
-    process.stdin.close()
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # what it died of it has said
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()  # and stays open: at its end the part ends, too
     lines: queue.Queue[str | None] = queue.Queue()
     said: list[str] = []
     readers = [
         threading.Thread(target=_read, args=(process.stdout, lines.put), daemon=True),
-        threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True),
+        threading.Thread(target=_read, args=(process.stderr, lambda line: said.append(line or "")), daemon=True),
     ]
     for reader in readers:
         reader.start()
-    end = time.monotonic() + limit_s
+    code = None
     try:
-        while (line := lines.get(timeout=max(end - time.monotonic(), 0.01))) is not None:
-            yield json.loads(line)
-        code = process.wait(timeout=max(end - time.monotonic(), 1.0))
+        while (line := lines.get(timeout=_until(end))) is not None:
+            if not line.endswith("\n"):
+                continue  # who dies may leave half of one
+            row = json.loads(line)
+            if "refused" in row:
+                found |= {"state": "refused", "error": row["refused"]}
+                return
+            yield row
+        code = process.wait(timeout=_until(end))
+        found["state"] = "done" if code == 0 else f"failed: exit code {code}"
     except (queue.Empty, subprocess.TimeoutExpired):
         found["state"] = f"cut off after {limit_s:.0f} s"
-        return
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    readers[1].join(timeout=1.0)
-    found["state"] = "done" if code == 0 else "refused" if code == UserError.exit_code else f"failed: exit code {code}"
-    if code:
+        for reader in readers:
+            reader.join(timeout=1.0)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    if code != 0:
         text = "".join(said).strip()
-        found["error"] = text.rpartition("\n")[2].removeprefix("error: ")
         found["said"] = text[-4000:]
+        if code is not None:
+            found["error"] = text.rpartition("\n")[2].removeprefix("error: ")
 
 
-def _read(stream: Any, put: Any) -> None:
-    for line in stream:
-        put(line)
+def _until(end: float) -> float:
+    """Seconds that are left.
+
+    Raises:
+      queue.Empty: if there are none, as if there had been nothing to read: who prints without end is cut off, too.
+    """
+    if (left := end - time.monotonic()) <= 0:
+        raise queue.Empty
+    return left
+
+
+def _read(stream: Any, put: Callable[[str | None], Any]) -> None:
+    """Every line, and None behind the last."""
+    with stream:
+        for line in stream:
+            put(line)
     put(None)

@@ -22,11 +22,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines += [f"## {part['title']}", "", f"Part `{name}`: {part['state']}{seconds}.", ""]
         if part.get("error"):
             lines += [f"Error: `{part['error']}`", ""]
-        rows = part["rows"]
-        for kind, table in _TABLES.items():
-            some = [row for row in rows if _kind(row) == kind]
-            if some:
-                lines += [*table(some, bandwidth), ""]
+        for kind in dict.fromkeys(map(_kind, part["rows"])):
+            lines += [*_TABLES[kind]([row for row in part["rows"] if _kind(row) == kind], bandwidth), ""]
     return "\n".join(lines)
 
 
@@ -63,25 +60,34 @@ def _facts(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
 
 
 def _forms(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
-    """A row a shape and part, a column a form: microseconds, and the share of the bandwidth."""
-    forms = list(dict.fromkeys(row["form"] for row in rows))
-    lines = [f"* {row['form']}: not measured: {row['unavailable']}" for row in rows if "unavailable" in row]
-    timed = [row for row in rows if "microseconds" in row]
-    if not timed:
-        return lines
-    lines += ["", "| shape | part | " + " | ".join(forms) + " | best |", "| --- | --- |" + " --- |" * (len(forms) + 1)]
-    places = dict.fromkeys((row["kind"], row["shape"], row["part"]) for row in timed)
-    totals: dict[str, float] = dict.fromkeys(forms, 0.0)
-    for place in places:
-        mine = {row["form"]: row for row in timed if (row["kind"], row["shape"], row["part"]) == place}
-        best = min(mine.values(), key=lambda row: row["microseconds"])
-        cells = []
-        for form in forms:
-            totals[form] += mine[form]["microseconds"] if form in mine else float("nan")
-            cells.append(_microseconds(mine[form], bandwidth) if form in mine else "")
-        lines.append(f"| {place[1]} | {place[2]} | " + " | ".join(cells) + f" | {best['form']} |")
-    sums = " | ".join(f"{totals[form]:,.0f} µs" for form in forms)
-    return [*lines, f"| all | | {sums} | |"]
+    """For each kind a table: a row a shape and part, a column a form; microseconds, and the share of the bandwidth."""
+    lines: list[str] = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        its = [row for row in rows if row["kind"] == kind]
+        lines += [f"* {row['form']}: not measured: {row['unavailable']}" for row in its if "unavailable" in row]
+        if timed := [row for row in its if "microseconds" in row]:
+            lines += ["", *_forms_of_a_kind(timed, bandwidth), ""]
+    return lines
+
+
+def _forms_of_a_kind(timed: Sequence[Row], bandwidth: float | None) -> list[str]:
+    forms = list(dict.fromkeys(row["form"] for row in timed))
+    lines = ["| shape | part | " + " | ".join(forms) + " | best |", "| --- | --- |" + " --- |" * (len(forms) + 1)]
+    places: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in timed:
+        places.setdefault((row["shape"], row["part"]), {})[row["form"]] = row
+    for (shape, part), its in places.items():
+        best = min(its.values(), key=lambda row: row["microseconds"])["form"]
+        cells = [_microseconds(its[form], bandwidth) if form in its else "" for form in forms]
+        lines.append(f"| {shape} | {part} | " + " | ".join(cells) + f" | {best} |")
+    # A sum over fewer places would look like a faster form.
+    sums = [
+        f"{sum(its[form]['microseconds'] for its in places.values()):,.0f} µs"
+        if all(form in its for its in places.values())
+        else ""
+        for form in forms
+    ]
+    return [*lines, f"| all | | {' | '.join(sums)} | |"]
 
 
 def _microseconds(row: Row, bandwidth: float | None) -> str:
@@ -97,7 +103,8 @@ def _contest(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
     for row in rows:
         head = f"| {row['batch']} | {row['what']} | {row['name']} |"
         if "unavailable" in row:
-            lines.append(f"{head} not measured: {row['unavailable']} | | | | |")
+            reason = row["unavailable"].replace("|", "\\|")
+            lines.append(f"{head} not measured: {reason} | | | | |")
             continue
         bound = row["images_per_second"] * row["needs_bytes_an_image"] / bandwidth if bandwidth else None
         peak = row.get("peak_bytes")
@@ -110,7 +117,7 @@ def _contest(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
 
 
 def _profile(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
-    return [line for row in rows for line in (f"### Forms: {row['forms']}", "", row["table"], "")]
+    return [line for row in rows for line in (row["table"], "")]
 
 
 def _cifar(rows: Sequence[Row], bandwidth: float | None) -> list[str]:

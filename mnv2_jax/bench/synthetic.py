@@ -15,7 +15,7 @@ from mnv2_jax.bench.pod_model import IMAGENET_IMAGES
 from mnv2_jax.config import Config
 from mnv2_jax.data.sources import Dataset, known_num_classes
 from mnv2_jax.data.split import Split
-from mnv2_jax.nn.forms import AUTO, Forms
+from mnv2_jax.nn.forms import Forms
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.tasks.classification import make_task
 from mnv2_jax.tasks.distillation import TEACHER_LOGITS, Distillation, with_teacher
@@ -40,13 +40,13 @@ def with_classes(settings: Config) -> Config:
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, num_classes=classes))
 
 
-def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Forms = AUTO) -> Experiment:
+def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Forms | None = None) -> Experiment:
     """The experiment of a config on as many images as ImageNet has, of which none is there.
 
     Args:
       settings: with `model.num_classes` set.
       devices: to run on or to compile for; all there are if unset.
-      forms: of the convolutions.
+      forms: of the layers; unset: those in which the devices train fastest, as training takes them.
     """
 
     def read(index: int) -> NoReturn:
@@ -55,15 +55,11 @@ def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Form
     assert settings.model.num_classes is not None
     names = tuple(map(str, range(settings.model.num_classes)))
     split = Split("train", np.zeros(IMAGENET_IMAGES, np.int32), read)
+    mesh = meshes.make_mesh(devices)
     student = make_task(settings, names, [1] * len(names))
-    student = dataclasses.replace(student, model=student.model.with_forms(forms))
+    student = student.with_forms(forms or meshes.fastest_forms(mesh, settings.model.dtype))
     dataset = Dataset(settings.data.name, names, train=split, eval=split)
-    return Experiment(
-        config=settings,
-        dataset=dataset,
-        task=with_teacher(student, settings.distill),
-        mesh=meshes.make_mesh(devices),
-    )
+    return Experiment(config=settings, dataset=dataset, task=with_teacher(student, settings.distill), mesh=mesh)
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

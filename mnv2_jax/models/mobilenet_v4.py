@@ -10,8 +10,8 @@ import flax.linen as nn
 
 from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.network import Block, Plan
+from mnv2_jax.nn.activations import Activation
 from mnv2_jax.nn.blocks import (
-    Activation,
     ConvBlock,
     FusedInvertedResidual,
     MobileAttention,

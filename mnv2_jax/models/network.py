@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.models.classifier import Classifier
-from mnv2_jax.nn.blocks import ACTIVATIONS, Activation, Layers, bind_layers, drop_path, max_pool
+from mnv2_jax.nn.activations import Activation, activate
+from mnv2_jax.nn.blocks import Layers, bind_layers, drop_path, max_pool
 from mnv2_jax.nn.conv import Conv, DepthwiseConv, conv_init, dense_init
 from mnv2_jax.nn.forms import AUTO, Forms
 from mnv2_jax.nn.norm import GroupedBatchNorm
@@ -101,7 +102,7 @@ class Network(nn.Module):
       plan_of: the family.
       train_from: one of `parts`. In training the parts before it stay as they are: their norms use the running
         statistics, as in inference.
-      forms: how convolutions are computed.
+      forms: how layers are computed.
     """
 
     model: ModelConfig
@@ -152,7 +153,6 @@ class Network(nn.Module):
         """
         plan, layers, parts = self.plan, self._layers(), self.parts
         trained = {part: train and place >= parts.index(self.train_from) for place, part in enumerate(parts)}
-        act = ACTIVATIONS[plan.act]
         points: dict[str, Array] = {}
         ways = iter(places(plan, self.model))
         x = layers.conv_norm(
@@ -171,8 +171,12 @@ class Network(nn.Module):
         x = points["pooled"] = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         if plan.hidden:
             x = layers.dense(plan.hidden, use_bias=not plan.hidden_norm, name="hidden")(x)
-            x = layers.norm(name="hidden_norm")(x, trained["hidden"]) if plan.hidden_norm else x
-            x = points["hidden"] = act(x)
+            x = (
+                layers.norm(name="hidden_norm")(x, trained["hidden"], plan.act)
+                if plan.hidden_norm
+                else activate(x, plan.act)
+            )
+            points["hidden"] = x
         assert self.model.num_classes is not None
         classifier = Classifier(
             num_classes=self.model.num_classes,
@@ -208,6 +212,7 @@ class Network(nn.Module):
                 group_size=self.norm.group_size,
                 decay=self.norm.decay,
                 epsilon=self.norm.epsilon,
+                form=self.forms.norm,
             ),
             dtype=dtype,
             kernel_init=dense_init(model.init),

@@ -9,25 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mnv2_jax.nn.activations import Activation
 from mnv2_jax.nn.channels import make_divisible
 from mnv2_jax.nn.conv import Initializer
 from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array, Key
-
-Activation: TypeAlias = Literal["relu", "relu6", "hard_swish", "gelu"]
-ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "hard_swish": jax.nn.hard_swish,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-}
 
 
 def drop_path(y: Array, keys: Key, rate: float) -> Array:
@@ -80,8 +73,8 @@ class Layers:
         return self._finish(self.depthwise(name=name, **window)(x), train, name, act)
 
     def _finish(self, x: Array, train: bool, name: str, act: Activation | None) -> Array:
-        x = self.norm(name=f"{name}_norm")(x, train)
-        return ACTIVATIONS[act](x) if act else x
+        normalised: Array = self.norm(name=f"{name}_norm")(x, train, act)
+        return normalised
 
 
 class ConvBlock(nn.Module):

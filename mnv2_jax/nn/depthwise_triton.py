@@ -18,12 +18,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton as plgpu
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from mnv2_jax.nn.window import Window
@@ -38,25 +40,59 @@ WARPS = 4
 VECTOR_BYTES = 16
 """The most that a thread loads at once."""
 
-THREAD_SUMS = 100
+THREAD_TAPS = 100
 """Taps times channels of a thread: it keeps a float32 of each in registers, of which it has 255, or 168 if three
 programs are to share one of the GPU's processors."""
-
-PROGRAMS = 1056
-"""Programs that the gradient of the kernel is divided among: eight for each of an H100's 132 processors. Each leaves
-a partial sum to be read again, so they are not as many as they could be."""
 
 ROWS = 7
 """Rows of results that a program makes. All heights of MobileNets at 224 px are multiples of it; the rows at its edge
 are loaded by two programs."""
 
-GATHER_AHEAD, CORRELATE_AHEAD = 2, 1
+GATHER_AHEAD = 2
 """Rows that are being loaded while one is computed with. Of the loads of a row only one reads what isn't in the cache
 yet, and by themselves the compilers put few of them before their use. More would cost too many registers."""
 
 NEIGHBOURS = 18
 """The most vectors of channels that are neighbours in a program: 288 bytes. The fewer, the more columns it has, and the
 fewer of its loads are those of other programs too."""
+
+
+class Plan(NamedTuple):
+    """How the work on the gradient of the kernel is divided.
+
+    Attributes:
+      warps: of a program.
+      sums: at most so many taps times channels of a thread, as `THREAD_TAPS`.
+      columns: neighbouring columns of dy that a thread goes through, where their number is a multiple of it. Of x it
+        loads those between them once.
+      ahead: rows that are being loaded while one is computed with, as `GATHER_AHEAD`.
+      programs: at most so many. Each leaves a partial sum to be read again.
+    """
+
+    warps: int
+    sums: int
+    columns: int
+    ahead: int
+    programs: int
+
+
+PLANS = {
+    "wide": Plan(warps=4, sums=100, columns=1, ahead=1, programs=1056),
+    "narrow": Plan(warps=4, sums=50, columns=2, ahead=2, programs=528),
+    "persistent": Plan(warps=16, sums=50, columns=2, ahead=2, programs=132),
+}
+"""What limits this gradient is how much is being loaded at a time: an H100's processor needs about 30 KB on their way.
+
+- ``wide``: the largest loads. Sums take so many registers (153 for a kernel of 3×3) that 12 warps fit a processor, each
+  with a row ahead: 12 KB. Eight programs for each of the 132 processors.
+- ``narrow``: half the sums for a thread. 16 warps fit, mostly, each with two rows ahead: 32 KB. Fewer of the loads
+  repeat what a neighbouring thread's bring. As many programs as fit at once.
+- ``persistent``: the same as one program for each processor. Its 512 threads leave each 128 registers, which the
+  compiler keeps to; ``narrow`` takes more on some shapes, and is then left with a second, emptier round.
+"""
+
+PLAN = PLANS["wide"]
+"""The one that has been measured."""
 
 
 class _Axis(NamedTuple):
@@ -132,9 +168,9 @@ def _ahead(rows: list[int], load: Callable[[int], T], ahead: int) -> Iterator[tu
         yield row, loaded[place]
 
 
-def _vector(channels: int, taps: int, itemsize: int) -> int:
-    """Channels of a thread: a power of two, limited by `VECTOR_BYTES`, `THREAD_SUMS` and what divides the channels."""
-    most = min(VECTOR_BYTES // itemsize, THREAD_SUMS // taps)
+def _vector(channels: int, taps: int, itemsize: int, registers: int) -> int:
+    """Channels of a thread: a power of two, limited by `VECTOR_BYTES`, registers for taps and what divides channels."""
+    most = min(VECTOR_BYTES // itemsize, registers // taps)
     return math.gcd(channels, 2 ** int(math.log2(max(most, 1))))
 
 
@@ -148,6 +184,51 @@ def _as_images(x: Array) -> Array:
     return x.reshape(x.shape[0], -1)
 
 
+# --- over several devices -----------------------------------------------------------------------------------
+
+
+def _each_its_images(of_images: Callable[[Array, Array], Array], rule: str) -> Callable[[Array, Array], Array]:
+    """The function, partitioned: each device computes with its own images, where a batch is cut along its first axis.
+
+    Of a kernel XLA doesn't know what it does with which axis, and would gather the batch on every device. For one
+    device the program is that of the function alone; JAX's partitioning comes in only where there are more.
+
+    Args:
+      of_images: takes a batch and another array.
+      rule: its axes, as `custom_partitioning` takes them; "b" is that of the images, which other arrays and the result
+        begin with or don't have. A result without it is a sum over the images, and is added up over the devices. No
+        other axis is cut.
+    """
+    *operands, result = ([axes.split() for axes in part.split(",")] for part in rule.split("->"))
+    (of_operands,), (of_result,) = operands, result
+
+    def partition(mesh: Mesh, arrays: tuple[Any, ...], _: Any) -> tuple[Any, ...]:
+        cut = next(iter(arrays[0].sharding.spec), None)
+        names = () if cut is None else (cut,) if isinstance(cut, str) else tuple(cut)
+        if arrays[0].shape[0] % math.prod(mesh.shape[name] for name in names):
+            names = ()  # the pieces would be filled up with anything
+
+        def of_its_images(*pieces: Array) -> Array:
+            found = of_images(*pieces)
+            return found if "b" in of_result or not names else jax.lax.psum(found, names)
+
+        places = [
+            NamedSharding(mesh, PartitionSpec(names or None) if "b" in axes else PartitionSpec())
+            for axes in (*of_operands, of_result)
+        ]
+        return mesh, of_its_images, places[-1], tuple(places[:-1])
+
+    whole = dict.fromkeys(axis for axes in (*of_operands, of_result) for axis in axes if axis != "b")  # in that order
+    partitioned = custom_partitioning(of_images)
+    partitioned.def_partition(
+        partition,
+        sharding_rule=rule,
+        reduction_factors=() if "b" in of_result else ("b",),
+        need_replication_factors=tuple(whole),
+    )
+    return partitioned
+
+
 # --- the value and the gradient of the input ----------------------------------------------------------------
 
 
@@ -159,7 +240,7 @@ def _gather(operand: Array, kernel: Array, rows: _Axis, columns: _Axis, interpre
     program is `WARPS` * 32 of them times `ROWS` turns of the rows.
     """
     batch, _, _, channels = operand.shape
-    size = _vector(channels, kernel.shape[0] * kernel.shape[1], operand.dtype.itemsize)
+    size = _vector(channels, kernel.shape[0] * kernel.shape[1], operand.dtype.itemsize, THREAD_TAPS)
     shape = WARPS * 32, size
     vectors = channels // size
     group = max((n for n in range(1, NEIGHBOURS + 1) if vectors % n == 0), key=lambda n: (n % 2 == 0, n))
@@ -265,7 +346,11 @@ def value(
     """
     rows = _Axis.of_value(x.shape[1], kernel.shape[0], window)
     columns = _Axis.of_value(x.shape[2], kernel.shape[1], window)
-    return _gather(x, kernel, rows, columns, interpret)
+
+    def of_images(x: Array, kernel: Array) -> Array:
+        return _gather(x, kernel, rows, columns, interpret)
+
+    return _each_its_images(of_images, "b h w c, r s o c -> b i j c")(x, kernel)
 
 
 @functools.partial(jax.jit, static_argnames=("window", "size", "interpret"))
@@ -279,7 +364,11 @@ def input_gradient(
     """The gradient of x, of the given size (h, w), from that of `value`; in the type of dy. Arguments as there."""
     rows = _Axis.of_gradient(size[0], kernel.shape[0], window)
     columns = _Axis.of_gradient(size[1], kernel.shape[1], window)
-    return _gather(dy, kernel, rows, columns, interpret)
+
+    def of_images(dy: Array, kernel: Array) -> Array:
+        return _gather(dy, kernel, rows, columns, interpret)
+
+    return _each_its_images(of_images, "b i j c, r s o c -> b h w c")(dy, kernel)
 
 
 # --- the gradient of the kernel -----------------------------------------------------------------------------
@@ -298,19 +387,12 @@ def _channel_block(channels: int, itemsize: int) -> int:
     return max((8, 16, 32, 64), key=worth)
 
 
-@functools.partial(jax.jit, static_argnames=("window", "kernel_size", "interpret"))
-def kernel_gradient(
-    x: Float[Array, "b h w c"],
-    dy: Float[Array, "b h/stride w/stride c"],
-    window: Window,
-    kernel_size: tuple[int, int],
-    interpret: bool = False,
-) -> Float[Array, "r s 1 c"]:
-    """The gradient of a kernel of the given size (r, s), from that of `value`; in the type of x. Arguments as there.
+def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int], interpret: bool) -> Array:
+    """The gradient of the kernel, before it is rounded.
 
-    A lane is a vector of channels of one column of an image; a program has a block of channels and goes through some
-    blocks of columns, `ROWS` rows of each at a time, with a sum for each tap. Its sums over its lanes are the partial
-    sums that are added up at the end.
+    A lane is a vector of channels of one column of an image, or of a few (`Plan`); a program has a block of channels
+    and goes through some blocks of columns, `ROWS` rows of each at a time, with a sum for each tap. Its sums over its
+    lanes are the partial sums that are added up at the end.
     """
     rows = _Axis.of_value(x.shape[1], kernel_size[0], window)
     columns = _Axis.of_value(x.shape[2], kernel_size[1], window)
@@ -319,14 +401,15 @@ def kernel_gradient(
     taps = kernel_size[0] * kernel_size[1]
 
     block = _channel_block(channels, x.dtype.itemsize)
-    vector = _vector(block, taps, x.dtype.itemsize)
-    shape = max(WARPS * 32 * vector // block, 1), block
-    places = batch * columns.result
+    vector = _vector(block, taps, x.dtype.itemsize, PLAN.sums)
+    shape = max(PLAN.warps * 32 * vector // block, 1), block
+    side = math.gcd(columns.result, PLAN.columns)
+    places = batch * columns.result // side
     count = min(ROWS, rows.result)
     row_blocks = pl.cdiv(rows.result, count)
     tasks = row_blocks * pl.cdiv(places, shape[0])
     blocks = pl.cdiv(channels, block)
-    turns = pl.cdiv(tasks * blocks, PROGRAMS)  # tasks of a program
+    turns = pl.cdiv(tasks, max(PLAN.programs // blocks, 1))  # tasks of a program
     grid = blocks, pl.cdiv(tasks, turns)  # neighbours run together: their channels may share a sector
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -337,6 +420,10 @@ def kernel_gradient(
     first_used: dict[int, list[int]] = {x_row: [] for x_row in uses}
     for row in range(count):
         first_used[min(x_row for x_row in uses if row in dict(uses[x_row]))].append(row)
+    uses_of_columns: dict[int, list[tuple[int, int]]] = {}  # of each column of x likewise: (column of dy, tap)
+    for dy_column in range(side):
+        for s, offset in column_taps:
+            uses_of_columns.setdefault(dy_column * columns.step + offset, []).append((dy_column, s))
 
     def depthwise_correlate(x_ref: Ref, dy_ref: Ref, partial_ref: Ref) -> None:
         program = pl.program_id(1)  # asked for outside the loop, since interpretation doesn't know it within
@@ -350,8 +437,8 @@ def kernel_gradient(
             place = block_of_places * shape[0] + jax.lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0)
             highest = pl.cdiv(grid[1] * turns, row_blocks) * shape[0] - 1
             exists = [*channel_exists, *_inside(place, 0, highest, places)]
-            image, column = _divided(place, columns.result)
-            image = jnp.broadcast_to(image, shape)
+            image, column = _divided(place, columns.result // side)
+            image, column = jnp.broadcast_to(image, shape), column * side
             dy_at = column * channels + channel
             x_at = column * (columns.step * channels) + channel
 
@@ -360,27 +447,30 @@ def kernel_gradient(
                 conditions = [
                     *exists,
                     *_inside(x_row, row, (row_blocks - 1) * count * rows.step + row, rows.operand),
-                    *_inside(x_column, offset, (columns.result - 1) * columns.step + offset, columns.operand),
+                    *_inside(x_column, offset, (columns.result - side) * columns.step + offset, columns.operand),
                 ]
                 at = x_at + (x_row * (columns.operand * channels) + offset * channels)
                 return _load(x_ref, (image, at), conditions, shape)
 
-            def load_dy(row: int) -> Array:
+            def load_dy(row: int, dy_column: int) -> Array:
                 conditions = [*exists, *_inside(row0 + row, 0, (row_blocks - 1) * count + row, rows.result)]
-                return _load(dy_ref, (image, dy_at + (row0 + row) * (columns.result * channels)), conditions, shape)
+                at = dy_at + ((row0 + row) * (columns.result * channels) + dy_column * channels)
+                return _load(dy_ref, (image, at), conditions, shape)
 
-            def load_row(x_row: int) -> tuple[list[tuple[int, Array]], list[tuple[int, Array]]]:
-                seen = [(s, load_x(x_row, offset)) for s, offset in column_taps]
-                return seen, [(row, load_dy(row)) for row in first_used[x_row]]
+            def load_row(x_row: int) -> tuple[list[tuple[int, Array]], list[tuple[tuple[int, int], Array]]]:
+                seen = [(offset, load_x(x_row, offset)) for offset in sorted(uses_of_columns)]
+                new = [(row, dy_column) for row in first_used[x_row] for dy_column in range(side)]
+                return seen, [(at, load_dy(*at)) for at in new]
 
             total = list(sums)
-            here: dict[int, Array] = {}
-            for x_row, (seen, new) in _ahead(sorted(uses), load_row, CORRELATE_AHEAD):
-                here |= {row: of_row.astype(wide) for row, of_row in new}
-                for s, of_tap in seen:
-                    of_tap = of_tap.astype(wide)
+            here: dict[tuple[int, int], Array] = {}
+            for x_row, (seen, new) in _ahead(sorted(uses), load_row, PLAN.ahead):
+                here |= {at: of_place.astype(wide) for at, of_place in new}
+                for offset, of_column in seen:
+                    of_column = of_column.astype(wide)
                     for row, r in uses[x_row]:
-                        total[r * kernel_size[1] + s] += of_tap * here[row]
+                        for dy_column, s in uses_of_columns[offset]:
+                            total[r * kernel_size[1] + s] += of_column * here[row, dy_column]
             return tuple(total)
 
         sums = jax.lax.fori_loop(0, turns, add, tuple(jnp.zeros(shape, wide) for _ in range(taps)))
@@ -394,8 +484,24 @@ def kernel_gradient(
         depthwise_correlate,
         jax.ShapeDtypeStruct((grid[1], taps, channels), wide),
         grid=grid,
-        compiler_params=_compiler(WARPS),
+        compiler_params=_compiler(PLAN.warps),
         interpret=interpret,
         name="depthwise_correlate",
     )(_as_images(x), _as_images(dy))
-    return partials.sum(0).reshape(*kernel_size, 1, channels).astype(x.dtype)
+    return partials.sum(0).reshape(*kernel_size, 1, channels)
+
+
+@functools.partial(jax.jit, static_argnames=("window", "kernel_size", "interpret"))
+def kernel_gradient(
+    x: Float[Array, "b h w c"],
+    dy: Float[Array, "b h/stride w/stride c"],
+    window: Window,
+    kernel_size: tuple[int, int],
+    interpret: bool = False,
+) -> Float[Array, "r s 1 c"]:
+    """The gradient of a kernel of the given size (r, s), from that of `value`; in the type of x. Arguments as there."""
+
+    def of_images(x: Array, dy: Array) -> Array:
+        return _correlate(x, dy, window, kernel_size, interpret)
+
+    return _each_its_images(of_images, "b h w c, b i j c -> r s o c")(x, dy).astype(x.dtype)

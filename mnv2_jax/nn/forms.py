@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -209,20 +210,42 @@ IMAGE: Mapping[str, Form] = {"lax": LAX, "patches": _differentiated(_patches)}
 DepthwiseForm: TypeAlias = Literal["auto", "lax", "shifted", "rows", "triton"]
 PointwiseForm: TypeAlias = Literal["auto", "lax", "matmul"]
 ImageForm: TypeAlias = Literal["auto", "lax", "patches"]
+NormForm: TypeAlias = Literal["derived", "written", "triton"]
+"""The gradient of a norm with its activation: derived by JAX, or written out (`nn.normalise`), its sums by XLA or by
+kernels of our own for GPUs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forms:
-    """The form of each kind of convolution; ``auto``: the one that is fastest on the platform compiled for."""
+    """How each kind of layer is computed; ``auto``: what is fastest on the platform compiled for, of XLA's own."""
 
     depthwise: DepthwiseForm = "auto"
     pointwise: PointwiseForm = "auto"
     image: ImageForm = "auto"
+    norm: NormForm = "derived"
 
 
 AUTO = Forms()
 LIBRARY = Forms(depthwise="lax", pointwise="lax", image="lax")
 """XLA's own convolutions on every platform: what is exported, and what ours are measured against."""
+
+
+_NVIDIA = Forms(depthwise="triton", pointwise="matmul", image="patches", norm="triton")
+"""Each the fastest in MobileNetV2's step at 224 px in bfloat16 on an H200 (docs of `bench gpu`)."""
+
+
+def fastest(platform: str, device_kind: str, dtype: str) -> Forms:
+    """What training takes.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      device_kind: as JAX names it, as "NVIDIA H200".
+      dtype: of the computation. float64 is XLA's everywhere.
+    """
+    # JAX says that Pallas' Triton will be removed in a later version; XLA's own forms are there then.
+    has_triton = importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    is_for_triton = platform == "gpu" and "NVIDIA" in device_kind and dtype != "float64" and has_triton
+    return _NVIDIA if is_for_triton else AUTO
 
 
 def _over(function: Callable[..., Array], window: Window) -> Callable[..., Array]:

@@ -8,6 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mnv2_jax.nn.activations import Activation, activate
+from mnv2_jax.nn.forms import NormForm
+from mnv2_jax.nn.normalise import SUMS, normalise_groups
 from mnv2_jax.types import Array
 
 INPUTS = "norm_inputs"
@@ -28,20 +31,23 @@ class GroupedBatchNorm(nn.Module):
       group_size: images in a group; must divide the batch in training.
       decay: of the running statistics, per step.
       epsilon: added to the variance.
+      form: how it is computed in training.
     """
 
     group_size: int = 32
     decay: float = 0.9
     epsilon: float = 1e-3
+    form: NormForm = "derived"
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """Normalises [b, h, w, c] or [b, c] over all axes but the last.
+    def __call__(self, x: Array, train: bool = False, act: Activation | None = None) -> Array:
+        """Normalises [b, h, w, c] or [b, c] over all axes but the last, then applies the activation.
 
         Args:
           x: of any float type, which the result has too; everything between is float32 at least.
           train: use the statistics of each group and update the running ones, the collection ``batch_stats``, which
             are used otherwise.
+          act: the activation; None for none.
 
         Raises:
           ValueError: if ``train`` and the groups don't divide the batch.
@@ -56,10 +62,23 @@ class GroupedBatchNorm(nn.Module):
             values = x.astype(wide)
             self.sow(INPUTS, "mean", values.mean((0, *space)), reduce_fn=_last)
             self.sow(INPUTS, "square", jnp.square(values).mean((0, *space)), reduce_fn=_last)
+        if train and batch % self.group_size:
+            raise ValueError(f"group_size={self.group_size} does not divide the {batch} images of the batch")
+        count = self.group_size * math.prod(x.shape[1:-1])
+
+        def update_running(mean: Array, var: Array) -> None:
+            # The group is normalised by its own variance; what is kept for evaluation estimates the population's, as
+            # in PyTorch and in TensorFlow's fused op, which slim uses.
+            bessel = count / max(count - 1, 1)
+            for running, new in ((running_mean, mean), (running_var, var * bessel)):
+                running.value = self.decay * running.value + (1 - self.decay) * new.mean(0)
+
+        if train and self.form in SUMS:
+            found = normalise_groups(x, scale, bias, self.group_size, self.epsilon, act, SUMS[self.form])
+            update_running(found.mean, found.var)
+            return found.y
         if not train:
             mean, var = running_mean.value[None], running_var.value[None]  # one group for all
-        elif batch % self.group_size:
-            raise ValueError(f"group_size={self.group_size} does not divide the {batch} images of the batch")
         else:
             # Averaged over each image and then over the group: x itself is never reshaped, since a reshape of it
             # keeps XLA's CPU backend from fusing well, which made the whole training step 1.8 to 2.9 times slower.
@@ -69,12 +88,7 @@ class GroupedBatchNorm(nn.Module):
             mean = values.mean(space).reshape(-1, self.group_size, channels).mean(1)
             square = jnp.square(values).mean(space).reshape(-1, self.group_size, channels).mean(1)
             var = jnp.maximum(square - jnp.square(mean), 0)
-            # The group is normalised by its own variance; what is kept for evaluation estimates the population's, as
-            # in PyTorch and in TensorFlow's fused op, which slim uses.
-            count = self.group_size * math.prod(x.shape[1:-1])
-            bessel = count / max(count - 1, 1)
-            for running, new in ((running_mean, mean), (running_var, var * bessel)):
-                running.value = self.decay * running.value + (1 - self.decay) * new.mean(0)
+            update_running(mean, var)
         factor = scale[None] * jax.lax.rsqrt(var + self.epsilon)
         offset = bias[None] - mean * factor
 
@@ -83,4 +97,4 @@ class GroupedBatchNorm(nn.Module):
             repeated = jnp.broadcast_to(of_group[:, None], (groups, batch // groups, channels))
             return repeated.reshape(batch, *(1 for _ in space), channels)
 
-        return (x.astype(wide) * of_each_image(factor) + of_each_image(offset)).astype(x.dtype)
+        return activate((x.astype(wide) * of_each_image(factor) + of_each_image(offset)).astype(x.dtype), act)

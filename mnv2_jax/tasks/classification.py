@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mnv2_jax.config import AugmentConfig, Config, DataConfig
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import Model, from_config
+from mnv2_jax.nn.forms import Forms
 from mnv2_jax.ops import augment, losses, metrics, mixing
 from mnv2_jax.ops.mixing import Targets
 from mnv2_jax.ops.random import example_keys, stream_key
@@ -51,6 +52,10 @@ class Classification:
     def training_from(self, part: str) -> Classification:
         """The same task, of whose network only this part and what follows it are trained."""
         return dataclasses.replace(self, model=self.model.training_from(part))
+
+    def with_forms(self, forms: Forms) -> Classification:
+        """The same task, whose network's layers are computed in these forms."""
+        return dataclasses.replace(self, model=self.model.with_forms(forms))
 
     def loss(
         self, params: PyTree, model_state: PyTree, batch: Batch, key: Key

@@ -260,8 +260,10 @@ def open_experiment(
     counts = None
     if config.loss.class_weights == "balanced" and not evaluates:  # labels that lie beside pixels take long to read
         counts = np.bincount(np.asarray(dataset.train.labels), minlength=found).tolist()
-    task = with_teacher(make_task(config, dataset.class_names, counts, dataset.scored), config.distill)
-    return Experiment(config=config, dataset=dataset, task=task, mesh=meshes.make_mesh(devices))
+    mesh = meshes.make_mesh(devices)
+    student = make_task(config, dataset.class_names, counts, dataset.scored)
+    student = student.with_forms(meshes.fastest_forms(mesh, config.model.dtype))
+    return Experiment(config=config, dataset=dataset, task=with_teacher(student, config.distill), mesh=mesh)
 
 
 def check_training(experiment: Experiment) -> None:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mnv2_jax.nn.forms import Forms, fastest
 from mnv2_jax.ops.metrics import merge
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.training.step import EvalStep, Metrics, TrainStep
@@ -39,6 +40,12 @@ def describe(mesh: Mesh) -> dict[str, Any]:
     device = mesh.devices.flat[0]
     processes = len({device.process_index for device in mesh.devices.flat})
     return {"platform": device.platform, "kind": device.device_kind, "count": mesh.size, "processes": processes}
+
+
+def fastest_forms(mesh: Mesh, dtype: str) -> Forms:
+    """In which forms of the layers these devices train fastest."""
+    device = mesh.devices.flat[0]
+    return fastest(device.platform, device.device_kind, dtype)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

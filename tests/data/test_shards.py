@@ -166,7 +166,7 @@ def test_training_on_shards(sharded, tmp_path):
     )
     result = subprocess.run(
         cli.command("main", *flags),
-        env=cli.environment() | {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"},
+        env=cli.environment() | {"XLA_FLAGS": f"--xla_backend_optimization_level=0 {cli.OLDER_EMITTERS}"},
         cwd=cli.ROOT,
         capture_output=True,
         text=True,

@@ -9,7 +9,12 @@ from mnv2_jax.nn import conv, forms
 from mnv2_jax.nn.window import Window
 
 WINDOWS = [Window(*options) for options in itertools.product((1, 2), (1, 2), ("same", "symmetric"))]
-KINDS = {"depthwise": forms.DEPTHWISE, "pointwise": forms.POINTWISE, "image": forms.IMAGE}
+KINDS = {
+    # Triton's kernels run on GPUs only, or interpreted: tests/nn/test_depthwise_triton.py has them.
+    "depthwise": {name: form for name, form in forms.DEPTHWISE.items() if name != "triton"},
+    "pointwise": forms.POINTWISE,
+    "image": forms.IMAGE,
+}
 
 
 def arrays(kind, size, kernel_size, dtype, seed=0):

@@ -10,6 +10,7 @@ import pytest
 
 from mnv2_jax.nn import depthwise_triton
 from mnv2_jax.nn.window import Window
+from mnv2_jax.training.mesh import make_mesh, replicated, sharded
 
 # Sizes, channels and strides of MobileNetV2's layers at 224 px.
 LAYERS = [
@@ -77,24 +78,58 @@ def lower(size, channels, kernel_size, window, batch=128, dtype=jnp.bfloat16):
         return [jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",)).as_text() for f, *args in calls]
 
 
-@pytest.mark.parametrize("window", [Window(1, 2, "same"), Window(2, 1, "symmetric")])
-def test_kernels_agree_with_lax(window, monkeypatch):
+@pytest.mark.parametrize(("window", "plan"), [(Window(1, 2, "same"), "wide"), (Window(2, 1, "symmetric"), "narrow")])
+def test_kernels_agree_with_lax(window, plan, monkeypatch):
+    monkeypatch.setattr(depthwise_triton, "PLAN", depthwise_triton.PLANS[plan])
     monkeypatch.setattr(depthwise_triton, "ROWS", 2)  # compiles in a third of the time
     assert_agree_with_lax((2, 5, 8, 24), 3, window)  # a shape of no other test: traces are kept
 
 
+def test_devices_compute_with_their_own_images(monkeypatch):
+    monkeypatch.setattr(depthwise_triton, "ROWS", 1)
+    mesh, window, (height, width) = make_mesh(), Window(2), (5, 4)
+    cut, whole = sharded(mesh), replicated(mesh)
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in [(2 * mesh.size, height, width, 8), (3, 3, 1, 8), (2 * mesh.size, 3, 2, 8)]
+    )
+
+    def compute(x, kernel, dy):
+        return (
+            depthwise_triton.value(x, kernel, window, interpret=True),
+            depthwise_triton.input_gradient(dy, kernel, window, (height, width), interpret=True),
+            depthwise_triton.kernel_gradient(x, dy, window, (3, 3), interpret=True),
+        )
+
+    arrays = jax.device_put((x, kernel, dy), (cut, whole, cut))
+    program = jax.jit(compute).lower(*arrays).compile()
+    y, pull = jax.vjp(lambda x, kernel: lax_value(x, kernel, window), x, kernel)
+    for ours, theirs, place in zip(program(*arrays), (y, *pull(dy)), (cut, cut, whole), strict=True):
+        assert ours.sharding.is_equivalent_to(place, ours.ndim)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    text = program.as_text()
+    assert mesh.size == 4
+    assert "all-gather" not in text
+    assert text.count(" all-reduce(") == 1  # of the gradient of the kernel
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.parametrize("kernel_size", [3, 5])
-def test_all_windows_agree_with_lax(kernel_size, window, monkeypatch):
+@pytest.mark.parametrize(("kernel_size", "plan"), [(3, "narrow"), (5, "wide")])
+def test_all_windows_agree_with_lax(kernel_size, plan, window, monkeypatch):
+    monkeypatch.setattr(depthwise_triton, "PLAN", depthwise_triton.PLANS[plan])
     monkeypatch.setattr(depthwise_triton, "ROWS", 3)  # compiles in half the time
     assert_agree_with_lax((2, 9, 12, 24), kernel_size, window)
     assert_agree_with_lax((1, 14, 7, 20), kernel_size, window)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("plan", depthwise_triton.PLANS)
 @pytest.mark.parametrize(("size", "channels", "stride"), LAYERS)
-def test_layers_of_mobilenetv2_agree_with_lax(size, channels, stride):
+def test_layers_of_mobilenetv2_agree_with_lax(size, channels, stride, plan, monkeypatch):
+    monkeypatch.setattr(depthwise_triton, "PLAN", depthwise_triton.PLANS[plan])
+    depthwise_triton.kernel_gradient.clear_cache()
     assert_agree_with_lax((1 if size > 28 else 3, size, size, channels), 3, Window(stride, 1, "same"))
 
 
@@ -112,7 +147,9 @@ def test_half_precision_is_rounded_once(stride):
 
 @pytest.mark.slow
 def test_sums_over_several_tasks(monkeypatch):
-    monkeypatch.setattr(depthwise_triton, "PROGRAMS", 6)
+    monkeypatch.setattr(
+        depthwise_triton, "PLAN", depthwise_triton.Plan(warps=2, sums=50, columns=2, ahead=2, programs=6)
+    )
     assert_agree_with_lax((7, 15, 15, 72), 3, Window(1, 1, "same"))  # a shape of no other test, too
 
 

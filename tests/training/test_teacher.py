@@ -187,7 +187,8 @@ def test_the_step_is_the_same_cut_up_and_on_two_devices(weights, x64, monkeypatc
         for batch in batches_of(opened, 2):
             state, metrics = step(state, batch)
             found[accumulate].append([float(metrics[key]) for key in ("loss", "hard_loss", "soft_loss", "grad_norm")])
-    np.testing.assert_allclose(found[2], found[1], rtol=1e-8)
+    # The teacher's logits are float32 under x64, too, and XLA rounds a few otherwise for two devices.
+    np.testing.assert_allclose(found[2], found[1], rtol=1e-7)
     loss, hard, soft, _ = found[1][0]
     assert loss == pytest.approx((hard + soft) / 2)
     assert soft > 1e-3
