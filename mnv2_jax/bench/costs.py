@@ -135,7 +135,9 @@ def largest_batch(settings: Config, limit_bytes: int | None, devices: int) -> di
         planned = _planned(settings, unit * units, runs=was_given)
         if planned is not None and planned <= limit:
             return {"images": unit * units, "program_bytes": planned, "limit_bytes": limit, "was_run": was_given}
-        units -= max(1, units // 50)
+        if planned is not None:  # an image takes more in a large batch
+            each = max(each, (planned - first) / max(units - 1, 1))
+        units = min(units - max(1, units // 50), int((limit - first) // each) + 1)
     raise UserError(f"not even {unit} images fit into {limit / 1e9:.1f} GB")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.extend import core
 
 from mnv2_jax.models.registry import Model, variable_shapes
-from mnv2_jax.nn.forms import DEPTHWISE, IMAGE, LIBRARY, POINTWISE, Form
+from mnv2_jax.nn.forms import DEPTHWISE, IMAGE, LIBRARY, POINTWISE, Form, triton_form
 from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array
 
@@ -33,9 +33,14 @@ _NOT_ON = {"gpu": ("rows",), "cpu": ("triton",), "tpu": ("rows", "triton")}
 
 
 def forms_here(kind: str) -> dict[str, Form]:
-    """The forms of a kind that this platform can have."""
-    left_out = _NOT_ON.get(jax.devices()[0].platform, ())
-    return {name: form for name, form in KINDS[kind].items() if name not in left_out}
+    """The forms of a kind that this platform can have; on a GPU those of our kernels' plans that aren't taken, too."""
+    platform = jax.devices()[0].platform
+    found = {name: form for name, form in KINDS[kind].items() if name not in _NOT_ON.get(platform, ())}
+    if platform == "gpu" and kind == "depthwise":
+        from mnv2_jax.nn.depthwise_triton import PLANS, WIDE
+
+        found |= {f"triton, {name}": triton_form(plan) for name, plan in PLANS.items() if plan != WIDE}
+    return found
 
 
 _DRAWN = 2**19 - 1
@@ -125,7 +130,7 @@ class Case:
         )
 
     def arrays(self) -> tuple[Array, Array, Array]:
-        """x, kernel and dy, standard normal: `_DRAWN` values again and again, as JAX would compile a draw of a shape."""
+        """x, kernel and dy, standard normal: `_DRAWN` values again and again; JAX would compile each draw."""
         values = np.random.default_rng(0).standard_normal((3, _DRAWN), np.float32).astype(jnp.dtype(self.dtype))
         x, kernel, dy = map(jnp.asarray, map(np.resize, values, self.array_shapes))
         return x, kernel, dy

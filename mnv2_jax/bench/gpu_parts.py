@@ -44,6 +44,7 @@ class Sizes:
     batch: int = 256
     resolution: int = 224
     width: float = 1.0
+    depth: float = 1.0
     other_batches: tuple[int, ...] = (128, 512, 1024)
     profiled_steps: int = 5
     dilated: tuple[int, ...] = (30, 60)
@@ -64,6 +65,7 @@ ON_A_CPU = Sizes(
     batch=8,
     resolution=32,
     width=0.35,
+    depth=0.3,
     other_batches=(16,),
     profiled_steps=2,
     dilated=(8,),
@@ -83,7 +85,7 @@ def _settings(sizes: Sizes, batch: int | None = None) -> Any:
 
     argument = f"recipe=torchvision_v2_IMAGENET1K_V1,batch={batch or sizes.batch},res={sizes.resolution}"
     tree = presets.preset(argument, name="mobilenet_v2", width=sizes.width)
-    tree.model.dtype = "bfloat16"
+    tree.model.depth, tree.model.dtype = sizes.depth, "bfloat16"
     return with_classes(build(tree.to_dict()))
 
 
@@ -135,11 +137,12 @@ def _checked_norms() -> Iterator[Row]:
 
     from mnv2_jax.nn import norm_triton, normalise
 
-    for shape, groups, act in (
+    cases: tuple[tuple[tuple[int, ...], int, Any], ...] = (
         ((4, 56, 56, 144), 2, "relu6"),
         ((8, 7, 7, 960), 2, "relu6"),
         ((4, 15, 9, 24), 1, "gelu"),
-    ):
+    )
+    for shape, groups, act in cases:
         x, dy = (jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16) for seed in (0, 1))
         factor, offset = (jax.random.normal(jax.random.key(seed), (groups, shape[-1])) for seed in (2, 3))
         row: Row = {"what": "form", "kind": "norm", "form": "triton", "shape": str(shape), "dtype": "bfloat16"}

@@ -18,16 +18,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from mnv2_jax.nn.partition import each_its_images
 from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array
 
@@ -89,10 +88,11 @@ PLANS = {
   repeat what a neighbouring thread's bring. As many programs as fit at once.
 - ``persistent``: the same as one program for each processor. Its 512 threads leave each 128 registers, which the
   compiler keeps to; ``narrow`` takes more on some shapes, and is then left with a second, emptier round.
+
+``wide`` has been measured, and is taken; `bench gpu` measures the others beside it.
 """
 
-PLAN = PLANS["wide"]
-"""The one that has been measured."""
+WIDE = PLANS["wide"]
 
 
 class _Axis(NamedTuple):
@@ -182,51 +182,6 @@ def _compiler(warps: int) -> plgpu.CompilerParams:
 def _as_images(x: Array) -> Array:
     """[b, h * w * c]: offsets within an image fit into 32 bits; Pallas takes 64 for those of images where it must."""
     return x.reshape(x.shape[0], -1)
-
-
-# --- over several devices -----------------------------------------------------------------------------------
-
-
-def _each_its_images(of_images: Callable[[Array, Array], Array], rule: str) -> Callable[[Array, Array], Array]:
-    """The function, partitioned: each device computes with its own images, where a batch is cut along its first axis.
-
-    Of a kernel XLA doesn't know what it does with which axis, and would gather the batch on every device. For one
-    device the program is that of the function alone; JAX's partitioning comes in only where there are more.
-
-    Args:
-      of_images: takes a batch and another array.
-      rule: its axes, as `custom_partitioning` takes them; "b" is that of the images, which other arrays and the result
-        begin with or don't have. A result without it is a sum over the images, and is added up over the devices. No
-        other axis is cut.
-    """
-    *operands, result = ([axes.split() for axes in part.split(",")] for part in rule.split("->"))
-    (of_operands,), (of_result,) = operands, result
-
-    def partition(mesh: Mesh, arrays: tuple[Any, ...], _: Any) -> tuple[Any, ...]:
-        cut = next(iter(arrays[0].sharding.spec), None)
-        names = () if cut is None else (cut,) if isinstance(cut, str) else tuple(cut)
-        if arrays[0].shape[0] % math.prod(mesh.shape[name] for name in names):
-            names = ()  # the pieces would be filled up with anything
-
-        def of_its_images(*pieces: Array) -> Array:
-            found = of_images(*pieces)
-            return found if "b" in of_result or not names else jax.lax.psum(found, names)
-
-        places = [
-            NamedSharding(mesh, PartitionSpec(names or None) if "b" in axes else PartitionSpec())
-            for axes in (*of_operands, of_result)
-        ]
-        return mesh, of_its_images, places[-1], tuple(places[:-1])
-
-    whole = dict.fromkeys(axis for axes in (*of_operands, of_result) for axis in axes if axis != "b")  # in that order
-    partitioned = custom_partitioning(of_images)
-    partitioned.def_partition(
-        partition,
-        sharding_rule=rule,
-        reduction_factors=() if "b" in of_result else ("b",),
-        need_replication_factors=tuple(whole),
-    )
-    return partitioned
 
 
 # --- the value and the gradient of the input ----------------------------------------------------------------
@@ -350,7 +305,7 @@ def value(
     def of_images(x: Array, kernel: Array) -> Array:
         return _gather(x, kernel, rows, columns, interpret)
 
-    return _each_its_images(of_images, "b h w c, r s o c -> b i j c")(x, kernel)
+    return each_its_images(of_images, "b h w c, r s o c -> b i j c")(x, kernel)
 
 
 @functools.partial(jax.jit, static_argnames=("window", "size", "interpret"))
@@ -368,7 +323,7 @@ def input_gradient(
     def of_images(dy: Array, kernel: Array) -> Array:
         return _gather(dy, kernel, rows, columns, interpret)
 
-    return _each_its_images(of_images, "b i j c, r s o c -> b h w c")(dy, kernel)
+    return each_its_images(of_images, "b i j c, r s o c -> b h w c")(dy, kernel)
 
 
 # --- the gradient of the kernel -----------------------------------------------------------------------------
@@ -387,7 +342,7 @@ def _channel_block(channels: int, itemsize: int) -> int:
     return max((8, 16, 32, 64), key=worth)
 
 
-def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int], interpret: bool) -> Array:
+def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int], interpret: bool, plan: Plan) -> Array:
     """The gradient of the kernel, before it is rounded.
 
     A lane is a vector of channels of one column of an image, or of a few (`Plan`); a program has a block of channels
@@ -401,15 +356,15 @@ def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int]
     taps = kernel_size[0] * kernel_size[1]
 
     block = _channel_block(channels, x.dtype.itemsize)
-    vector = _vector(block, taps, x.dtype.itemsize, PLAN.sums)
-    shape = max(PLAN.warps * 32 * vector // block, 1), block
-    side = math.gcd(columns.result, PLAN.columns)
+    vector = _vector(block, taps, x.dtype.itemsize, plan.sums)
+    shape = max(plan.warps * 32 * vector // block, 1), block
+    side = math.gcd(columns.result, plan.columns)
     places = batch * columns.result // side
     count = min(ROWS, rows.result)
     row_blocks = pl.cdiv(rows.result, count)
     tasks = row_blocks * pl.cdiv(places, shape[0])
     blocks = pl.cdiv(channels, block)
-    turns = pl.cdiv(tasks, max(PLAN.programs // blocks, 1))  # tasks of a program
+    turns = pl.cdiv(tasks, max(plan.programs // blocks, 1))  # tasks of a program
     grid = blocks, pl.cdiv(tasks, turns)  # neighbours run together: their channels may share a sector
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -464,7 +419,7 @@ def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int]
 
             total = list(sums)
             here: dict[tuple[int, int], Array] = {}
-            for x_row, (seen, new) in _ahead(sorted(uses), load_row, PLAN.ahead):
+            for x_row, (seen, new) in _ahead(sorted(uses), load_row, plan.ahead):
                 here |= {at: of_place.astype(wide) for at, of_place in new}
                 for offset, of_column in seen:
                     of_column = of_column.astype(wide)
@@ -484,24 +439,25 @@ def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int]
         depthwise_correlate,
         jax.ShapeDtypeStruct((grid[1], taps, channels), wide),
         grid=grid,
-        compiler_params=_compiler(PLAN.warps),
+        compiler_params=_compiler(plan.warps),
         interpret=interpret,
         name="depthwise_correlate",
     )(_as_images(x), _as_images(dy))
     return partials.sum(0).reshape(*kernel_size, 1, channels)
 
 
-@functools.partial(jax.jit, static_argnames=("window", "kernel_size", "interpret"))
+@functools.partial(jax.jit, static_argnames=("window", "kernel_size", "interpret", "plan"))
 def kernel_gradient(
     x: Float[Array, "b h w c"],
     dy: Float[Array, "b h/stride w/stride c"],
     window: Window,
     kernel_size: tuple[int, int],
     interpret: bool = False,
+    plan: Plan = WIDE,
 ) -> Float[Array, "r s 1 c"]:
     """The gradient of a kernel of the given size (r, s), from that of `value`; in the type of x. Arguments as there."""
 
     def of_images(x: Array, dy: Array) -> Array:
-        return _correlate(x, dy, window, kernel_size, interpret)
+        return _correlate(x, dy, window, kernel_size, interpret, plan)
 
-    return _each_its_images(of_images, "b h w c, b i j c -> r s o c")(x, dy).astype(x.dtype)
+    return each_its_images(of_images, "b h w c, b i j c -> r s o c")(x, dy).astype(x.dtype)

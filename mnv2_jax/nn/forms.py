@@ -13,13 +13,16 @@ import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array
+
+if TYPE_CHECKING:
+    from mnv2_jax.nn import depthwise_triton
 
 Value: TypeAlias = Callable[[Array, Array, Window], Array]
 """A convolution: (x, kernel, window) -> y."""
@@ -170,22 +173,29 @@ def _row_loop(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
 # --- depthwise as kernels of our own for GPUs ---------------------------------------------------------------
 
 
-def _triton(x: Array, kernel: Array, window: Window) -> Array:
-    from mnv2_jax.nn import depthwise_triton
+def triton_form(plan: depthwise_triton.Plan | None = None) -> Form:
+    """Our kernels; the gradient of the kernel by a plan, unset: by that which is taken.
 
-    return depthwise_triton.value(x, kernel, window)
+    They are imported where they are used: Pallas takes time, and a later JAX may be without its Triton.
+    """
 
+    def value(x: Array, kernel: Array, window: Window) -> Array:
+        from mnv2_jax.nn import depthwise_triton
 
-def _triton_input_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
-    from mnv2_jax.nn import depthwise_triton
+        return depthwise_triton.value(x, kernel, window)
 
-    return depthwise_triton.input_gradient(dy, kernel, window, x.shape[1:3])
+    def input_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
+        from mnv2_jax.nn import depthwise_triton
 
+        return depthwise_triton.input_gradient(dy, kernel, window, x.shape[1:3])
 
-def _triton_kernel_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
-    from mnv2_jax.nn import depthwise_triton
+    def kernel_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
+        from mnv2_jax.nn import depthwise_triton
 
-    return depthwise_triton.kernel_gradient(x, dy, window, kernel.shape[:2])
+        size = kernel.shape[:2]
+        return depthwise_triton.kernel_gradient(x, dy, window, size, plan=plan or depthwise_triton.WIDE)
+
+    return Form(value, input_gradient, kernel_gradient)
 
 
 # --- which is taken where -----------------------------------------------------------------------------------
@@ -197,7 +207,7 @@ DEPTHWISE: Mapping[str, Form] = {
     "lax": LAX,
     "shifted": Form(_shifted, _shifted_input_gradient, _reductions),
     "rows": Form(_shifted, _shifted_input_gradient, _row_loop),
-    "triton": Form(_triton, _triton_input_gradient, _triton_kernel_gradient),
+    "triton": triton_form(),
 }
 """A kernel [r, s, 1, c], a channel each."""
 

@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Float
 
 from mnv2_jax.nn.activations import Activation, activate
+from mnv2_jax.nn.partition import each_its_images
 from mnv2_jax.types import Array
 
 WARPS = 4
@@ -110,7 +111,7 @@ def moments(x: Float[Array, "b h w c"], interpret: bool = False) -> Float[Array,
     def of_images(x: Array) -> Array:
         return _sums((x,), (), lambda x: (x, x * x), 2, interpret)
 
-    return of_images(x)
+    return each_its_images(of_images, "b h w c -> t b c")(x)
 
 
 @functools.partial(jax.jit, static_argnames=("act", "interpret"))
@@ -131,4 +132,4 @@ def gradient_sums(
     def of_images(x: Array, dy: Array, factor: Array, offset: Array) -> Array:
         return _sums((x, dy), (factor, offset), terms, 2, interpret)
 
-    return of_images(x, dy, factor, offset)
+    return each_its_images(of_images, "b h w c, b h w c, g c, g c -> t b c")(x, dy, factor, offset)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.nn import depthwise_triton
+from mnv2_jax.nn.depthwise_triton import PLANS, WIDE, Plan
 from mnv2_jax.nn.window import Window
 from mnv2_jax.training.mesh import make_mesh, replicated, sharded
 
@@ -42,7 +43,7 @@ def lax_value(x, kernel, window):
     return y.astype(x.dtype)
 
 
-def assert_agree_with_lax(shape, kernel_size, window, dtype=jnp.float32, tolerance=5e-6):
+def assert_agree_with_lax(shape, kernel_size, window, dtype=jnp.float32, tolerance=5e-6, plan=WIDE):
     """The tolerance is for lax on the CPU: of sums over 12544 places its last digits differ more than the kernels'."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(shape), dtype)
@@ -52,7 +53,7 @@ def assert_agree_with_lax(shape, kernel_size, window, dtype=jnp.float32, toleran
     found = (
         depthwise_triton.value(x, kernel, window, interpret=True),
         depthwise_triton.input_gradient(dy, kernel, window, shape[1:3], interpret=True),
-        depthwise_triton.kernel_gradient(x, dy, window, kernel.shape[:2], interpret=True),
+        depthwise_triton.kernel_gradient(x, dy, window, kernel.shape[:2], interpret=True, plan=plan),
     )
     for what, ours, theirs in zip(("y", "dx", "dkernel"), found, (y, *pull(dy)), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, dtype), what
@@ -80,9 +81,8 @@ def lower(size, channels, kernel_size, window, batch=128, dtype=jnp.bfloat16):
 
 @pytest.mark.parametrize(("window", "plan"), [(Window(1, 2, "same"), "wide"), (Window(2, 1, "symmetric"), "narrow")])
 def test_kernels_agree_with_lax(window, plan, monkeypatch):
-    monkeypatch.setattr(depthwise_triton, "PLAN", depthwise_triton.PLANS[plan])
     monkeypatch.setattr(depthwise_triton, "ROWS", 2)  # compiles in a third of the time
-    assert_agree_with_lax((2, 5, 8, 24), 3, window)  # a shape of no other test: traces are kept
+    assert_agree_with_lax((2, 5, 8, 24), 3, window, plan=PLANS[plan])  # a shape of no other test: traces are kept
 
 
 def test_devices_compute_with_their_own_images(monkeypatch):
@@ -118,19 +118,17 @@ def test_devices_compute_with_their_own_images(monkeypatch):
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize(("kernel_size", "plan"), [(3, "narrow"), (5, "wide")])
 def test_all_windows_agree_with_lax(kernel_size, plan, window, monkeypatch):
-    monkeypatch.setattr(depthwise_triton, "PLAN", depthwise_triton.PLANS[plan])
     monkeypatch.setattr(depthwise_triton, "ROWS", 3)  # compiles in half the time
-    assert_agree_with_lax((2, 9, 12, 24), kernel_size, window)
-    assert_agree_with_lax((1, 14, 7, 20), kernel_size, window)
+    assert_agree_with_lax((2, 9, 12, 24), kernel_size, window, plan=PLANS[plan])
+    assert_agree_with_lax((1, 14, 7, 20), kernel_size, window, plan=PLANS[plan])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", depthwise_triton.PLANS)
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(("size", "channels", "stride"), LAYERS)
-def test_layers_of_mobilenetv2_agree_with_lax(size, channels, stride, plan, monkeypatch):
-    monkeypatch.setattr(depthwise_triton, "PLAN", depthwise_triton.PLANS[plan])
-    depthwise_triton.kernel_gradient.clear_cache()
-    assert_agree_with_lax((1 if size > 28 else 3, size, size, channels), 3, Window(stride, 1, "same"))
+def test_layers_of_mobilenetv2_agree_with_lax(size, channels, stride, plan):
+    shape = (1 if size > 28 else 3, size, size, channels)
+    assert_agree_with_lax(shape, 3, Window(stride, 1, "same"), plan=PLANS[plan])
 
 
 @pytest.mark.slow
@@ -146,11 +144,9 @@ def test_half_precision_is_rounded_once(stride):
 
 
 @pytest.mark.slow
-def test_sums_over_several_tasks(monkeypatch):
-    monkeypatch.setattr(
-        depthwise_triton, "PLAN", depthwise_triton.Plan(warps=2, sums=50, columns=2, ahead=2, programs=6)
-    )
-    assert_agree_with_lax((7, 15, 15, 72), 3, Window(1, 1, "same"))  # a shape of no other test, too
+def test_sums_over_several_tasks():
+    plan = Plan(warps=2, sums=50, columns=2, ahead=2, programs=6)
+    assert_agree_with_lax((7, 15, 15, 72), 3, Window(1, 1, "same"), plan=plan)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")

@@ -10,6 +10,7 @@ from mnv2_jax.nn import norm_triton, normalise
 from mnv2_jax.nn.activations import ACTIVATIONS
 from mnv2_jax.nn.forms import AUTO, Forms, fastest
 from mnv2_jax.nn.norm import GroupedBatchNorm
+from mnv2_jax.training.mesh import make_mesh, sharded
 
 
 def draw(shape, dtype, seed=0):
@@ -59,6 +60,24 @@ def test_kernels_sum_as_xla_does(shape, groups, act, dtype):
     for a, b in zip(ours, theirs, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, atol=2e-6 * float(np.abs(b).max()) * shape[1])
+
+
+def test_devices_sum_their_own_images():
+    mesh = make_mesh()
+    shape, groups = (2 * mesh.size, 3, 4, 8), mesh.size
+    x, dy = draw(shape, jnp.float32), draw(shape, jnp.float32, 1)
+    factor, offset = draw((groups, 8), jnp.float32, 2), draw((groups, 8), jnp.float32, 3)
+
+    def sums(x, dy, factor, offset):
+        return norm_triton.moments(x, True), norm_triton.gradient_sums(x, dy, factor, offset, "relu6", True)
+
+    arrays = jax.device_put((x, dy, factor, offset), sharded(mesh))
+    program = jax.jit(sums).lower(*arrays).compile()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), program(*arrays), sums(x, dy, factor, offset)
+    )
+    assert mesh.size == 4
+    assert not any(name in program.as_text() for name in ("all-gather", "all-reduce", "all-to-all"))
 
 
 @pytest.mark.slow  # each of its layers is held to it above
