@@ -15,7 +15,7 @@ import pytest
 
 from mnv2_jax import config as configs
 from mnv2_jax.bench import __main__ as door
-from mnv2_jax.bench import pod, pod_compile
+from mnv2_jax.bench import pod, pod_compile, synthetic
 from mnv2_jax.bench.pod_compile import collectives
 from mnv2_jax.bench.pod_model import CHIPS, IMAGENET_IMAGES, Cost, parse_topology, step_time
 from mnv2_jax.errors import UserError
@@ -73,7 +73,7 @@ def test_the_step_is_compiled_without_data(monkeypatch):
     assert found["other_collectives"] == {}
     assert min(found["flops"], found["bytes_accessed"], found["peak_bytes"]) > 0
     # The gradient, the running statistics, and a few means are each reduced once.
-    experiment = pod_compile._unopened(settings, described.devices)
+    experiment = synthetic.unopened(settings, described.devices)
     state = jax.eval_shape(experiment.init_state)
     values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, state.model_state)))
     assert 0 <= found["all_reduce_bytes"] - 4 * values <= 4 * 8

@@ -42,11 +42,11 @@ class Part:
 
 
 PARTS = (
-    Part("checks", "Versions, the device, and the forms of the convolutions checked on it", 70),
+    Part("checks", "Versions, the device, and the forms of the convolutions checked on it", 100),
     Part("digits", "80 steps of digits, twice", 60),
     Part("depthwise", "Forms of the depthwise convolution, bfloat16", 80),
-    Part("train", "The train step beside timm's, bfloat16", 160),
-    Part("profile", "The profile of the train step", 45),
+    Part("train", "The train step beside timm's, bfloat16", 140),
+    Part("profile", "The profile of the train step", 40),
     Part("layers", "The train step with one kind of layer in another form", 120),
     Part("infer", "Inference beside timm's, bfloat16", 60),
     Part("pointwise", "Forms of the 1×1 convolution and of the stem, bfloat16", 60),

@@ -121,13 +121,13 @@ def checks(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
         "rate": roofline.measured_rate("bfloat16"),
         "rate_float32": roofline.measured_rate("float32"),
     }
+    if device.platform == "gpu":
+        yield from _checked_norms()
     for kind, dtype, shapes in _checked_shapes(sizes):
         cases = [forms.Case(kind=kind, shape=shape, batch_size=4, dtype=dtype, padding="symmetric") for shape in shapes]
         for row in forms.check_forms(cases, forms.forms_here(kind)):
             passed = "errors" in row and all(error <= TOLERANCES[dtype] for error in row["errors"].values())
             yield {"what": "form", "passed": passed, **row}
-    if device.platform == "gpu":
-        yield from _checked_norms()
 
 
 def _checked_norms() -> Iterator[Row]:
@@ -294,13 +294,10 @@ def train(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
 
 def layers(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     """The train step with one kind of layer at a time in another form than training takes."""
-    import jax
-
     from mnv2_jax.bench.contest import OUR_ENTRY, Entry
-    from mnv2_jax.nn.forms import fastest
+    from mnv2_jax.training.mesh import fastest_forms, make_mesh
 
-    device = jax.devices()[0]
-    ours = fastest(device.platform, device.device_kind, "bfloat16")
+    ours = fastest_forms(make_mesh(), "bfloat16")
     entries = [Entry(f"{kind} {form}", forms=dataclasses.replace(ours, **{kind: form})) for kind, form in _OTHER_FORMS]
     yield from _contest("train", [OUR_ENTRY, *entries], _settings(sizes), asked["limit_s"])
 

@@ -240,22 +240,25 @@ LIBRARY = Forms(depthwise="lax", pointwise="lax", image="lax")
 """XLA's own convolutions on every platform: what is exported, and what ours are measured against."""
 
 
-_NVIDIA = Forms(depthwise="triton", pointwise="matmul", image="patches", norm="triton")
-"""Each the fastest in MobileNetV2's step at 224 px in bfloat16 on an H200 (docs of `bench gpu`)."""
+NVIDIA = Forms(depthwise="triton", pointwise="matmul", image="patches", norm="triton")
+"""Together 1.35 times as fast as `AUTO` in MobileNetV2's step at 224 px in bfloat16 on an H200 (`bench gpu`); other
+GPUs, networks and types weren't timed."""
+
+_TRITON_FROM = 8.0
+"""Compute capability of the oldest GPUs that Pallas' Triton compiles for (Ampere)."""
 
 
-def fastest(platform: str, device_kind: str, dtype: str) -> Forms:
+def fastest(compute_capability: float | None, dtype: str) -> Forms:
     """What training takes.
 
     Args:
-      platform: "cpu", "gpu" or "tpu".
-      device_kind: as JAX names it, as "NVIDIA H200".
+      compute_capability: an NVIDIA GPU's, as 9.0; None: another device.
       dtype: of the computation. float64 is XLA's everywhere.
     """
     # JAX says that Pallas' Triton will be removed in a later version; XLA's own forms are there then.
     has_triton = importlib.util.find_spec("jax.experimental.pallas.triton") is not None
-    is_for_triton = platform == "gpu" and "NVIDIA" in device_kind and dtype != "float64" and has_triton
-    return _NVIDIA if is_for_triton else AUTO
+    is_new = compute_capability is not None and compute_capability >= _TRITON_FROM
+    return NVIDIA if is_new and has_triton and dtype != "float64" else AUTO
 
 
 def _over(function: Callable[..., Array], window: Window) -> Callable[..., Array]:

@@ -45,7 +45,8 @@ def describe(mesh: Mesh) -> dict[str, Any]:
 def fastest_forms(mesh: Mesh, dtype: str) -> Forms:
     """In which forms of the layers these devices train fastest."""
     device = mesh.devices.flat[0]
-    return fastest(device.platform, device.device_kind, dtype)
+    is_nvidia = device.platform == "gpu" and "NVIDIA" in device.device_kind
+    return fastest(float(device.compute_capability) if is_nvidia else None, dtype)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
