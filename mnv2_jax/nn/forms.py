@@ -3,15 +3,14 @@
 XLA's CPU backend runs a depthwise convolution 10 to 50 times, its input gradient 35 to 120 times and its kernel
 gradient 5 to 30 times slower than the same sums written as shifted multiply-adds, and the gradients of a 1×1
 convolution 2 to 9 times slower than matrix products (MobileNetV2's layers, jaxlib 0.10.2). On the CPU those are used;
-on GPU and TPU, whose libraries have kernels for convolutions, `jax.lax.conv_general_dilated` is. The forms agree up to
-rounding.
+on GPU and TPU, whose libraries have kernels for convolutions, `jax.lax.conv_general_dilated` is, but for training on
+newer NVIDIA GPUs, which takes kernels of our own (`fastest`). The forms agree up to rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -255,10 +254,13 @@ def fastest(compute_capability: float | None, dtype: str) -> Forms:
       compute_capability: an NVIDIA GPU's, as 9.0; None: another device.
       dtype: of the computation. float64 is XLA's everywhere.
     """
-    # JAX says that Pallas' Triton will be removed in a later version; XLA's own forms are there then.
-    has_triton = importlib.util.find_spec("jax.experimental.pallas.triton") is not None
-    is_new = compute_capability is not None and compute_capability >= _TRITON_FROM
-    return NVIDIA if is_new and has_triton and dtype != "float64" else AUTO
+    if compute_capability is None or compute_capability < _TRITON_FROM or dtype == "float64":
+        return AUTO
+    try:
+        from mnv2_jax.nn import depthwise_triton, norm_triton  # noqa: F401
+    except ImportError:  # JAX says that Pallas' Triton will be removed in a later version
+        return AUTO
+    return NVIDIA
 
 
 def _over(function: Callable[..., Array], window: Window) -> Callable[..., Array]:

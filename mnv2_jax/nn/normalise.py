@@ -1,6 +1,6 @@
 """Normalisation by the statistics of groups with the activation behind it, its gradient written out.
 
-What JAX derives from the forward pass, XLA's GPU backend computes in 5 passes over the map forward and 8 backward for
+What JAX derives from the forward pass, XLA's GPU backend computes in 4 passes over the map forward and 8 backward for
 a norm with relu6 (block_2/expand_norm of MobileNetV2 on an H200, jaxlib 0.11.2). Written out it is 3 and 5: the
 statistics read the map, the result reads and writes it; backward, two sums read the map and the cotangent, and the
 gradient reads both again and is written.

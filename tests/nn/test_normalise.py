@@ -1,10 +1,13 @@
 """A norm whose gradient is written out is the norm that JAX differentiates."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mnv2_jax.nn
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.nn import norm_triton, normalise
 from mnv2_jax.nn.activations import ACTIVATIONS
@@ -104,3 +107,12 @@ def test_a_network_is_the_same_function_in_all_forms(x64):
 def test_kernels_of_our_own_are_for_newer_nvidia_gpus():
     assert fastest(None, "float32") == fastest(7.5, "bfloat16") == fastest(9.0, "float64") == AUTO
     assert fastest(9.0, "bfloat16") == fastest(8.0, "float32") == NVIDIA
+
+
+def test_without_triton_the_forms_are_those_of_xla(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)  # as a later JAX may have it
+    for name in ("depthwise_triton", "norm_triton"):
+        monkeypatch.delitem(sys.modules, f"mnv2_jax.nn.{name}", raising=False)
+        monkeypatch.delattr(mnv2_jax.nn, name, raising=False)
+    monkeypatch.delattr(jax.experimental.pallas, "triton", raising=False)
+    assert fastest(9.0, "bfloat16") == AUTO
