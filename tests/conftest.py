@@ -1,4 +1,4 @@
-"""A strict session: four CPU devices, warnings are errors, implicit rank promotion raises."""
+"""A strict session: eight CPU devices, warnings are errors, implicit rank promotion raises."""
 
 import atexit
 import fcntl
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import pytest

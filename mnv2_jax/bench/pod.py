@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -51,11 +50,8 @@ def load(spec: str, overrides: Sequence[str], topology: Topology, batch_per_chip
             f"optim.accumulate_steps={settings.optim.accumulate_steps}: XLA counts what a loop does once, however often"
             " it does it; set it to 1, and the batch to a microbatch"
         )
-    checked = settings
-    if settings.norm.group_size == settings.data.batch_size:
-        checked = dataclasses.replace(settings, norm=dataclasses.replace(settings.norm, group_size=1))
     try:
-        config.check_devices(checked, topology.num_chips)
+        config.check_devices(settings, topology.num_chips)
     except UserError as error:
         raise UserError(f"--topology={topology.name}: {error}") from error
     return settings

@@ -9,7 +9,7 @@ so an option can't be misspelt.
 """
 
 from mnv2_jax.config.build import build
-from mnv2_jax.config.checks import batch_shapes, check_devices
+from mnv2_jax.config.checks import batch_shapes, check_devices, spanning_groups
 from mnv2_jax.config.files import given, load
 from mnv2_jax.config.schema import (
     MAY_DIFFER,
@@ -55,5 +55,6 @@ __all__ = [
     "flatten",
     "given",
     "load",
+    "spanning_groups",
     "to_dict",
 ]

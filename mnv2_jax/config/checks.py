@@ -359,10 +359,10 @@ def _check_level(config: Config, pieces: int) -> None:
     """Refuses `data.scales` with which a step would take far more memory than its `data.batch_size` says."""
     if not (uneven := _uneven(config)):
         return
-    data, group = config.data, config.norm.group_size
-    share, step = data.batch_size // pieces, group * pieces
+    data, group, accumulate = config.data, config.norm.group_size, config.optim.accumulate_steps
+    step = math.lcm(group * accumulate, pieces)
     candidates = {
-        "norm.group_size": [smaller for smaller in range(group - 1, 1, -1) if share % smaller == 0],
+        "norm.group_size": [n for n in range(group - 1, 1, -1) if data.batch_size % (n * accumulate) == 0],
         # From twice `_SHARES` norm groups on the unit grows with the batch, so that a larger one is no remedy.
         "data.batch_size": range(data.batch_size + step, 2 * _SHARES * step, step),
     }
@@ -372,8 +372,7 @@ def _check_level(config: Config, pieces: int) -> None:
         for value in values:
             part = dataclasses.replace(getattr(config, section), **{leaf: value})
             changed = dataclasses.replace(config, **{section: part})
-            whole = changed.norm.group_size * pieces
-            if not _uneven(changed) and all(images % whole == 0 for _, images in batch_shapes(changed)):
+            if not _uneven(changed) and all(images % pieces == 0 for _, images in batch_shapes(changed)):
                 mends.append(f"take {key}={value}, or ")
                 break
     scale, images = uneven[-1]
@@ -388,7 +387,8 @@ def _check_level(config: Config, pieces: int) -> None:
 def check_devices(config: Config, num_devices: int) -> None:
     """Refuses batches that the devices, the accumulation or the norm groups don't divide, or aren't level in pixels.
 
-    Only training needs them to be: an evaluation may have any resolution.
+    Only training needs them to be: an evaluation may have any resolution. Norm groups may span devices, see
+    `spanning_groups`.
 
     Raises:
       UserError: with the nearest valid value.
@@ -402,28 +402,57 @@ def check_devices(config: Config, num_devices: int) -> None:
             f"data.batch_size={batch} does not divide over {num_devices} devices"
             f" x {accumulate} accumulation steps; the nearest that does: {best}"
         )
-    share = batch // pieces
-    if share % group:
-        best = min((d for d in range(1, share + 1) if share % d == 0), key=lambda d: (abs(d - group), -d))
+    micro = batch // accumulate
+    if micro % group:
         raise UserError(
-            f"norm.group_size={group} does not divide the {share} images of data.batch_size={batch} that each of"
-            f" {num_devices} devices takes at once; the nearest that does: {best}"
+            f"norm.group_size={group} does not divide the {micro} images of data.batch_size={batch} that are taken at"
+            f" once; the nearest that does: {_nearest_divisor(micro, group)}"
         )
     _check_level(config, pieces)
     for scale, images in batch_shapes(config):
-        if images % (pieces * group):
+        if images % pieces:
             raise UserError(
                 f"data.scales={list(config.data.scales)} make a batch of {images} images of {scale} px, which does not"
-                f" divide over {num_devices} devices x {accumulate} accumulation steps in norm groups of {group};"
-                f" take {_fitting(batch, group, pieces)}"
+                f" divide over {num_devices} devices x {accumulate} accumulation steps; take {_fitting(config, pieces)}"
             )
 
 
-def _fitting(batch: int, group: int, pieces: int) -> str:
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), -d))
+
+
+def _fitting(config: Config, pieces: int) -> str:
     """The option that is nearest to what it is and makes each of the `_SHARES` of a batch divide over the pieces."""
+    batch, group, accumulate = config.data.batch_size, config.norm.group_size, config.optim.accumulate_steps
     share, rest = divmod(batch, pieces * _SHARES)
     if rest:
-        step = pieces * _SHARES * group
+        step = math.lcm(pieces, group * accumulate) * _SHARES
         return f"data.batch_size={max(round(batch / step), 1) * step}"
-    best = min((d for d in range(1, share + 1) if share % d == 0), key=lambda d: (abs(d - group), -d))
-    return f"norm.group_size={best}"
+    return f"norm.group_size={_nearest_divisor(share, group)}"
+
+
+def spanning_groups(config: Config, num_devices: int) -> str:
+    """Says in one line which norm groups lie on several devices, what that costs, and the batch that avoids it.
+
+    Such a step is the same function; each norm exchanges an array of [groups, channels] forward and one backward,
+    and where images are mixed, each device asks another for an image.
+
+    Returns:
+      "" where every device holds whole groups.
+    """
+    data, group, accumulate = config.data, config.norm.group_size, config.optim.accumulate_steps
+    pieces = num_devices * accumulate
+    whole = group * pieces
+    if all(images % whole == 0 for _, images in batch_shapes(config)):
+        return ""
+
+    def is_free(batch_size: int) -> bool:
+        changed = dataclasses.replace(config, data=dataclasses.replace(data, batch_size=batch_size))
+        return not _uneven(changed) and all(images % whole == 0 for _, images in batch_shapes(changed))
+
+    multiples = range(whole, data.batch_size + 2 * _SHARES * whole, whole)
+    free = next(filter(is_free, sorted(multiples, key=lambda multiple: abs(multiple - data.batch_size))), None)
+    return (
+        f"norm groups of {group} images span the {num_devices} devices: the same function, with two more exchanges of"
+        " statistics for each norm of a step" + (f"; a batch of {free} (:batch={free}) has none" if free else "")
+    )

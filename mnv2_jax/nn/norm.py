@@ -17,6 +17,10 @@ INPUTS = "norm_inputs"
 """The collection which, where a caller makes it mutable, gets mean and mean square of what each norm is given."""
 
 
+class SingleValueError(ValueError):
+    """A norm can't be trained: its groups have one value a channel. PyTorch refuses it as well."""
+
+
 def _last(_: object, new: Array) -> Array:
     return new
 
@@ -24,8 +28,9 @@ def _last(_: object, new: Array) -> Array:
 class GroupedBatchNorm(nn.Module):
     """Batch norm (Ioffe & Szegedy 2015, arXiv 1502.03167) over groups of ``group_size`` images that follow each other.
 
-    As long as each device holds whole groups, normalising needs no communication, and the result is the same, up to
-    rounding, on any number of devices. Running statistics are averaged over the groups.
+    The result is the same, up to rounding, on any number of devices. Where each holds whole groups, normalising needs
+    no communication; elsewhere the sums of the groups cross, not the map. Running statistics are averaged over the
+    groups.
 
     Attributes:
       group_size: images in a group; must divide the batch in training.
@@ -51,6 +56,7 @@ class GroupedBatchNorm(nn.Module):
 
         Raises:
           ValueError: if ``train`` and the groups don't divide the batch.
+          SingleValueError: if ``train`` and a group has one value a channel, of which nothing is left but the bias.
         """
         batch, channels, space = x.shape[0], x.shape[-1], tuple(range(1, x.ndim - 1))
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -65,11 +71,13 @@ class GroupedBatchNorm(nn.Module):
         if train and batch % self.group_size:
             raise ValueError(f"group_size={self.group_size} does not divide the {batch} images of the batch")
         count = self.group_size * math.prod(x.shape[1:-1])
+        if train and count == 1:
+            raise SingleValueError(f"{'/'.join(self.path)}: a group of one image of one pixel has no variance")
 
         def update_running(mean: Array, var: Array) -> None:
             # The group is normalised by its own variance; what is kept for evaluation estimates the population's, as
             # in PyTorch and in TensorFlow's fused op, which slim uses.
-            bessel = count / max(count - 1, 1)
+            bessel = count / (count - 1)
             for running, new in ((running_mean, mean), (running_var, var * bessel)):
                 running.value = self.decay * running.value + (1 - self.decay) * new.mean(0)
 

@@ -22,6 +22,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import Summary, summarise
 from mnv2_jax.models.unfold import unfold
 from mnv2_jax.models.weights import Weights
+from mnv2_jax.nn.norm import SingleValueError
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.tasks.classification import Classification, make_task
 from mnv2_jax.tasks.distillation import Distillation, with_teacher
@@ -106,7 +107,7 @@ class Experiment:
     def train_step(self, stage: int) -> TrainStep:
         """The step of a stage. Pure."""
         task = self.task.training_from(self.stages[stage].train_from)
-        return make_train_step(task, self.optimizers[stage], self.config)
+        return make_train_step(task, self.optimizers[stage], self.config, meshes.spread_microbatches(self.mesh))
 
     def init_state(self) -> TrainState:
         """The state before the first step. Pure."""
@@ -271,13 +272,14 @@ def check_training(experiment: Experiment) -> None:
 
     Raises:
       UserError: if there is nothing to train on, an augmentation doesn't exist, the devices don't fit the batch, the
-        scales don't keep its pixels level, the warm-up is longer than the training, or the teacher can't be had or is
-        of other classes.
+        scales don't keep its pixels level, a norm has one value a channel, the warm-up is longer than the training, or
+        the teacher can't be had or is of other classes.
     """
     check_trainable(experiment.dataset)
     check_policy(experiment.config.augment)
     config, total = experiment.config, experiment.total_steps
     check_devices(config, experiment.mesh.size)
+    _check_norms(experiment)
     if experiment.stages[-1].first_step >= total:
         raise UserError(
             f"finetune.unfreeze_epochs={list(config.finetune.unfreeze_epochs)}: the last stage begins at step"
@@ -299,6 +301,30 @@ def check_training(experiment: Experiment) -> None:
             f" {total}; the most it can be: {total / experiment.steps_per_epoch:g}"
         )
     _ = experiment.teacher  # opened here, it is refused before a run's folder is made
+
+
+def _check_norms(experiment: Experiment) -> None:
+    """Refuses norms with one value a channel, which give their bias whatever the image is.
+
+    Raises:
+      UserError: naming the layer.
+    """
+    config = experiment.config
+    if config.norm.group_size > 1:
+        return
+    for stage in experiment.stages:
+        task = experiment.task.training_from(stage.train_from)
+        variables = jax.eval_shape(task.init, jax.random.key(0))
+        for resolution, _ in experiment.batch_shapes:
+            image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), np.float32)
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+            try:
+                jax.eval_shape(functools.partial(task.model.apply, train=True), variables, image, dropout_keys=keys)
+            except SingleValueError as error:
+                raise UserError(
+                    f"norm.group_size=1 at {resolution} px leaves a norm one value a channel, of which nothing can be"
+                    f" learnt ({error}); take norm.group_size=2 or more, and a data.batch_size that it divides"
+                ) from error
 
 
 def _process() -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from mnv2_jax.config import Config
+from mnv2_jax.config import Config, spanning_groups
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import FaultError, UserError
@@ -80,8 +80,9 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
             recorder = Recorder(experiment, workdir if checkpoints else None, start, dict(found.top1_of), stream)
             stack.enter_context(contextlib.closing(recorder))
             recorder.say(f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {total}")
-            if absent := _absent_classes(experiment.dataset):
-                recorder.say(absent)
+            for notice in (_absent_classes(experiment.dataset), spanning_groups(config, experiment.mesh.size)):
+                if notice:
+                    recorder.say(notice)
             state = _begin(experiment, found, restored, recorder)
             del restored  # its arrays would stay in the host's memory all through training
         try:

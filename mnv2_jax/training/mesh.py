@@ -59,6 +59,16 @@ def sharded(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def spread_microbatches(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    """A function that gives each device its share of every microbatch; arrays are [microbatches, images, ...].
+
+    Where a device's images aren't whole norm groups of every microbatch, some images move. Left to itself, XLA then
+    computes a microbatch where its images lie, on several devices the same.
+    """
+    place = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return lambda tree: jax.lax.with_sharding_constraint(tree, place)
+
+
 def compile_init(mesh: Mesh, init: Callable[[], TrainState]) -> Callable[[], TrainState]:
     """Makes the state where it will live."""
     return jax.jit(init, out_shardings=replicated(mesh))

@@ -23,8 +23,17 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]
 
 
-def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainStep:
+def make_train_step(
+    task: Task, optimizer: Optimizer, config: Config, spread: Callable[[PyTree], PyTree] = lambda tree: tree
+) -> TrainStep:
     """Builds the step.
+
+    Args:
+      task: what is learnt.
+      optimizer: of the stage.
+      config: the experiment.
+      spread: lays microbatches, arrays [accumulate_steps, b / accumulate_steps, ...], over the devices along their
+        second axis; what it gives has the same values.
 
     The metrics are this step's own: the task's, as means, ``lr``, ``grad_norm``, ``first_bad_step`` and, where it is
     asked for, ``batch_hash``.
@@ -39,7 +48,7 @@ def make_train_step(task: Task, optimizer: Optimizer, config: Config) -> TrainSt
         else:
             # Every microbatch starts from the same statistics, and their results are averaged: the running
             # statistics are linear in them, so the step is the same function as without accumulation.
-            microbatches = jax.tree.map(lambda x: split_batch(x, accumulate, group), batch)
+            microbatches = spread(jax.tree.map(lambda x: split_batch(x, accumulate, group), batch))
             (loss, (model_state, metrics)), grads = jax.tree.map(
                 lambda x: x / accumulate,
                 _summed(lambda b: gradient(state.params, state.model_state, b, key), microbatches),
@@ -70,7 +79,7 @@ def split_batch(x: Array, accumulate_steps: int, group_size: int) -> Array:
     """[b, ...] as microbatches [accumulate_steps, b / accumulate_steps, ...].
 
     Norm groups stay whole, and neighbouring groups go to different microbatches: with the batch cut over devices
-    in contiguous pieces, each device finds its share of every microbatch at home.
+    in contiguous pieces, each device finds its share of every microbatch at home where that is whole groups.
     """
     pieces = x.reshape(-1, accumulate_steps, group_size, *x.shape[1:])
     return jnp.moveaxis(pieces, 1, 0).reshape(accumulate_steps, -1, *x.shape[1:])

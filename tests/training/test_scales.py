@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from mnv2_jax import config as configs
+from mnv2_jax.bench.synthetic import abstract_batch, unopened
 from mnv2_jax.config import Config, DataConfig, NormConfig, OptimConfig
-from mnv2_jax.config.checks import batch_shapes, check, check_devices
+from mnv2_jax.config.checks import batch_shapes, check, check_devices, spanning_groups
 from mnv2_jax.errors import UserError
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import check_training, open_experiment
 
-W0_25 = str(pathlib.Path(__file__).parents[2] / "configs" / "w0_25.py")
+ROOT = pathlib.Path(__file__).parents[2]
+W0_25 = str(ROOT / "configs" / "w0_25.py")
 SHRUNK = (
     "data.scales=(8, 16)",
     "data.resolution=16",
@@ -52,9 +54,9 @@ def test_sizes_of_corenets_recipes():
         assert batch_shapes(sized(1024, group)) == shapes
         assert batch_shapes(sized(1024, group, accumulate_steps=2)) == shapes
         assert batch_shapes(sized(2048, group)) == tuple((scale, 2 * images) for scale, images in shapes)
-    for devices, group in ((1, 32), (2, 32), (4, 32), (8, 16), (16, 8)):
-        check_devices(sized(1024, group), devices)
-    check_devices(sized(2048), 8)
+    for devices in (1, 2, 4, 8, 16):
+        for group in (8, 16, 32):
+            check_devices(sized(1024, group), devices)
 
 
 def test_without_scales_there_is_one_shape():
@@ -77,14 +79,7 @@ def test_groups_and_microbatches_stay_whole_and_pixels_level(batch_size, group, 
 
 @pytest.mark.parametrize(
     ("batch_size", "group", "devices", "mend"),
-    [
-        (1024, 32, 8, "norm.group_size=16"),
-        (512, 32, 4, "norm.group_size=16"),
-        (768, 32, 4, "norm.group_size=24"),
-        (128, 32, 4, "norm.group_size=4"),
-        (96, 16, 2, "norm.group_size=6"),
-        (96, 12, 8, "data.batch_size=768"),
-    ],
+    [(48, 12, 8, "data.batch_size=192"), (144, 12, 8, "data.batch_size=192"), (96, 12, 8, "data.batch_size=192")],
 )
 def test_sizes_that_the_devices_do_not_divide(batch_size, group, devices, mend):
     config = sized(batch_size, group)
@@ -123,7 +118,11 @@ def finetuning(resolution, batch_size, group_size, scales, accumulate_steps=1):
             "32 images of 192 px have 36 times those of data.batch_size=32 of 32 px; leave 128, 192 out",
         ),
         (finetuning(128, 32, 8, (128, 320)), 1, "take norm.group_size=4, or take data.batch_size=40, or leave 320 out"),
-        (finetuning(128, 32, 8, (128, 320), 2), 2, "px; take data.batch_size=160, or leave 320 out"),
+        (
+            finetuning(128, 32, 8, (128, 320), 2),
+            2,
+            "take norm.group_size=2, or take data.batch_size=80, or leave 320 out",
+        ),
         (finetuning(64, 1024, 8, (64, 320)), 1, "128 images of 320 px have 3.12 times those of data.batch_size=1024"),
     ],
 )
@@ -148,6 +147,59 @@ def test_corenets_recipe_is_level(batch):
     check_devices(config, 1)
     pixels = [images * scale**2 for scale, images in batch_shapes(config)]
     assert max(pixels) < 1.04 * config.data.batch_size * config.data.resolution**2
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def every_command():
+    """Each config, and what the README trains; with overrides."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.findall(r"mnv2_jax\.main --config=(configs/[^\s`]+)((?: --config\.[^\s`]+)*)", readme)
+    assert len(found) > 5
+    told = [(spec, tuple(more.replace("--config.", "").split())) for spec, more in found]
+    return sorted({*told, *((f"configs/{path.name}", ()) for path in (ROOT / "configs").glob("*.py"))})
+
+
+@pytest.mark.parametrize(("spec", "overrides"), every_command())
+def test_every_command_trains_on_1_2_4_and_8_devices(spec, overrides):
+    _, config = configs.load(f"{ROOT}/{spec}", overrides)
+    for devices in (1, 2, 4, 8):
+        check_devices(config, devices)
+        free = re.search(r":batch=(\d+)", spanning_groups(config, devices))
+        whole = devices * config.norm.group_size
+        assert bool(free) == any(images % whole for _, images in batch_shapes(config))
+        if free:
+            section = dataclasses.replace(config.data, batch_size=int(free[1]))
+            assert spanning_groups(dataclasses.replace(config, data=section), devices) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spec", "overrides"), every_command())
+def test_every_step_traces_on_8_devices(spec, overrides):
+    _, config = configs.load(f"{ROOT}/{spec}", overrides)
+    model = dataclasses.replace(config.model, num_classes=10)
+    opened = unopened(dataclasses.replace(config, model=model))
+    state = jax.eval_shape(opened.init_state)
+    jax.eval_shape(opened.train_step(0), state, abstract_batch(opened))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "layer"),
+    [
+        (("data.resolution=32", "model.depth=0.5", "model.strides=(2,2,2,2,2)"), "block_"),
+        (
+            ("data.scales=()", "model.name=mobilenet_v4_conv_small", "model.depth=1"),
+            "hidden_norm",
+        ),
+    ],
+)
+def test_a_norm_with_one_value_a_channel_is_refused(overrides, layer):
+    small = ("norm.group_size=1", "data.batch_size=4", *overrides)
+    with pytest.raises(UserError, match=f"norm.group_size=1.*{layer}"):
+        check_training(experiment(*small))
+    check_training(experiment(*small, "norm.group_size=2"))
+    check_training(experiment(*small, "finetune.train_from=classifier"))  # no norm is trained
 
 
 # --- training -----------------------------------------------------------------------------------------------
