@@ -168,7 +168,7 @@ def _kept_in(path: str) -> types.ModuleType:
 def _open_subset(data: DataConfig) -> Dataset:
     """A data set of `imagenet_subsets`."""
     if data.eval_split is not None:
-        raise UserError(f"data.eval_split={data.eval_split!r}: {data.name} is not split; set it to none")
+        raise UserError(f"data.eval_split={data.eval_split!r}: {data.name} is not split; set it to None")
     if data.holdout_fraction:
         raise UserError(
             f"data.holdout_fraction={data.holdout_fraction:g}: {data.name} is evaluated as a whole; set it to 0"

@@ -220,7 +220,7 @@ def test_robustness(tmp_path, name):
         check_trainable(dataset)
     with pytest.raises(UserError, match=f"{name} is evaluated as a whole; set it to 0"):
         open_dataset(dataclasses.replace(data, holdout_fraction=0.1))
-    with pytest.raises(UserError, match=f"{name} is not split; set it to none"):
+    with pytest.raises(UserError, match=f"{name} is not split; set it to None"):
         open_dataset(dataclasses.replace(data, eval_split="val"))
 
 
