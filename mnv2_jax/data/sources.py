@@ -17,7 +17,7 @@ import numpy as np
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, shards, tfds_source
 from mnv2_jax.data.split import Split, stratified_share
-from mnv2_jax.errors import UserError, nearest
+from mnv2_jax.errors import UserError, machine_fault, nearest
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME")
@@ -223,6 +223,8 @@ def _read_npz(path: str) -> tuple[Split, Split]:
     except ValueError as error:  # NumPy's own message advises to unpickle it
         raise UserError(f"{path}: not an archive of plain NumPy arrays; make or copy it again") from error
     except Exception as error:  # a damaged zip fails in many ways
+        if (fault := machine_fault(error)) is not None:
+            raise UserError(f"{path}: can't be read ({fault}); mend that and start again") from error
         raise UserError(f"{path}: can't be read as a NumPy archive ({error}); make or copy it again") from error
     if missing := sorted({"x_train", "y_train", "x_test", "y_test"} - set(arrays)):
         raise UserError(

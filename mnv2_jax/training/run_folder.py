@@ -17,7 +17,7 @@ from typing import Any
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.errors import FaultError, UserError
-from mnv2_jax.json_files import jsonable, read_json, write_json, writing
+from mnv2_jax.json_files import jsonable, read_json, reading, write_json, writing
 from mnv2_jax.training.provenance import provenance
 
 LOCK, CONFIG, DATASET, PROVENANCE = ".lock", "config.json", "dataset.json", "provenance.json"
@@ -136,8 +136,9 @@ def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
     Raises:
       UserError: if there is no run, or its files don't hold what they should.
     """
-    if not (workdir / CONFIG).is_file():
-        raise UserError(f"{workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
+    with reading(workdir):
+        if not (workdir / CONFIG).is_file():
+            raise UserError(f"{workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
     try:
         config = config_lib.build(read_json(workdir / CONFIG))
     except UserError as error:
@@ -154,8 +155,9 @@ def refuse_foreign(workdir: pathlib.Path) -> None:
     Raises:
       UserError: naming what it holds.
     """
-    if workdir.is_dir() and not (workdir / CONFIG).exists():
-        _check_unused(workdir)
+    with reading(workdir):
+        if workdir.is_dir() and not (workdir / CONFIG).exists():
+            _check_unused(workdir)
 
 
 def _check_unused(workdir: pathlib.Path) -> None:

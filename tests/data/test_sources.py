@@ -1,8 +1,10 @@
 """Digits, CIFAR-10, the held-out share, and the data sets for evaluation only."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -106,6 +108,12 @@ def test_cifar10_with_wrong_arrays(tmp_path, given, says):
 def test_cifar10_with_a_damaged_archive(tmp_path):
     (tmp_path / "cifar10.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(UserError, match=r"cifar10\.npz: can't be read as a NumPy archive"):
+        open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
+
+
+def test_cifar10_that_cannot_be_read(tmp_path):
+    (tmp_path / "cifar10.npz").symlink_to("/proc/self/mem")  # as on a disk with a bad block
+    with pytest.raises(UserError, match=rf"cifar10\.npz: can't be read \({os.strerror(errno.EIO)}\)"):
         open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
 
 
