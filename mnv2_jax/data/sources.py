@@ -16,7 +16,7 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, shards, tfds_source
-from mnv2_jax.data.split import Split, stratified_share
+from mnv2_jax.data.split import Rows, Split, sha256_of, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -212,6 +212,10 @@ class MemoryReader:
     def __call__(self, index: int) -> np.ndarray:
         """The image as uint8 [h, w, 3]."""
         return self.images[index]
+
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """Of the pixels."""
+        return {"pixels": sha256_of(self.images[rows])}
 
 
 def _read_npz(path: str) -> tuple[Split, Split]:
