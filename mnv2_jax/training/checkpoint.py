@@ -255,7 +255,7 @@ class Checkpoints:
     def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
         if which == "latest":
             return self.steps()[::-1]
-        return sorted(self.steps(), key=lambda step: self._metrics[step], reverse=True)
+        return sorted(self.steps(), key=lambda step: self._metrics.get(step, _UNKNOWN), reverse=True)
 
     def _read_metric(self, step: int, logged: float | None) -> float:
         """How good a checkpoint is by its own `meta`, or by the log if it was evaluated after it was saved."""

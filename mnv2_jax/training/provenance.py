@@ -60,10 +60,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Flags in any order, without those that say how many devices there are; none are as good as unset."""
+    """Flags by their names, without those that say how many devices there are; none are as good as unset."""
     if name not in _FLAGS:
         return value
-    return sorted(flag for flag in str(value or "").split() if "device_count" not in flag)
+    return dict(flag.partition("=")[::2] for flag in str(value or "").split() if "device_count" not in flag)
 
 
 def provenance(devices: Mapping[str, Any]) -> dict[str, Any]:

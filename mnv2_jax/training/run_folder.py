@@ -121,8 +121,9 @@ def prepare(
     if resumed:
         sessions, old = _sessions(workdir), read_json(workdir / DATASET)
         _check_same_run(workdir, config, old, dataset)
+        before, now = (_mapping(facts.get(_DIGEST)) for facts in (old, dataset))
         says = {
-            "its images": _check_images(workdir, _mapping(old.get(_DIGEST)), dataset[_DIGEST]),
+            "its images": _check_images(workdir, before, now),
             "its settings of JAX": _check_settings(workdir, sessions, session),
         }
         if unsaid := [what for what, is_said in says.items() if not is_said]:
@@ -131,7 +132,7 @@ def prepare(
                 " now on",
                 file=sys.stderr,
             )
-            write_json(workdir / DATASET, old | {_DIGEST: _mapping(old.get(_DIGEST)) | dataset[_DIGEST]})
+            write_json(workdir / DATASET, old | {_DIGEST: before | now})
     else:
         _check_unused(workdir)
         write_json(workdir / DATASET, dataset)
