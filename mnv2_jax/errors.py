@@ -35,6 +35,30 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; one of: {', '.join(names)}"
 
 
+_OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
+"""What is said of a file that is missing, or of a place that it hasn't, and not of the machine."""
+_OF_MACHINE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+"""With these words tensorstore begins what isn't the content's."""
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What the machine says, as "Permission denied", where it kept a file from being read; None for its content.
+
+    Looks through causes, and through the texts of libraries that pass the operating system's on.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, MemoryError):
+            return "not enough memory"
+        if isinstance(chain, OSError) and chain.errno is not None and chain.errno not in _OF_CONTENT:
+            return f"{chain.filename}: {chain.strerror}" if chain.filename else chain.strerror
+        chain = chain.__cause__ or chain.__context__
+    text = " ".join(str(error).split())
+    said = (os.strerror(number) for number in errno.errorcode if number not in _OF_CONTENT)
+    passed_on = next((reason for reason in said if f'": {reason}' in text), None)
+    return passed_on or (text[:200] if text.startswith(_OF_MACHINE) else None)
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -52,6 +76,8 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in _FULL:
         where = error.filename or "standard output"
         return f"error: {where}: can't be written ({error.strerror}); make room and start again", UserError.exit_code
+    if isinstance(error, OSError) and error.filename and (fault := machine_fault(error)):
+        return f"error: {fault}; mend that and start again", UserError.exit_code
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -71,7 +72,7 @@ def workdir_type(text: str) -> pathlib.Path:
         raise UserError(
             f"--workdir={text!r} is no folder; mount a shared file system (NFS, Lustre) and give a path on it"
         )
-    return pathlib.Path(text).expanduser()
+    return pathlib.Path(os.path.expanduser(text))
 
 
 def cluster_flags(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
@@ -86,5 +87,6 @@ def describe_config(arguments: Iterable[str], recipes: Iterable[str]) -> str:
     filled = textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return (
         f"argument of a config: {', '.join(arguments)}; as in configs/w1_0.py:data=folder:DIR,res=128\n"
+        "values of keys: names and paths as they stand, other values as in Python; None unsets a key\n"
         f"recipes: {', '.join(recipes)}\n\nconfig keys and their defaults, which recipes change:\n{filled}"
     )

@@ -10,22 +10,39 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, machine_fault
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-      UserError: if the file isn't one.
+      UserError: if the file isn't one, or can't be read.
     """
     try:
-        tree = json.loads(path.read_text())
+        with reading(path):
+            tree = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); restore it or give another file") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}; restore it or give another file")
     return tree
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """What the machine does wrong in here while a file or folder is read is the user's to mend.
+
+    Raises:
+      UserError: naming it and the reason, as missing permissions; what is said of its content goes through.
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if (fault := machine_fault(error)) is None:
+            raise
+        reason = fault.removeprefix(f"{path}: ")
+        raise UserError(f"{path}: can't be read ({reason}); mend that and start again") from error
 
 
 @contextlib.contextmanager

@@ -100,6 +100,9 @@ def main() -> None:
 
 def _open(args: argparse.Namespace) -> Weights:
     # JAX takes seconds to import; a mistyped flag or path doesn't wait for it.
+    from mnv2_jax.training import runtime
+
+    runtime.configure()
     if args.workdir is not None:
         from mnv2_jax.training.initial import read_run_weights
 
@@ -117,9 +120,8 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError("--store-logits needs --config, whose training images it goes through; as configs/w0_35.py")
     _, settings = config.load(args.config, overrides)
 
-    from mnv2_jax.training import runtime, teacher
+    from mnv2_jax.training import teacher
 
-    runtime.configure()
     count = teacher.store_logits(args.store_logits, _open(args), settings)
     print(f"{args.store_logits}: logits of {count} images; learn from them by --config.distill.logits")
 

@@ -53,6 +53,7 @@ def bench(monkeypatch, *arguments):
         (["input"], "--data"),
         (["input", "--data=folder"], "NAME:PATH"),
         (["input", f"--data=folder:{cli.ROOT / 'tests'}"], "train"),  # which it has not
+        (["input", "--data=folder:runs/12:30"], "'runs/12:30'"),
         (["pod", DIGITS], "--topology"),
         (["pod", DIGITS, "--topology=v5e"], "v5e"),
         (["gpu", "--minutes=3"], "--out"),

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -201,6 +202,34 @@ def test_arguments():
     assert (built.data.name, built.data.path) == ("tfds:mnist", "/data")
 
 
+@pytest.mark.parametrize(
+    "text", ["2024_06_01", "1.10", "1e5", "007", "-1", "(2,3)", "[1]", "{}", "true", "none", "null", "'a'", "12:30", ""]
+)
+def test_a_name_is_the_text_as_it_stands(text, tmp_path):
+    _, built = config.load(W1, [f"data.path={text}", f"data.eval_split={text}", f"init.weights={text}"])
+    assert (built.data.path, built.data.eval_split, built.init.weights) == (text, text, text)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(built)))
+    assert config.load(str(tmp_path / "config.json"))[1] == built
+    if text and "," not in text:
+        assert config.load(f"{W1}:data=folder:{text}")[1].data.path == text
+        assert config.load(f"{W1}:path={text}")[1].data.path == text
+        assert config.load(W1, [f"finetune.train_from={text}"])[1].finetune.train_from == (text.strip("[]"),)
+
+
+def test_only_the_word_none_unsets_a_name():
+    given = f"{W1}:data=folder:None"
+    paths = [config.load(given, override)[1].data.path for override in ([], ["data.path=None"], ["data.path=./None"])]
+    assert paths == ["None", None, "./None"]
+    with pytest.raises(UserError, match=r"data\.path"):  # Python has made another number of it
+        config.build({"data": {"path": 2024_06_01}})
+
+
+@pytest.mark.parametrize("text", ["(1.10, 2_0)", "['1.10', \"2_0\"]", "(1.10,2_0,)"])
+def test_several_names_are_texts_too(text):
+    override = [f"finetune.train_from={text}", "finetune.unfreeze_epochs=(2,)"]
+    assert config.load(W1, override)[1].finetune.train_from == ("1.10", "2_0")
+
+
 REFUSED = [
     ("dta=cifar10", [], "unknown argument 'dta'; did you mean 'data'?"),
     ("res=big", [], "res=big must be a whole number"),
@@ -252,7 +281,7 @@ REFUSED = [
     ("", ["optim.lr_noise=(0.9, 0.4)"], "optim.lr_noise"),
     ("", ["distill.teacher=a", "distill.logits=b"], "both say what to learn from"),
     ("", ["distill.teacher=a", "distill.weight=0"], "distill.weight=0 leaves nothing to learn from distill.teacher"),
-    ("", ["distill.logits=a.npz", "distill.weight=0"], "raise it, or set distill.logits to none"),
+    ("", ["distill.logits=a.npz", "distill.weight=0"], "raise it, or set distill.logits to None"),
     ("recipe=paper_v3", [], "can't be run"),
 ]
 
@@ -265,11 +294,42 @@ def test_refused_in_one_line(arg, overrides, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("spec", "name", "resolution"),
+    [
+        ("a.py:res=96", "a", 96),
+        ("a.py", "a", 224),
+        ("a.py:", "a", 224),
+        ("a.py:path=b.py:c", "a", 224),
+        ("a.py:b/c.py:res=96", "c", 96),
+        ("a.py:b/c.py", "c", 224),
+        ("12:30/w.py:res=96", "w", 96),
+        ("12:30.py:res=96", "12:30", 96),
+        ("runs/12:30/config.json", "12:30", 224),
+        ("a.py:b/config.json", "a.py:b", 224),
+    ],
+)
+def test_an_argument_stands_behind_py_and_a_colon(tmp_path, monkeypatch, spec, name, resolution):
+    monkeypatch.chdir(tmp_path)
+    for file in ("a.py", "a.py:b/c.py", "12:30/w.py", "12:30.py"):
+        pathlib.Path(file).parent.mkdir(exist_ok=True)
+        shutil.copy(W1, file)
+    for folder in ("runs/12:30", "a.py:b"):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        pathlib.Path(folder, "config.json").write_text(json.dumps(config.to_dict(config.load(W1)[1])))
+    loaded, built = config.load(spec)
+    assert (loaded, built.data.resolution) == (name, resolution)
+    assert ("data.resolution" in config.given(spec)) == ("res=" in spec or spec.endswith(".json"))
+
+
 def test_files_that_are_not_there_or_not_configs(tmp_path):
     for spec, message in [
         (str(ROOT / "configs" / "w1.py"), "no file"),
         ("nowhere/w1_0.py", "there is no folder 'nowhere'"),
         ("configs/w1_0", "expected a .py or .json file"),
+        ("runs/12:30/config.json:res=96", "expected a .py or .json file"),
+        ("runs/12:30/w1_0.py:res=96", "there is no folder 'runs/12:30'"),
+        (f"{300 * 'x'}/w1_0.py", "there is no folder"),
     ]:
         with pytest.raises(UserError, match=message):
             config.load(spec)
@@ -341,7 +401,7 @@ IDLE = [
     ("recipe=cifar", ["optim.momentum=0", "optim.nesterov=True"], "optim.nesterov", "optim.momentum above 0"),
     ("recipe=cifar", ["optim.name=adamw", "optim.momentum=0.8"], "optim.momentum", "sgd or rmsprop"),
     ("recipe=cifar", ["optim.decay_factor=0.5"], "optim.decay_factor", "exponential or step"),
-    ("recipe=cifar", ["optim.peak_lr=1", "optim.reference_lr=0.2"], "optim.reference_lr", "optim.peak_lr=none"),
+    ("recipe=cifar", ["optim.peak_lr=1", "optim.reference_lr=0.2"], "optim.reference_lr", "optim.peak_lr=None"),
     ("data=digits", ["data.path=/somewhere"], "data.path", "other than digits"),
     ("data=digits", ["data.crop_area=(0.5, 1)"], "data.crop_area", "data.crop=random_resized"),
     ("", ["augment.policy_layers=3"], "augment.policy_layers", "augment.policy=randaugment"),
@@ -350,7 +410,7 @@ IDLE = [
     ("", ["distill.temperature=2"], "distill.temperature", "distill.teacher or distill.logits set"),
     ("", ["optim.trust_clip=True"], "optim.trust_clip", "optim.name=lamb"),
     ("", ["model.drop_path_rule=flat"], "model.drop_path_rule", "model.drop_path above 0"),
-    ("recipe=corenet_v2", ["optim.warmup_epochs=1"], "optim.warmup_epochs", "optim.warmup_steps=none"),
+    ("recipe=corenet_v2", ["optim.warmup_epochs=1"], "optim.warmup_epochs", "optim.warmup_steps=None"),
     ("data=digits", ["data.skip_corrupt=True"], "data.skip_corrupt", "images to decode"),
     ("data=digits", ["data.num_workers=0"], "data.num_workers", "images to decode"),
     ("data=cifar10:a/cifar10.npz", ["data.skip_corrupt=True"], "data.skip_corrupt", "images to decode"),

@@ -1,11 +1,13 @@
+import errno
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.json_files import write_json
+from mnv2_jax.json_files import read_json, write_json
 
 
 def test_write_json_holds_arrays_and_no_nan(tmp_path):
@@ -29,3 +31,13 @@ def test_write_json_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
         write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_read_json_tells_what_the_machine_says_from_what_the_file_holds(tmp_path):
+    path = tmp_path / "x.json"
+    for content in (b"", b'{"a": ', b"\xff", b"[]"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{path}: .*restore it"):
+            read_json(path)
+    with pytest.raises(UserError, match=rf"/proc/self/mem: can't be read \({os.strerror(errno.EIO)}\)"):
+        read_json(pathlib.Path("/proc/self/mem"))

@@ -189,7 +189,8 @@ def _settings_of_input(
 ) -> tuple[config.Config, frozenset[str]]:
     """The config, and which of its keys were given."""
     if data is not None:
-        name, separator, path = data.rpartition(":")
+        # A name by TFDS has colons itself; elsewhere later ones belong to the path.
+        name, separator, path = data.rpartition(":") if data.startswith("tfds:") else data.partition(":")
         if not separator or not name or not path:
             raise UserError(f"--data={data!r} is not of the form NAME:PATH, as folder:photos")
         overrides = [f"data.name={name}", f"data.path={path}", *overrides]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
 import types
@@ -25,6 +26,49 @@ def build(tree: Mapping[str, Any]) -> Config:
     if config.optim.peak_lr is None:
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, peak_lr=config.linear_lr))
     return config
+
+
+def from_text(key: str, text: str) -> Any:
+    """What a text of the command line is for a key such as ``data.path``.
+
+    A name, as a path, is the text as it stands, whatever it looks like; several are separated by commas, in brackets.
+    Other values are Python literals. None leaves a key unset that may be, and so does none where no name is wanted.
+
+    Raises:
+      UserError: if the text is a mapping, for which there are sections.
+    """
+    hint = _hint(key)
+    kinds = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
+    if text == "None" and type(None) in kinds:
+        return None
+    if str in kinds:
+        return text
+    if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str:
+        return _names(text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # nested too deeply
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(value, dict):
+        raise UserError(f"--config.{key}: {key!r} is a section; set one of its keys")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    """``(a, 'b')``, ``[a, b]`` or ``a`` as strings."""
+    inner = text.strip()
+    if inner[:1] + inner[-1:] not in ("()", "[]"):
+        return [text]
+    items = (item.strip() for item in inner[1:-1].split(","))
+    return [item[1:-1] if item[:1] == item[-1:] and item[:1] in ("'", '"') else item for item in items if item]
+
+
+def _hint(key: str) -> Any:
+    """The declared type of a key; None where there is no such key."""
+    hint: Any = Config
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint
 
 
 def _build(cls: type, tree: Any, prefix: str) -> Any:
@@ -54,9 +98,10 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     """``value`` as the declared type, or a `UserError`; only int -> float and list -> tuple are converted."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value in (None, "none", "null"):  # as a command line may have it
+        kind = next(a for a in arguments if a is not type(None))
+        if value is None or (kind is not str and value in ("none", "null")):  # as a command line may have it
             return None
-        return _typed(key, value, next(a for a in arguments if a is not type(None)))
+        return _typed(key, value, kind)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise UserError(f"{key}={value!r} is not a choice{nearest(str(value), map(str, arguments))}")
@@ -68,8 +113,6 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         if len(kinds) != len(value):
             raise UserError(f"{key}={value!r} has {len(value)} entries; expected {len(kinds)}")
         return tuple(_typed(key, item, kind) for item, kind in zip(value, kinds, strict=True))
-    if hint is str and isinstance(value, int | float):  # a folder may be called 123
-        value = str(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint is int and isinstance(value, float) and value.is_integer():

@@ -154,8 +154,8 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
     "distill.teacher_model": ("distill.teacher set", lambda c: c.distill.teacher is not None),
     "distill.temperature": ("distill.teacher or distill.logits set", _distils),
     "distill.weight": ("distill.teacher or distill.logits set", _distils),
-    "optim.reference_lr": ("optim.peak_lr=none", lambda c: c.peak_lr == c.linear_lr),
-    "optim.reference_batch_size": ("optim.peak_lr=none", lambda c: c.peak_lr == c.linear_lr),
+    "optim.reference_lr": ("optim.peak_lr=None", lambda c: c.peak_lr == c.linear_lr),
+    "optim.reference_batch_size": ("optim.peak_lr=None", lambda c: c.peak_lr == c.linear_lr),
     "optim.momentum": ("optim.name=sgd or rmsprop", lambda c: c.optim.name in ("sgd", "rmsprop")),
     "optim.nesterov": (
         "optim.name=sgd and optim.momentum above 0",
@@ -177,7 +177,7 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
         "optim.weight_decay or optim.l2 above 0, or optim.name=lamb",
         lambda c: c.optim.weight_decay > 0 or c.optim.l2 > 0 or c.optim.name == "lamb",
     ),
-    "optim.warmup_epochs": ("optim.warmup_steps=none", lambda c: c.optim.warmup_steps is None),
+    "optim.warmup_epochs": ("optim.warmup_steps=None", lambda c: c.optim.warmup_steps is None),
     "optim.warmup_init_lr": (
         "optim.warmup_epochs or optim.warmup_steps above 0",
         _warms_up,
@@ -193,7 +193,7 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
         lambda c: c.optim.schedule in ("exponential", "step"),
     ),
     "optim.decay_every_epochs": (
-        "optim.schedule=exponential and optim.decay_every_steps=none",
+        "optim.schedule=exponential and optim.decay_every_steps=None",
         lambda c: c.optim.schedule == "exponential" and c.optim.decay_every_steps is None,
     ),
     "optim.decay_every_steps": ("optim.schedule=exponential", lambda c: c.optim.schedule == "exponential"),
@@ -260,7 +260,7 @@ def check(config: Config) -> None:
     if data.holdout_fraction and data.eval_split:
         raise UserError(
             f"data.eval_split={data.eval_split!r} and data.holdout_fraction={data.holdout_fraction:g} both say what is"
-            " evaluated; set one of them to none or 0"
+            " evaluated; set one of them to None or 0"
         )
     if optim.lr_noise is not None and not 0 <= optim.lr_noise[0] < optim.lr_noise[1] <= 1:
         raise UserError(f"optim.lr_noise={list(optim.lr_noise)} must be two growing shares of the training, 0 to 1")
@@ -315,10 +315,10 @@ def _check_learning(config: Config) -> None:
             " remove those, or take distill.teacher"
         )
     if config.distill.teacher and config.distill.logits:
-        raise UserError("distill.teacher and distill.logits both say what to learn from; set one of them to none")
+        raise UserError("distill.teacher and distill.logits both say what to learn from; set one of them to None")
     if _distils(config) and config.distill.weight == 0:
         key = "distill.teacher" if config.distill.teacher else "distill.logits"
-        raise UserError(f"distill.weight=0 leaves nothing to learn from {key}; raise it, or set {key} to none")
+        raise UserError(f"distill.weight=0 leaves nothing to learn from {key}; raise it, or set {key} to None")
 
 
 _SHARES = 8

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
+import os
 import pathlib
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-from mnv2_jax.config.build import build
+from mnv2_jax.config.build import build, from_text
 from mnv2_jax.config.checks import check_read
 from mnv2_jax.config.schema import Config, flatten
 from mnv2_jax.errors import UserError, nearest
@@ -21,7 +22,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
 
     Args:
       spec: the value of ``--config``.
-      overrides: ``a.b=value`` each; later ones win. A value is a Python literal or else a string.
+      overrides: ``a.b=value`` each; later ones win. See `from_text` for the values.
 
     Returns:
       The name of the config (the file's stem; the run's folder for a ``config.json``) and the `Config`.
@@ -29,19 +30,19 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
     Raises:
       UserError: on anything that can't be read, isn't declared, is out of range, or is overridden for nothing.
     """
-    path_text, _, arg = spec.partition(":")
-    path = pathlib.Path(path_text).expanduser()
+    path, arg = _file_and_argument(spec)
     if path.suffix not in (".py", ".json"):
-        raise UserError(f"--config={spec}: expected a .py or .json file, as in --config=configs/w1_0.py")
-    if not path.is_file():
-        siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
-        hint = nearest(path_text, siblings) if siblings else "; no config is there"
-        if not path.parent.is_dir():
-            hint = f"; there is no folder {str(path.parent)!r} here"
-        raise UserError(f"--config={spec}: no file {path_text!r}{hint}")
+        raise UserError(
+            f"--config={spec}: expected a .py or .json file, of which .py takes an argument, as in"
+            " --config=configs/w1_0.py:res=128"
+        )
+    if not os.path.isfile(path):
+        hint = f"; there is no folder {str(path.parent)!r} here"
+        if os.path.isdir(path.parent):
+            siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
+            hint = nearest(str(path), siblings) if siblings else "; no config is there"
+        raise UserError(f"--config={spec}: no file {str(path)!r}{hint}")
     if path.suffix == ".json":
-        if arg:
-            raise UserError(f"--config={spec}: a .json config takes no argument; use --config.KEY=VALUE")
         tree = read_json(path)
         _forget_derived(tree)
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
@@ -59,10 +60,21 @@ def given(spec: str, overrides: Sequence[str] = ()) -> frozenset[str]:
     all of a .json file, which has what a run was resolved to.
     """
     keys = {override.partition("=")[0] for override in overrides}
-    path, _, argument = spec.partition(":")
-    if path.endswith(".json"):
-        return frozenset(keys | set(flatten(read_json(pathlib.Path(path).expanduser()))))
+    path, argument = _file_and_argument(spec)
+    if path.suffix == ".json":
+        return frozenset(keys | set(flatten(read_json(path))))
     return frozenset(keys | {"data.resolution" for item in argument.split(",") if item.startswith("res=")})
+
+
+def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:
+    """Splits ``FILE.py:ARG`` at a colon behind ``.py``; others belong to names, as in ``runs/12:30/config.json``.
+
+    Where several could be meant, it is the last before which there is a file, or else the first.
+    """
+    ends = [match.end() for match in re.finditer(r"\.py(?=:)", spec)] + [len(spec)]
+    paths = [os.path.expanduser(spec[:end]) for end in ends]
+    place = max((place for place, path in enumerate(paths) if os.path.isfile(path)), default=0)
+    return pathlib.Path(paths[place]), spec[ends[place] + 1 :]
 
 
 def _run_python(path: pathlib.Path, arg: str) -> dict[str, Any]:
@@ -103,10 +115,4 @@ def _set(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UserError(f"--config.{key}: {'.'.join(parents[: depth + 1])!r} is a value, not a section")
-    try:
-        value = ast.literal_eval(text)
-        if isinstance(value, dict):
-            raise UserError(f"--config.{key}: {key!r} is a section; set one of its keys")
-        node[leaf] = value
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # nested too deeply
-        node[leaf] = {"true": True, "false": False}.get(text.lower(), text)
+    node[leaf] = from_text(key, text)

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, machine_fault
 
 Kind = Literal["conv", "depthwise", "dense", "norm"]
 Pads: TypeAlias = Literal["same", "valid"] | tuple[int, int]
@@ -150,5 +150,8 @@ def reading(path: pathlib.Path, form: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; correct the path") from error
     except Exception as error:
+        # Damaged bytes can ask for any amount of memory, but not for a permission.
+        if not isinstance(error, MemoryError) and (fault := machine_fault(error)) is not None:
+            raise UserError(f"{path}: can't be read ({fault}); mend that and start again") from error
         what = f"{type(error).__name__}: {str(error) or 'no details'}"[:200]
         raise UserError(f"{path}: damaged, or not a {form} file ({what}); get it again, or give another") from error

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.split import Split
+from mnv2_jax.data.split import Rows, Split, sha256_of, sha256_of_names
 from mnv2_jax.data.tar import read_members
 from mnv2_jax.errors import UserError
 
@@ -184,6 +184,10 @@ class FileReader:
             raise UserError(f"{path}: can't be read ({error.strerror}); restore the file and start again") from error
         return EncodedImage(content, path)
 
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """Of the names."""
+        return {"names": sha256_of_names(self.names[rows].tolist())}
+
 
 def _packed(names: list[str]) -> np.ndarray:
     """As one block of bytes: a million `str` would cost each worker process seconds and hundreds of megabytes."""
@@ -280,3 +284,7 @@ class TarReader:
         except OSError as error:
             raise UserError(f"{self.path}: can't be read ({error.strerror}); restore it and start again") from error
         return EncodedImage(content, f"{self.path}: {os.fsdecode(self.names[index])}")
+
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """Of the names and the sizes; where in a tar a file lies is its packer's business."""
+        return {"names": sha256_of_names(self.names[rows].tolist()), "sizes": sha256_of(self.places[rows, 1])}

@@ -203,6 +203,8 @@ def _named(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DamagedImageError(f"{name}: its header claims more than {limit:,} pixels; shrink or remove it") from error
+    except MemoryError as error:  # nobody's damage, and not to be skipped
+        raise UserError(f"{name}: not enough memory to decode it; lower data.num_workers or data.batch_size") from error
     except Exception as error:  # Pillow's many readers raise whatever the damage leads them to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedImageError(f"{name}: can't be decoded ({reason}); replace or remove it") from error

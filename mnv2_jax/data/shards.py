@@ -20,7 +20,7 @@ import numpy as np
 
 from mnv2_jax.data import imagenet
 from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.split import Split
+from mnv2_jax.data.split import Rows, Split, sha256_of, sha256_of_names
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json, write_json
 
@@ -176,16 +176,17 @@ def _split(path: str, manifest: Manifest, name: str, class_names: tuple[str, ...
     number = {wnid: i for i, wnid in enumerate(class_names)}
     labels = np.repeat(np.array([number[wnid] for wnid in counts], np.int32), list(counts.values()))
     shards = [shard for shard in manifest.shards if shard.split == name]
-    sizes = [sum(shard.classes.values()) for shard in shards]
-    return Split(name, labels, ShardReader(path, tuple(shard.name for shard in shards), tuple(sizes)))
+    names, hashes = tuple(shard.name for shard in shards), tuple(shard.sha256 for shard in shards)
+    sizes = tuple(sum(shard.classes.values()) for shard in shards)
+    return Split(name, labels, ShardReader(path, names, sizes, hashes))
 
 
 class ShardReader:
     """Reads images by their number; each process opens the shards for itself, each when it is first asked for."""
 
-    def __init__(self, root: str, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
-        """Of files below ``root`` with so many records."""
-        self._arguments = (root, names, sizes)
+    def __init__(self, root: str, names: tuple[str, ...], sizes: tuple[int, ...], hashes: tuple[str, ...]) -> None:
+        """Of files below ``root`` with so many records, whose SHA-256 the manifest has."""
+        self._arguments = (root, names, sizes, hashes)
         self._ends = np.cumsum(sizes)
         self._readers: dict[int, Any] = {}
 
@@ -195,7 +196,7 @@ class ShardReader:
     def __call__(self, index: int) -> EncodedImage:
         """Reads the record."""
         number = int(np.searchsorted(self._ends, index, side="right"))
-        root, names, sizes = self._arguments
+        root, names, sizes, _ = self._arguments
         path = os.path.join(root, names[number])
         place = index - int(self._ends[number]) + sizes[number]
         try:
@@ -207,6 +208,12 @@ class ShardReader:
                 f" python -m mnv2_jax.data.prepare verify {root}"
             ) from error
         return EncodedImage(content, f"{path}: {name}")
+
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """Of the shards' own, and of which records of them."""
+        _, _, sizes, hashes = self._arguments
+        records = sha256_of(np.arange(sum(sizes))[rows])
+        return {"shards": sha256_of_names(text.encode() for text in (*hashes, records))}
 
     def _reader(self, number: int, path: str) -> Any:
         if number not in self._readers:

@@ -16,8 +16,8 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, shards, tfds_source
-from mnv2_jax.data.split import Split, stratified_share
-from mnv2_jax.errors import UserError, nearest
+from mnv2_jax.data.split import Rows, Split, sha256_of, stratified_share
+from mnv2_jax.errors import UserError, machine_fault, nearest
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME")
@@ -168,7 +168,7 @@ def _kept_in(path: str) -> types.ModuleType:
 def _open_subset(data: DataConfig) -> Dataset:
     """A data set of `imagenet_subsets`."""
     if data.eval_split is not None:
-        raise UserError(f"data.eval_split={data.eval_split!r}: {data.name} is not split; set it to none")
+        raise UserError(f"data.eval_split={data.eval_split!r}: {data.name} is not split; set it to None")
     if data.holdout_fraction:
         raise UserError(
             f"data.holdout_fraction={data.holdout_fraction:g}: {data.name} is evaluated as a whole; set it to 0"
@@ -213,6 +213,10 @@ class MemoryReader:
         """The image as uint8 [h, w, 3]."""
         return self.images[index]
 
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """Of the pixels."""
+        return {"pixels": sha256_of(self.images[rows])}
+
 
 def _read_npz(path: str) -> tuple[Split, Split]:
     """Reads {x,y}_{train,test} (images uint8 [n, 32, 32, 3], labels [n] or [n, 1]), the keys that Keras uses."""
@@ -223,6 +227,8 @@ def _read_npz(path: str) -> tuple[Split, Split]:
     except ValueError as error:  # NumPy's own message advises to unpickle it
         raise UserError(f"{path}: not an archive of plain NumPy arrays; make or copy it again") from error
     except Exception as error:  # a damaged zip fails in many ways
+        if (fault := machine_fault(error)) is not None:
+            raise UserError(f"{path}: can't be read ({fault}); mend that and start again") from error
         raise UserError(f"{path}: can't be read as a NumPy archive ({error}); make or copy it again") from error
     if missing := sorted({"x_train", "y_train", "x_test", "y_test"} - set(arrays)):
         raise UserError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +22,31 @@ class Labels(Protocol):
     def __array__(self) -> np.ndarray: ...
 
 
+Rows: TypeAlias = slice | np.ndarray
+"""Which of a reader's images: a slice, or int [n]."""
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A reader that knows its images without opening a file of them."""
+
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """SHA-256 of what it knows of some images, in their order, by the kind of it: names, sizes, pixels, …"""
+        ...
+
+
+def sha256_of(array: np.ndarray) -> str:
+    """SHA-256 of a numeric array's type, shape and bytes, in hexadecimal."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def sha256_of_names(names: Iterable[bytes]) -> str:
+    """SHA-256 of names that hold no zero byte, in their order, in hexadecimal."""
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The labelled images of one split; it can be sent to worker processes."""
@@ -34,6 +60,16 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self) -> dict[str, str]:
+        """SHA-256 of what is known of the images without opening a file, by the kind of it.
+
+        labels: where they don't lie beside the pixels; names: of the files, below the top of the data set; sizes: of
+        files in a tar; pixels: of arrays; shards, copy: of what others have written of the files. The same wherever the
+        data lie.
+        """
+        labels = {"labels": sha256_of(self.labels)} if isinstance(self.labels, np.ndarray) else {}
+        return labels | _digest(self.read, slice(len(self)))
 
     def subset(self, keep: np.ndarray, name: str | None = None) -> Split:
         """The images where ``keep``, bool [n], is true, in their order."""
@@ -50,6 +86,13 @@ class _Subset:
 
     def __call__(self, index: int) -> Picture:
         return self.read(int(self.indices[index]))
+
+    def digest(self, rows: Rows) -> dict[str, str]:
+        return _digest(self.read, self.indices[rows])
+
+
+def _digest(read: Callable[[int], Picture], rows: Rows) -> dict[str, str]:
+    return read.digest(rows) if isinstance(read, Identified) else {}
 
 
 def stratified_share(labels: np.ndarray, count_of: Callable[[int], int]) -> np.ndarray:

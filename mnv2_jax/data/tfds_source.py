@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.split import Split
+from mnv2_jax.data.split import Rows, Split, sha256_of, sha256_of_names
 from mnv2_jax.errors import UserError, nearest
 
 _INFO_FILE = "dataset_info.json"
@@ -163,6 +163,15 @@ class TfdsReader:
         """Reads the record."""
         builder_dir, split, image_key, _ = self._arguments
         return EncodedImage(self._record(index)[image_key], f"{builder_dir}: image {index} of {split}")
+
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """Of the description: data set, version, and how many records and bytes each file has; and of which records."""
+        builder_dir, split, *_ = self._arguments
+        info = _builder(builder_dir).info
+        part = info.splits[split]
+        records = sha256_of(np.arange(part.num_examples)[rows])
+        facts = (info.full_name, split, str(int(part.num_bytes)), str(part.shard_lengths), records)
+        return {"copy": sha256_of_names(text.encode() for text in facts)}
 
     def label(self, index: int) -> int:
         """The label alone."""

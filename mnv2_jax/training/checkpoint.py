@@ -10,8 +10,10 @@ Every process has the whole state, and the first writes it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -24,8 +26,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mnv2_jax.config import CheckpointConfig
-from mnv2_jax.errors import UserError
-from mnv2_jax.json_files import writing
+from mnv2_jax.errors import UserError, machine_fault
+from mnv2_jax.json_files import reading, writing
 from mnv2_jax.training.metrics_log import read_evaluations
 from mnv2_jax.types import PyTree, Variables
 
@@ -33,6 +35,11 @@ Leaves = dict[str, np.ndarray]
 
 _UNKNOWN = float("-inf")
 """The metric of a checkpoint that was saved without being evaluated."""
+
+_CHUNK = 2**24
+"""Bytes that are read at a time."""
+_OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RecursionError)
+"""What Orbax, tensorstore, parsers and our digests raise where a file isn't what was written."""
 
 
 class Restored(NamedTuple):
@@ -107,8 +114,7 @@ class Checkpoints:
         """Opens the folder; without ``keep`` it is only read. Of several processes the first alone writes."""
         self.folder = workdir.resolve() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
-        logged = {step: line.get("top1") for step, line in read_evaluations(workdir).items()}
-        self._metrics = {step: self._read_metric(step, logged.get(step)) for step in self.steps()}
+        self._workdir = workdir
         if keep is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +138,12 @@ class Checkpoints:
                 ),
             )
 
+    @functools.cached_property
+    def _metrics(self) -> dict[int, float]:
+        """How good each checkpoint is."""
+        logged = {step: line.get("top1") for step, line in read_evaluations(self._workdir).items()}
+        return {step: self._read_metric(step, logged.get(step)) for step in self.steps()}
+
     def __enter__(self) -> Checkpoints:
         return self
 
@@ -144,10 +156,15 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+        """The finished checkpoints, oldest first.
+
+        Raises:
+          UserError: if the folder can't be read.
+        """
+        with reading(self.folder):
+            if not self.folder.is_dir():
+                return []
+            return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
 
     def save(self, step: int, state: PyTree, metric: float | None) -> None:
         """Copies the state and writes it in the background; waits for the write before it.
@@ -210,15 +227,17 @@ class Checkpoints:
         to write, the damaged ones are moved to `checkpoints.damaged/`.
 
         Raises:
-          UserError: if there are checkpoints and all are damaged; nothing is moved.
+          UserError: if there are checkpoints and all are damaged, or if the machine doesn't let one be read; nothing is
+            moved.
         """
         damaged: list[int] = []
         for step in self._ranked(which):
+            folder = self.folder / str(step)
             try:
                 restored = self._read(step)
-            except MemoryError:
-                raise
-            except Exception as error:  # Orbax, tensorstore and zlib raise many kinds for damaged files
+            except Exception as error:
+                if (fault := _fault(error, folder)) is not None:
+                    raise UserError(f"{folder}: can't be read ({fault}); mend that and start again") from error
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
                 print(f"warning: checkpoint {step} is damaged ({reason}); trying another", file=sys.stderr)
                 damaged.append(step)
@@ -236,16 +255,17 @@ class Checkpoints:
     def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
         if which == "latest":
             return self.steps()[::-1]
-        return sorted(self.steps(), key=lambda step: self._metrics[step], reverse=True)
+        return sorted(self.steps(), key=lambda step: self._metrics.get(step, _UNKNOWN), reverse=True)
 
     def _read_metric(self, step: int, logged: float | None) -> float:
         """How good a checkpoint is by its own `meta`, or by the log if it was evaluated after it was saved."""
         try:
-            metric = _read_json(self.folder / str(step) / "meta")["metric"]
+            with reading(self.folder / str(step)):
+                metric = _read_json(self.folder / str(step) / "meta")["metric"]
             metric = logged if metric is None else metric
             return _UNKNOWN if metric is None else float(metric)
-        except (OSError, ValueError, KeyError, TypeError):
-            return _UNKNOWN  # damaged: `restore` will find out and say so
+        except _OF_DAMAGE:
+            return _UNKNOWN  # `restore` will find out and say so
 
     def _read(self, step: int) -> Restored:
         folder = self.folder / str(step)
@@ -292,6 +312,33 @@ def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = 
             node = node.setdefault(key, {})
         node[last] = leaf
     return restored.step, nested.get("ema") or {"params": nested["params"], **nested["model_state"]}
+
+
+def _fault(error: Exception, folder: pathlib.Path) -> str | None:
+    """What kept a checkpoint from being read, where that isn't what its files hold; None: it is damaged."""
+    try:
+        jax.devices()
+    except Exception as of_jax:  # an assertion without a word, where what the platform needs isn't installed
+        reason = " ".join(str(of_jax).split())[:160] or "there are no such devices here"
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}"
+    if (fault := machine_fault(error)) is not None:
+        return fault
+    if not isinstance(error, _OF_DAMAGE):
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    try:
+        # tensorstore takes a file that can't be read for an empty one, and Orbax a folder for one that isn't there.
+        for path, _, names in os.walk(folder, onerror=_raise):
+            for name in names:
+                with open(os.path.join(path, name), "rb") as file:
+                    while file.read(_CHUNK):
+                        pass
+    except (OSError, MemoryError) as of_file:
+        return machine_fault(of_file)
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _digest_of_json(tree: Mapping[str, Any]) -> str:

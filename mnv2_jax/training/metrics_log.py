@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from mnv2_jax.json_files import jsonable, write_bytes, write_text, writing
+from mnv2_jax.json_files import jsonable, reading, write_bytes, write_text, writing
 
 NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
 
@@ -47,7 +47,8 @@ class MetricsLog:
           tensorboard: whether to write event files; what they hold of dropped steps is purged.
         """
         path = workdir / NAME
-        old = path.read_bytes() if path.exists() else b""
+        with reading(path):
+            old = path.read_bytes() if path.exists() else b""
         parsed = list(_parse(old))
         lines = [line for line in parsed if line is not None]
         if None in parsed[:-1]:
@@ -129,7 +130,8 @@ class _Events:
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The sound lines of a run's log; none where there is no log."""
     path = workdir / NAME
-    return [line for line in _parse(path.read_bytes()) if line is not None] if path.exists() else []
+    with reading(path):
+        return [line for line in _parse(path.read_bytes()) if line is not None] if path.exists() else []
 
 
 def read_evaluations(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:

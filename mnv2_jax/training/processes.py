@@ -37,6 +37,7 @@ import mnv2_jax
 from mnv2_jax.config import FaultsConfig
 from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.training.cluster import PORT, Cluster, find
+from mnv2_jax.training.provenance import settings
 from mnv2_jax.types import PyTree
 
 _FAILED, _SEEN = "mnv2_jax/failed", "mnv2_jax/seen/"
@@ -240,8 +241,7 @@ def _software() -> dict[str, Any]:
         **{f"the version of {name}": importlib.metadata.version(name) for name in _AGREED_PACKAGES},
         "the number of devices": jax.local_device_count(),
         "the kind of device": device.device_kind,
-        "JAX_ENABLE_X64": jax.config.read("jax_enable_x64"),
-        **{name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
+        **settings(),
     }
 
 

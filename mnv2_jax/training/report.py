@@ -473,6 +473,7 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
             "commit": _text(git["commit"] + (" with local changes" if git["dirty"] else "")) if git else "–",
             "devices": _text(", ".join(f"{key} {value}" for key, value in session.get("devices", {}).items())),
             "versions": _text(", ".join(f"{key} {value}" for key, value in session.get("versions", {}).items())),
+            "settings": _text(", ".join(f"{k}={v}" for k, v in session.get("settings", {}).items() if v is not None)),
         }
         parts.append(
             f"<details><summary>Session of {_text(session.get('started', '–'))}</summary>"

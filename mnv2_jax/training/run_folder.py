@@ -1,8 +1,8 @@
 """The run folder on disk: its lock, and the records that say which run it is.
 
 config.json      the config as it was when the run began
-dataset.json     what was found in the data: classes, counts
-provenance.json  code, versions, devices and command, per session
+dataset.json     what was found in the data: classes, counts, digests
+provenance.json  code, versions, devices, settings and command, per session
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.errors import FaultError, UserError
-from mnv2_jax.json_files import jsonable, read_json, write_json, writing
-from mnv2_jax.training.provenance import provenance
+from mnv2_jax.json_files import jsonable, read_json, reading, write_json, writing
+from mnv2_jax.training.provenance import changes, provenance
 
 LOCK, CONFIG, DATASET, PROVENANCE = ".lock", "config.json", "dataset.json", "provenance.json"
 
-_TEACHER = "teacher"
-_DATASET_MAY_DIFFER = ("name", _TEACHER)
-"""`data.name` is compared as part of the config, the teacher by itself."""
+_TEACHER, _DIGEST, _SETTINGS = "teacher", "digest", "settings"
+_DATASET_MAY_DIFFER = ("name", _TEACHER, _DIGEST)
+"""`data.name` is compared as part of the config, the others by themselves."""
 
 
 # --- lock --------------------------------------------------------------------------------------------------
@@ -103,28 +104,39 @@ def prepare(
     Args:
       workdir: a folder that exists.
       config: of this session. An old config.json is kept as it was first written.
-      dataset: what the data turned out to be: name, class_names, num_train, num_eval, eval_split, steps.
+      dataset: what the data turned out to be: name, class_names, num_train, num_eval, eval_split, steps, digest.
       devices: platform, kind and count, for the provenance.
 
     Returns:
       Whether the folder held the run already.
 
     Raises:
-      UserError: if the folder is not a run folder, or is of a run with another config or other data.
+      UserError: if the folder is not a run folder, or is of a run with another config, other data, or settings of JAX
+        by which it would draw other random numbers.
     """
     dataset = jsonable(dataset)
+    session = jsonable(provenance(devices))
     resumed = (workdir / CONFIG).exists()
-    sessions: Any = []
+    sessions: list[Any] = []
     if resumed:
-        _check_same_run(workdir, config, dataset)
-        if (workdir / PROVENANCE).exists():
-            sessions = read_json(workdir / PROVENANCE).get("sessions")
-            if not isinstance(sessions, list):
-                raise UserError(f"{workdir / PROVENANCE}: sessions is not a list; restore the file, or remove it")
+        sessions, old = _sessions(workdir), read_json(workdir / DATASET)
+        _check_same_run(workdir, config, old, dataset)
+        before, now = (_mapping(facts.get(_DIGEST)) for facts in (old, dataset))
+        says = {
+            "its images": _check_images(workdir, before, now),
+            "its settings of JAX": _check_settings(workdir, sessions, session),
+        }
+        if unsaid := [what for what, is_said in says.items() if not is_said]:
+            print(
+                f"note: {workdir} doesn't say what {' and '.join(unsaid)} were, so these aren't compared; it does from"
+                " now on",
+                file=sys.stderr,
+            )
+            write_json(workdir / DATASET, old | {_DIGEST: before | now})
     else:
         _check_unused(workdir)
         write_json(workdir / DATASET, dataset)
-    write_json(workdir / PROVENANCE, {"sessions": [*sessions, provenance(devices)]})
+    write_json(workdir / PROVENANCE, {"sessions": [*sessions, session]})
     if not resumed:
         write_json(workdir / CONFIG, config_lib.to_dict(config))
     return resumed
@@ -136,8 +148,9 @@ def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
     Raises:
       UserError: if there is no run, or its files don't hold what they should.
     """
-    if not (workdir / CONFIG).is_file():
-        raise UserError(f"{workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
+    with reading(workdir):
+        if not (workdir / CONFIG).is_file():
+            raise UserError(f"{workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
     try:
         config = config_lib.build(read_json(workdir / CONFIG))
     except UserError as error:
@@ -154,8 +167,9 @@ def refuse_foreign(workdir: pathlib.Path) -> None:
     Raises:
       UserError: naming what it holds.
     """
-    if workdir.is_dir() and not (workdir / CONFIG).exists():
-        _check_unused(workdir)
+    with reading(workdir):
+        if workdir.is_dir() and not (workdir / CONFIG).exists():
+            _check_unused(workdir)
 
 
 def _check_unused(workdir: pathlib.Path) -> None:
@@ -170,7 +184,53 @@ def _check_unused(workdir: pathlib.Path) -> None:
         )
 
 
-def _check_same_run(workdir: pathlib.Path, config: config_lib.Config, dataset: Mapping[str, Any]) -> None:
+def _sessions(workdir: pathlib.Path) -> list[Any]:
+    if not (workdir / PROVENANCE).exists():
+        return []
+    sessions = read_json(workdir / PROVENANCE).get("sessions")
+    if not isinstance(sessions, list):
+        raise UserError(f"{workdir / PROVENANCE}: sessions is not a list; restore the file, or remove it")
+    return sessions
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _check_images(workdir: pathlib.Path, old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+    """Compares what is known of the images with what was at the start; says whether it could."""
+    both = sorted(old.keys() & new.keys())
+    for key in both:
+        if old[key] != new[key]:
+            split, _, kind = key.partition(".")
+            raise UserError(
+                f"--workdir={workdir} is of a run on other data: the {kind} of {split} are others (SHA-256"
+                f" {str(old[key])[:8]}… -> {new[key][:8]}…); restore the data or give another --workdir"
+            )
+    return bool(both)
+
+
+def _check_settings(workdir: pathlib.Path, sessions: list[Any], session: Mapping[str, Any]) -> bool:
+    """Compares the settings with those of the last session; says whether it could."""
+    before = _mapping(_mapping(sessions[-1] if sessions else None).get(_SETTINGS))
+    draws, rounding = changes(before, session[_SETTINGS])
+    if draws:
+        raise UserError(
+            f"--workdir={workdir} is of a run that draws other random numbers: {', '.join(draws)}; set that as it was,"
+            " or give another --workdir"
+        )
+    if rounding:
+        print(
+            f"warning: {workdir} goes on with other settings, by which numbers may be rounded otherwise:"
+            f" {', '.join(rounding)}",
+            file=sys.stderr,
+        )
+    return bool(before)
+
+
+def _check_same_run(
+    workdir: pathlib.Path, config: config_lib.Config, old: Mapping[str, Any], dataset: Mapping[str, Any]
+) -> None:
     old_config, _ = read_run(workdir)
     changed = config_lib.differences(old_config, config)
     if changed:
@@ -179,7 +239,6 @@ def _check_same_run(workdir: pathlib.Path, config: config_lib.Config, dataset: M
             f"--workdir={workdir} is of a run with another config: {', '.join(changed[:3])}{more};"
             " restore the value or give another --workdir"
         )
-    old = read_json(workdir / DATASET)
     for key in sorted({*old, *dataset} - {*_DATASET_MAY_DIFFER}):
         if old.get(key) != dataset.get(key):
             raise UserError(

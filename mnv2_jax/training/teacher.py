@@ -25,7 +25,7 @@ from mnv2_jax.convert.load import load_weights
 from mnv2_jax.data import streams
 from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.data.split import Split
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, machine_fault
 from mnv2_jax.models.registry import Model, from_config
 from mnv2_jax.models.weights import Weights, WeightsInfo, write_file
 from mnv2_jax.ops.augment import normalise
@@ -240,6 +240,10 @@ def read_logits(path: pathlib.Path, dataset: Dataset) -> np.ndarray:
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"distill.logits={str(path)!r} can't be read ({error.strerror}); correct the path") from error
     except Exception as error:  # a damaged zip fails in many ways, and NumPy's own message advises to unpickle it
+        if (fault := machine_fault(error)) is not None:
+            raise UserError(
+                f"distill.logits={str(path)!r} can't be read ({fault}); mend that and start again"
+            ) from error
         raise UserError(f"{path}: not a file of stored logits, or a damaged one; write it {_WRITE}") from error
 
     def refuse(what: str) -> UserError:

@@ -1,6 +1,8 @@
 """Files of PyTorch libraries, by the names and shapes of their own models; parity tests compare the values."""
 
+import errno
 import json
+import os
 import pathlib
 import pickle
 import zipfile
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from mnv2_jax.convert import layers
 from mnv2_jax.convert.by_name import timm_options, to_timm
 from mnv2_jax.convert.conventions import CONVENTIONS
 from mnv2_jax.convert.load import load_weights
@@ -164,6 +167,14 @@ def test_damaged_files_are_one_line(name, content, said, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         load_weights(tmp_path / name, "mobilenet_v1")
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged():
+    said = rf"w\.keras: can't be read \({os.strerror(errno.EIO)}\)"
+    file = pathlib.Path("/proc/self/mem")  # reads at its begin fail as those of a bad disk do
+    with pytest.raises(UserError, match=said) as error, layers.reading(pathlib.Path("w.keras"), "Keras"):
+        file.read_bytes()
+    assert "damaged" not in str(error.value)
 
 
 def test_a_truncated_file_is_refused(tmp_path):

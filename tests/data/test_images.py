@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import images
@@ -330,6 +330,18 @@ def test_damage_within_a_crop_is_the_same_line(damage):
 
     with pytest.raises(DamagedImageError, match=says):
         crop()
+
+
+def test_too_little_memory_is_no_damage(monkeypatch):
+    """It would be skipped with data.skip_corrupt."""
+
+    def load(image):
+        raise MemoryError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(UserError, match=r"x\.png: not enough memory") as error:
+        decode(encode(photo(30, 30)), "x.png")
+    assert not isinstance(error.value, DamagedImageError)
 
 
 def test_a_jpeg_that_ends_too_early_serves_crops_above_its_end():

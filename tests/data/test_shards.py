@@ -106,6 +106,19 @@ def own(sharded, tmp_path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(sharded, tmp_path / "own"))
 
 
+def test_they_are_known_by_their_hashes(sharded, folders, own, tmp_path):
+    known = open_dataset(data(sharded)).train.digest()
+    assert open_dataset(data(own)).train.digest() == known
+    assert known["labels"] == open_dataset(data(folders)).train.digest()["labels"]
+    held = [open_dataset(data(path, holdout_fraction=0.25)) for path in (sharded, own)]
+    assert held[0].train.digest() == held[1].train.digest() != held[0].eval.digest()
+    manifest = json.loads((own / "manifest.json").read_text())
+    next(shard for shard in manifest["shards"] if shard["split"] == "train")["sha256"] = 64 * "0"
+    (own / "manifest.json").write_text(json.dumps(manifest))
+    others = open_dataset(data(own)).train.digest()
+    assert (others["labels"], others["shards"] == known["shards"]) == (known["labels"], False)
+
+
 def test_a_damaged_record_is_never_an_image(own):
     shard = own / "train-00000-of-00200.arrayrecord"
     content = bytearray(shard.read_bytes())

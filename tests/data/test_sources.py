@@ -1,8 +1,10 @@
 """Digits, CIFAR-10, the held-out share, and the data sets for evaluation only."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -106,6 +108,12 @@ def test_cifar10_with_wrong_arrays(tmp_path, given, says):
 def test_cifar10_with_a_damaged_archive(tmp_path):
     (tmp_path / "cifar10.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(UserError, match=r"cifar10\.npz: can't be read as a NumPy archive"):
+        open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
+
+
+def test_cifar10_that_cannot_be_read(tmp_path):
+    (tmp_path / "cifar10.npz").symlink_to("/proc/self/mem")  # as on a disk with a bad block
+    with pytest.raises(UserError, match=rf"cifar10\.npz: can't be read \({os.strerror(errno.EIO)}\)"):
         open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
 
 
@@ -220,7 +228,7 @@ def test_robustness(tmp_path, name):
         check_trainable(dataset)
     with pytest.raises(UserError, match=f"{name} is evaluated as a whole; set it to 0"):
         open_dataset(dataclasses.replace(data, holdout_fraction=0.1))
-    with pytest.raises(UserError, match=f"{name} is not split; set it to none"):
+    with pytest.raises(UserError, match=f"{name} is not split; set it to None"):
         open_dataset(dataclasses.replace(data, eval_split="val"))
 
 

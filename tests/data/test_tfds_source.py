@@ -105,6 +105,21 @@ def test_holdout(data_dir):
     assert len(dataset.train) == 8
 
 
+def test_a_copy_is_known_by_its_description(data_dir, tmp_path):
+    own = pathlib.Path(shutil.copytree(data_dir, tmp_path / "own"))
+    for record in own.rglob("*.array_record*"):
+        record.write_bytes(b"")  # isn't opened for it
+    known = open_dataset(config(data_dir)).train.digest()
+    assert {*known} == {"copy"}  # the labels lie beside the pixels
+    assert open_dataset(config(own)).train.digest() == known != open_dataset(config(own)).eval.digest()
+    path = own / "toy" / "1.2.0" / "dataset_info.json"
+    description = json.loads(path.read_text())
+    for split in description["splits"]:
+        split["numBytes"] = str(int(split["numBytes"]) + 1)
+    path.write_text(json.dumps(description))
+    assert open_dataset(config(own)).train.digest() != known
+
+
 @pytest.mark.parametrize(("asked", "name"), [("val", "validation"), ("validation", "validation"), ("test", "test")])
 def test_eval_split(data_dir, asked, name):
     assert open_dataset(config(data_dir, eval_split=asked)).eval.name == name

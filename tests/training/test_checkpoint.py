@@ -1,13 +1,18 @@
 """A checkpoint is what was saved, or it is not taken."""
 
+import errno
+import itertools
 import logging
+import os
 import pathlib
 import random
+import re
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mnv2_jax.config import CheckpointConfig
@@ -241,6 +246,96 @@ def goes_on(run, step):
         save(checkpoints, [(2, 0.5)])
         assert checkpoints.restore().step == 2
         assert contents(folder / "1") == good
+
+
+# --- what is no damage ------------------------------------------------------------------------------------------
+
+
+def largest(folder):
+    return max(files(folder), key=lambda path: path.stat().st_size)
+
+
+def in_its_place(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
+UNREADABLE = [
+    # Reads of /proc/self/mem at 0 fail as those of a bad block do; its size is 0, which tensorstore takes for the end.
+    (lambda bad: in_its_place(largest(bad), "/proc/self/mem"), errno.EIO),
+    (lambda bad: in_its_place(bad / "digest" / "metadata", "/proc/self/mem"), errno.EIO),
+    (lambda bad: in_its_place(bad / "state" / "_METADATA", "_METADATA"), errno.ELOOP),
+]
+
+
+def of_system(number, *path):
+    return OSError(number, os.strerror(number), *path)
+
+
+def wrapped(error):
+    outer = ValueError("Error reading the checkpoint")
+    outer.__cause__ = error
+    return outer
+
+
+DATABASE = 'FAILED_PRECONDITION: Error reading "w" in OCDBT database at local file "/run/state/": '
+RAISED = [
+    (of_system(errno.EACCES, "x"), errno.EACCES),
+    (of_system(errno.ETIMEDOUT), errno.ETIMEDOUT),
+    (of_system(errno.EMFILE), errno.EMFILE),
+    (wrapped(of_system(errno.ESTALE)), errno.ESTALE),
+    (ValueError(f'{DATABASE}Failed to open: "/run/state/d/1": {os.strerror(errno.ENOTCONN)}'), errno.ENOTCONN),
+    (ValueError("UNAVAILABLE: try again"), "UNAVAILABLE"),
+    (MemoryError(), "memory"),
+    (RuntimeError("no such backend"), "RuntimeError: no such backend"),
+]
+
+
+def assert_no_damage(run, said, capsys):
+    """Neither the latest nor the best is taken for damaged, whether the folder is read or written; nothing is moved."""
+    before = sorted(run.rglob("*"))
+    said = re.escape(said if isinstance(said, str) else os.strerror(said))
+    for keep, which in itertools.product((None, KEEP), ("latest", "best")):
+        with Checkpoints(run, keep) as checkpoints, pytest.raises(UserError, match=f"checkpoints/2: .*{said}") as error:
+            checkpoints.restore(which)
+        assert "damaged" not in str(error.value) + capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("harm", "said"), UNREADABLE)
+def test_a_file_that_cannot_be_read_is_no_damage(two_checkpoints, tmp_path, capsys, harm, said):
+    run = shutil.copytree(two_checkpoints, tmp_path / "run")
+    harm(run / "checkpoints" / "2")
+    assert_no_damage(run, said, capsys)
+
+
+@pytest.mark.parametrize(("error", "said"), RAISED)
+def test_an_error_of_the_machine_is_no_damage(two_checkpoints, monkeypatch, capsys, error, said):
+    def restore(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", restore)
+    assert_no_damage(two_checkpoints, said, capsys)
+
+
+def test_devices_that_are_not_there_are_named(two_checkpoints, monkeypatch, capsys):
+    def none(*args, **kwargs):
+        raise AssertionError  # as JAX does where what a platform needs isn't installed
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", none)
+    monkeypatch.setattr(jax, "devices", none)
+    assert_no_damage(two_checkpoints, "JAX_PLATFORMS=cpu", capsys)
+
+
+def test_how_good_a_checkpoint_is_must_be_readable_where_it_matters(two_checkpoints, tmp_path):
+    """Or else the best would be another one, and this one deleted."""
+    run = shutil.copytree(two_checkpoints, tmp_path / "run")
+    in_its_place(run / "checkpoints" / "1" / "meta" / "metadata", "/proc/self/mem")
+    assert Checkpoints(run).restore().step == 2
+    with pytest.raises(UserError, match=os.strerror(errno.EIO)):
+        Checkpoints(run).restore("best")
+    with pytest.raises(UserError, match=os.strerror(errno.EIO)):
+        Checkpoints(run, KEEP)
 
 
 def test_all_damaged_is_an_error_and_nothing_is_lost(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The run folder survives what can happen to a process between any two of its instructions."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,11 +8,14 @@ import signal
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.errors import UserError
 from mnv2_jax.training import run_folder
+from mnv2_jax.training.experiment import open_experiment
 
 CONFIG = config_lib.build({})
 DATASET = {
@@ -20,6 +24,7 @@ DATASET = {
     "num_train": 1437,
     "num_eval": 360,
     "eval_split": "test",
+    "digest": {"train.labels": "ab" * 32, "train.names": "cd" * 32, "eval.names": "ef" * 32},
     "steps": 440,
 }
 DEVICES = {"platform": "cpu", "kind": "cpu", "count": 4}
@@ -129,6 +134,9 @@ def test_prepare_refuses_another_config(tmp_path):
         ({"num_train": 1436}, "num_train: 1437 -> 1436"),
         ({"eval_split": "val"}, "eval_split: 'test' -> 'val'"),
         ({"class_names": None}, "class_names: ['0', '1', '2'] -> None"),
+        ({"digest": {**DATASET["digest"], "train.names": "00" * 32}}, "names of train"),
+        ({"digest": {**DATASET["digest"], "train.labels": "00" * 32}}, "labels of train"),
+        ({"digest": {"eval.names": "00" * 32}}, "names of eval"),
     ],
 )
 def test_prepare_refuses_other_data(tmp_path, change, said):
@@ -136,6 +144,107 @@ def test_prepare_refuses_other_data(tmp_path, change, said):
     with pytest.raises(UserError) as error:
         run_folder.prepare(tmp_path, CONFIG, {**DATASET, **change}, DEVICES)
     assert said in one_line(error)
+
+
+def test_prepare_compares_what_is_known_of_the_images_before_and_now(tmp_path, capsys):
+    """A folder that was packed has sizes besides; a copy by TFDS has neither names nor labels."""
+    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    packed = {**DATASET, "digest": {**DATASET["digest"], "train.sizes": "12" * 32}}
+    assert run_folder.prepare(tmp_path, CONFIG, packed, DEVICES)
+    assert capsys.readouterr().err == ""
+    copied = {**DATASET, "digest": {"train.copy": "34" * 32}}
+    for told in (1, 0):  # from then on it is known, too
+        assert run_folder.prepare(tmp_path, CONFIG, copied, DEVICES)
+        assert capsys.readouterr().err.count("\n") == told
+    for key, dataset in (("train.copy", copied), ("train.names", DATASET)):
+        with pytest.raises(UserError, match="of train"):
+            run_folder.prepare(tmp_path, CONFIG, {**dataset, "digest": {**dataset["digest"], key: "00" * 32}}, DEVICES)
+
+
+def test_a_folder_of_an_older_version_goes_on_with_one_line(tmp_path, capsys):
+    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    dataset, provenance = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("dataset", "provenance"))
+    del dataset["digest"], provenance["sessions"][0]["settings"]
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    (tmp_path / "provenance.json").write_text(json.dumps(provenance))
+    other = {**DATASET, "digest": {"train.names": "00" * 32}}
+    for told in (1, 0):
+        with jax.enable_x64(True):
+            assert run_folder.prepare(tmp_path, CONFIG, other, DEVICES)
+        assert capsys.readouterr().err.count("\n") == told
+    with pytest.raises(UserError, match="JAX_ENABLE_X64"):
+        run_folder.prepare(tmp_path, CONFIG, other, DEVICES)
+    with pytest.raises(UserError, match="names of train"), jax.enable_x64(True):
+        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+
+
+@pytest.mark.parametrize("other_first", [True, False])
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda: jax.enable_x64(True), "JAX_ENABLE_X64"),
+        (lambda: jax.default_prng_impl("rbg"), "JAX_DEFAULT_PRNG_IMPL"),
+        (lambda: jax.threefry_partitionable(False), "JAX_THREEFRY_PARTITIONABLE"),
+    ],
+)
+def test_prepare_refuses_settings_that_draw_other_numbers(tmp_path, other, named, other_first):
+    first, second = other(), contextlib.nullcontext()
+    if not other_first:
+        first, second = second, first
+    with first:
+        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with second, pytest.raises(UserError) as error:
+        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    assert named in one_line(error)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, capsys):
+    def flags(*given):
+        monkeypatch.setenv("XLA_FLAGS", " ".join(given))
+
+    def warned():
+        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) <= 1
+        return "".join(lines)
+
+    flags("--xla_a=1", "--xla_b=2", "--xla_force_host_platform_device_count=4")
+    assert not warned()
+    flags("--xla_force_host_platform_device_count=8", "--xla_b=2", "--xla_a=1")
+    assert not warned()
+    flags("--xla_a=2")
+    assert "XLA_FLAGS" in warned()
+    assert not warned()
+    with jax.default_matmul_precision("highest"):
+        monkeypatch.delenv("XLA_FLAGS")
+        line = warned()
+    assert "XLA_FLAGS" in line
+    assert "JAX_DEFAULT_MATMUL_PRECISION: None -> 'highest'" in line
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    assert "JAX_DEFAULT_MATMUL_PRECISION: 'highest' -> None" in warned()
+
+
+def test_other_images_of_equal_number_are_other_data(tmp_path):
+    """By the facts of an experiment, as a run that goes on has them."""
+    rng = np.random.default_rng(0)
+
+    def facts(name):
+        arrays = {f"x_{split}": rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8) for split in ("train", "test")}
+        path = tmp_path / f"{name}.npz"
+        if not path.exists():
+            np.savez(path, **arrays | {f"y_{split}": np.arange(40) % 10 for split in ("train", "test")})
+        config = config_lib.build({"data": {"name": "cifar10", "path": str(path), "resolution": 32}})
+        return config, open_experiment(config).facts()
+
+    run = tmp_path / "run"
+    run.mkdir()
+    assert not run_folder.prepare(run, *facts("a"), DEVICES)
+    (tmp_path / "a.npz").rename(tmp_path / "moved.npz")
+    assert run_folder.prepare(run, *facts("moved"), DEVICES)
+    with pytest.raises(UserError, match="pixels of"):
+        run_folder.prepare(run, *facts("b"), DEVICES)
 
 
 @pytest.mark.parametrize(
