@@ -74,7 +74,7 @@ SPREAD = {  # on eight devices of 4 images
     "groups of 8": (),
     "microbatches of 16": ("optim.accumulate_steps=2",),
     "mixed images": ("augment.mixup_alpha=0.2", "augment.cutmix_alpha=1.0", "norm.group_size=16"),
-    "fine-tuning in one group": ("finetune.backbone_lr_factor=0.1", "data.resolution=32", "norm.group_size=32"),
+    "fine-tuning in one group": ("finetune.backbone_lr_factor=0.1", "norm.group_size=32", "model.width=0.25"),
 }
 
 
