@@ -2,7 +2,7 @@
 
     our file ──────────────────────────────────────────────────────┐
     a name ──► hub ──► a file                                      │
-    .pth .pt .safetensors ──► state_dicts ──► by_name (names) ──┐  ├──► Weights(model, variables, info)
+    PyTorch, .safetensors ──► state_dicts ──► by_name (names) ──┐  ├──► Weights(model, variables, info)
     .h5 .weights.h5 .keras ──► keras_files ──► by_order ────────┼──┘
     .tflite ──► tflite_files ──► by_order ──────────────────────┘
 
@@ -24,7 +24,7 @@ from mnv2_jax.convert import by_name, by_order, hub, names
 from mnv2_jax.convert.conventions import CONVENTIONS, WIDTH_RULES, Convention, Source
 from mnv2_jax.convert.keras_files import read_keras
 from mnv2_jax.convert.layers import ForeignNetwork, reading
-from mnv2_jax.convert.state_dicts import read_state_dict
+from mnv2_jax.convert.state_dicts import StateDict, read_state_dict
 from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError, nearest
@@ -40,13 +40,6 @@ from mnv2_jax.models.weights import (
 )
 from mnv2_jax.presets import native_resolution
 
-_OF_KEYS: tuple[tuple[str, Source], ...] = (
-    ("conv_1.block.conv.weight", "corenet"),
-    ("conv_stem.weight", "timm"),
-    ("features.0.0.weight", "torchvision"),
-    ("layer1.0.conv1.weight", "torchvision"),
-)
-"""A tensor that tells whose state dict it is; ResNet's names are the same everywhere."""
 _BACKGROUND_CLASSES = 1001
 _TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
@@ -58,6 +51,7 @@ def load_weights(
     library: Source | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     labels: Sequence[str] | None = None,
+    take: str | None = None,
     **options: Any,
 ) -> Weights:
     """Reads weights of any kind.
@@ -65,10 +59,13 @@ def load_weights(
     Args:
       source: a file of `save_weights`; a file of torchvision, timm, CoreNet, Keras or TFLite, whose kind is
         recognised; or a name, as ``timm/mobilenetv2_100.ra_in1k`` or ``torchvision/mobilenet_v2.v2``.
-      model: which network a foreign file holds, one of `list_models`; our files and names say it themselves.
+      model: which network a foreign file holds, one of `list_models`; our files, names, and checkpoints that name their
+        architecture say it themselves.
       library: whose weights they are, where a file can't tell (``timm_tf``: timm's tf_ models).
       preprocessing: fields of `models.weights.Preprocessing` that are known better than by the library's custom.
       labels: names of the classes, in their order.
+      take: of a PyTorch checkpoint that holds several networks, the average of weights ("ema"), the weights themselves
+        ("raw"), or the one at a place of it, as ``teacher``; unset: the average, where there is one, as timm does.
       **options: further arguments of `create_model`, as ``width=0.35``.
 
     Returns:
@@ -86,59 +83,72 @@ def load_weights(
     if not is_name and os.path.isdir(path):
         raise UserError(f"{path}: a folder, and not a file of weights; a run's folder is given as --workdir")
     if not is_name and kind_of(path) == "ours":
-        if any(asked is not None for asked in (model, library, preprocessing, labels)) or options:
+        if any(asked is not None for asked in (model, library, preprocessing, labels, take)) or options:
             raise UserError(f"{path}: says itself what it holds; leave the model and its options out")
         return read_weights(path)
-    if (published := hub.fetch(text) if is_name else hub.beside(path)) is not None:
+    known = None if labels is None else {"labels": tuple(labels)}
+    published = hub.fetch(text) if is_name else hub.beside(path)
+    path = published.path if published else path
+    foreign = _read(path, take)
+    published = published or _said(path, foreign)
+    if published is not None:
         options = {**published.model, **options}
         name = options.pop("name")
         if model not in (None, name):
             raise UserError(f"{text} is {name}, not {model}; leave the model out")
-        model, library, path = name, library or published.source, published.path
+        model, library = name, library or published.source
         preprocessing = {**(published.preprocessing or {}), **(preprocessing or {})}
+        if known is None and published.labels:
+            known = {"labels": published.labels, "class_ids": published.class_ids}
     if model is None:
         raise UserError(f"{path}: a file of another library doesn't say which network it holds; give the model's name")
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
-    foreign = _read(path)
     library = library or _library(path, foreign)
-    network, leaves, notes = _convert(path, foreign, library, model, options, labels)
+    network, leaves, notes = _convert(path, foreign, library, model, options, known)
     wants = preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model))
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
     info = WeightsInfo(
         preprocessing=wants,
         source=text if is_name else library,
-        notes=(f"converted from {path.name}", *notes),
-        **_classes(path, network.num_classes, labels),
+        notes=(f"converted from {path.name}", *(foreign.notes if isinstance(foreign, StateDict) else ()), *notes),
+        **_classes(path, network.num_classes, known),
     )
     return Weights(network, unflatten(leaves), info)
 
 
-_Foreign: TypeAlias = ForeignNetwork | dict[str, np.ndarray]
+_Foreign: TypeAlias = ForeignNetwork | StateDict
 
 
-def _classes(path: pathlib.Path, num_classes: int, labels: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Names as `WeightsInfo` has them: those that are given, else ImageNet's where there are as many."""
-    if labels is None and num_classes == len(imagenet.class_ids()):
+_Classes: TypeAlias = dict[str, tuple[str, ...]]
+"""Names as `WeightsInfo` has them."""
+
+
+def _classes(path: pathlib.Path, num_classes: int, known: _Classes | None) -> _Classes:
+    """Those that are known, else ImageNet's where there are as many."""
+    if known is None and num_classes == len(imagenet.class_ids()):
         return {"labels": imagenet.class_names(), "class_ids": imagenet.class_ids()}
-    if labels and len(labels) != num_classes:
-        raise UserError(f"{path}: {len(labels)} labels for {num_classes} classes; give one each")
-    return {"labels": tuple(labels or ())}
+    for given in (known or {}).values():
+        if given and len(given) != num_classes:
+            raise UserError(f"{path}: {len(given)} labels for {num_classes} classes; give one each")
+    return known or {}
 
 
-def _read(path: pathlib.Path) -> _Foreign:
+def _read(path: pathlib.Path, take: str | None) -> _Foreign:
     kind = kind_of(path)
     if kind == "state dict":
-        return read_state_dict(path)
+        return read_state_dict(path, take)
+    if take is not None:
+        raise UserError(f"{path}: take={take!r} is of PyTorch's checkpoints, which this isn't; leave it out")
     return read_keras(path) if kind == "keras" else read_tflite(path)
 
 
 def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Convention:
     family = names.family_of(model)
     by_names = library not in ("keras", "tflite")
-    if isinstance(foreign, dict) != by_names:
-        kind = "a state dict" if isinstance(foreign, dict) else f"a file of {foreign.source}"
+    if isinstance(foreign, StateDict) != by_names:
+        kind = "a state dict" if isinstance(foreign, StateDict) else f"a file of {foreign.source}"
         raise UserError(f"{path}: {kind}, which {library} doesn't write; leave the library out")
     if (library, family) not in CONVENTIONS:
         known = sorted({of for whose, of in CONVENTIONS if whose == library})
@@ -164,7 +174,7 @@ def _convert(
     library: Source,
     name: str,
     asked: Mapping[str, Any],
-    labels: Sequence[str] | None,
+    known: _Classes | None,
 ) -> tuple[Model, dict[str, np.ndarray], list[str]]:
     """The network, its leaves, and what was done to them."""
     custom = _convention(path, foreign, library, name)
@@ -187,13 +197,13 @@ def _convert(
         leaves = by_order.leaves_of(path, network, foreign)
     else:
         table = names.TABLES[library, family](build(2).module.plan)
-        network = build(by_name.num_classes(path, foreign, table))
-        leaves = by_name.leaves_of(path, network, foreign, table)
+        network = build(by_name.num_classes(path, foreign.tensors, table))
+        leaves = by_name.leaves_of(path, network, foreign.tensors, table)
     notes = []
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
         notes.append("norms were folded into the convolutions: each is an identity with a bias")
     has_background = library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
-    if has_background and len(labels or ()) != _BACKGROUND_CLASSES:
+    if has_background and len((known or {}).get("labels", ())) != _BACKGROUND_CLASSES:
         network = build(_BACKGROUND_CLASSES - 1)
         for leaf in ("kernel", "bias"):
             leaves[f"params/classifier/{leaf}"] = leaves[f"params/classifier/{leaf}"][..., 1:]
@@ -221,23 +231,26 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
         with reading(path, "Keras or PyTorch"), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
         return "keras" if "model.weights.h5" in members else "state dict"
+    if head.startswith(b"\x80"):  # a pickle, as PyTorch's files before 1.6
+        return "state dict"
     if path.suffix == ".safetensors":
         return "ours" if is_ours(path) else "state dict"
     if path.suffix in (".pth", ".pt", ".bin"):
         return "state dict"
     raise UserError(
-        f"{path}: not a file of weights that we can read (.safetensors, .pth, .pt, .h5, .weights.h5, .keras, .tflite);"
+        f"{path}: not a file of weights that we can read (.safetensors, PyTorch's, .h5, .weights.h5, .keras, .tflite);"
         " a TF-slim checkpoint can be had as a .tflite or a Keras file"
     )
 
 
+def _said(path: pathlib.Path, foreign: _Foreign) -> hub.Fetched | None:
+    """What the file says itself of its architecture, where that is one that we know of its library."""
+    architectures = foreign.architectures if isinstance(foreign, StateDict) else ()
+    found = (hub.named(architecture, foreign.source, path) for architecture in architectures)
+    return next((published for published in found if published is not None), None)
+
+
 def _library(path: pathlib.Path, foreign: _Foreign) -> Source:
-    if isinstance(foreign, ForeignNetwork):
-        return foreign.source
-    for key, source in _OF_KEYS:
-        if key in foreign:
-            if source == "timm" and path.name.startswith("tf_"):
-                return "timm_tf"
-            return source
-    first = ", ".join(list(foreign)[:3])
-    raise UserError(f"{path}: no library's names that we know ({first}, …); torchvision, timm and CoreNet are known")
+    """Whose the file is; timm's ``tf_`` models are known by a name that it has or says."""
+    said = (path.name, *(foreign.architectures if isinstance(foreign, StateDict) else ()))
+    return "timm_tf" if foreign.source == "timm" and any(map(hub.is_tensorflow, said)) else foreign.source
