@@ -15,6 +15,13 @@ from mnv2_jax.models.registry import Model
 from mnv2_jax.models.weights import Weights, describe, flatten, raise_mismatch, shapes_of
 
 
+def absent_from(state: Mapping[str, np.ndarray], model: Model, table: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of `Network.head_parts` of which a state dict holds nothing; none where it has a classifier."""
+    parts = model.module.head_parts
+    absent = [part for part in parts if not any(name.startswith(f"{table[part]}.") for name in state)]
+    return tuple(absent) if parts[-1] in absent else ()
+
+
 def num_classes(path: pathlib.Path, state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> int:
     """How many the classifier of a state dict has.
 
@@ -23,20 +30,24 @@ def num_classes(path: pathlib.Path, state: Mapping[str, np.ndarray], table: Mapp
     """
     head = f"{table['classifier']}.weight"
     if head not in state or state[head].ndim == 0:
-        raise UserError(f"{path}: no tensor {head}, so no classifier; weights without their head can't be converted")
+        raise UserError(f"{path}: no tensor {head}, so no classifier; give another file")
     return int(state[head].shape[0])
 
 
 def leaves_of(
-    path: pathlib.Path, model: Model, state: Mapping[str, np.ndarray], table: Mapping[str, str]
+    path: pathlib.Path,
+    model: Model,
+    state: Mapping[str, np.ndarray],
+    table: Mapping[str, str],
+    absent: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
-    """Every leaf of ours from the tensor that the table names.
+    """Every leaf of ours from the tensor that the table names, but for those of the parts that are ``absent``.
 
     Raises:
       UserError: listing tensors that are missing, left over, or of another shape.
     """
     leaves, missing, wrong, used = {}, [], [], set()
-    for ours, shape in shapes_of(model).items():
+    for ours, shape in shapes_of(model, absent).items():
         layer, leaf = _split(ours)
         theirs = _name(table, layer, leaf)
         used.add(theirs)

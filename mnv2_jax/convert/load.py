@@ -48,6 +48,8 @@ _OF_KEYS: tuple[tuple[str, Source], ...] = (
 )
 """A tensor that tells whose state dict it is; ResNet's names are the same everywhere."""
 _BACKGROUND_CLASSES = 1001
+_ANY_CLASSES = 2
+"""Of a network whose classifier isn't read."""
 _TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
 
@@ -58,6 +60,7 @@ def load_weights(
     library: Source | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     labels: Sequence[str] | None = None,
+    head: Head = "load",
     **options: Any,
 ) -> Weights:
     """Reads weights of any kind.
@@ -69,6 +72,8 @@ def load_weights(
       library: whose weights they are, where a file can't tell (``timm_tf``: timm's tf_ models).
       preprocessing: fields of `models.weights.Preprocessing` that are known better than by the library's custom.
       labels: names of the classes, in their order.
+      head: new: of a file without a classifier of the model's, what it has before that is taken (`Weights.absent`), for
+        a training with a new one.
       **options: further arguments of `create_model`, as ``width=0.35``.
 
     Returns:
@@ -102,20 +107,23 @@ def load_weights(
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     foreign = _read(path)
     library = library or _library(path, foreign)
-    network, leaves, notes = _convert(path, foreign, library, model, options, labels)
+    network, leaves, notes = _convert(path, foreign, library, model, options, labels, head)
     wants = preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model))
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
+    has_classes = "params/classifier/kernel" in leaves
     info = WeightsInfo(
         preprocessing=wants,
         source=text if is_name else library,
         notes=(f"converted from {path.name}", *notes),
-        **_classes(path, network.num_classes, labels),
+        **(_classes(path, network.num_classes, labels) if has_classes else {}),
     )
     return Weights(network, unflatten(leaves), info)
 
 
 _Foreign: TypeAlias = ForeignNetwork | dict[str, np.ndarray]
+Head: TypeAlias = Literal["load", "new"]
+"""As `InitConfig.head`."""
 
 
 def _classes(path: pathlib.Path, num_classes: int, labels: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
@@ -165,8 +173,9 @@ def _convert(
     name: str,
     asked: Mapping[str, Any],
     labels: Sequence[str] | None,
+    head: Head,
 ) -> tuple[Model, dict[str, np.ndarray], list[str]]:
-    """The network, its leaves, and what was done to them."""
+    """The network, its leaves, and what was done to them; of a file without a classifier one of any classes."""
     custom = _convention(path, foreign, library, name)
     family = names.family_of(name)
     options: dict[str, Any] = {"padding": custom.padding}
@@ -180,16 +189,23 @@ def _convert(
     def build(num_classes: int) -> Model:
         return create_model(name, num_classes, norm=norm, **options | dict(asked))
 
+    sketch = build(_ANY_CLASSES)
     if isinstance(foreign, ForeignNetwork):
-        num_classes = by_order.num_classes(path, foreign)
-        options |= by_order.facts_of(path, build(num_classes), foreign)
+        foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
+        _check_head(path, absent, head)
+        num_classes = _ANY_CLASSES if absent else by_order.num_classes(path, foreign)
+        options |= by_order.facts_of(path, build(num_classes), foreign, absent)
         network = build(num_classes)
-        leaves = by_order.leaves_of(path, network, foreign)
+        leaves = by_order.leaves_of(path, network, foreign, absent)
     else:
-        table = names.TABLES[library, family](build(2).module.plan)
-        network = build(by_name.num_classes(path, foreign, table))
-        leaves = by_name.leaves_of(path, network, foreign, table)
+        table = names.TABLES[library, family](sketch.module.plan)
+        absent = by_name.absent_from(foreign, sketch, table)
+        _check_head(path, absent, head)
+        network = build(_ANY_CLASSES if absent else by_name.num_classes(path, foreign, table))
+        leaves = by_name.leaves_of(path, network, foreign, table, absent)
     notes = []
+    if absent:
+        notes.append(f"{' and '.join(absent)} of {name} can't be had from it")
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
         notes.append("norms were folded into the convolutions: each is an identity with a bias")
     has_background = library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
@@ -199,6 +215,15 @@ def _convert(
             leaves[f"params/classifier/{leaf}"] = leaves[f"params/classifier/{leaf}"][..., 1:]
         notes.append("the first of 1001 classes, background, was dropped")
     return network, {place: np.ascontiguousarray(leaf) for place, leaf in leaves.items()}, notes
+
+
+def _check_head(path: pathlib.Path, absent: tuple[str, ...], head: Head) -> None:
+    """Refuses a file without a classifier where it is to answer."""
+    if absent and head == "load":
+        raise UserError(
+            f"{path}: has no {absent[-1]}, so that it can't say what is on an image; a training can start from it with"
+            " --config.init.head=new"
+        )
 
 
 def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dict"]:
