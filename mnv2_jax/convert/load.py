@@ -41,6 +41,8 @@ from mnv2_jax.models.weights import (
 from mnv2_jax.presets import native_resolution
 
 _BACKGROUND_CLASSES = 1001
+_ANY_CLASSES = 2
+"""Of a network whose classifier isn't read."""
 _TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
 
@@ -52,6 +54,7 @@ def load_weights(
     preprocessing: Mapping[str, Any] | None = None,
     labels: Sequence[str] | None = None,
     take: str | None = None,
+    head: Head = "load",
     **options: Any,
 ) -> Weights:
     """Reads weights of any kind.
@@ -66,6 +69,8 @@ def load_weights(
       labels: names of the classes, in their order.
       take: of a PyTorch checkpoint that holds several networks, the average of weights ("ema"), the weights themselves
         ("raw"), or the one at a place of it, as ``teacher``; unset: the average, where there is one, as timm does.
+      head: new: of a file without a classifier of the model's, what it has before that is taken (`Weights.absent`), for
+        a training with a new one.
       **options: further arguments of `create_model`, as ``width=0.35``.
 
     Returns:
@@ -90,7 +95,10 @@ def load_weights(
     published = hub.fetch(text) if is_name else hub.beside(path)
     path = published.path if published else path
     foreign = _read(path, take)
-    published = published or _said(path, foreign)
+    said = list(foreign.notes) if isinstance(foreign, StateDict) else []
+    if published is None and isinstance(foreign, StateDict):
+        architecture, published = _said(path, foreign)
+        said += [f"the file says that it is {architecture}"] if published else []
     if published is not None:
         options = {**published.model, **options}
         name = options.pop("name")
@@ -105,20 +113,23 @@ def load_weights(
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     library = library or _library(path, foreign)
-    network, leaves, notes = _convert(path, foreign, library, model, options, known)
+    network, leaves, notes = _convert(path, foreign, library, model, options, known, head)
     wants = preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model))
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
+    has_classes = "params/classifier/kernel" in leaves
     info = WeightsInfo(
         preprocessing=wants,
         source=text if is_name else library,
-        notes=(f"converted from {path.name}", *(foreign.notes if isinstance(foreign, StateDict) else ()), *notes),
-        **_classes(path, network.num_classes, known),
+        notes=(f"converted from {path.name}", *said, *notes),
+        **(_classes(path, network.num_classes, known) if has_classes else {}),
     )
     return Weights(network, unflatten(leaves), info)
 
 
 _Foreign: TypeAlias = ForeignNetwork | StateDict
+Head: TypeAlias = Literal["load", "new"]
+"""As `InitConfig.head`."""
 
 
 _Classes: TypeAlias = dict[str, tuple[str, ...]]
@@ -175,8 +186,9 @@ def _convert(
     name: str,
     asked: Mapping[str, Any],
     known: _Classes | None,
+    head: Head,
 ) -> tuple[Model, dict[str, np.ndarray], list[str]]:
-    """The network, its leaves, and what was done to them."""
+    """The network, its leaves, and what was done to them; of a file without a classifier one of any classes."""
     custom = _convention(path, foreign, library, name)
     family = names.family_of(name)
     options: dict[str, Any] = {"padding": custom.padding}
@@ -190,16 +202,24 @@ def _convert(
     def build(num_classes: int) -> Model:
         return create_model(name, num_classes, norm=norm, **options | dict(asked))
 
+    notes: list[str] = []
+    sketch = build(_ANY_CLASSES)
     if isinstance(foreign, ForeignNetwork):
-        num_classes = by_order.num_classes(path, foreign)
-        options |= by_order.facts_of(path, build(num_classes), foreign)
+        foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
+        _check_head(path, absent, head)
+        num_classes = _ANY_CLASSES if absent else by_order.num_classes(path, foreign)
+        options |= by_order.facts_of(path, build(num_classes), foreign, absent)
         network = build(num_classes)
-        leaves = by_order.leaves_of(path, network, foreign)
+        leaves = by_order.leaves_of(path, network, foreign, absent)
     else:
-        table = names.TABLES[library, family](build(2).module.plan)
-        network = build(by_name.num_classes(path, foreign.tensors, table))
-        leaves = by_name.leaves_of(path, network, foreign.tensors, table)
-    notes = []
+        table = names.TABLES[library, family](sketch.module.plan)
+        state, absent, notes = by_name.without_other_head(path, sketch, foreign.tensors, table, head)
+        _check_head(path, absent, head)
+        network = build(_ANY_CLASSES if absent else by_name.num_classes(state, table))
+        leaves, zeros = by_name.leaves_of(path, network, state, table, absent)
+        notes += [f"{name}, which the file lacks, is zero" for name in zeros]
+    if absent:
+        notes.append(f"{' and '.join(absent)} of {name} can't be had from it")
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
         notes.append("norms were folded into the convolutions: each is an identity with a bias")
     has_background = library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
@@ -209,6 +229,15 @@ def _convert(
             leaves[f"params/classifier/{leaf}"] = leaves[f"params/classifier/{leaf}"][..., 1:]
         notes.append("the first of 1001 classes, background, was dropped")
     return network, {place: np.ascontiguousarray(leaf) for place, leaf in leaves.items()}, notes
+
+
+def _check_head(path: pathlib.Path, absent: tuple[str, ...], head: Head) -> None:
+    """Refuses a file without a classifier where it is to answer."""
+    if absent and head == "load":
+        raise UserError(
+            f"{path}: has no {absent[-1]}, so that it can't say what is on an image; a training can start from it with"
+            " --config.init.head=new"
+        )
 
 
 def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dict"]:
@@ -243,11 +272,10 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
     )
 
 
-def _said(path: pathlib.Path, foreign: _Foreign) -> hub.Fetched | None:
-    """What the file says itself of its architecture, where that is one that we know of its library."""
-    architectures = foreign.architectures if isinstance(foreign, StateDict) else ()
-    found = (hub.named(architecture, foreign.source, path) for architecture in architectures)
-    return next((published for published in found if published is not None), None)
+def _said(path: pathlib.Path, foreign: StateDict) -> tuple[str, hub.Fetched | None]:
+    """What the file calls its architecture, and what that says, if it is one that we know of its library."""
+    found = ((each, hub.named(each, foreign.source, path)) for each in foreign.architectures)
+    return next((pair for pair in found if pair[1] is not None), ("", None))
 
 
 def _library(path: pathlib.Path, foreign: _Foreign) -> Source:
