@@ -278,6 +278,7 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
         (["--checkpoint=best", "{weights}", "new.safetensors"], "is read with the folder of a run only"),
         (["--model=mobilenet_v2", ".", "new.safetensors"], "no run is there"),
         (["--labels=nowhere", "{weights}", "new.safetensors"], "--labels=nowhere: can't be read"),
+        (["--take=raw", "{weights}", "new.safetensors"], "says itself what it holds"),
     ],
 )
 def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):
@@ -292,10 +293,30 @@ def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("take", "factor"), [([], 2), (["--take=raw"], 1)])
+def test_an_average_or_the_weights_of_a_checkpoint(take, factor, weights, monkeypatch, tmp_path, capsys):
+    from mnv2_jax.convert.__main__ import main
+
+    state = to_timm(load_weights(weights))
+    both = {f"model.{name}": array for name, array in state.items()} | {
+        f"model_ema.module.{name}": 2 * array for name, array in state.items()
+    }
+    (tmp_path / "c.safetensors").write_bytes(safetensors.numpy.save(both))
+    out = tmp_path / "out.safetensors"
+    options = ["--model=mobilenet_v2", "--width=0.25", "--depth=0.3", *take]
+    monkeypatch.setattr("sys.argv", ["convert", *options, str(tmp_path / "c.safetensors"), str(out)])
+    main()
+    bias = load_weights(out).variables["params"]["classifier"]["bias"]
+    np.testing.assert_array_equal(bias, factor * load_weights(weights).variables["params"]["classifier"]["bias"])
+    told = capsys.readouterr().out
+    assert "model_ema" in told
+    assert any("model_ema" in note for note in load_weights(out).info.notes)
+
+
 def test_help_of_convert_is_complete():
     result = cli.run("convert", "--help")
     assert result.returncode == 0
-    for flag in ("--model", "--width", "--library", "--labels", "--to", "--force", "WEIGHTS", "OUT", "timm/"):
+    for flag in ("--model", "--width", "--library", "--labels", "--take", "--to", "--force", "WEIGHTS", "OUT", "timm/"):
         assert flag in result.stdout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -17,6 +16,21 @@ from mnv2_jax.models.registry import Model
 from mnv2_jax.models.weights import Weights, describe, flatten, raise_mismatch, shapes_of
 
 
+def num_classes(state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> int:
+    """How many classes a state dict tells apart; 2, where nothing in it could be a classifier."""
+    kernels = [state[name] for name in _behind(state, table) if state[name].ndim > 1]
+    usual = state.get(f"{table['classifier']}.weight")
+    if usual is not None and usual.ndim > 1:
+        kernels.append(usual)
+    return max([2, *(len(kernel) for kernel in kernels[-1:])])
+
+
+def _behind(state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> list[str]:
+    """Tensors of the module that a library's classifier is, or is in."""
+    root = table["classifier"].partition(".")[0]
+    return [name for name in state if name.startswith(f"{root}.")]
+
+
 def without_other_head(
     path: pathlib.Path,
     model: Model,
@@ -26,12 +40,12 @@ def without_other_head(
 ) -> tuple[Mapping[str, np.ndarray], tuple[str, ...], list[str]]:
     """Takes what comes behind the mean out of a state dict where it isn't ours and a new head is asked for.
 
-    A dense layer that is alone there is the classifier: people put it into an ``nn.Sequential`` after dropout, or
-    themselves in place of one.
+    A dense layer that is alone there is the classifier: people put it into an ``nn.Sequential`` after dropout, or in
+    place of one.
 
     Args:
       path: of the file, for errors.
-      model: of any number of classes.
+      model: of as many classes as `num_classes` says.
       state: the tensors.
       table: of the library's names.
       head: load: nothing is taken out.
@@ -49,23 +63,22 @@ def without_other_head(
         return state, (), []
 
     def fits(part: str, name: str) -> bool:
-        inputs, outputs = shapes[f"params/{part}/kernel"]
-        theirs = state[name].shape[:2] if name in state else ()
-        return theirs == (outputs, inputs) or (part == "classifier" and theirs[1:] == (inputs,))
+        return name in state and state[name].shape[:2] == shapes[f"params/{part}/kernel"][::-1]
 
-    held = list(itertools.takewhile(lambda part: fits(part, f"{table[part]}.weight"), parts))
-    root = table["classifier"].partition(".")[0]
-    behind = [name for name in state if name.startswith(f"{root}.")]
-    behind = [name for name in behind if not any(name.startswith(f"{table[part]}.") for part in held)]
+    *hidden, classifier = parts
+    held = [part for part in hidden if fits(part, f"{table[part]}.weight")]
+    behind = [name for name in _behind(state, table) if not any(name.startswith(f"{table[part]}.") for part in held)]
+    absent = tuple(part for part in parts if part not in held)
+    rest = {name: array for name, array in state.items() if name not in behind}
+    if any(f"{table[part]}.weight" in rest for part in absent):
+        return state, (), []
     if not behind:
-        return state, parts[len(held) :], []
-    weights = [name for name in behind if state[name].ndim > 1]
-    if [*held, "classifier"] == list(parts) and len(weights) == 1 and fits("classifier", weights[0]):
-        layer = weights[0].removesuffix(".weight")
-        if set(behind) <= {f"{layer}.weight", f"{layer}.bias"}:
-            moved = {name.replace(f"{layer}.", f"{table['classifier']}.", 1): state[name] for name in behind}
-            rest = {name: array for name, array in state.items() if name not in behind}
-            return {**rest, **moved}, (), [f"the classifier is {layer}"]
+        return rest, absent, []
+    layer, usual = behind[0].rpartition(".")[0], table[classifier]
+    is_alone = {*behind, f"{layer}.bias"} == {f"{layer}.weight", f"{layer}.bias"}
+    if is_alone and absent == (classifier,) and fits(classifier, f"{layer}.weight"):
+        moved = {name.replace(layer, usual, 1): state[name] for name in behind}
+        return rest | moved, (), [] if layer == usual else [f"the classifier is {layer}"]
     told = ", ".join([f"{name} {list(state[name].shape)}" for name in behind[:6]] + ["…"] * (len(behind) > 6))
     if head == "load":
         wanted = " and ".join(f"{part} of {shapes[f'params/{part}/kernel'][0]} channels" for part in parts)
@@ -73,14 +86,7 @@ def without_other_head(
             f"{path}: behind the mean it has {told}, where {model.name} has {wanted}; a training can start from what"
             " comes before by --config.init.head=new"
         )
-    rest = {name: array for name, array in state.items() if name not in behind}
-    return rest, parts[len(held) :], [f"{told} were left out"]
-
-
-def num_classes(state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> int:
-    """How many the classifier of a state dict has; of one without, any number."""
-    kernel = state.get(f"{table['classifier']}.weight")
-    return 2 if kernel is None or kernel.ndim == 0 else int(kernel.shape[0])
+    return rest, absent, [f"{told} were left out"]
 
 
 @dataclasses.dataclass(frozen=True)

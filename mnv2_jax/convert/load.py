@@ -24,7 +24,7 @@ from mnv2_jax.convert import by_name, by_order, hub, names
 from mnv2_jax.convert.conventions import CONVENTIONS, WIDTH_RULES, Convention, Source
 from mnv2_jax.convert.keras_files import read_keras
 from mnv2_jax.convert.layers import ForeignNetwork, reading
-from mnv2_jax.convert.state_dicts import StateDict, read_state_dict
+from mnv2_jax.convert.state_dicts import StateDict, form_of, read_state_dict
 from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError, nearest
@@ -213,9 +213,9 @@ def _convert(
         leaves = by_order.leaves_of(path, network, foreign, absent)
     else:
         table = names.TABLES[library, family](sketch.module.plan)
-        state, absent, notes = by_name.without_other_head(path, sketch, foreign.tensors, table, head)
+        network = build(by_name.num_classes(foreign.tensors, table))
+        state, absent, notes = by_name.without_other_head(path, network, foreign.tensors, table, head)
         _check_head(path, absent, head)
-        network = build(_ANY_CLASSES if absent else by_name.num_classes(state, table))
         leaves, zeros = by_name.leaves_of(path, network, state, table, absent)
         notes += [f"{name}, which the file lacks, is zero" for name in zeros]
     if absent:
@@ -260,11 +260,10 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
         with reading(path, "Keras or PyTorch"), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
         return "keras" if "model.weights.h5" in members else "state dict"
-    if head.startswith(b"\x80"):  # a pickle, as PyTorch's files before 1.6
-        return "state dict"
-    if path.suffix == ".safetensors":
+    form = form_of(head)
+    if form == "safetensors" or (form is None and path.suffix == ".safetensors"):
         return "ours" if is_ours(path) else "state dict"
-    if path.suffix in (".pth", ".pt", ".bin"):
+    if form == "torch" or path.suffix in (".pth", ".pt", ".bin"):
         return "state dict"
     raise UserError(
         f"{path}: not a file of weights that we can read (.safetensors, PyTorch's, .h5, .weights.h5, .keras, .tflite);"

@@ -12,7 +12,7 @@ import reprlib
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -23,8 +23,18 @@ from mnv2_jax.convert.layers import LARGEST, as_float32
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.weights import read_safetensors, write_file
 
-_PICKLED = (b"PK", b"\x80")
-"""How PyTorch's files begin: an archive, or, before 1.6 and often still, pickles one after another."""
+_METADATA = "__metadata__"
+"""As safetensors calls it."""
+
+
+def form_of(head: bytes) -> Literal["safetensors", "torch"] | None:
+    """What a file is that begins with these bytes, at least nine.
+
+    PyTorch writes an archive, or, before 1.6 and still where it is told to, pickles one after another.
+    """
+    if head[8:9] == b"{":  # after the length of the header, which may begin with any byte
+        return "safetensors"
+    return "torch" if head.startswith((b"PK", b"\x80")) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,13 +64,13 @@ def read_state_dict(path: pathlib.Path, take: str | None = None) -> StateDict:
     """
     _check_size(path)
     with path.open("rb") as file:
-        is_pickled = file.read(2).startswith(_PICKLED)
-    return _read_torch(path, take) if is_pickled or path.suffix != ".safetensors" else _read_safetensors(path, take)
+        form = form_of(file.read(9)) or ("safetensors" if path.suffix == ".safetensors" else "torch")
+    return _read_safetensors(path, take) if form == "safetensors" else _read_torch(path, take)
 
 
 def _read_safetensors(path: pathlib.Path, take: str | None) -> StateDict:
     tensors, metadata = read_safetensors(path)
-    return _state_dict(path, {**tensors, "__metadata__": metadata}, take, np.ndarray, lambda found: found)
+    return _state_dict(path, {**tensors, _METADATA: metadata}, take, np.ndarray, lambda found: found)
 
 
 def _state_dict(
@@ -72,7 +82,8 @@ def _state_dict(
 ) -> StateDict:
     networks = networks_in(path, loaded, tensor)
     if not networks:
-        first = ", ".join(reprlib.repr(key).strip("'") for key in itertools.islice(loaded, 3))
+        keys = (reprlib.repr(key).strip("'") for key in loaded if key != _METADATA)
+        first = ", ".join(itertools.islice(keys, 3))
         raise UserError(
             f"{path}: no tensors by the names of a library that we know ({first}, …); torchvision, timm and CoreNet are"
             " known"
