@@ -299,7 +299,7 @@ def test_an_average_or_the_weights_of_a_checkpoint(take, factor, weights, monkey
 
     state = to_timm(load_weights(weights))
     both = {f"model.{name}": array for name, array in state.items()} | {
-        f"model_ema.module.{name}": 2 * array for name, array in state.items()
+        f"model_ema.module.{name}": np.asarray(2 * array) for name, array in state.items()
     }
     (tmp_path / "c.safetensors").write_bytes(safetensors.numpy.save(both))
     out = tmp_path / "out.safetensors"
