@@ -26,12 +26,13 @@ WEIGHTS is one of
   the folder of a run
   a file that this command wrote, with --to=timm
 OUT gets the model, how it wants its images and the names of its classes with the weights. TensorFlow's 1001 classes
-become ImageNet's 1000. .pth files need torch, Keras and TFLite files and timm's names the extra "convert".
+become ImageNet's 1000. PyTorch's files need torch, Keras and TFLite files and timm's names the extra "convert".
 
 examples:
   python -m mnv2_jax.convert --model=mobilenet_v2 mobilenet_v2_1.0_224.tflite v2.safetensors
   python -m mnv2_jax.convert --model=mobilenet_v1 --width=0.25 mobilenet_2_5_128_tf.h5 v1.safetensors
   python -m mnv2_jax.convert timm/mobilenetv3_large_100.ra_in1k v3.safetensors
+  python -m mnv2_jax.convert model_best.pth.tar best.safetensors
   python -m mnv2_jax.convert runs/w0_35 mine.safetensors
   python -m mnv2_jax.convert --to=timm mine.safetensors for_timm.safetensors
 """

@@ -91,7 +91,8 @@ def networks_in(path: pathlib.Path, loaded: Mapping[Any, Any], tensor: type) -> 
                 beside.append(name)
             else:
                 parts[prefix][own] = value
-        is_untouched = any(name.endswith("n_averaged") and not value for name, value in given.items())
+        counts = [value for name, value in given.items() if name.endswith("n_averaged") and value.ndim == 0]
+        is_untouched = any(not value for value in counts)
         for prefix, anchor in prefixes.items():
             place = _cleaned(".".join([*keys, prefix])).strip(".")
             role = "ema" if is_swapped and keys == ("state_dict",) else _role(place)

@@ -124,8 +124,8 @@ def known_names() -> list[str]:
 
 
 def is_tensorflow(architecture: str) -> bool:
-    """Whether it names one of timm's models with TensorFlow's padding and epsilon."""
-    return _base_name(architecture).startswith("tf_")
+    """Whether it begins as the name of one of timm's models with TensorFlow's padding and epsilon."""
+    return _base_name(architecture).startswith(tuple(name for name in TIMM if name.startswith("tf_")))
 
 
 def named(architecture: str, source: str, path: pathlib.Path) -> Fetched | None:

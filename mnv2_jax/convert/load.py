@@ -279,5 +279,6 @@ def _said(path: pathlib.Path, foreign: StateDict) -> tuple[str, hub.Fetched | No
 
 def _library(path: pathlib.Path, foreign: _Foreign) -> Source:
     """Whose the file is; timm's ``tf_`` models are known by a name that it has or says."""
-    said = (path.name, *(foreign.architectures if isinstance(foreign, StateDict) else ()))
-    return "timm_tf" if foreign.source == "timm" and any(map(hub.is_tensorflow, said)) else foreign.source
+    said = foreign.architectures if isinstance(foreign, StateDict) else ()
+    is_tf = path.name.startswith("tf_") or any(map(hub.is_tensorflow, said))
+    return "timm_tf" if foreign.source == "timm" and is_tf else foreign.source

@@ -99,6 +99,7 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
         (dict(arch="tf_mobilenetv3_large_100"), ("timm_tf", "same", 1e-3)),
         (dict(backbone="hf-hub:timm/tf_mobilenetv3_large_100.in1k"), ("timm_tf", "same", 1e-3)),
         (dict(architecture="mobilenetv3_large_100.ra_in1k"), ("timm", "symmetric", 1e-5)),
+        (dict(arch="mobilenetv3_large_100", name="tf_experiment"), ("timm", "symmetric", 1e-5)),
     ],
 )  # fmt: skip
 def test_the_architecture_said_in_the_file(said, expected, tmp_path):
@@ -113,6 +114,12 @@ def test_the_architecture_said_in_the_file(said, expected, tmp_path):
 
 
 def test_an_architecture_that_is_none_of_the_librarys_says_nothing(tmp_path):
+    path = write(
+        tmp_path / "x.safetensors", state_dict("timm mobilenet_v3_large"), arch="tf_mobilenetv3_large_100_mine"
+    )
+    assert load_weights(path, "mobilenet_v3_large").info.source == "timm_tf"  # but for the library
+    write(path, state_dict("timm mobilenet_v3_large"), arch="tf_mine")
+    assert load_weights(path, "mobilenet_v3_large").info.source == "timm"
     path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v1"), arch="mobilenet_v2", model="mobilenetv1")
     assert load_weights(path, "mobilenet_v1").info.source == "timm"
     write(path, state_dict("torchvision mobilenet_v2"), arch="mobilenet_v2")
