@@ -215,17 +215,20 @@ def _add(
     inbound = {name: list(_inbound(layer.get("inbound_nodes"))) for name, layer in layers.items()}
     if not any(inbound.values()):  # Sequential
         inbound |= {name: [previous] for previous, name in itertools.pairwise(layers)}
-    ends: dict[str, list[str]] = {}
+    # Which layers give a layer's output: a model in the model isn't known before it is added.
+    ends = {name: ["/".join((*above, name))] for name, layer in layers.items() if "layers" not in layer["config"]}
     numbers: collections.Counter[str] = collections.Counter()
     for name, layer in layers.items():
         klass = _klass(layer)
         inner = (*group, f"{klass}_{numbers[klass]}" if numbers[klass] else klass)
         numbers[klass] += 1
         came = [end for each in inbound[name] for end in ends.get(each, ())] if inbound[name] else feeds
+        if inbound[name] and not came:
+            raise UserError(f"no layer that it lists feeds {name!r}; get it again")
         if "layers" in layer["config"]:
             ends[name] = _add(graph, layer, came, inner, (*above, name))
         else:
-            ends[name] = [graph.add("/".join((*above, name)), layer, came, above[0] if above else name, inner)]
+            graph.add(ends[name][0], layer, came, above[0] if above else name, inner)
     last = list(_inbound(config.get("output_layers"))) if isinstance(config, dict) else []
     return [end for name in last or list(layers)[-1:] for end in ends[name]]
 
@@ -259,12 +262,11 @@ class _Graph:
         self.after: dict[str, list[str]] = collections.defaultdict(list)
         self._places: dict[str, tuple[str, tuple[str, ...]]] = {}
 
-    def add(self, path: str, layer: Mapping[str, Any], before: list[str], top: str, group: tuple[str, ...]) -> str:
-        """Adds a layer that those before feed; returns its path."""
+    def add(self, path: str, layer: Mapping[str, Any], before: list[str], top: str, group: tuple[str, ...]) -> None:
+        """Adds a layer that those before feed."""
         self.layers[path], self.before[path], self._places[path] = layer, before, (top, group)
         for each in before:
             self.after[each].append(path)
-        return path
 
     def nodes(self) -> Iterator[_Node]:
         """The layers in order."""
@@ -286,7 +288,7 @@ class _Graph:
         """
         found: list[str] = []
         while before := self.before[path]:
-            if len(before) > 1:
+            if len(before) > 1 or before[0] in found:
                 name, klass = _name(self.layers[path]), self.layers[path]["class_name"]
                 raise UserError(
                     f"layer {name!r} ({klass}) joins several maps before the first convolution, which our preprocessing"
