@@ -74,10 +74,8 @@ def without_other_head(
         return network, ()
     held = list(itertools.takewhile(lambda pair: _fits(*pair, behind, shapes), zip(parts, behind, strict=False)))
     others = [*behind[len(held) :], *([] if network.folded else norms[len(body["norm"]) :])]
-    if others and head == "load":
-        theirs = ", ".join(
-            f"{layer.kind} {layer.name} {list(next(iter(layer.arrays.values())).shape)}" for layer in others
-        )
+    if (others or network.strange) and head == "load":
+        theirs = ", ".join([*map(_described, others), *network.strange])
         wanted = " and ".join(f"{part} of {shapes[f'params/{part}/kernel'][0]} channels" for part in parts)
         raise UserError(
             f"{path}: behind the mean it has {theirs}, where {model.name} has {wanted}; a training can start from what"
@@ -85,6 +83,11 @@ def without_other_head(
         )
     kept = tuple(layer for layer in network.layers if all(layer is not other for other in others))
     return dataclasses.replace(network, layers=kept), parts[len(held) :]
+
+
+def _described(layer: ForeignLayer) -> str:
+    shape = list(next(iter(layer.arrays.values())).shape)
+    return f"{layer.kind} {layer.name} {shape}" + (f" with {layer.activation}" if layer.activation else "")
 
 
 def _shape(layer: ForeignLayer) -> tuple[int, ...]:
@@ -96,8 +99,24 @@ def _fits(
     part: str, layer: ForeignLayer, behind: Sequence[ForeignLayer], shapes: Mapping[str, tuple[int, ...]]
 ) -> bool:
     """Whether a layer behind the mean is that part of ours; a classifier is the last, of any number of classes."""
-    inputs, outputs = shapes[f"params/{part}/kernel"]
-    return _shape(layer)[0] == inputs and (layer is behind[-1] if part == "classifier" else _shape(layer)[1] == outputs)
+    ours, (inputs, outputs) = shapes[f"params/{part}/kernel"], _shape(layer)
+    if part == "classifier":
+        can_be = (None, "log_softmax", "sigmoid") if outputs == 1 else (None, "log_softmax")
+        return inputs == ours[0] and layer is behind[-1] and layer.activation in can_be
+    return (inputs, outputs) == ours
+
+
+def is_binary(network: ForeignNetwork) -> bool:
+    """Whether the last layer gives one logit z, of which the second of two classes has the probability sigmoid(z)."""
+    return [_shape(layer)[1] for layer in _products(network)[-1:]] == [1]
+
+
+def of_two_classes(network: ForeignNetwork) -> ForeignNetwork:
+    """The network, the one logit z of whose last layer is now two, 0 and z: the same probabilities."""
+    last = _products(network)[-1]
+    arrays = {leaf: np.concatenate([np.zeros_like(array), array], axis=-1) for leaf, array in last.arrays.items()}
+    two = dataclasses.replace(last, arrays=arrays, activation=None)
+    return dataclasses.replace(network, layers=tuple(two if layer is last else layer for layer in network.layers))
 
 
 def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork, absent: tuple[str, ...] = ()) -> dict[str, Any]:

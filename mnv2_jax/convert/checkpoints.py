@@ -180,8 +180,8 @@ def _mappings(loaded: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]
 
 def _has_tensors(mapping: Mapping[Any, Any], tensor: type) -> bool:
     """Whether it holds tensors of any axes, or lists of them."""
-    lists = (value if isinstance(value, list | tuple) else [value] for value in mapping.values())
-    return any(isinstance(each, tensor) and each.ndim for values in lists for each in values)  # type: ignore[attr-defined]
+    lists: Iterable[Iterable[Any]] = (v if isinstance(v, list | tuple) else [v] for v in mapping.values())
+    return any(isinstance(each, tensor) and each.ndim for values in lists for each in values)
 
 
 def _prefixes(names: Iterable[str]) -> dict[str, Anchor]:

@@ -114,7 +114,8 @@ def load_weights(
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     library = library or _library(path, foreign)
     network, leaves, notes = _convert(path, foreign, library, model, options, known, head)
-    wants = preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model))
+    wants = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model))
+    _check_pixels(path, foreign, model, preprocessing or {})
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
     has_classes = "params/classifier/kernel" in leaves
@@ -167,7 +168,7 @@ def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: s
     return CONVENTIONS[library, family]
 
 
-def _preprocessing(foreign: _Foreign, library: Source, model: str) -> Preprocessing:
+def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Preprocessing:
     """What the file says of it, for the rest the library's custom."""
     custom = CONVENTIONS[library, names.family_of(model)]
     told: dict[str, Any] = {"interpolation": custom.interpolation, "resolution": native_resolution(model)}
@@ -176,7 +177,23 @@ def _preprocessing(foreign: _Foreign, library: Source, model: str) -> Preprocess
     if isinstance(foreign, ForeignNetwork):
         said = {"resolution": foreign.resolution, "mean": foreign.mean, "std": foreign.std}
         told |= {key: value for key, value in said.items() if value is not None}
-    return preprocessing_from(told, Preprocessing())
+        told |= foreign.view
+    try:
+        return preprocessing_from(told, Preprocessing())
+    except UserError as error:
+        raise UserError(f"{path}: says of its images {error}") from error
+
+
+def _check_pixels(path: pathlib.Path, foreign: _Foreign, model: str, known: Mapping[str, Any]) -> None:
+    """Refuses a file that prepares images by numbers that neither it nor the user says."""
+    unsaid = foreign.unsaid if isinstance(foreign, ForeignNetwork) else {}
+    if names.family_of(model) == "mobilenet_v3":  # Keras's own has one, which makes pixels run from -1 to 1
+        unsaid = {name: beside for name, beside in unsaid.items() if not (beside and name.startswith("rescaling"))}
+    if unsaid and not {"mean", "std"} <= set(known):
+        raise UserError(
+            f"{path}: has a layer {next(iter(unsaid))!r} for its images and doesn't say by what numbers; give the whole"
+            " model, saved as .keras or .h5, or convert it with --mean and --std"
+        )
 
 
 def _convert(
@@ -206,6 +223,8 @@ def _convert(
     sketch = build(_ANY_CLASSES)
     if isinstance(foreign, ForeignNetwork):
         foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
+        is_binary = by_order.is_binary(foreign)
+        foreign = by_order.of_two_classes(foreign) if is_binary else foreign
         _check_head(path, absent, head)
         num_classes = _ANY_CLASSES if absent else by_order.num_classes(path, foreign)
         options |= by_order.facts_of(path, build(num_classes), foreign, absent)
@@ -218,11 +237,15 @@ def _convert(
         _check_head(path, absent, head)
         leaves, zeros = by_name.leaves_of(path, network, state, table, absent)
         notes += [f"{name}, which the file lacks, is zero" for name in zeros]
+    if isinstance(foreign, ForeignNetwork) and is_binary:
+        notes.append("its one logit z is that of the second of two classes: 0 and z")
+    if isinstance(foreign, ForeignNetwork) and "interpolation" in foreign.view:
+        notes.append("where its own layer resizes without antialiasing, images are resized with it")
     if absent:
         notes.append(f"{' and '.join(absent)} of {name} can't be had from it")
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
         notes.append("norms were folded into the convolutions: each is an identity with a bias")
-    has_background = library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
+    has_background = not absent and library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
     if has_background and len((known or {}).get("labels", ())) != _BACKGROUND_CLASSES:
         network = build(_BACKGROUND_CLASSES - 1)
         for leaf in ("kernel", "bias"):
