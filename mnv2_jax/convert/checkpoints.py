@@ -62,7 +62,7 @@ class Network:
         return _shown(self.place) or "the file's top level"
 
 
-def networks_in(path: pathlib.Path, loaded: Mapping[Any, Any], tensor: type) -> list[Network]:
+def networks_in(path: pathlib.Path, loaded: Mapping[Any, Any], tensor: type[Any]) -> list[Network]:
     """Every network that a checkpoint holds.
 
     Args:
@@ -144,7 +144,7 @@ def choose(path: pathlib.Path, networks: list[Network], take: str | None) -> tup
     return taken, notes
 
 
-def nameless_averages(loaded: Mapping[Any, Any], networks: list[Network], tensor: type) -> list[str]:
+def nameless_averages(loaded: Mapping[Any, Any], networks: list[Network], tensor: type[Any]) -> list[str]:
     """Places that sound like an average of weights and hold tensors, but not by the names of a network."""
     places = [".".join(keys) for keys, mapping in _mappings(loaded) if _has_tensors(mapping, tensor)]
     known = {each.place for each in networks}
@@ -178,7 +178,7 @@ def _mappings(loaded: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]
                 waiting.extend(((*keys, str(key)), below) for key, below in fields.items())
 
 
-def _has_tensors(mapping: Mapping[Any, Any], tensor: type) -> bool:
+def _has_tensors(mapping: Mapping[Any, Any], tensor: type[Any]) -> bool:
     """Whether it holds tensors of any axes, or lists of them."""
     lists: Iterable[Iterable[Any]] = (v if isinstance(v, list | tuple) else [v] for v in mapping.values())
     return any(isinstance(each, tensor) and each.ndim for values in lists for each in values)

@@ -77,7 +77,7 @@ def _state_dict(
     path: pathlib.Path,
     loaded: Mapping[Any, Any],
     take: str | None,
-    tensor: type,
+    tensor: type[Any],
     as_arrays: Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]],
 ) -> StateDict:
     networks = networks_in(path, loaded, tensor)
