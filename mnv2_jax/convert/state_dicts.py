@@ -64,8 +64,13 @@ def read_state_dict(path: pathlib.Path, take: str | None = None) -> StateDict:
     """
     _check_size(path)
     with path.open("rb") as file:
-        form = form_of(file.read(9)) or ("safetensors" if path.suffix == ".safetensors" else "torch")
-    return _read_safetensors(path, take) if form == "safetensors" else _read_torch(path, take)
+        head = file.read(9)
+    form = form_of(head)
+    if form == "safetensors" or (path.suffix == ".safetensors" and form is None):
+        return _read_safetensors(path, take)
+    if form is None:
+        raise UserError(f"{path}: not a whole PyTorch file (it begins with {head!r}); get it again")
+    return _read_torch(path, take)
 
 
 def _read_safetensors(path: pathlib.Path, take: str | None) -> StateDict:
@@ -233,7 +238,7 @@ def _reason(error: Exception) -> str:
         return "a TorchScript archive, which holds code, and isn't read; save the state dict of the model"
     if operand := re.search(r"Unsupported operand (\d+)", said):
         return (
-            f"isn't pickled as torch does (instruction {operand[1]}); save it anew, by torch.save with its own protocol"
+            f"isn't pickled as torch does (instruction {operand[1]}); save it anew by torch.save, with its own protocol"
         )
     if "weights_only" in said:
         return (

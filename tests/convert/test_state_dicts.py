@@ -182,6 +182,10 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
 
 
 def test_no_file(tmp_path):
+    (tmp_path / "page.pth").write_bytes(b"<html>log in</html>")
+    (tmp_path / "empty.pt").touch()
+    for name in ("page.pth", "empty.pt"):
+        refused(tmp_path / name, "not a whole PyTorch file")
     for name in ("w.safetensors", "w.pth"):
         refused(tmp_path / name, "can't be read")
 
