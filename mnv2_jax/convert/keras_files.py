@@ -64,7 +64,8 @@ _LEAVES = {
 _LEARNT = ("mean", "var", "count")
 """What a Normalization holds, in this order."""
 _ON_PIXELS = re.compile(
-    r"(rescaling|normalization|resizing|center_crop|lambda|true_divide|subtract|tf\.math\.(truediv|subtract))(_\d+)?"
+    r"(rescaling|normalization|resizing|center_crop|lambda|true_divide|subtract|(tf|slicing)_op_lambda"
+    r"|tf\.(math\.(truediv|subtract|multiply)|nn\.bias_add|__operators__\.(add|getitem)))(_\d+)?"
 )
 """Usual names of layers that prepare images, in files without a config."""
 _ACTIVATIONS = {"None": None, "linear": None, "hard_silu": "hard_swish"}  # others by their own names
@@ -398,7 +399,7 @@ def _unsaid(found: _Found) -> dict[str, bool]:
     """The layers of a file without a config that do something to images; whether the convolutions are beside them."""
 
     def is_outermost(node: _Node) -> bool:
-        return len(node.group) == 1 if node.group else node.name == node.top
+        return len(node.group) == 1 if node.group else f"/{node.name}".endswith(f"/{node.top}")
 
     is_nested = not all(is_outermost(node) for node, _ in found if node.kind == "conv")
     return {
@@ -499,9 +500,10 @@ def _by_name(group: Any, tops: list[str], nodes: list[_Node]) -> _Found:
     means = []
     for top in tops:
         holder = _child(group, top)
+        listed = {node.name for node in nodes if node.top == top}
         for path in _strings(holder, _WEIGHTS):
             *scope, leaf = path.removesuffix(":0").split("/")
-            key = top, scope[-1] if scope else top
+            key = top, _owner(scope, listed) or top
             found = arrays.setdefault(key, {})
             if leaf not in _LEAVES or _LEAVES[leaf] in found:
                 raise UserError(f"layer {top!r} has {path!r}, twice or unlike all layers of MobileNets; {_WHOLE}")
@@ -518,8 +520,8 @@ def _by_name(group: Any, tops: list[str], nodes: list[_Node]) -> _Found:
         # first. Means are never trained, so that they always stand in order.
         if [key for key in arrays if kinds.get(key) == "norm"] != means:
             raise UserError(f"the layers of a model that was partly frozen are out of order in it; {_WHOLE}")
-        listed = [(_Node(key[1], key[0], (), kinds.get(key)), found) for key, found in arrays.items()]
-        return listed + [(_Node(top, top, (), None), {}) for top in tops if not _strings(_child(group, top), _WEIGHTS)]
+        holding = [(_Node(key[1], key[0], (), kinds.get(key)), found) for key, found in arrays.items()]
+        return holding + [(_Node(top, top, (), None), {}) for top in tops if not _strings(_child(group, top), _WEIGHTS)]
     ordered = []
     for node in nodes:
         key = node.top, node.name
@@ -529,6 +531,12 @@ def _by_name(group: Any, tops: list[str], nodes: list[_Node]) -> _Found:
     if arrays:
         raise UserError(f"it has arrays for {next(iter(arrays))[1]!r}, which its config doesn't list; {_WHOLE}")
     return ordered
+
+
+def _owner(scope: list[str], listed: set[str]) -> str:
+    """The layer in whose scope an array is: its name may have slashes, and models may stand before it."""
+    names = ["/".join(scope[start:]) for start in range(len(scope))]
+    return next((name for name in names if name in listed), "/".join(scope))
 
 
 def _by_number(file: Any, container: str, nodes: list[_Node]) -> _Found:

@@ -43,6 +43,7 @@ from mnv2_jax.presets import native_resolution
 _BACKGROUND_CLASSES = 1001
 _ANY_CLASSES = 2
 """Of a network whose classifier isn't read."""
+_OF_KERAS_V3 = ("rescaling", "tf")
 _TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
 
@@ -187,8 +188,8 @@ def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model
 def _check_pixels(path: pathlib.Path, foreign: _Foreign, model: str, known: Mapping[str, Any]) -> None:
     """Refuses a file that prepares images by numbers that neither it nor the user says."""
     unsaid = foreign.unsaid if isinstance(foreign, ForeignNetwork) else {}
-    if names.family_of(model) == "mobilenet_v3":  # Keras's own has one, which makes pixels run from -1 to 1
-        unsaid = {name: beside for name, beside in unsaid.items() if not (beside and name.startswith("rescaling"))}
+    if names.family_of(model) == "mobilenet_v3":  # Keras's own has such layers: pixels run from -1 to 1
+        unsaid = {name: beside for name, beside in unsaid.items() if not (beside and name.startswith(_OF_KERAS_V3))}
     if unsaid and not {"mean", "std"} <= set(known):
         raise UserError(
             f"{path}: has a layer {next(iter(unsaid))!r} for its images and doesn't say by what numbers; give the whole"

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from mnv2_jax.convert import by_order
-from mnv2_jax.convert.by_order import facts_of, leaves_of, num_classes, without_other_head
+from mnv2_jax.convert.by_order import (
+    facts_of,
+    is_binary,
+    leaves_of,
+    num_classes,
+    of_two_classes,
+    without_other_head,
+)
 from mnv2_jax.convert.keras_files import read_keras
 from mnv2_jax.convert.layers import ForeignLayer, ForeignNetwork
 from mnv2_jax.convert.tflite_files import read_tflite
@@ -266,6 +273,34 @@ def test_heads_that_are_missing_or_others(name, widths, absent, is_refused):
     assert set(leaves) == set(shapes_of(model, absent))
     # No layer of these files has a bias, nor has a converter's that left out zeros.
     assert not any(np.any(leaf) for place, leaf in leaves.items() if place.endswith("/bias"))
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_one_logit_is_two_classes(activation):
+    model, network = behind(V2, 1)
+    *others, last = network.layers
+    last = dataclasses.replace(last, arrays={**last.arrays, "bias": np.full(1, 3, np.float32)}, activation=activation)
+    assert not is_binary(behind(V2, 2)[1])
+    for widened in (last, dataclasses.replace(last, arrays={"kernel": last.arrays["kernel"]})):
+        network = dataclasses.replace(network, layers=(*others, widened))
+        assert without_other_head(PATH, model, network, "load") == (network, ())
+        assert is_binary(network)
+        leaves = leaves_of(PATH, model, of_two_classes(network))
+        np.testing.assert_array_equal(leaves["params/classifier/kernel"], [[0, 1]] * 1280)
+        np.testing.assert_array_equal(leaves["params/classifier/bias"], [0, 3 if "bias" in widened.arrays else 0])
+
+
+@pytest.mark.parametrize(("units", "activation"), [(2, "sigmoid"), (2, "relu"), (1, "tanh")])
+def test_last_layers_that_give_no_logits(units, activation):
+    model, network = behind(V2, units)
+    *others, last = network.layers
+    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(last, activation=activation)))
+    with pytest.raises(UserError, match=rf"dense d0 \[1280, {units}\] with {activation}"):
+        without_other_head(PATH, model, network, "load")
+    assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
+    pooled = dataclasses.replace(behind(V2, 2)[1], strange=("pool (GlobalMaxPooling2D)",))
+    with pytest.raises(UserError, match=r"behind the mean it has pool \(GlobalMaxPooling2D\)"):
+        without_other_head(PATH, model, pooled, "load")
 
 
 # --- files by others --------------------------------------------------------------------------------------------

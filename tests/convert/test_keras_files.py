@@ -301,6 +301,29 @@ def test_nested_models_are_read_in_order_or_not_at_all(tmp_path):
         read_keras(tmp_path / "m")
 
 
+@pytest.mark.parametrize("top", [None, "inner"])
+@pytest.mark.parametrize("is_configured", [True, False])
+def test_names_with_slashes(top, is_configured, tmp_path):
+    """As of MobileNetV3 in Keras 2: every norm ends in the same word."""
+    names = ["a/Norm", "b/Norm"]
+    inside = [listed("BatchNormalization", name, epsilon=0.001) for name in names]
+    layers = [listed("Sequential", top, layers=inside)] if top else inside
+    with h5py.File(tmp_path / "m", "w") as file:
+        if is_configured:
+            file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": layers}})
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [top.encode()] if top else [name.encode() for name in names]
+        for name in names:
+            holder = group.require_group(top or name)
+            paths = [f"m/{name}/{leaf}:0" for leaf in NAMES["BatchNormalization"]]
+            before = list(holder.attrs.get("weight_names", ()))
+            holder.attrs["weight_names"] = np.array([*before, *(path.encode() for path in paths)], "S")
+            for path, values in zip(paths, arrays_of(0, "BatchNormalization"), strict=True):
+                holder[path] = values
+    found = [layer.name for layer in read_keras(tmp_path / "m").layers]
+    assert found == (names if is_configured else [f"m/{name}" for name in names])
+
+
 def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
     with h5py.File(tmp_path / "m", "w") as file:
         write_numbered(file, layers_of(("Conv2D", "Dense")))
@@ -528,7 +551,7 @@ def test_pixels_that_are_inverted_and_a_mean_that_is_nowhere(tmp_path):
 def test_a_layer_on_pixels_of_which_a_file_has_the_name_only(tmp_path):
     layers = layers_of(("Conv2D", "Dense"))
     for form in ("legacy", "numbered"):
-        for name in ("rescaling", "resizing_1", "tf.math.truediv_2"):
+        for name in ("rescaling", "resizing_1", "tf.math.truediv_2", "tf_op_lambda"):
             FORMS[form](tmp_path / "m", [(name, "Other", []), *layers])
             assert read_keras(tmp_path / "m").unsaid == {name: True}
         FORMS[form](tmp_path / "m", [("random_flip", "Other", []), ("re_lu", "ReLU", []), *layers])
