@@ -159,7 +159,6 @@ def linear(name, outputs, inputs):
         ("timm mobilenet_v1", "classifier.", "classifier.1."),
         ("torchvision mobilenet_v2", "classifier.1.", "classifier."),
         ("torchvision mobilenet_v3_small", "classifier.3.", "classifier.3.1."),
-        ("torchvision resnet50", "fc.", "fc.0."),
     ],
 )
 def test_the_one_dense_layer_behind_the_mean_is_the_classifier(key, before, after, tmp_path):
