@@ -1,5 +1,6 @@
 """Weights through the public commands: converted, predicted with, evaluated, trained on."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,11 +14,12 @@ import safetensors.numpy
 from PIL import Image
 
 from mnv2_jax import config
+from mnv2_jax.convert.by_name import to_timm
 from mnv2_jax.convert.load import load_weights
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
-from mnv2_jax.models.weights import Preprocessing, WeightsInfo, flatten, save_weights, shapes_of, unflatten
+from mnv2_jax.models.weights import Preprocessing, Weights, WeightsInfo, flatten, save_weights, shapes_of, unflatten
 from mnv2_jax.training.checkpoint import restore_variables
 from mnv2_jax.training.initial import check_head, prepare, relabel, with_weights
 from mnv2_jax.training.state import TrainState
@@ -125,13 +127,7 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     assert "have 3 classes, digits has 10 others; give --config.init.head=new" in refused.stderr
     assert not (tmp_path / "run").exists()
     weights = load_weights(file)
-    model = create_model("mobilenet_v2", 10, width=0.25, depth=0.3, padding="symmetric")
-    random = unflatten({name: jax.numpy.full(shape, 7.0) for name, shape in shapes_of(model).items()})
-    fields = dict.fromkeys(("step", "seed", "first_bad_step", "opt_state"))
-    state = TrainState(
-        params=random["params"], model_state={"batch_stats": random["batch_stats"]}, ema=random, **fields
-    )
-    begun = with_weights(state, weights, "new")
+    begun = with_weights(sevens(), weights, "new")
     for tree in ({"params": begun.params, **begun.model_state}, begun.ema):
         leaves, held = flatten(tree), flatten(weights.variables)
         assert leaves["params/classifier/kernel"].shape == (1280, 10)
@@ -141,6 +137,42 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     every = jax.tree.leaves((begun.params, begun.model_state, begun.ema))
     assert all(isinstance(leaf, np.ndarray) for leaf in every)
     assert len({leaf.ctypes.data for leaf in every}) == len(every)
+
+
+def sevens():
+    """A state whose every weight is 7, with 10 classes."""
+    model = create_model("mobilenet_v2", 10, width=0.25, depth=0.3, padding="symmetric")
+    random = unflatten({name: jax.numpy.full(shape, 7.0) for name, shape in shapes_of(model).items()})
+    fields = dict.fromkeys(("step", "seed", "first_bad_step", "opt_state"))
+    return TrainState(params=random["params"], model_state={"batch_stats": random["batch_stats"]}, ema=random, **fields)
+
+
+def test_a_file_without_a_classifier_starts_a_training_and_nothing_else(weights, tmp_path):
+    whole = load_weights(weights)
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({n: x for n, x in to_timm(whole).items() if not n.startswith("classifier")}, path)
+    spec, overrides = f"{cli.W0_25}:data=digits", [f"init.weights={path}", "model.depth=0.3", "init.head=new"]
+    settings, given = config.load(spec, overrides)[1], config.given(spec, overrides)
+    prepared, headless = prepare(settings, given)
+    assert (prepared.model.padding, headless.absent) == ("symmetric", ("classifier",))
+    check_head(prepared, headless, open_dataset(prepared.data))
+    leaves, held = flatten(with_weights(sevens(), headless, "new").params), flatten(whole.variables["params"])
+    for name, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, 7.0 if "classifier" in name else held[name], name)
+    loading = dataclasses.replace(settings, init=dataclasses.replace(settings.init, head="load"))
+    for call in (lambda: prepare(loading, given), lambda: prepare(settings, given, evaluates=True)):
+        with pytest.raises(UserError, match=rf"{path}: has no classifier.*--config\.init\.head=new"):
+            call()
+
+
+def test_a_part_that_weights_lack_is_not_frozen():
+    data = open_dataset(config.DataConfig(name="digits", resolution=16))
+    lacking = Weights(create_model("mobilenet_v3_small", 2), {"params": {}}, WeightsInfo())
+    for part, said in {"classifier": "begin with hidden", "hidden": None, "block_3": None}.items():
+        tuned = config.FinetuneConfig(train_from=(part,))
+        settings = config.Config(init=config.InitConfig(weights="w", head="new"), finetune=tuned)
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+            check_head(settings, lacking, data)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +278,7 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
         (["--checkpoint=best", "{weights}", "new.safetensors"], "is read with the folder of a run only"),
         (["--model=mobilenet_v2", ".", "new.safetensors"], "no run is there"),
         (["--labels=nowhere", "{weights}", "new.safetensors"], "--labels=nowhere: can't be read"),
+        (["--take=raw", "{weights}", "new.safetensors"], "says itself what it holds"),
     ],
 )
 def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):
@@ -260,10 +293,30 @@ def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("take", "factor"), [([], 2), (["--take=raw"], 1)])
+def test_an_average_or_the_weights_of_a_checkpoint(take, factor, weights, monkeypatch, tmp_path, capsys):
+    from mnv2_jax.convert.__main__ import main
+
+    state = to_timm(load_weights(weights))
+    both = {f"model.{name}": array for name, array in state.items()} | {
+        f"model_ema.module.{name}": np.asarray(2 * array) for name, array in state.items()
+    }
+    (tmp_path / "c.safetensors").write_bytes(safetensors.numpy.save(both))
+    out = tmp_path / "out.safetensors"
+    options = ["--model=mobilenet_v2", "--width=0.25", "--depth=0.3", *take]
+    monkeypatch.setattr("sys.argv", ["convert", *options, str(tmp_path / "c.safetensors"), str(out)])
+    main()
+    bias = load_weights(out).variables["params"]["classifier"]["bias"]
+    np.testing.assert_array_equal(bias, factor * load_weights(weights).variables["params"]["classifier"]["bias"])
+    told = capsys.readouterr().out
+    assert "model_ema" in told
+    assert any("model_ema" in note for note in load_weights(out).info.notes)
+
+
 def test_help_of_convert_is_complete():
     result = cli.run("convert", "--help")
     assert result.returncode == 0
-    for flag in ("--model", "--width", "--library", "--labels", "--to", "--force", "WEIGHTS", "OUT", "timm/"):
+    for flag in ("--model", "--width", "--library", "--labels", "--take", "--to", "--force", "WEIGHTS", "OUT", "timm/"):
         assert flag in result.stdout
 
 

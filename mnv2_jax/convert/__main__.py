@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 _HELP_AFTER = """\
 WEIGHTS is one of
   a file of torchvision or timm (.pth, .safetensors), CoreNet (.pt), Keras (.h5, .weights.h5, .keras) or TFLite
-    (.tflite, float or quantised); whose it is, is recognised
+    (.tflite, float or quantised); whose it is, is recognised. PyTorch's may be a checkpoint of a training, wrapped in
+    any way (.pth.tar, Lightning's .ckpt): of an average (EMA) and raw weights the average is taken, as timm does
   a name of published weights, fetched once: timm/mobilenetv2_100.ra_in1k, torchvision/mobilenet_v2.v2
   the folder of a run
   a file that this command wrote, with --to=timm
 OUT gets the model, how it wants its images and the names of its classes with the weights. TensorFlow's 1001 classes
-become ImageNet's 1000. .pth files need torch, Keras and TFLite files and timm's names the extra "convert".
+become ImageNet's 1000. PyTorch's files need torch, Keras and TFLite files and timm's names the extra "convert".
 
 examples:
   python -m mnv2_jax.convert --model=mobilenet_v2 mobilenet_v2_1.0_224.tflite v2.safetensors
   python -m mnv2_jax.convert --model=mobilenet_v1 --width=0.25 mobilenet_2_5_128_tf.h5 v1.safetensors
   python -m mnv2_jax.convert timm/mobilenetv3_large_100.ra_in1k v3.safetensors
+  python -m mnv2_jax.convert model_best.pth.tar best.safetensors
   python -m mnv2_jax.convert runs/w0_35 mine.safetensors
   python -m mnv2_jax.convert --to=timm mine.safetensors for_timm.safetensors
 """
@@ -55,6 +57,11 @@ def main() -> None:
     parser.add_argument("--eval_crop_fraction", type=float, metavar="F", help="of the short side (default: 0.875)")
     parser.add_argument("--interpolation", metavar="NAME", help="bilinear or bicubic (default: the library's)")
     parser.add_argument("--labels", type=pathlib.Path, metavar="FILE", help="a name of a class a line, in their order")
+    parser.add_argument(
+        "--take",
+        metavar="WHICH",
+        help="of several networks in a PyTorch checkpoint: ema, raw, or a place in it (default: ema if it has one)",
+    )
     parser.add_argument(
         "--to", choices=("mnv2_jax", "timm"), default="mnv2_jax", help="timm: a state dict of timm's names"
     )
@@ -105,13 +112,19 @@ def _open(args: argparse.Namespace) -> Weights:
         from mnv2_jax.training.initial import read_run_weights
 
         run = read_run_weights(pathlib.Path(source), args.checkpoint)
-        if args.model or args.library or labels or options or asked:
+        if args.model or args.library or args.take or labels or options or asked:
             raise UserError(f"{args.weights}: a run says itself what it holds; leave the model and its options out")
         return run
     if args.checkpoint:
         raise UserError(f"--checkpoint={args.checkpoint} is read with the folder of a run only; leave it out")
     return load_weights(
-        args.weights, args.model, library=args.library, preprocessing=asked or None, labels=labels, **options
+        args.weights,
+        args.model,
+        library=args.library,
+        preprocessing=asked or None,
+        labels=labels,
+        take=args.take,
+        **options,
     )
 
 

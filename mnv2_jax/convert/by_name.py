@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,33 +16,105 @@ from mnv2_jax.models.registry import Model
 from mnv2_jax.models.weights import Weights, describe, flatten, raise_mismatch, shapes_of
 
 
-def num_classes(path: pathlib.Path, state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> int:
-    """How many the classifier of a state dict has.
+def num_classes(state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> int:
+    """How many classes a state dict tells apart; 2, where nothing in it could be a classifier."""
+    kernels = [state[name] for name in _behind(state, table) if state[name].ndim > 1]
+    usual = state.get(f"{table['classifier']}.weight")
+    if usual is not None and usual.ndim > 1:
+        kernels.append(usual)
+    return max([2, *(len(kernel) for kernel in kernels[-1:])])
+
+
+def _behind(state: Mapping[str, np.ndarray], table: Mapping[str, str]) -> list[str]:
+    """Tensors of the module that a library's classifier is, or is in."""
+    root = table["classifier"].partition(".")[0]
+    return [name for name in state if name.startswith(f"{root}.")]
+
+
+def without_other_head(
+    path: pathlib.Path,
+    model: Model,
+    state: Mapping[str, np.ndarray],
+    table: Mapping[str, str],
+    head: Literal["load", "new"],
+) -> tuple[Mapping[str, np.ndarray], tuple[str, ...], list[str]]:
+    """Takes what comes behind the mean out of a state dict where it isn't ours and a new head is asked for.
+
+    A dense layer that is alone there is the classifier: people put it into an ``nn.Sequential`` after dropout, or in
+    place of one.
+
+    Args:
+      path: of the file, for errors.
+      model: of as many classes as `num_classes` says.
+      state: the tensors.
+      table: of the library's names.
+      head: load: nothing is taken out.
+
+    Returns:
+      The state dict, the parts among `Network.head_parts` that it doesn't have (then), and what was done. One whose
+      other tensors aren't the model's stays as it is.
 
     Raises:
-      UserError: if it has none.
+      UserError: naming the tensors behind the mean, if they aren't ours and are to be loaded.
     """
-    head = f"{table['classifier']}.weight"
-    if head not in state or state[head].ndim == 0:
-        raise UserError(f"{path}: no tensor {head}, so no classifier; weights without their head can't be converted")
-    return int(state[head].shape[0])
+    shapes, parts = shapes_of(model), model.module.head_parts
+    body = _match(model, state, table, parts)
+    if body.missing or body.wrong:
+        return state, (), []
+
+    def fits(part: str, name: str) -> bool:
+        return name in state and state[name].shape[:2] == shapes[f"params/{part}/kernel"][::-1]
+
+    *hidden, classifier = parts
+    held = [part for part in hidden if fits(part, f"{table[part]}.weight")]
+    behind = [name for name in _behind(state, table) if not any(name.startswith(f"{table[part]}.") for part in held)]
+    absent = tuple(part for part in parts if part not in held)
+    rest = {name: array for name, array in state.items() if name not in behind}
+    if any(f"{table[part]}.weight" in rest for part in absent):
+        return state, (), []
+    if not behind:
+        return rest, absent, []
+    layer, usual = behind[0].rpartition(".")[0], table[classifier]
+    is_alone = {*behind, f"{layer}.bias"} == {f"{layer}.weight", f"{layer}.bias"}
+    if is_alone and absent == (classifier,) and fits(classifier, f"{layer}.weight"):
+        moved = {name.replace(layer, usual, 1): state[name] for name in behind}
+        return rest | moved, (), [] if layer == usual else [f"the classifier is {layer}"]
+    told = ", ".join([f"{name} {list(state[name].shape)}" for name in behind[:6]] + ["…"] * (len(behind) > 6))
+    if head == "load":
+        wanted = " and ".join(f"{part} of {shapes[f'params/{part}/kernel'][0]} channels" for part in parts)
+        raise UserError(
+            f"{path}: behind the mean it has {told}, where {model.name} has {wanted}; a training can start from what"
+            " comes before by --config.init.head=new"
+        )
+    return rest, absent, [f"{told} were left out"]
 
 
-def leaves_of(
-    path: pathlib.Path, model: Model, state: Mapping[str, np.ndarray], table: Mapping[str, str]
-) -> dict[str, np.ndarray]:
-    """Every leaf of ours from the tensor that the table names.
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """Leaves from a state dict, and names of theirs that are at odds with the model."""
 
-    Raises:
-      UserError: listing tensors that are missing, left over, or of another shape.
-    """
-    leaves, missing, wrong, used = {}, [], [], set()
-    for ours, shape in shapes_of(model).items():
+    leaves: dict[str, np.ndarray]
+    missing: list[str]
+    wrong: list[str]
+    left: list[str]
+    zeros: list[str]
+    """Biases that the file leaves out."""
+
+
+def _match(model: Model, state: Mapping[str, np.ndarray], table: Mapping[str, str], absent: tuple[str, ...]) -> _Match:
+    shapes = shapes_of(model, absent)
+    found = _Match({}, [], [], [], [])
+    used = set()
+    for ours, shape in shapes.items():
         layer, leaf = _split(ours)
         theirs = _name(table, layer, leaf)
         used.add(theirs)
         if theirs not in state:
-            missing.append(theirs)
+            if leaf == "bias" and f"params/{layer}/kernel" in shapes and _name(table, layer, "kernel") in state:
+                found.zeros.append(theirs)
+                found.leaves[ours] = np.zeros(shape, np.float32)
+            else:
+                found.missing.append(theirs)
             continue
         array = state[theirs]
         if leaf == "kernel" and array.ndim in (2, 4):
@@ -49,11 +122,31 @@ def leaves_of(
         if len(shape) == 2 and array.ndim == 4 and array.shape[:2] == (1, 1):
             array = array[0, 0]  # a dense layer as a 1×1 convolution
         if array.shape != shape:
-            wrong.append(f"{theirs} is {list(array.shape)} instead of {list(shape)} for {layer}")
-        leaves[ours] = array
-    problems = {"missing": missing, "left over": sorted(set(state) - used), "of another shape": wrong}
+            found.wrong.append(f"{theirs} is {list(array.shape)} instead of {list(shape)} for {layer}")
+        found.leaves[ours] = array
+    found.left.extend(sorted(set(state) - used))
+    return found
+
+
+def leaves_of(
+    path: pathlib.Path,
+    model: Model,
+    state: Mapping[str, np.ndarray],
+    table: Mapping[str, str],
+    absent: tuple[str, ...] = (),
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Every leaf of ours from the tensor that the table names, but for those of the parts that are ``absent``.
+
+    Returns:
+      The leaves, and the names of biases that the file leaves out, which are zero.
+
+    Raises:
+      UserError: listing tensors that are missing, left over, or of another shape.
+    """
+    found = _match(model, state, table, absent)
+    problems = {"missing": found.missing, "left over": found.left, "of another shape": found.wrong}
     raise_mismatch(problems, f"{path}: not the weights of {describe(model)}")
-    return leaves
+    return found.leaves, found.zeros
 
 
 def to_timm(weights: Weights) -> dict[str, np.ndarray]:

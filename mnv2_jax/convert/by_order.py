@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,13 +47,86 @@ def num_classes(path: pathlib.Path, network: ForeignNetwork) -> int:
     return int(products[-1].arrays["kernel"].shape[-1])
 
 
-def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork) -> dict[str, Any]:
+def without_other_head(
+    path: pathlib.Path, model: Model, network: ForeignNetwork, head: Literal["load", "new"]
+) -> tuple[ForeignNetwork, tuple[str, ...]]:
+    """Takes what comes behind the mean out of a file where it isn't ours and a new head is asked for.
+
+    Args:
+      path: of the file, for errors.
+      model: of any number of classes.
+      network: what the file holds.
+      head: load: nothing is taken out.
+
+    Returns:
+      The network and those of `Network.head_parts` that it doesn't have (then). A network whose other layers aren't
+      the model's stays as it is.
+
+    Raises:
+      UserError: naming the layers behind the mean, if they aren't ours and are to be loaded.
+    """
+    shapes, parts = shapes_of(model), model.module.head_parts
+    ours = _ours(model, shapes)
+    body = {kind: [name for name in names if name not in parts] for kind, names in ours.items()}
+    products, norms = _products(network), [layer for layer in network.layers if layer.kind == "norm"]
+    last, behind = len(body["product"]) - 1, products[len(body["product"]) :]
+    if len(products) <= last or _shape(products[last]) != shapes[f"params/{body['product'][last]}/kernel"][-2:]:
+        return network, ()
+    held = list(itertools.takewhile(lambda pair: _fits(*pair, behind, shapes), zip(parts, behind, strict=False)))
+    others = [*behind[len(held) :], *([] if network.folded else norms[len(body["norm"]) :])]
+    if (others or network.strange) and head == "load":
+        theirs = ", ".join([*map(_described, others), *network.strange])
+        wanted = " and ".join(f"{part} of {shapes[f'params/{part}/kernel'][0]} channels" for part in parts)
+        raise UserError(
+            f"{path}: behind the mean it has {theirs}, where {model.name} has {wanted}; a training can start from what"
+            " comes before by --config.init.head=new"
+        )
+    kept = tuple(layer for layer in network.layers if all(layer is not other for other in others))
+    return dataclasses.replace(network, layers=kept), parts[len(held) :]
+
+
+def _described(layer: ForeignLayer) -> str:
+    shape = list(next(iter(layer.arrays.values())).shape)
+    return f"{layer.kind} {layer.name} {shape}" + (f" with {layer.activation}" if layer.activation else "")
+
+
+def _shape(layer: ForeignLayer) -> tuple[int, ...]:
+    """Channels in and out."""
+    return layer.arrays["kernel"].shape[-2:]
+
+
+def _fits(
+    part: str, layer: ForeignLayer, behind: Sequence[ForeignLayer], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether a layer behind the mean is that part of ours; a classifier is the last, of any number of classes."""
+    ours, (inputs, outputs) = shapes[f"params/{part}/kernel"], _shape(layer)
+    if part == "classifier":
+        can_be = (None, "log_softmax", "sigmoid") if outputs == 1 else (None, "log_softmax")
+        return inputs == ours[0] and layer is behind[-1] and layer.activation in can_be
+    return (inputs, outputs) == ours
+
+
+def is_binary(network: ForeignNetwork) -> bool:
+    """Whether the last layer gives one logit z, of which the second of two classes has the probability sigmoid(z)."""
+    return [_shape(layer)[1] for layer in _products(network)[-1:]] == [1]
+
+
+def of_two_classes(network: ForeignNetwork) -> ForeignNetwork:
+    """The network, the one logit z of whose last layer is now two, 0 and z: the same probabilities."""
+    last = _products(network)[-1]
+    arrays = {leaf: np.concatenate([np.zeros_like(array), array], axis=-1) for leaf, array in last.arrays.items()}
+    two = dataclasses.replace(last, arrays=arrays, activation=None)
+    return dataclasses.replace(network, layers=tuple(two if layer is last else layer for layer in network.layers))
+
+
+def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork, absent: tuple[str, ...] = ()) -> dict[str, Any]:
     """Options of `create_model` that a file says: ``strides``, ``padding`` and ``activation``.
 
     Args:
       path: of the file, for errors.
       model: built without them, whose layers the file's are.
       network: what the file holds.
+      absent: parts of ours that it doesn't hold.
 
     Returns:
       Those that it says. ``activation`` isn't among them where it is the family's.
@@ -60,7 +135,7 @@ def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork) -> dict[
       UserError: if layers are missing or left over, or one has a stride, a dilation, a padding or an activation that
         ours can't have.
     """
-    shapes = shapes_of(model)
+    shapes = shapes_of(model, absent)
     pairs = dict(_pairs(model, network, shapes, f"{path}: not the weights of {describe(model)}"))
     pairs = {ours: layer for ours, layer in pairs.items() if layer.kind != "norm"}
     kernels = {ours: shapes[f"params/{ours}/kernel"] for ours in pairs}
@@ -155,22 +230,28 @@ def _activation_of(ours: str, plan: Plan) -> str | None:
     return _SQUEEZE_EXCITE.get(layer, make.keywords.get("act"))
 
 
-def leaves_of(path: pathlib.Path, model: Model, network: ForeignNetwork) -> dict[str, np.ndarray]:
+def leaves_of(
+    path: pathlib.Path, model: Model, network: ForeignNetwork, absent: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
     """Every leaf of ours from the file's layer of the same kind at the same place.
 
     A bias before a norm is taken out of the norm's mean, where it would be subtracted again; where the norms are folded
-    into the convolutions, each becomes an identity with that bias.
+    into the convolutions, each becomes an identity with that bias. A bias that the file leaves out is zero; parts that
+    are ``absent`` from it have no leaves.
 
     Raises:
       UserError: listing layers that are missing, left over, or of another shape.
     """
-    shapes = shapes_of(model)
+    shapes = shapes_of(model, absent)
     what = f"{path}: not the weights of {describe(model)}"
     leaves: dict[str, np.ndarray] = {}
     wrong, left = [], []
     biases = {}
     for layer, other in _pairs(model, network, shapes, what):
-        for leaf, array in other.arrays.items():
+        arrays = dict(other.arrays)
+        if other.kind != "norm" and (network.folded or f"params/{layer}/bias" in shapes):
+            arrays.setdefault("bias", np.zeros_like(arrays["kernel"], shape=arrays["kernel"].shape[-1:]))
+        for leaf, array in arrays.items():
             if leaf == "bias" and f"params/{layer}_norm/bias" in shapes:
                 biases[f"{layer}_norm"] = array
                 continue
@@ -198,19 +279,27 @@ def _pairs(
     model: Model, network: ForeignNetwork, shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> list[tuple[str, ForeignLayer]]:
     """Our layers, in the order of computation, with theirs."""
-    ours: dict[str, list[str]] = {"depthwise": [], "product": [], "norm": []}
-    for layer in (row.name for row in summarise(model, 64).layers):
-        kernel = shapes.get(f"params/{layer}/kernel")
-        if kernel is not None:
-            ours["depthwise" if len(kernel) == 4 and kernel[2] == 1 else "product"].append(layer)
-        elif f"batch_stats/{layer}/mean" in shapes and not network.folded:
-            ours["norm"].append(layer)
+    ours = _ours(model, shapes)
+    if network.folded:
+        ours["norm"] = []
     theirs: dict[str, list[ForeignLayer]] = {"product": _products(network)}
     theirs |= {kind: [layer for layer in network.layers if layer.kind == kind] for kind in ("depthwise", "norm")}
     missing = [name for kind in ours for name in ours[kind][len(theirs[kind]) :]]
     left = [layer.name for kind in ours for layer in theirs[kind][len(ours[kind]) :]]
     raise_mismatch({"missing": missing, "left over": left}, what)
     return [pair for kind in ours for pair in zip(ours[kind], theirs[kind], strict=True)]
+
+
+def _ours(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Names of our layers that are among the shapes, by kind, in the order of computation."""
+    ours: dict[str, list[str]] = {"depthwise": [], "product": [], "norm": []}
+    for layer in (row.name for row in summarise(model, 64).layers):
+        kernel = shapes.get(f"params/{layer}/kernel")
+        if kernel is not None:
+            ours["depthwise" if len(kernel) == 4 and kernel[2] == 1 else "product"].append(layer)
+        elif f"batch_stats/{layer}/mean" in shapes:
+            ours["norm"].append(layer)
+    return ours
 
 
 def _identity(norm: str, bias: np.ndarray, epsilon: float) -> dict[str, np.ndarray]:

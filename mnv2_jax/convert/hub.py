@@ -39,6 +39,9 @@ class Fetched:
     """Arguments of `models.registry.create_model`, `name` among them; defaults are left out."""
     preprocessing: Mapping[str, Any] | None
     """Fields of `config.DataConfig` of the published evaluation; None where the publisher doesn't say."""
+    labels: tuple[str, ...] = ()
+    """Of the classes, in their order, as `models.weights.WeightsInfo` has them, and so the next; empty: not said."""
+    class_ids: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +123,35 @@ def known_names() -> list[str]:
     return sorted(timm + [f"torchvision/{name}" for name in TORCHVISION])
 
 
+def is_tensorflow(architecture: str) -> bool:
+    """Whether it begins as the name of one of timm's models with TensorFlow's padding and epsilon."""
+    return _base_name(architecture).startswith(tuple(name for name in TIMM if name.startswith("tf_")))
+
+
+def named(architecture: str, source: str, path: pathlib.Path) -> Fetched | None:
+    """What the name of its architecture says of a file.
+
+    Args:
+      architecture: as people write it: ``tf_mobilenetv3_small_100``, ``hf-hub:timm/mobilenetv2_140.ra_in1k``.
+      source: whose names its tensors have.
+      path: of the file.
+
+    Returns:
+      None where it names none that we know of that library.
+    """
+    base = _base_name(architecture)
+    is_resnet = base == "resnet50" and base != architecture  # with a tag or an owner: timm's, which has the same names
+    if base in TIMM and (source == "timm" or is_resnet):
+        return _of_timm(path, base, {}, "")
+    if source == "torchvision" and base in {entry.model["name"] for entry in TORCHVISION.values()}:
+        return Fetched(path=path, source="torchvision", model={"name": base}, preprocessing=None)
+    return None
+
+
+def _base_name(architecture: str) -> str:
+    return architecture.strip().rpartition("/")[2].partition(".")[0]
+
+
 def fetch(name: str) -> Fetched:
     """Downloads published weights, or finds those that were downloaded before, for which it needs no network.
 
@@ -181,7 +213,44 @@ def _of_timm(path: pathlib.Path, architecture: str, config: Mapping[str, Any], w
         source="timm_tf" if architecture.startswith("tf_") else "timm",
         model=TIMM[architecture].model,
         preprocessing=timm_preprocessing(config, where),
+        **_timm_classes(config, where),
     )
+
+
+def _timm_classes(config: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    """What a timm ``config.json`` calls the classes, as fields of `Fetched`; empty if it doesn't say.
+
+    Its ``label_names`` are a list, or a mapping from indices, which may leave some out; ``label_descriptions`` say each
+    as people do.
+
+    Raises:
+      UserError: beginning with ``where``, for names that can't be.
+    """
+    theirs = config.get(_CONFIG)
+    parts = [config, theirs if isinstance(theirs, Mapping) else {}]  # timm, too, prefers the former
+
+    def said(*keys: str) -> Any:
+        return next((part[key] for key in keys for part in parts if part.get(key)), None)
+
+    names, told, count = said("label_names", "labels"), said("label_descriptions") or {}, said("num_classes")
+    if names is None:
+        return {}
+    by_index = dict(enumerate(names)) if isinstance(names, list) else names
+    if not _is_texts(by_index) or not all(str(index).isdecimal() for index in by_index):
+        raise UserError(f"{where}: label_names={reprlib.repr(names)} must be a list of names, or names by index")
+    if not _is_texts(told):
+        raise UserError(f"{where}: label_descriptions={reprlib.repr(told)} must be a text for each of label_names")
+    indices = {int(index): name for index, name in by_index.items()}
+    count = count if isinstance(count, int) else max(indices) + 1
+    if not max(indices) < count < 1 << 20 or len(indices) < len(by_index):
+        raise UserError(f"{where}: label_names={reprlib.repr(names)} must be one each of {count} classes at the most")
+    class_ids = tuple(indices.get(index, f"class {index}") for index in range(count))
+    labels = tuple(told.get(name, name) for name in class_ids)
+    return {"labels": labels, "class_ids": () if labels == class_ids else class_ids}
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) and text for text in value.values())
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:

@@ -22,11 +22,12 @@ import pathlib
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from mnv2_jax.convert import pixels
 from mnv2_jax.convert.layers import (
     LARGEST,
     ForeignLayer,
@@ -56,7 +57,17 @@ _LEAVES = {
     "beta": "bias",
     "moving_mean": "mean",
     "moving_variance": "var",
+    "mean": "mean",  # this and the next two: of a Normalization
+    "variance": "var",
+    "count": "count",
 }
+_LEARNT = ("mean", "var", "count")
+"""What a Normalization holds, in this order."""
+_ON_PIXELS = re.compile(
+    r"(rescaling|normalization|resizing|center_crop|lambda|true_divide|subtract|(tf|slicing)_op_lambda"
+    r"|tf\.(math\.(truediv|subtract|multiply)|nn\.bias_add|__operators__\.(add|getitem)))(_\d+)?"
+)
+"""Usual names of layers that prepare images, in files without a config."""
 _ACTIVATIONS = {"None": None, "linear": None, "hard_silu": "hard_swish"}  # others by their own names
 _CLASSES = {
     "LeakyReLU": "leaky_relu",
@@ -72,7 +83,14 @@ _CLASSES = {
 _ACTIVATING = {"Activation", "ReLU", "TFOpLambda", *_CLASSES}
 _ACTING = "nn.", "keras.activations."  # functions that TFOpLambda calls
 _GATED = {"hard_sigmoid": "hard_swish", "sigmoid": "swish"}  # times what they are of
+_ZEROS = "zero_padding2d"
+_STRANGE = {
+    *("global_max_pooling2d", "max_pooling2d", "cropping2d", "up_sampling2d", "unit_normalization", "lambda"),
+    *("rescaling", "resizing", "center_crop"),
+}
+"""Layers without weights that no MobileNet has, once its convolutions have begun."""
 _ADDS = {"add", "tf_op_lambda", "tensor_flow_op_layer"}  # x + 3 of a composed hard sigmoid, by version
+_WEIGHTS = "weight_names"
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # Keras 3; TensorFlow 2.12 to 2.15
 _LARGEST_CONFIG = 1 << 26
 _GIVE = "give what Keras's save or save_weights wrote"
@@ -99,15 +117,23 @@ def read_keras(path: pathlib.Path) -> ForeignNetwork:
         with h5py.File(io.BytesIO(weights), "r") as file:
             config = config or file.attrs.get("model_config")
             version = str(version or file.attrs.get("keras_version"))
-            nodes = list(_configured(json.loads(config), version)) if config else []
+            graph = _Graph(version)
+            if config:
+                _add(graph, json.loads(config), [])
+            found = _found(file, list(graph.nodes()))
+            leading = _leading(graph, found)
+            told = _preprocessing(graph, found, leading)
             return ForeignNetwork(
                 source="keras",
-                layers=_layers(file, nodes),
+                layers=_layers((node, arrays) for node, arrays in found if node.path not in leading),
                 folded=False,
-                epsilon=_epsilon(nodes),
-                resolution=_resolution(nodes),
-                mean=None,
-                std=None,
+                epsilon=_epsilon(found),
+                resolution=told.pop("resolution", None),
+                mean=told.pop("mean", None),
+                std=told.pop("std", None),
+                unsaid={} if config else _unsaid(found),
+                strange=_strange(graph, found, leading),
+                view=told,
             )
 
 
@@ -161,31 +187,51 @@ class _Node:
     activation: str | None = None
     window: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Stride, dilation and pads of a `ForeignLayer`."""
+    path: str = ""
+    """In the `_Graph`."""
+
+    @property
+    def is_normalization(self) -> bool:
+        """Whether it holds what `_LEARNT` names; its class says so in every version."""
+        return bool(self.group) and self.group[-1].startswith("normalization")
 
 
-def _configured(model: Any, version: str, group: tuple[str, ...] = (), top: str | None = None) -> Iterator[_Node]:
-    """The layers that a config lists: Keras does so in an order of computation."""
+def _add(
+    graph: _Graph, model: Any, feeds: list[str], group: tuple[str, ...] = (), above: tuple[str, ...] = ()
+) -> list[str]:
+    """Adds the layers that a config lists, which Keras does in an order of computation, and those of models in it.
+
+    Args:
+      graph: to which they are added.
+      model: the config.
+      feeds: the layers whose output is the model's input.
+      group: of the model.
+      above: the names of the models around it, and its own.
+
+    Returns:
+      The layers whose output is the model's.
+    """
     config = model["config"]
     layers = {_name(layer): layer for layer in (config["layers"] if isinstance(config, dict) else config)}
-    before = {name: list(_inbound(layer.get("inbound_nodes"))) for name, layer in layers.items()}
-    if not any(before.values()):  # Sequential
-        before = {name: [previous] for previous, name in itertools.pairwise(layers)}
-    after: dict[str, list[str]] = collections.defaultdict(list)
-    for name, inputs in before.items():
-        for each in inputs:
-            after[each].append(name)
-    graph = _Graph(layers, before, after, version)
+    inbound = {name: list(_inbound(layer.get("inbound_nodes"))) for name, layer in layers.items()}
+    if not any(inbound.values()):  # Sequential
+        inbound |= {name: [previous] for previous, name in itertools.pairwise(layers)}
+    # Which layers give a layer's output: a model in the model isn't known before it is added.
+    ends = {name: ["/".join((*above, name))] for name, layer in layers.items() if "layers" not in layer["config"]}
     numbers: collections.Counter[str] = collections.Counter()
     for name, layer in layers.items():
-        klass = graph.klass(name)
+        klass = _klass(layer)
         inner = (*group, f"{klass}_{numbers[klass]}" if numbers[klass] else klass)
         numbers[klass] += 1
+        came = [end for each in inbound[name] for end in ends.get(each, ())] if inbound[name] else feeds
+        if inbound[name] and not came:
+            raise UserError(f"no layer that it lists feeds {name!r}; get it again")
         if "layers" in layer["config"]:
-            yield from _configured(layer, version, inner, top or name)
+            ends[name] = _add(graph, layer, came, inner, (*above, name))
         else:
-            kind, config = _KINDS.get(klass), layer["config"]
-            window = graph.window(name) if kind in ("conv", "depthwise") else {}
-            yield _Node(name, top or name, inner, kind, config, graph.activation(name), window)
+            graph.add(ends[name][0], layer, came, above[0] if above else name, inner)
+    last = list(_inbound(config.get("output_layers"))) if isinstance(config, dict) else []
+    return [end for name in last or list(layers)[-1:] for end in ends[name]]
 
 
 def _name(layer: Mapping[str, Any]) -> str:
@@ -200,20 +246,58 @@ def _inbound(tree: Any) -> Iterator[str]:
         yield from _inbound(part)
 
 
-@dataclasses.dataclass(frozen=True)
+def _klass(layer: Mapping[str, Any]) -> str:
+    """In snake case, as Keras 3 names the groups: DepthwiseConv2D, depthwise_conv2d."""
+    klass = re.sub(r"\W+", "", layer["class_name"])
+    return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", klass)).lower()
+
+
 class _Graph:
-    """The layers of one model by name, and which come before and after each."""
+    """The layers of a model and of those in it, by their paths, and which come before and after each."""
 
-    layers: Mapping[str, Any]
-    before: Mapping[str, list[str]]
-    after: Mapping[str, list[str]]
-    version: str
-    """Of Keras."""
+    def __init__(self, version: str) -> None:
+        self.version = version
+        """Of Keras."""
+        self.layers: dict[str, Mapping[str, Any]] = {}
+        self.before: dict[str, list[str]] = {}
+        self.after: dict[str, list[str]] = collections.defaultdict(list)
+        self._places: dict[str, tuple[str, tuple[str, ...]]] = {}
 
-    def klass(self, name: str) -> str:
-        """In snake case, as Keras 3 names the groups: DepthwiseConv2D, depthwise_conv2d."""
-        klass = re.sub(r"\W+", "", self.layers[name]["class_name"])
-        return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", klass)).lower()
+    def add(self, path: str, layer: Mapping[str, Any], before: list[str], top: str, group: tuple[str, ...]) -> None:
+        """Adds a layer that those before feed."""
+        self.layers[path], self.before[path], self._places[path] = layer, before, (top, group)
+        for each in before:
+            self.after[each].append(path)
+
+    def nodes(self) -> Iterator[_Node]:
+        """The layers in order."""
+        for path, (top, group) in self._places.items():
+            kind = _KINDS.get(self.klass(path))
+            window = self.window(path) if kind in ("conv", "depthwise") else {}
+            layer = self.layers[path]
+            yield _Node(_name(layer), top, group, kind, layer["config"], self.activation(path), window, path)
+
+    def klass(self, path: str) -> str:
+        """See `_klass`."""
+        return _klass(self.layers[path])
+
+    def leading_to(self, path: str) -> list[str]:
+        """The layers between the image and one, which must follow each other.
+
+        Raises:
+          UserError: naming a layer that several feed.
+        """
+        found: list[str] = []
+        while before := self.before[path]:
+            if len(before) > 1 or before[0] in found:
+                name, klass = _name(self.layers[path]), self.layers[path]["class_name"]
+                raise UserError(
+                    f"layer {name!r} ({klass}) joins several maps before the first convolution, which our preprocessing"
+                    " can't express; save the model without it, and do it to the images"
+                )
+            (path,) = before
+            found.append(path)
+        return found[::-1]
 
     def activation(self, name: str) -> str | None:
         """The activation in a layer, after it, or after the norm that follows it."""
@@ -244,9 +328,7 @@ class _Graph:
             if theirs in config:
                 found[ours] = one_of(name, ours, _pair(config[theirs]))
         if "padding" in config:
-            zeros = [
-                self.layers[other]["config"] for other in self.before[name] if self.klass(other) == "zero_padding2d"
-            ]
+            zeros = [self.layers[other]["config"] for other in self.before[name] if self.klass(other) == _ZEROS]
             added = tuple(tuple(_pair(side)) for side in _pair(zeros[0]["padding"])) if zeros else None
             found["pads"] = pads_of(name, config["padding"], added)
         return found
@@ -276,19 +358,72 @@ def _named(value: Any) -> str | None:
     return _ACTIVATIONS.get(str(value), str(value))
 
 
-def _epsilon(nodes: list[_Node]) -> float | None:
-    values = sorted({float(node.config["epsilon"]) for node in nodes if node.kind == "norm"})
+def _epsilon(found: _Found) -> float | None:
+    values = sorted({float(node.config["epsilon"]) for node, _ in found if node.kind == "norm" and node.config})
     if len(values) > 1:
         raise UserError(f"its norms have epsilons from {values[0]:g} to {values[-1]:g}; only one for all can be read")
     return values[0] if values else None
 
 
-def _resolution(nodes: list[_Node]) -> int | None:
-    for node in nodes:
-        match node.config.get("batch_shape", node.config.get("batch_input_shape")):
-            case [_, int(height), int(width), _]:
-                return height if height == width else None
+def _leading(graph: _Graph, found: _Found) -> list[str]:
+    """Paths of the layers from the image to the first convolution, as far as there is a config."""
+    first = next((node.path for node, _ in found if node.kind == "conv" and node.path), None)
+    leading = [] if first is None else graph.leading_to(first)
+    return leading[:-1] if leading and graph.klass(leading[-1]) == _ZEROS else leading  # zeros are its pads
+
+
+def _preprocessing(graph: _Graph, found: _Found, leading: list[str]) -> dict[str, Any]:
+    """Fields of `models.weights.Preprocessing`, as far as the config says them."""
+    learnt = {
+        node.path: {leaf: _array(node.name, array) for leaf, array in arrays.items() if leaf != "count"}
+        for node, arrays in found
+        if node.path in leading
+    }
+    steps = [pixels.Step(_name(graph.layers[path]), graph.layers[path], learnt[path]) for path in leading]
+    sizes = [size for node, _ in found if (size := _size(node.config))]
+    told = pixels.preprocessing_of(steps, _size(graph.layers[leading[0]]["config"]) if leading else None, graph.version)
+    if "resolution" not in told and sizes and sizes[0][0] == sizes[0][1]:
+        told["resolution"] = sizes[0][0]
+    return told
+
+
+def _size(config: Any) -> tuple[int, int] | None:
+    """Height and width of a model's input, if the layer is one and they are fixed."""
+    match isinstance(config, dict) and config.get("batch_shape", config.get("batch_input_shape")):
+        case [_, int(height), int(width), _]:
+            return height, width
     return None
+
+
+def _unsaid(found: _Found) -> dict[str, bool]:
+    """The layers of a file without a config that do something to images; whether the convolutions are beside them."""
+
+    def is_outermost(node: _Node) -> bool:
+        return len(node.group) == 1 if node.group else f"/{node.name}".endswith(f"/{node.top}")
+
+    is_nested = not all(is_outermost(node) for node, _ in found if node.kind == "conv")
+    return {
+        node.name: is_outermost(node) != is_nested
+        for node, arrays in found
+        if _ON_PIXELS.fullmatch(node.name) or "count" in arrays
+    }
+
+
+def _strange(graph: _Graph, found: _Found, leading: list[str]) -> tuple[str, ...]:
+    """The layers behind the last convolution that no MobileNet has.
+
+    Raises:
+      UserError: for one before it.
+    """
+    last = max((place for place, (node, _) in enumerate(found) if node.kind in ("conv", "depthwise")), default=0)
+    strange = {
+        place: f"{node.name} ({graph.layers[node.path]['class_name']})"
+        for place, (node, _) in enumerate(found)
+        if node.path and node.path not in leading and graph.klass(node.path) in _STRANGE
+    }
+    if early := [told for place, told in strange.items() if place < last]:
+        raise UserError(f"layer {early[0]} stands between its convolutions, as in no MobileNet; give another file")
+    return tuple(strange.values())
 
 
 # --- the arrays -------------------------------------------------------------------------------------------------
@@ -297,7 +432,8 @@ _Found = list[tuple[_Node, dict[str, Any]]]
 """The layers in order, and of each its h5py datasets by our names."""
 
 
-def _layers(file: Any, nodes: list[_Node]) -> tuple[ForeignLayer, ...]:
+def _found(file: Any, nodes: list[_Node]) -> _Found:
+    """All layers that a file lists, by its config where it has one, and their arrays."""
     group = _child(file, "model_weights") if "model_weights" in file else file
     container = next((name for name in _CONTAINERS if name in file), None)
     if names := _strings(group, "layer_names"):
@@ -306,13 +442,19 @@ def _layers(file: Any, nodes: list[_Node]) -> tuple[ForeignLayer, ...]:
         found = _by_number(file, container, nodes)
     else:
         raise UserError(f"it holds neither layer_names nor layers; {_GIVE}")
-    found = [(node, arrays) for node, arrays in found if arrays or node.kind]
-    if not found:
-        raise UserError(f"it holds no layers with weights; {_GIVE}")
     datasets = [array for _, arrays in found for array in arrays.values()]
     if (size := sum(math.prod(array.shape) * array.dtype.itemsize for array in datasets)) > LARGEST:
         raise UserError(f"its arrays have {size >> 20} MiB, as no MobileNet has; {_GIVE}")
-    return without_softmax(itertools.starmap(_layer, found))
+    return found
+
+
+def _layers(found: Iterable[tuple[_Node, dict[str, Any]]]) -> tuple[ForeignLayer, ...]:
+    """Those with weights."""
+    # What a Normalization has learnt says nothing without the config: `_unsaid`.
+    layers = [_layer(node, arrays) for node, arrays in found if node.kind or (arrays and "count" not in arrays)]
+    if not layers:
+        raise UserError(f"it holds no layers with weights; {_GIVE}")
+    return without_softmax(layers)
 
 
 def _layer(node: _Node, datasets: Mapping[str, Any]) -> ForeignLayer:
@@ -358,9 +500,10 @@ def _by_name(group: Any, tops: list[str], nodes: list[_Node]) -> _Found:
     means = []
     for top in tops:
         holder = _child(group, top)
-        for path in _strings(holder, "weight_names"):
+        listed = {node.name for node in nodes if node.top == top}
+        for path in _strings(holder, _WEIGHTS):
             *scope, leaf = path.removesuffix(":0").split("/")
-            key = top, scope[-1] if scope else top
+            key = top, _owner(scope, listed) or top
             found = arrays.setdefault(key, {})
             if leaf not in _LEAVES or _LEAVES[leaf] in found:
                 raise UserError(f"layer {top!r} has {path!r}, twice or unlike all layers of MobileNets; {_WHOLE}")
@@ -377,11 +520,23 @@ def _by_name(group: Any, tops: list[str], nodes: list[_Node]) -> _Found:
         # first. Means are never trained, so that they always stand in order.
         if [key for key in arrays if kinds.get(key) == "norm"] != means:
             raise UserError(f"the layers of a model that was partly frozen are out of order in it; {_WHOLE}")
-        return [(_Node(key[1], key[0], (), kinds.get(key)), found) for key, found in arrays.items()]
-    ordered = [(node, arrays.pop((node.top, node.name), {})) for node in nodes]
+        holding = [(_Node(key[1], key[0], (), kinds.get(key)), found) for key, found in arrays.items()]
+        return holding + [(_Node(top, top, (), None), {}) for top in tops if not _strings(_child(group, top), _WEIGHTS)]
+    ordered = []
+    for node in nodes:
+        key = node.top, node.name
+        if node.is_normalization and key not in arrays:
+            key = node.top, node.top  # as Keras 2 names what one in a nested model holds
+        ordered.append((node, arrays.pop(key, {})))
     if arrays:
         raise UserError(f"it has arrays for {next(iter(arrays))[1]!r}, which its config doesn't list; {_WHOLE}")
     return ordered
+
+
+def _owner(scope: list[str], listed: set[str]) -> str:
+    """The layer in whose scope an array is: its name may have slashes, and models may stand before it."""
+    names = ["/".join(scope[start:]) for start in range(len(scope))]
+    return next((name for name in names if name in listed), "/".join(scope))
 
 
 def _by_number(file: Any, container: str, nodes: list[_Node]) -> _Found:
@@ -402,11 +557,13 @@ def _by_number(file: Any, container: str, nodes: list[_Node]) -> _Found:
     top.visititems(lambda path, item: left.add(path) if isinstance(item, h5py.Dataset) else None)
     found = []
     for node in nodes:
-        if node.kind:
+        arrays = {}
+        if node.kind or node.is_normalization:
             path = f"/{container}/".join(node.group) + "/vars"
             names = _numbered(node, len(_child(top, path)))
-            found.append((node, {leaf: _child(top, f"{path}/{i}") for i, leaf in enumerate(names)}))
+            arrays = {leaf: _child(top, f"{path}/{i}") for i, leaf in enumerate(names)}
             left -= {f"{path}/{i}" for i in range(len(names))}
+        found.append((node, arrays))
     if others := sorted(path for path in left if "seed_generator" not in path):  # of dropout and augmentations
         raise UserError(f"it has {others[0]}, of a layer that isn't one of {', '.join(_KINDS)}; give another file")
     return found
@@ -431,7 +588,7 @@ def _listed(holder: Any, container: str, group: tuple[str, ...] = ()) -> Iterato
 
 def _numbered(node: _Node, count: int) -> list[str]:
     """What the arrays of a layer are, by our names."""
-    names = ["kernel", "bias"][:count]
+    names = list(_LEARNT if node.is_normalization else ("kernel", "bias"))[:count]
     if node.kind == "norm":
         told = {"scale": "scale", "bias": "center"}  # where the config doesn't, a third array could be either
         names = [leaf for leaf, key in told.items() if node.config.get(key, bool(node.config) or count == 4)] + [

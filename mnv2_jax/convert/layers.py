@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -84,6 +84,13 @@ class ForeignNetwork:
     mean: tuple[float, float, float] | None
     """The network takes (pixel / 255 - mean) / std. None: the file doesn't say."""
     std: tuple[float, float, float] | None
+    view: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `Preprocessing` that say how images are resized and cropped, those that the file says."""
+    unsaid: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    """Layers that do something to images, of which it holds the names only; True: beside the convolutions, False: in
+    a model around theirs."""
+    strange: tuple[str, ...] = ()
+    """Layers without weights behind the last convolution that do what no head of ours does."""
 
 
 def pads_of(name: str, padding: str, zeros: tuple[tuple[int, ...], ...] | None) -> Pads:

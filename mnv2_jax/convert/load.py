@@ -2,7 +2,7 @@
 
     our file ──────────────────────────────────────────────────────┐
     a name ──► hub ──► a file                                      │
-    .pth .pt .safetensors ──► state_dicts ──► by_name (names) ──┐  ├──► Weights(model, variables, info)
+    PyTorch, .safetensors ──► state_dicts ──► by_name (names) ──┐  ├──► Weights(model, variables, info)
     .h5 .weights.h5 .keras ──► keras_files ──► by_order ────────┼──┘
     .tflite ──► tflite_files ──► by_order ──────────────────────┘
 
@@ -24,7 +24,7 @@ from mnv2_jax.convert import by_name, by_order, hub, names
 from mnv2_jax.convert.conventions import CONVENTIONS, WIDTH_RULES, Convention, Source
 from mnv2_jax.convert.keras_files import read_keras
 from mnv2_jax.convert.layers import ForeignNetwork, reading
-from mnv2_jax.convert.state_dicts import read_state_dict
+from mnv2_jax.convert.state_dicts import StateDict, form_of, read_state_dict
 from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError, nearest
@@ -40,14 +40,10 @@ from mnv2_jax.models.weights import (
 )
 from mnv2_jax.presets import native_resolution
 
-_OF_KEYS: tuple[tuple[str, Source], ...] = (
-    ("conv_1.block.conv.weight", "corenet"),
-    ("conv_stem.weight", "timm"),
-    ("features.0.0.weight", "torchvision"),
-    ("layer1.0.conv1.weight", "torchvision"),
-)
-"""A tensor that tells whose state dict it is; ResNet's names are the same everywhere."""
 _BACKGROUND_CLASSES = 1001
+_ANY_CLASSES = 2
+"""Of a network whose classifier isn't read."""
+_OF_KERAS_V3 = ("rescaling", "tf")
 _TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
 
@@ -58,6 +54,8 @@ def load_weights(
     library: Source | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     labels: Sequence[str] | None = None,
+    take: str | None = None,
+    head: Head = "load",
     **options: Any,
 ) -> Weights:
     """Reads weights of any kind.
@@ -65,10 +63,15 @@ def load_weights(
     Args:
       source: a file of `save_weights`; a file of torchvision, timm, CoreNet, Keras or TFLite, whose kind is
         recognised; or a name, as ``timm/mobilenetv2_100.ra_in1k`` or ``torchvision/mobilenet_v2.v2``.
-      model: which network a foreign file holds, one of `list_models`; our files and names say it themselves.
+      model: which network a foreign file holds, one of `list_models`; our files, names, and checkpoints that name their
+        architecture say it themselves.
       library: whose weights they are, where a file can't tell (``timm_tf``: timm's tf_ models).
       preprocessing: fields of `models.weights.Preprocessing` that are known better than by the library's custom.
       labels: names of the classes, in their order.
+      take: of a PyTorch checkpoint that holds several networks, the average of weights ("ema"), the weights themselves
+        ("raw"), or the one at a place of it, as ``teacher``; unset: the average, where there is one, as timm does.
+      head: new: of a file without a classifier of the model's, what it has before that is taken (`Weights.absent`), for
+        a training with a new one.
       **options: further arguments of `create_model`, as ``width=0.35``.
 
     Returns:
@@ -86,59 +89,79 @@ def load_weights(
     if not is_name and os.path.isdir(path):
         raise UserError(f"{path}: a folder, and not a file of weights; a run's folder is given as --workdir")
     if not is_name and kind_of(path) == "ours":
-        if any(asked is not None for asked in (model, library, preprocessing, labels)) or options:
+        if any(asked is not None for asked in (model, library, preprocessing, labels, take)) or options:
             raise UserError(f"{path}: says itself what it holds; leave the model and its options out")
         return read_weights(path)
-    if (published := hub.fetch(text) if is_name else hub.beside(path)) is not None:
+    known = None if labels is None else {"labels": tuple(labels)}
+    published = hub.fetch(text) if is_name else hub.beside(path)
+    path = published.path if published else path
+    foreign = _read(path, take)
+    said = list(foreign.notes) if isinstance(foreign, StateDict) else []
+    if published is None and isinstance(foreign, StateDict):
+        architecture, published = _said(path, foreign)
+        said += [f"the file says that it is {architecture}"] if published else []
+    if published is not None:
         options = {**published.model, **options}
         name = options.pop("name")
         if model not in (None, name):
             raise UserError(f"{text} is {name}, not {model}; leave the model out")
-        model, library, path = name, library or published.source, published.path
+        model, library = name, library or published.source
         preprocessing = {**(published.preprocessing or {}), **(preprocessing or {})}
+        if known is None and published.labels:
+            known = {"labels": published.labels, "class_ids": published.class_ids}
     if model is None:
         raise UserError(f"{path}: a file of another library doesn't say which network it holds; give the model's name")
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
-    foreign = _read(path)
     library = library or _library(path, foreign)
-    network, leaves, notes = _convert(path, foreign, library, model, options, labels)
-    wants = preprocessing_from(preprocessing or {}, _preprocessing(foreign, library, model))
+    network, leaves, notes = _convert(path, foreign, library, model, options, known, head)
+    wants = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model))
+    _check_pixels(path, foreign, model, preprocessing or {})
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
+    has_classes = "params/classifier/kernel" in leaves
     info = WeightsInfo(
         preprocessing=wants,
         source=text if is_name else library,
-        notes=(f"converted from {path.name}", *notes),
-        **_classes(path, network.num_classes, labels),
+        notes=(f"converted from {path.name}", *said, *notes),
+        **(_classes(path, network.num_classes, known) if has_classes else {}),
     )
     return Weights(network, unflatten(leaves), info)
 
 
-_Foreign: TypeAlias = ForeignNetwork | dict[str, np.ndarray]
+_Foreign: TypeAlias = ForeignNetwork | StateDict
+Head: TypeAlias = Literal["load", "new"]
+"""As `InitConfig.head`."""
 
 
-def _classes(path: pathlib.Path, num_classes: int, labels: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
-    """Names as `WeightsInfo` has them: those that are given, else ImageNet's where there are as many."""
-    if labels is None and num_classes == len(imagenet.class_ids()):
+_Classes: TypeAlias = dict[str, tuple[str, ...]]
+"""Names as `WeightsInfo` has them."""
+
+
+def _classes(path: pathlib.Path, num_classes: int, known: _Classes | None) -> _Classes:
+    """Those that are known, else ImageNet's where there are as many."""
+    if known is None and num_classes == len(imagenet.class_ids()):
         return {"labels": imagenet.class_names(), "class_ids": imagenet.class_ids()}
-    if labels and len(labels) != num_classes:
-        raise UserError(f"{path}: {len(labels)} labels for {num_classes} classes; give one each")
-    return {"labels": tuple(labels or ())}
+    for given in (known or {}).values():
+        if given and len(given) != num_classes:
+            raise UserError(f"{path}: {len(given)} labels for {num_classes} classes; give one each")
+    return known or {}
 
 
-def _read(path: pathlib.Path) -> _Foreign:
+def _read(path: pathlib.Path, take: str | None) -> _Foreign:
     kind = kind_of(path)
     if kind == "state dict":
-        return read_state_dict(path)
+        return read_state_dict(path, take)
+    if take is not None:
+        raise UserError(f"{path}: take={take!r} is of PyTorch's checkpoints, which this isn't; leave it out")
     return read_keras(path) if kind == "keras" else read_tflite(path)
 
 
 def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Convention:
     family = names.family_of(model)
     by_names = library not in ("keras", "tflite")
-    if isinstance(foreign, dict) != by_names:
-        kind = "a state dict" if isinstance(foreign, dict) else f"a file of {foreign.source}"
+    if isinstance(foreign, StateDict) != by_names:
+        kind = "a state dict" if isinstance(foreign, StateDict) else f"a file of {foreign.source}"
         raise UserError(f"{path}: {kind}, which {library} doesn't write; leave the library out")
     if (library, family) not in CONVENTIONS:
         known = sorted({of for whose, of in CONVENTIONS if whose == library})
@@ -146,7 +169,7 @@ def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: s
     return CONVENTIONS[library, family]
 
 
-def _preprocessing(foreign: _Foreign, library: Source, model: str) -> Preprocessing:
+def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Preprocessing:
     """What the file says of it, for the rest the library's custom."""
     custom = CONVENTIONS[library, names.family_of(model)]
     told: dict[str, Any] = {"interpolation": custom.interpolation, "resolution": native_resolution(model)}
@@ -155,7 +178,23 @@ def _preprocessing(foreign: _Foreign, library: Source, model: str) -> Preprocess
     if isinstance(foreign, ForeignNetwork):
         said = {"resolution": foreign.resolution, "mean": foreign.mean, "std": foreign.std}
         told |= {key: value for key, value in said.items() if value is not None}
-    return preprocessing_from(told, Preprocessing())
+        told |= foreign.view
+    try:
+        return preprocessing_from(told, Preprocessing())
+    except UserError as error:
+        raise UserError(f"{path}: says of its images {error}") from error
+
+
+def _check_pixels(path: pathlib.Path, foreign: _Foreign, model: str, known: Mapping[str, Any]) -> None:
+    """Refuses a file that prepares images by numbers that neither it nor the user says."""
+    unsaid = foreign.unsaid if isinstance(foreign, ForeignNetwork) else {}
+    if names.family_of(model) == "mobilenet_v3":  # Keras's own has such layers: pixels run from -1 to 1
+        unsaid = {name: beside for name, beside in unsaid.items() if not (beside and name.startswith(_OF_KERAS_V3))}
+    if unsaid and not {"mean", "std"} <= set(known):
+        raise UserError(
+            f"{path}: has a layer {next(iter(unsaid))!r} for its images and doesn't say by what numbers; give the whole"
+            " model, saved as .keras or .h5, or convert it with --mean and --std"
+        )
 
 
 def _convert(
@@ -164,9 +203,10 @@ def _convert(
     library: Source,
     name: str,
     asked: Mapping[str, Any],
-    labels: Sequence[str] | None,
+    known: _Classes | None,
+    head: Head,
 ) -> tuple[Model, dict[str, np.ndarray], list[str]]:
-    """The network, its leaves, and what was done to them."""
+    """The network, its leaves, and what was done to them; of a file without a classifier one of any classes."""
     custom = _convention(path, foreign, library, name)
     family = names.family_of(name)
     options: dict[str, Any] = {"padding": custom.padding}
@@ -180,25 +220,48 @@ def _convert(
     def build(num_classes: int) -> Model:
         return create_model(name, num_classes, norm=norm, **options | dict(asked))
 
+    notes: list[str] = []
+    sketch = build(_ANY_CLASSES)
     if isinstance(foreign, ForeignNetwork):
-        num_classes = by_order.num_classes(path, foreign)
-        options |= by_order.facts_of(path, build(num_classes), foreign)
+        foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
+        is_binary = by_order.is_binary(foreign)
+        foreign = by_order.of_two_classes(foreign) if is_binary else foreign
+        _check_head(path, absent, head)
+        num_classes = _ANY_CLASSES if absent else by_order.num_classes(path, foreign)
+        options |= by_order.facts_of(path, build(num_classes), foreign, absent)
         network = build(num_classes)
-        leaves = by_order.leaves_of(path, network, foreign)
+        leaves = by_order.leaves_of(path, network, foreign, absent)
     else:
-        table = names.TABLES[library, family](build(2).module.plan)
-        network = build(by_name.num_classes(path, foreign, table))
-        leaves = by_name.leaves_of(path, network, foreign, table)
-    notes = []
+        table = names.TABLES[library, family](sketch.module.plan)
+        network = build(by_name.num_classes(foreign.tensors, table))
+        state, absent, notes = by_name.without_other_head(path, network, foreign.tensors, table, head)
+        _check_head(path, absent, head)
+        leaves, zeros = by_name.leaves_of(path, network, state, table, absent)
+        notes += [f"{name}, which the file lacks, is zero" for name in zeros]
+    if isinstance(foreign, ForeignNetwork) and is_binary:
+        notes.append("its one logit z is that of the second of two classes: 0 and z")
+    if isinstance(foreign, ForeignNetwork) and "interpolation" in foreign.view:
+        notes.append("where its own layer resizes without antialiasing, images are resized with it")
+    if absent:
+        notes.append(f"{' and '.join(absent)} of {name} can't be had from it")
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
         notes.append("norms were folded into the convolutions: each is an identity with a bias")
-    has_background = library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
-    if has_background and len(labels or ()) != _BACKGROUND_CLASSES:
+    has_background = not absent and library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
+    if has_background and len((known or {}).get("labels", ())) != _BACKGROUND_CLASSES:
         network = build(_BACKGROUND_CLASSES - 1)
         for leaf in ("kernel", "bias"):
             leaves[f"params/classifier/{leaf}"] = leaves[f"params/classifier/{leaf}"][..., 1:]
         notes.append("the first of 1001 classes, background, was dropped")
     return network, {place: np.ascontiguousarray(leaf) for place, leaf in leaves.items()}, notes
+
+
+def _check_head(path: pathlib.Path, absent: tuple[str, ...], head: Head) -> None:
+    """Refuses a file without a classifier where it is to answer."""
+    if absent and head == "load":
+        raise UserError(
+            f"{path}: has no {absent[-1]}, so that it can't say what is on an image; a training can start from it with"
+            " --config.init.head=new"
+        )
 
 
 def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dict"]:
@@ -221,23 +284,25 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
         with reading(path, "Keras or PyTorch"), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
         return "keras" if "model.weights.h5" in members else "state dict"
-    if path.suffix == ".safetensors":
+    form = form_of(head)
+    if form == "safetensors" or (form is None and path.suffix == ".safetensors"):
         return "ours" if is_ours(path) else "state dict"
-    if path.suffix in (".pth", ".pt", ".bin"):
+    if form == "torch" or path.suffix in (".pth", ".pt", ".bin"):
         return "state dict"
     raise UserError(
-        f"{path}: not a file of weights that we can read (.safetensors, .pth, .pt, .h5, .weights.h5, .keras, .tflite);"
+        f"{path}: not a file of weights that we can read (.safetensors, PyTorch's, .h5, .weights.h5, .keras, .tflite);"
         " a TF-slim checkpoint can be had as a .tflite or a Keras file"
     )
 
 
+def _said(path: pathlib.Path, foreign: StateDict) -> tuple[str, hub.Fetched | None]:
+    """What the file calls its architecture, and what that says, if it is one that we know of its library."""
+    found = ((each, hub.named(each, foreign.source, path)) for each in foreign.architectures)
+    return next((pair for pair in found if pair[1] is not None), ("", None))
+
+
 def _library(path: pathlib.Path, foreign: _Foreign) -> Source:
-    if isinstance(foreign, ForeignNetwork):
-        return foreign.source
-    for key, source in _OF_KEYS:
-        if key in foreign:
-            if source == "timm" and path.name.startswith("tf_"):
-                return "timm_tf"
-            return source
-    first = ", ".join(list(foreign)[:3])
-    raise UserError(f"{path}: no library's names that we know ({first}, …); torchvision, timm and CoreNet are known")
+    """Whose the file is; timm's ``tf_`` models are known by a name that it has or says."""
+    said = foreign.architectures if isinstance(foreign, StateDict) else ()
+    is_tf = path.name.startswith("tf_") or any(map(hub.is_tensorflow, said))
+    return "timm_tf" if foreign.source == "timm" and is_tf else foreign.source

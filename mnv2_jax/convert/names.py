@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from mnv2_jax.convert.conventions import Source
 from mnv2_jax.models.network import Block, Plan
 from mnv2_jax.nn import blocks
 
@@ -15,6 +17,32 @@ Names = dict[str, str]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 """What PyTorch calls our leaves."""
+
+
+class Anchor(NamedTuple):
+    """How a network's state dict is known."""
+
+    name: str
+    """The end of the name of one tensor, which no other network has."""
+    source: Source
+    children: Mapping[str, str] = types.MappingProxyType({})
+    """What the first parts of names were before the layers stood in an ``nn.Sequential``; others are no part of the
+    network. Empty: they stand where the library has them."""
+
+
+_FEATURES = {str(place): f"features.{place}" for place in range(19)}
+_RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+ANCHORS = (
+    Anchor("conv_stem.weight", "timm"),
+    Anchor("features.0.0.weight", "torchvision"),
+    Anchor("layer1.0.conv1.weight", "torchvision"),  # timm's ResNet has the same names
+    Anchor("conv_1.block.conv.weight", "corenet"),
+    # Backbones as people cut them out: `net.features`, `nn.Sequential(*list(net.children())[:-1])`
+    Anchor("1.conv.0.0.weight", "torchvision", _FEATURES),
+    Anchor("1.block.0.0.weight", "torchvision", _FEATURES),
+    Anchor("4.0.conv1.weight", "torchvision", _RESNET),
+)
+"""Those whole first: the others are looked for where none of them is."""
 
 
 def kind_of(block: Block) -> type:

@@ -128,6 +128,11 @@ class Network(nn.Module):
         return ("stem", *blocks, *(["head"] if plan.head else []), *(["hidden"] if plan.hidden else []), "classifier")
 
     @property
+    def head_parts(self) -> tuple[str, ...]:
+        """Those of `parts` that come behind the mean: what a file of weights may lack."""
+        return self.parts[-2:] if self.plan.hidden else self.parts[-1:]
+
+    @property
     def endpoint_strides(self) -> dict[str, int]:
         """Height of the image over height of the map, for each endpoint that is one, in order."""
         plan = self.plan

@@ -21,6 +21,7 @@ from mnv2_jax import config
 from mnv2_jax.config import DataConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import write_bytes
+from mnv2_jax.models.network import part_of
 from mnv2_jax.models.registry import Model, from_config, variable_shapes
 from mnv2_jax.types import Variables
 
@@ -63,7 +64,13 @@ class Weights(NamedTuple):
 
     model: Model
     variables: Variables
+    """All of the model's, but for those of the parts that are `absent`."""
     info: WeightsInfo
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Those of `Network.head_parts` that a file without them didn't hold; a training draws them anew."""
+        return tuple(part for part in self.model.module.head_parts if part not in self.variables["params"])
 
 
 def save_weights(
@@ -223,13 +230,14 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def shapes_of(model: Model) -> Mapping[str, tuple[int, ...]]:
-    """Shapes of a model's variables by path, as in `flatten`."""
+def shapes_of(model: Model, without: tuple[str, ...] = ()) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of a model's variables by path, as in `flatten`, but for those of some of its `Network.parts`."""
+    paths = {
+        tuple(key.key for key in path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variable_shapes(model))
+    }
     return types.MappingProxyType(
-        {
-            "/".join(key.key for key in path): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(variable_shapes(model))
-        }
+        {"/".join(path): shape for path, shape in paths.items() if part_of(path[1]) not in without}
     )
 
 

@@ -20,6 +20,7 @@ from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import Summary, summarise
+from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.models.unfold import unfold
 from mnv2_jax.models.weights import Weights
 from mnv2_jax.nn.norm import SingleValueError
@@ -119,7 +120,10 @@ class Experiment:
         """The same weights, but norms that were folded have statistics, those of some training images."""
         # Whole views in the order of training, which skips what is to be skipped.
         data = dataclasses.replace(self._training_view, crop="none", batch_size=_UNFOLDING_BATCH)
-        measure = jax.jit(lambda x: weights.model.norm_inputs(weights.variables, normalise(x, data.mean, data.std)))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(weights.model))
+        # No norm comes behind a part that weights may lack.
+        variables = {name: {**zeros[name], **branch} for name, branch in weights.variables.items()}
+        measure = jax.jit(lambda x: weights.model.norm_inputs(variables, normalise(x, data.mean, data.std)))
         with contextlib.closing(streams.train_batches(data, self.dataset.train, self.config.seed)) as batches:
             inputs = [
                 jax.device_get(measure(batch["image"])) for batch in itertools.islice(batches, _UNFOLDING_BATCHES)

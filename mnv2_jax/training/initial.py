@@ -12,7 +12,7 @@ import numpy as np
 
 from mnv2_jax.config import Config, ModelConfig, flatten
 from mnv2_jax.convert.hub import is_name
-from mnv2_jax.convert.load import kind_of, load_weights
+from mnv2_jax.convert.load import Head, kind_of, load_weights
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import from_config
@@ -41,12 +41,13 @@ def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | N
     return Weights(model, variables, info)
 
 
-def open_weights(source: str, model: ModelConfig) -> Weights:
+def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weights:
     """What ``init.weights`` names: a run's folder, our file, another library's, or published weights.
 
     Args:
       source: path or name.
       model: says which network a foreign file holds.
+      head: new: `Weights.absent` parts are allowed.
 
     Raises:
       UserError: if it can't be had, or isn't that network.
@@ -59,7 +60,7 @@ def open_weights(source: str, model: ModelConfig) -> Weights:
     default = ModelConfig()
     options = ("width", "width_rule", "depth", "activation")  # the padding is its library's, not asked for
     asked = {key: getattr(model, key) for key in options if getattr(model, key) != getattr(default, key)}
-    return load_weights(source, model.name, **asked)
+    return load_weights(source, model.name, head=head, **asked)
 
 
 _TAKEN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "data.mean", "data.std")
@@ -100,7 +101,7 @@ def prepare(
         return config, None
     if saved is not None and saved.init == config.init:
         return _take(config, keys, flatten(dataclasses.asdict(saved))), None
-    weights = open_weights(config.init.weights, config.model)
+    weights = open_weights(config.init.weights, config.model, "load" if evaluates else config.init.head)
     check_network(config, weights, given)
     own = weights.model.module
     held = {
@@ -164,12 +165,20 @@ def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
 
 
 def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
-    """Refuses to train the head of other classes than the data's, unless a new one is asked for.
+    """Refuses to train the head of other classes than the data's, unless a new one is asked for; and to freeze a part
+    that the weights lack.
 
     Raises:
-      UserError: naming what differs.
+      UserError: naming what differs, or the part.
     """
     if config.init.head == "new":
+        parts, first = weights.model.module.parts, config.finetune.train_from[0]
+        frozen = parts[: parts.index(first)] if first in parts else ()  # another name is refused elsewhere
+        if held_back := [part for part in weights.absent if part in frozen]:
+            raise UserError(
+                f"finetune.train_from={list(config.finetune.train_from)}: {held_back[0]}, which"
+                f" init.weights={config.init.weights!r} lack, would stay as it was drawn; begin with {held_back[0]}"
+            )
         return
     names, info = dataset.class_names, weights.info
     is_same = len(names) == weights.model.num_classes and (not info.labels or names in (info.labels, info.class_ids))
@@ -180,14 +189,16 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
         )
 
 
-def with_weights(state: TrainState, weights: Weights, head: Literal["load", "new"]) -> TrainState:
-    """The state before the first step with its random weights replaced, those of a new head excepted.
+def with_weights(state: TrainState, weights: Weights, head: Head) -> TrainState:
+    """The state before the first step with its random weights replaced, those of a new head excepted: the classifier,
+    and what the weights lack.
 
     Host arrays, each its own: the state will be donated, and a buffer can be given away only once.
     """
 
     def copied(tree: PyTree, random: PyTree) -> PyTree:
-        source = dict(tree, classifier=random["classifier"]) if head == "new" and "classifier" in random else tree
+        held = {name: branch for name, branch in tree.items() if name != "classifier"}
+        source = {**random, **held} if head == "new" else tree
         return {name: _copy(branch, random[name]) for name, branch in source.items()}
 
     variables = weights.variables

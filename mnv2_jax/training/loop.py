@@ -255,7 +255,7 @@ def _begin(experiment: Experiment, found: Found, restored: Restored | None, reco
     if found.step is None:
         state = meshes.compile_init(experiment.mesh, experiment.init_state)()
         if config.init.weights is not None:
-            weights = open_weights(config.init.weights, config.model)
+            weights = open_weights(config.init.weights, config.model, config.init.head)
             check_network(config, weights)
             if are_folded(weights.model, weights.variables):
                 recorder.say("the norms of the weights are folded; their statistics are taken from training images")

@@ -52,7 +52,7 @@ def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Ou
     config, weights = prepare(config, given, saved=saved)
     experiment = open_experiment(config)
     if config.init.weights is not None and saved is None:
-        weights = weights or open_weights(config.init.weights, config.model)
+        weights = weights or open_weights(config.init.weights, config.model, config.init.head)
         check_network(config, weights)
         check_head(config, weights, experiment.dataset)
     del weights  # read again when the run begins: they would stay in memory all through training

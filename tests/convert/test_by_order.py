@@ -1,5 +1,6 @@
 """What is read off a file beside its arrays."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 
 from mnv2_jax.convert import by_order
-from mnv2_jax.convert.by_order import facts_of, num_classes
+from mnv2_jax.convert.by_order import (
+    facts_of,
+    is_binary,
+    leaves_of,
+    num_classes,
+    of_two_classes,
+    without_other_head,
+)
 from mnv2_jax.convert.keras_files import read_keras
 from mnv2_jax.convert.layers import ForeignLayer, ForeignNetwork
 from mnv2_jax.convert.tflite_files import read_tflite
@@ -220,6 +228,79 @@ def test_layers_that_are_missing_are_listed():
     fewer = ForeignNetwork(**{**vars(network), "layers": network.layers[1:]})
     with pytest.raises(UserError, match=r"not the weights of mobilenet_v1 .*missing: classifier"):
         facts_of(PATH, model, fewer)
+
+
+# --- what comes behind the mean ---------------------------------------------------------------------------------
+
+
+def behind(name, *widths):
+    """The network of a name, whose layers behind the mean are dense ones of these widths instead."""
+    model, network = foreign(name)
+    parts = model.module.head_parts
+    before = shapes_of(model)[f"params/{parts[0]}/kernel"][0]
+    layers = [layer for layer in network.layers if layer.name not in parts]
+    for number, width in enumerate(widths):
+        said = {"activation": "hard_swish"} if number < len(widths) - 1 else {}
+        layers.append(ForeignLayer(f"d{number}", "dense", {"kernel": np.ones((before, width), np.float32)}, **said))
+        before = width
+    return model, dataclasses.replace(network, layers=tuple(layers))
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "absent", "is_refused"),
+    [
+        (V1, [], ("classifier",), False),
+        (V2, [], ("classifier",), False),
+        (V3, [], ("hidden", "classifier"), False),
+        (V2, [2], (), False),
+        (V2, [100, 3], ("classifier",), True),
+        (V3, [1024], ("classifier",), False),
+        (V3, [1024, 2], (), False),
+        (V3, [7], ("hidden", "classifier"), True),
+        (V3, [1024, 64, 7], ("classifier",), True),
+    ],
+)
+def test_heads_that_are_missing_or_others(name, widths, absent, is_refused):
+    model, network = behind(name, *widths)
+    if is_refused:
+        with pytest.raises(UserError, match=rf"^w: behind the mean it has .*dense d{len(widths) - 1} \[.*head=new"):
+            without_other_head(PATH, model, network, "load")
+    else:
+        assert without_other_head(PATH, model, network, "load") == (network, absent)
+    left, found = without_other_head(PATH, model, network, "new")
+    assert found == absent
+    leaves = leaves_of(PATH, model, left, absent)
+    assert set(leaves) == set(shapes_of(model, absent))
+    # No layer of these files has a bias, nor has a converter's that left out zeros.
+    assert not any(np.any(leaf) for place, leaf in leaves.items() if place.endswith("/bias"))
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_one_logit_is_two_classes(activation):
+    model, network = behind(V2, 1)
+    *others, last = network.layers
+    last = dataclasses.replace(last, arrays={**last.arrays, "bias": np.full(1, 3, np.float32)}, activation=activation)
+    assert not is_binary(behind(V2, 2)[1])
+    for widened in (last, dataclasses.replace(last, arrays={"kernel": last.arrays["kernel"]})):
+        network = dataclasses.replace(network, layers=(*others, widened))
+        assert without_other_head(PATH, model, network, "load") == (network, ())
+        assert is_binary(network)
+        leaves = leaves_of(PATH, model, of_two_classes(network))
+        np.testing.assert_array_equal(leaves["params/classifier/kernel"], [[0, 1]] * 1280)
+        np.testing.assert_array_equal(leaves["params/classifier/bias"], [0, 3 if "bias" in widened.arrays else 0])
+
+
+@pytest.mark.parametrize(("units", "activation"), [(2, "sigmoid"), (2, "relu"), (1, "tanh")])
+def test_last_layers_that_give_no_logits(units, activation):
+    model, network = behind(V2, units)
+    *others, last = network.layers
+    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(last, activation=activation)))
+    with pytest.raises(UserError, match=rf"dense d0 \[1280, {units}\] with {activation}"):
+        without_other_head(PATH, model, network, "load")
+    assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
+    pooled = dataclasses.replace(behind(V2, 2)[1], strange=("pool (GlobalMaxPooling2D)",))
+    with pytest.raises(UserError, match=r"behind the mean it has pool \(GlobalMaxPooling2D\)"):
+        without_other_head(PATH, model, pooled, "load")
 
 
 # --- files by others --------------------------------------------------------------------------------------------

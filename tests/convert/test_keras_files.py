@@ -301,6 +301,29 @@ def test_nested_models_are_read_in_order_or_not_at_all(tmp_path):
         read_keras(tmp_path / "m")
 
 
+@pytest.mark.parametrize("top", [None, "inner"])
+@pytest.mark.parametrize("is_configured", [True, False])
+def test_names_with_slashes(top, is_configured, tmp_path):
+    """As of MobileNetV3 in Keras 2: every norm ends in the same word."""
+    names = ["a/Norm", "b/Norm"]
+    inside = [listed("BatchNormalization", name, epsilon=0.001) for name in names]
+    layers = [listed("Sequential", top, layers=inside)] if top else inside
+    with h5py.File(tmp_path / "m", "w") as file:
+        if is_configured:
+            file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": layers}})
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [top.encode()] if top else [name.encode() for name in names]
+        for name in names:
+            holder = group.require_group(top or name)
+            paths = [f"m/{name}/{leaf}:0" for leaf in NAMES["BatchNormalization"]]
+            before = list(holder.attrs.get("weight_names", ()))
+            holder.attrs["weight_names"] = np.array([*before, *(path.encode() for path in paths)], "S")
+            for path, values in zip(paths, arrays_of(0, "BatchNormalization"), strict=True):
+                holder[path] = values
+    found = [layer.name for layer in read_keras(tmp_path / "m").layers]
+    assert found == (names if is_configured else [f"m/{name}" for name in names])
+
+
 def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
     with h5py.File(tmp_path / "m", "w") as file:
         write_numbered(file, layers_of(("Conv2D", "Dense")))
@@ -310,6 +333,267 @@ def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
         write_numbered(file["layers"].create_group("sequential"), layers_of(("Conv2D",)))
     with pytest.raises(UserError, match="conv layers of its nested models"):
         read_keras(tmp_path / "m")
+
+
+# --- what comes before the first convolution --------------------------------------------------------------------
+
+
+def listed(klass, name, before=None, numbers=None, **config):
+    """A layer of a config as Keras 2 lists it; a constant that it computes with stands beside what feeds it."""
+    nodes = [[[before, 0, 0, numbers or {}]]] if before else []
+    return {"class_name": klass, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
+
+
+def operation(klass, name, before, *arguments):
+    """One of keras.ops, as Keras 3 lists it; "x" stands for the map."""
+    tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": [before, 0, 0]}}
+    args = [tensor if each == "x" else each for each in arguments]
+    return {
+        "class_name": klass,
+        "name": name,
+        "config": {"name": name},
+        "inbound_nodes": [{"args": args, "kwargs": {}}],
+    }
+
+
+def prepared(path, steps, size=(32, 32), learnt=None, is_nested=False, version=None):
+    """Reads a file whose config has these layers, each a function of the one before, and then a convolution."""
+    name, layers = "in", [listed("InputLayer", "in", batch_input_shape=[None, *size, 3])]
+    for number, step in enumerate(steps):
+        layers.append(step(f"s{number}", name))
+        name = f"s{number}"
+    conv = listed("Conv2D", "conv", "inner_in" if is_nested else name)
+    if is_nested:
+        inside = [listed("InputLayer", "inner_in", batch_input_shape=[None, 32, 32, 3]), conv]
+        conv = listed("Functional", "base", name, layers=inside, output_layers=[["conv", 0, 0]])
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": {"layers": [*layers, conv]}})
+        file.attrs["keras_version"] = version or "2.4.0"
+        group = file.create_group("model_weights")
+        write_named(group, [("base" if is_nested else "conv", "Conv2D", arrays_of(0, "Conv2D"))])
+        if is_nested:
+            group["base"].attrs["weight_names"] = [b"conv/kernel:0"]
+            group["base"].move("base/kernel:0", "conv/kernel:0")
+        if learnt:
+            group.attrs["layer_names"] = [b"base" if is_nested else b"conv", b"s0"]
+            holder = group.create_group("s0")
+            holder.attrs["weight_names"] = [b"mean:0", b"variance:0", b"count:0"]
+            for leaf, value in zip(("mean:0", "variance:0", "count:0"), (*learnt, 7), strict=True):
+                holder[leaf] = np.array(value, np.int64 if leaf == "count:0" else np.float32)
+    network = read_keras(path)
+    return network.mean, network.std, network.resolution, dict(network.view)
+
+
+def layer(klass, **config):
+    return lambda name, before: listed(klass, name, before, **config)
+
+
+def tf_op(function, klass="TFOpLambda", **numbers):
+    return lambda name, before: listed(klass, name, before, numbers, function=function)
+
+
+def tf_constant_first(function, constant):
+    def step(name, before):
+        node = ["_CONSTANT_VALUE", -1, constant, {"y": [before, 0, 0]}]
+        return listed("TFOpLambda", name, function=function) | {"inbound_nodes": [node]}
+
+    return step
+
+
+def op(klass, *arguments, **config):
+    def step(name, before):
+        made = operation(klass, name, before, *arguments)
+        return made | {"config": made["config"] | config}
+
+    return step
+
+
+def tf1_op(kind, **constants):
+    return layer("TensorFlowOpLayer", node_def={"op": kind}, constants={k.lstrip("_"): v for k, v in constants.items()})
+
+
+def array(*values):
+    return {"class_name": "__numpy__", "config": {"value": list(values), "dtype": "float32"}}
+
+
+FLIP, ROTATE = layer("RandomFlip", mode="horizontal"), layer("RandomRotation", factor=0.1)
+BYTES = layer("Rescaling", scale=1 / 255)
+HALF, UNIT, IMAGENET = (0.5, 0.5), (0.0, 1.0), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NEGATIVE = tuple(-value for value in IMAGENET[0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "mean", "std"),
+    [
+        ([], None, None),
+        ([FLIP, layer("GaussianNoise", stddev=1.0), layer("Activation", activation="linear")], None, None),
+        ([FLIP, BYTES, ROTATE], *UNIT),
+        ([layer("Rescaling", scale=1 / 127.5, offset=-1.0)], *HALF),
+        ([layer("Rescaling", scale=1 / 255, offset=-0.5)], 0.5, 1.0),
+        ([BYTES, layer("Rescaling", scale=2.0, offset=-1.0)], *HALF),
+        ([layer("Rescaling", scale=[1 / 255, 2 / 255, 4 / 255], offset=[0, -1, -1])], (0, 0.5, 0.25), (1, 0.5, 0.25)),
+        ([layer("Custom>Rescaling", scale=1 / 255, offset=0)], *UNIT),
+        (
+            [BYTES, layer("Normalization", mean=[0.1, 0.2, 0.3], variance=[0.04, 0.09, 0.16])],
+            (0.1, 0.2, 0.3),
+            (0.2, 0.3, 0.4),
+        ),
+        ([layer("Normalization", axis=None, mean=127.5, variance=[[127.5**2]])], *HALF),
+        ([layer("Normalization", mean=-1.0, variance=1 / 127.5**2, invert=True)], *HALF),
+        ([tf_op("math.truediv", y=127.5, name=None), tf_op("math.subtract", y=1.0, name=None)], *HALF),
+        (
+            [tf_op("cast", dtype="float32"), tf_op("math.multiply", y=1 / 255), tf_op("__operators__.add", y=-0.5)],
+            0.5,
+            1.0,
+        ),
+        (
+            [tf_op("math.truediv", y=255), tf_op("nn.bias_add", bias=NEGATIVE), tf_op("math.truediv", y=IMAGENET[1])],
+            *IMAGENET,
+        ),
+        ([tf_op("math.truediv", y=-255), tf_constant_first("math.subtract", 0.0)], *UNIT),
+        ([tf_constant_first("math.multiply", 1 / 255)], *UNIT),
+        ([tf1_op("Cast"), tf1_op("RealDiv", _1=127.5), tf1_op("Sub", _1=1.0)], *HALF),
+        ([op("Cast", "x", dtype="float32"), op("TrueDivide", "x", 127.5), op("Subtract", "x", 1)], *HALF),
+        (
+            [op("TrueDivide", "x", 255), op("Add", "x", array([NEGATIVE])), op("Divide", "x", array(*IMAGENET[1]))],
+            *IMAGENET,
+        ),
+        ([op("Multiply", 1 / 255, "x")], *UNIT),
+    ],
+)
+def test_what_layers_do_to_pixels(steps, mean, std, tmp_path):
+    three = lambda value: value if value is None or isinstance(value, tuple) else (value,) * 3  # noqa: E731
+    for is_nested in (False, True):
+        found = prepared(tmp_path / "m", steps, is_nested=is_nested)
+        assert (found[0], found[1]) == (three(mean), three(std))
+        assert found[2:] == (32, {})
+
+
+def test_what_a_normalization_has_learnt(tmp_path):
+    for is_nested in (False, True):
+        found = prepared(
+            tmp_path / "m", [layer("Normalization")], learnt=([51, 0, 255], [255**2] * 3), is_nested=is_nested
+        )
+        assert found == ((0.2, 0.0, 1.0), (1.0, 1.0, 1.0), 32, {})
+
+
+RESIZE = layer("Resizing", height=48, width=48)
+ASPECT = layer("Resizing", height=64, width=64, crop_to_aspect_ratio=True, interpolation="bicubic")
+CROP = layer("CenterCrop", height=48, width=48)
+RANDOM_CROP = layer("RandomCrop", height=24, width=24)
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "version", "resolution", "view"),
+    [
+        ([RESIZE, BYTES], (None, None), None, 48, ("central", 1.0, "bilinear")),
+        ([BYTES, ASPECT], (None, None), None, 64, ("resize_crop", 1.0, "bicubic")),
+        ([ASPECT, FLIP, CROP], (None, None), None, 48, ("resize_crop", 0.75, "bicubic")),
+        ([CROP], (64, 64), None, 48, (None, 0.75, None)),
+        ([CROP, layer("Resizing", height=24, width=24)], (96, 96), None, 24, (None, 0.5, "bilinear")),
+        ([RESIZE], (90, 120), None, 48, (None, None, "bilinear")),
+        ([layer("CenterCrop", height=32, width=32)], (32, 32), None, 32, (None, None, None)),
+        ([tf_op("image.resize", size=[48, 48], method="bicubic")], (None, None), None, 48, ("central", 1.0, "bicubic")),
+        (
+            [op("Resize", "x", size=[48, 48], interpolation="bilinear")],
+            (None, None),
+            None,
+            48,
+            ("central", 1.0, "bilinear"),
+        ),
+        ([RANDOM_CROP], (32, 32), "2.9.0", 24, (None, None, "bilinear")),
+        ([RANDOM_CROP], (32, 32), "3.1.0", 32, (None, None, None)),
+    ],
+)
+def test_how_layers_resize_and_crop(steps, size, version, resolution, view, tmp_path):
+    found = prepared(tmp_path / "m", steps, size, version=version)
+    told = dict(zip(("eval_crop", "eval_crop_fraction", "interpolation"), view, strict=True))
+    assert found[2:] == (resolution, {key: value for key, value in told.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("step", "size"),
+    [
+        (layer("Lambda"), (32, 32)),
+        (layer("Permute", dims=[2, 1, 3]), (32, 32)),
+        (layer("AutoContrast"), (32, 32)),
+        (layer("Activation", activation="tanh"), (32, 32)),
+        (layer("BatchNormalization", epsilon=0.001), (32, 32)),
+        (layer("Rescaling", scale=[1, 2], offset=0), (32, 32)),
+        (layer("Normalization", mean=[[[1.0], [2.0], [3.0]]], variance=1.0), (32, 32)),
+        (layer("Resizing", height=32, width=64), (32, 32)),
+        (layer("Resizing", height=32, width=32, interpolation="nearest"), (32, 32)),
+        (layer("Resizing", height=32, width=32, pad_to_aspect_ratio=True), (32, 32)),
+        (layer("Resizing", height=32, width=32, crop_to_aspect_ratio=True), (32, 64)),
+        (layer("CenterCrop", height=32, width=32), (None, None)),
+        (layer("CenterCrop", height=32, width=32), (24, 24)),
+        (tf_op("__operators__.getitem", "SlicingOpLambda", slice_spec=[{"step": -1}]), (32, 32)),
+        (tf_op("cast", dtype="uint8"), (32, 32)),
+        (tf_op("math.truediv", y=0), (32, 32)),
+        (tf_constant_first("math.truediv", 1.0), (32, 32)),
+        (op("Multiply", "x", "x"), (32, 32)),
+        (op("GetItem", "x", [{"class_name": "__ellipsis__"}, 2]), (32, 32)),
+        (op("Log", "x"), (32, 32)),
+    ],
+)
+def test_layers_before_the_first_convolution_that_cannot_be_expressed(step, size, tmp_path):
+    with pytest.raises(UserError, match=r"m: layer 's1' .*before the first convolution"):
+        prepared(tmp_path / "m", [FLIP, step], size)
+
+
+def test_pixels_that_are_inverted_and_a_mean_that_is_nowhere(tmp_path):
+    with pytest.raises(UserError, match=r"multiply pixels by \[-1.0, -1.0, -1.0\]"):
+        prepared(tmp_path / "m", [tf_constant_first("math.subtract", 255.0)])
+    with pytest.raises(UserError, match="layer 's0' isn't in it"):
+        prepared(tmp_path / "m", [layer("Normalization")])
+
+
+def test_a_layer_on_pixels_of_which_a_file_has_the_name_only(tmp_path):
+    layers = layers_of(("Conv2D", "Dense"))
+    for form in ("legacy", "numbered"):
+        for name in ("rescaling", "resizing_1", "tf.math.truediv_2", "tf_op_lambda"):
+            FORMS[form](tmp_path / "m", [(name, "Other", []), *layers])
+            assert read_keras(tmp_path / "m").unsaid == {name: True}
+        FORMS[form](tmp_path / "m", [("random_flip", "Other", []), ("re_lu", "ReLU", []), *layers])
+        assert read_keras(tmp_path / "m").unsaid == {}
+    with h5py.File(tmp_path / "m", "w") as file:
+        write_numbered(file, [("rescaling", "Rescaling", []), ("d", "Dense", arrays_of(0, "Dense"))])
+        write_numbered(file.create_group("layers/functional"), layers_of(("Conv2D",)))
+        statistics = file.create_group("layers/functional/layers/normalization/vars")
+        statistics.attrs["name"] = "mine"
+        for leaf, value in enumerate((np.ones(3), np.ones(3), 7)):
+            statistics[str(leaf)] = value
+    assert read_keras(tmp_path / "m").unsaid == {"rescaling": False, "mine": True}
+
+
+def test_layers_without_weights_that_no_mobilenet_has(tmp_path):
+    order = ("Conv2D", "GlobalMaxPooling2D", "Dense", "Rescaling")
+    whole(tmp_path / "m", layers_of(order))
+    assert read_keras(tmp_path / "m").strange == ("y1 (GlobalMaxPooling2D)", "w3 (Rescaling)")
+    whole(tmp_path / "m", layers_of(("Conv2D", "MaxPooling2D", "Conv2D")))
+    refused(tmp_path / "m", r"layer y1 \(MaxPooling2D\) stands between its convolutions")
+
+
+def test_activations_are_found_across_models_and_in_layers_that_are_shared(tmp_path):
+    layers = [("a", "Conv2D", arrays_of(0, "Conv2D")), ("b", "Conv2D", arrays_of(1, "Conv2D"))]
+    config = config_of([*layers, ("act", "ReLU", [])])
+    listed_layers = {each["name"]: each for each in config["config"]["layers"]}
+    listed_layers["act"]["inbound_nodes"] = [[["a", 0, 0, {}]], [["b", 0, 0, {}]]]
+    listed_layers["b"]["inbound_nodes"] = [[["act", 0, 0, {}]]]
+    config["config"]["layers"] = [listed_layers[name] for name in ("in", "a", "act", "b")]
+    with h5py.File(tmp_path / "m", "w") as file:
+        file.attrs["model_config"] = json.dumps(config)
+        write_named(file.create_group("model_weights"), layers)
+    assert [each.activation for each in read_keras(tmp_path / "m").layers] == ["relu6", "relu6"]
+    inside = [listed("InputLayer", "i"), listed("Dense", "d", "i", activation="linear")]
+    outside = [listed("InputLayer", "in"), listed("Functional", "base", "in", layers=inside, output_layers=["d", 0, 0])]
+    outside.append(listed("Activation", "act", "base", activation="sigmoid"))
+    with h5py.File(tmp_path / "m", "w") as file:
+        file.attrs["model_config"] = json.dumps({"config": {"layers": outside}})
+        write_named(file.create_group("model_weights"), [("d", "Dense", arrays_of(0, "Dense"))])
+        file["model_weights"].move("d", "base")
+        file["model_weights"].attrs["layer_names"] = [b"base"]
+    assert [each.activation for each in read_keras(tmp_path / "m").layers] == ["sigmoid"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------

@@ -96,6 +96,102 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
         assert (read.info.source, read.info.preprocessing.mean) == ("timm_tf", (0.5, 0.5, 0.5))
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (dict(arch="tf_mobilenetv3_large_100"), ("timm_tf", "same", 1e-3)),
+        (dict(backbone="hf-hub:timm/tf_mobilenetv3_large_100.in1k"), ("timm_tf", "same", 1e-3)),
+        (dict(architecture="mobilenetv3_large_100.ra_in1k"), ("timm", "symmetric", 1e-5)),
+        (dict(arch="mobilenetv3_large_100", name="tf_experiment"), ("timm", "symmetric", 1e-5)),
+    ],
+)  # fmt: skip
+def test_the_architecture_said_in_the_file(said, expected, tmp_path):
+    path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v3_large"), **said)
+    model, _, info = load_weights(path)
+    assert model.name == "mobilenet_v3_large"
+    assert (info.source, model.module.model.padding, model.module.norm.epsilon) == expected
+    assert any(next(iter(said.values())) in note for note in info.notes)
+    assert load_weights(path, "mobilenet_v3_large", library="timm").info.source == "timm"
+    with pytest.raises(UserError, match=r"w\.safetensors is mobilenet_v3_large, not mobilenet_v1"):
+        load_weights(path, "mobilenet_v1")
+
+
+def test_an_architecture_that_is_none_of_the_librarys_says_nothing(tmp_path):
+    path = write(
+        tmp_path / "x.safetensors", state_dict("timm mobilenet_v3_large"), arch="tf_mobilenetv3_large_100_mine"
+    )
+    assert load_weights(path, "mobilenet_v3_large").info.source == "timm_tf"  # but for the library
+    write(path, state_dict("timm mobilenet_v3_large"), arch="tf_mine")
+    assert load_weights(path, "mobilenet_v3_large").info.source == "timm"
+    path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v1"), arch="mobilenet_v2", model="mobilenetv1")
+    assert load_weights(path, "mobilenet_v1").info.source == "timm"
+    write(path, state_dict("torchvision mobilenet_v2"), arch="mobilenet_v2")
+    assert load_weights(path).info.source == "torchvision"
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("timm mobilenet_v1", ["classifier.bias"]),
+        ("torchvision mobilenet_v2", ["classifier.1.bias"]),
+        ("torchvision mobilenet_v3_small", ["classifier.0.bias", "classifier.3.bias"]),
+        ("timm mobilenet_v3_large", ["blocks.2.0.se.conv_expand.bias", "conv_head.bias"]),
+    ],
+)  # fmt: skip
+def test_a_bias_that_a_converter_dropped_is_zero(key, names, tmp_path):
+    whole, model = state_dict(key), key.split()[1]
+    dropped = {name: array for name, array in whole.items() if name not in names}
+    read = load_weights(write(tmp_path / "a.safetensors", dropped), model)
+    zeros = {name: np.zeros_like(array) if name in names else array for name, array in whole.items()}
+    same = load_weights(write(tmp_path / "b.safetensors", zeros), model)
+    jax.tree.map(np.testing.assert_array_equal, read.variables, same.variables)
+    assert all(any(name in note and "zero" in note for note in read.info.notes) for name in names)
+
+
+def renamed(key, before, after):
+    return {name.replace(before, after, 1): array for name, array in state_dict(key).items()}
+
+
+def linear(name, outputs, inputs):
+    return {f"{name}.weight": np.ones((outputs, inputs), np.float32), f"{name}.bias": np.ones(outputs, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("timm mobilenet_v1", "classifier.", "classifier.1."),
+        ("torchvision mobilenet_v2", "classifier.1.", "classifier."),
+        ("torchvision mobilenet_v3_small", "classifier.3.", "classifier.3.1."),
+    ],
+)
+def test_the_one_dense_layer_behind_the_mean_is_the_classifier(key, before, after, tmp_path):
+    read = load_weights(write(tmp_path / "w.safetensors", renamed(key, before, after)), key.split()[1])
+    expected = state_dict(key)[f"{before}weight"]
+    np.testing.assert_array_equal(read.variables["params"]["classifier"]["kernel"], expected.T)
+    assert any(f"the classifier is {after.rstrip('.')}" in note for note in read.info.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "head", "absent"),
+    [
+        ("timm mobilenet_v1", {}, ("classifier",)),  # reset_classifier(0)
+        ("torchvision mobilenet_v3_small", {}, ("hidden", "classifier")),
+        ("torchvision mobilenet_v3_small", linear("classifier", 1000, 576), ("hidden", "classifier")),
+        ("torchvision resnet50", linear("fc.0", 64, 2048) | linear("fc.3", 1000, 64), ("classifier",)),
+        ("timm mobilenet_v1", linear("classifier.fc", 9, 1024) | linear("classifier.fc2", 1000, 9), ("classifier",)),
+    ],
+)
+def test_without_a_classifier_of_ours_a_new_one_is_wanted(key, head, absent, tmp_path):
+    name = key.split()[1]
+    body = {name: array for name, array in state_dict(key).items() if not name.startswith(("classifier", "fc"))}
+    path = write(tmp_path / "w.safetensors", {f"backbone.{name}": array for name, array in (body | head).items()})
+    with pytest.raises(UserError, match=r"w\.safetensors: .*init\.head=new"):
+        load_weights(path, name)
+    read = load_weights(path, name, head="new")
+    assert (read.absent, read.info.labels) == (absent, ())
+    assert flatten(read.variables).keys() == shapes_of(read.model, absent).keys()
+
+
 def test_background_is_dropped_and_other_classes_are_not_imagenet(tmp_path):
     key = "timm mobilenet_v3_large"
     state = state_dict(key, classes=1001)
@@ -127,6 +223,52 @@ def test_preprocessing_that_is_known_better_wins(tmp_path):
         load_weights(path, "mobilenet_v1", preprocessing=dict(interpolation="cubic"))
 
 
+NAMES = ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize(
+    ("config", "labels", "class_ids"),
+    [
+        (dict(label_names=NAMES), ("n1", "n2", "n3"), ()),
+        (dict(label_names=NAMES, label_descriptions={"n1": "cat", "n2": "dog"}), ("cat", "dog", "n3"), tuple(NAMES)),
+        (dict(label_names={"2": "n3", "0": "n1", "1": "n2"}), ("n1", "n2", "n3"), ()),
+        (dict(label_names={"2": "n3"}), ("class 0", "class 1", "n3"), ()),
+        (dict(num_classes=3, label_names={"0": "n1"}), ("n1", "class 1", "class 2"), ()),
+        (dict(pretrained_cfg=dict(label_names=NAMES, label_descriptions={"n2": "b"})), ("n1", "b", "n3"), tuple(NAMES)),
+        (dict(pretrained_cfg=dict(labels=NAMES)), ("n1", "n2", "n3"), ()),
+        (dict(label_names=NAMES, pretrained_cfg=dict(label_names=["other"])), ("n1", "n2", "n3"), ()),
+        (dict(label_names=[], label_descriptions=None), (), ()),
+    ],
+)  # fmt: skip
+def test_class_names_of_the_config_beside(config, labels, class_ids, tmp_path):
+    path = write(tmp_path / "model.safetensors", state_dict("timm mobilenet_v1", classes=3))
+    told = {"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    info = load_weights(path).info
+    assert (info.labels, info.class_ids) == (labels, class_ids)
+    assert load_weights(path, labels=["x", "y", "z"]).info.labels == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(label_names="cat"), dict(label_names=[1, 2, 3]), dict(label_names={"a": "b"}), dict(label_names=["a", ""]),
+        dict(label_names={"0": "a", "00": "b"}), dict(label_names=NAMES, label_descriptions=["a"]),
+        dict(label_names=NAMES, label_descriptions={"n1": 1}), dict(num_classes=2, label_names=NAMES),
+        dict(num_classes=10**12, label_names=NAMES), dict(label_names=NAMES[:2]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_class_names_that_cannot_be(config, tmp_path):
+    path = write(tmp_path / "model.safetensors", state_dict("timm mobilenet_v1", classes=3))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config)
+    )
+    with pytest.raises(UserError, match=r"config\.json: label_|model\.safetensors: 2 labels for 3 classes") as error:
+        load_weights(path)
+    assert "\n" not in str(error.value)
+
+
 def changed(**changes):
     return {name: array for name, array in (state_dict("timm mobilenet_v1") | changes).items() if array is not None}
 
@@ -139,8 +281,8 @@ def changed(**changes):
         (changed(**{"bn1.weight": np.ones(31, np.float32)}), r"another shape: bn1.weight is \[31\] instead of \[32\]"),
         (changed(**{"bn1.weight": np.full(32, np.nan, np.float32)}), "bn1.weight isn't of finite"),
         (changed(**{"bn1.weight": np.ones(32, np.int32)}), "bn1.weight isn't of finite floating-point numbers"),
-        (changed(**{"classifier.weight": None}), "no tensor classifier.weight, so no classifier"),
-        ({"a": np.ones(3, np.float32)}, r"no library's names that we know \(a, …\)"),
+        (changed(**{"classifier.weight": None}), r"behind the mean it has classifier\.bias"),
+        ({"a": np.ones(3, np.float32)}, r"by the names of a library that we know \(a, …\)"),
         (state_dict("timm mobilenet_v3_large"), "not the weights of mobilenet_v1 .*missing: "),
     ],
 )
@@ -206,7 +348,7 @@ def test_a_pickle_that_executes_is_not_executed(form, tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("w/data.pkl", content)
             archive.writestr("w/version", "3\n")
-    with pytest.raises(UserError, match=r"w\.pth: (holds Python objects that could run code|reading PyTorch's own)"):
+    with pytest.raises(UserError, match=r"w\.pth: (holds an object of the class getattr|reading PyTorch's own)"):
         load_weights(path, "mobilenet_v1")
     assert not (tmp_path / "executed").exists()
 

@@ -12,6 +12,7 @@ import pytest
 from mnv2_jax.convert.load import load_weights
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.models.weights import shapes_of
+from mnv2_jax.ops.augment import normalise
 from tests.convert import parity
 
 pytestmark = [
@@ -129,3 +130,77 @@ def test_keras_applications(name, form, keras, tmp_path):
         sized.set_weights(model.get_weights())
         x = parity.images(size)
         parity.compare("keras", f"{name} .{form}", weights, x, endpoints(keras, sized, x))
+
+
+# --- what users put before and behind them ----------------------------------------------------------------------
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).repeat(8, 1).repeat(8, 2).astype(np.float32)
+
+
+def base(keras, name="MobileNetV2", **options):
+    options = {"alpha": 0.35 if name == "MobileNetV2" else 0.25, "include_top": False, "weights": None} | options
+    return getattr(keras.applications, name)(input_shape=(64, 64, 3), **options)
+
+
+def behind(keras, features, units=5, **options):
+    """An image's classes from a map of features."""
+    options = {"activation": "softmax"} | options
+    return keras.layers.Dense(units, **options)(keras.layers.GlobalAveragePooling2D()(features))
+
+
+def augmented_sequential(keras):
+    layers = keras.layers
+    augment = keras.Sequential([layers.RandomFlip("horizontal"), layers.RandomRotation(0.1), layers.RandomZoom(0.1)])
+    inside = keras.Sequential([layers.Rescaling(1 / 255), base(keras), layers.GlobalAveragePooling2D()])
+    return keras.Sequential([keras.Input((64, 64, 3)), augment, inside, layers.Dense(5, activation="softmax")])
+
+
+def functional(keras, *before, size=64, units=5, **options):
+    x = image = keras.Input((size, size, 3))
+    for layer in before:
+        x = layer(x)
+    return keras.Model(image, behind(keras, base(keras)(x, training=False), units, **options))
+
+
+def adapted(keras):
+    layer = keras.layers.Normalization()
+    layer.adapt(PIXELS / 255)
+    return functional(keras, keras.layers.Rescaling(1 / 255), layer)
+
+
+PREPARED = {
+    "augmented, nested": augmented_sequential,
+    "preprocess_input": lambda k: functional(k, k.applications.mobilenet_v2.preprocess_input),
+    "preprocess_input of PyTorch": lambda k: functional(k, k.applications.densenet.preprocess_input),
+    "arithmetic": lambda k: functional(k, lambda x: k.ops.cast(x, "float32") / 255, lambda x: 2.0 * x - 1.0),
+    "given": lambda k: functional(k, k.layers.Normalization(mean=[99.0, 120.0, 140.0], variance=[3e3, 4e3, 5e3])),
+    "adapted": adapted,
+    "resized and cropped": lambda k: functional(
+        k, k.layers.Resizing(64, 64, crop_to_aspect_ratio=True), k.layers.Rescaling(1 / 127.5, -1), size=None
+    ),
+    "V3's own": lambda k: k.applications.MobileNetV3Small(weights=None, classes=5, input_shape=(64, 64, 3), alpha=0.75),
+    "one logit": lambda k: functional(k, k.layers.Rescaling(1 / 255), units=1, activation="sigmoid"),
+    "without a bias": lambda k: functional(k, k.layers.Rescaling(1 / 255), use_bias=False),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_probabilities_of_models_that_prepare_their_images(name, keras, tmp_path):
+    model = PREPARED[name](keras)
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        if len(variable.shape) > 1:
+            is_depthwise = len(variable.shape) == 4 and re.search(r"depthwise|conv_dw", variable.path)
+            shape = (*variable.shape[:2], 1, variable.shape[2]) if is_depthwise else variable.shape
+            variable.assign(parity.values(rng, shape).reshape(variable.shape))
+    with jax.numpy_rank_promotion("allow"):
+        theirs = np.asarray(model.predict(PIXELS, verbose=0))
+    theirs = np.concatenate([1 - theirs, theirs], axis=1) if theirs.shape[1] == 1 else theirs
+    assert np.ptp(theirs, axis=0).max() > 0.01  # else they would say little of the image
+    ours = (f"{V3}_small", {"width": 0.75}) if "V3" in name else (V2, {"width": 0.35})
+    for form in ("keras", "h5"):
+        weights = load_weights(saved(model, tmp_path / f"m.{form}"), ours[0], **ours[1])
+        wanted = weights.info.preprocessing
+        assert wanted.resolution == 64
+        logits, _ = weights.model.apply(weights.variables, normalise(PIXELS.astype(np.uint8), wanted.mean, wanted.std))
+        np.testing.assert_allclose(jax.nn.softmax(logits), theirs, atol=1e-5)

@@ -1,7 +1,9 @@
 """torchvision, timm and CoreNet: their networks with random weights, through their files, endpoint by endpoint."""
 
+import argparse
 import functools
 import itertools
+import types
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from mnv2_jax.convert import hub
 from mnv2_jax.convert.by_name import to_timm
 from mnv2_jax.convert.load import load_weights
-from mnv2_jax.convert.state_dicts import write_state_dict
+from mnv2_jax.convert.state_dicts import read_state_dict, write_state_dict
 from tests.convert import parity
 
 pytestmark = pytest.mark.parity
@@ -167,12 +169,37 @@ def test_timm(name, timm, tmp_path):
 def test_whose_file_it_is_matters(timm, tmp_path):
     model = randomised(timm.create_model("tf_mobilenetv3_small_100", pretrained=False))
     path = saved(model, tmp_path / "model.safetensors")
+    checkpoint = tmp_path / "model_best.pth.tar"
+    torch.save({"args": argparse.Namespace(model="tf_mobilenetv3_small_100"), "model": model.state_dict()}, checkpoint)
     x = parity.images(parity.SIZES[0])
     theirs = endpoints(model, x, {})["logits"]
     for library, is_right in (("timm_tf", True), ("timm", False)):
         weights = load_weights(path, "mobilenet_v3_small", library=library)
         logits, _ = jax.jit(weights.model.apply)(weights.variables, x)
         assert (parity.difference(logits, theirs) < 1e-3) == is_right
+    said, given = load_weights(checkpoint), load_weights(path, "mobilenet_v3_small", library="timm_tf")
+    assert said.model == given.model
+    jax.tree.map(np.testing.assert_array_equal, said.variables, given.variables)
+
+
+def test_of_its_own_checkpoints_timm_takes_the_same(timm, tmp_path):
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    model = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=3)
+    optimizer = types.SimpleNamespace(state_dict=lambda: {"state": {0: {"momentum_buffer": torch.ones(3)}}})
+    average = ModelEmaV3(model)
+    average.module.bn1.weight.data.fill_(0.5)
+    args = argparse.Namespace(model="mobilenetv3_small_050", lr=0.1)
+    saver = CheckpointSaver(
+        model, optimizer, args, average, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path), max_history=1
+    )
+    saver.save_checkpoint(3, metric=0.5)
+    for take, use_ema in ((None, True), ("raw", False)):
+        theirs = timm.models.load_state_dict(str(tmp_path / "last.pth.tar"), use_ema)
+        ours = read_state_dict(tmp_path / "last.pth.tar", take)
+        assert set(ours.tensors) == {name for name in theirs if not name.endswith("num_batches_tracked")}
+        assert all(np.array_equal(array, theirs[name].numpy()) for name, array in ours.tensors.items())
+    assert ours.architectures[0] == "mobilenetv3_small_050"
 
 
 # --- CoreNet ------------------------------------------------------------------------------------------------
