@@ -11,13 +11,13 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mnv2_jax import config
-from mnv2_jax.data.folder import EXTENSIONS, walk_images
+from mnv2_jax.data import folder
 from mnv2_jax.data.images import decode, evaluation_view
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
@@ -86,7 +86,9 @@ def main() -> None:
         raise UserError(f"--config{given} is read with --store-logits only, weights say how they predict; leave it out")
     if not args.images:
         raise UserError("no image is given; name image files or folders after the flags")
-    paths = list(find_images(args.images))
+    paths, others = find_images(args.images)
+    for line in folder.left_out(others):
+        print(line, file=sys.stderr)
     answers = predict(_open(args), paths, args.top or TOP)
     if args.json:
         print(json.dumps(answers))
@@ -124,22 +126,28 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"{args.store_logits}: logits of {count} images; learn from them by --config.distill.logits")
 
 
-def find_images(inputs: Sequence[str]) -> Iterator[str]:
-    """The files as they were given, and for a folder the images below it, sorted, hidden ones left out.
+def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files as they were given, and for a folder the images below it, sorted; and what was left out there.
 
     Raises:
       UserError: for what isn't there, and for a folder without images.
     """
+    images: list[str] = []
+    others: list[str] = []
     for given in inputs:
         if os.path.isfile(given):
-            yield given
+            images.append(given)
         elif os.path.isdir(given):
-            found = list(walk_images(given))
+            found, rest = folder.find_images(given)
             if not found:
-                raise UserError(f"{given}: no image in this folder; one ends in {', '.join(EXTENSIONS)}")
-            yield from sorted(found)
+                raise UserError(
+                    "; ".join((f"{given}: no image that can be read in this folder", *folder.left_out(rest)))
+                )
+            images += found
+            others += rest
         else:
             raise UserError(f"{given}: no such image or folder; correct the path")
+    return images, others
 
 
 def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[str, Any]]:
