@@ -291,7 +291,8 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
 
     def evaluate(top, *overrides):
         spec = f"{cli.W0_25}:data=folder:{tmp_path / top}"
-        given = [f"init.weights={weights}", "model.depth=0.3", "data.num_workers=0", *overrides]
+        fixed = ("model.depth=0.3", "data.num_workers=0", "data.eval_batch_size=4")  # compiled once for all
+        given = [f"init.weights={weights}", *fixed, *overrides]
         verbs.evaluate_weights(config.load(spec, given)[1], config.given(spec, given), verbs.Output(True))
         return json.loads(capsys.readouterr().out)
 
@@ -299,7 +300,7 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
     assert (expected["eval"]["count"], np.sum(expected["confusion"], axis=1).tolist()) == (11, [0, 5, 0, 6])
     with monkeypatch.context() as patch:
         patch.setattr(streams, "RESIDENT_BYTES", 0)
-        found = evaluate("spoilt", "data.skip_corrupt=True", "data.eval_batch_size=4")
+        found = evaluate("spoilt", "data.skip_corrupt=True")
     assert found["confusion"] == expected["confusion"]
     assert found["eval"]["loss"] == pytest.approx(expected["eval"]["loss"], rel=1e-6)
     assert [line.partition(": ")[0] for line in found["skipped"]] == [str(tmp_path / "spoilt" / n) for n in damaged]

@@ -116,13 +116,15 @@ def in_use(names: Iterable[str], train: str | None, held_out: str | None) -> tup
 
     Args:
       names: of what is there; what isn't called like a split isn't named.
-      train: what is trained on; None where nothing is trained.
+      train: what is trained on; None where nothing is trained, and nobody misses train.
       held_out: what is evaluated on; None where that is a part of train.
     """
-    words = ((name, re.split(r"[^a-z]+", name.lower())) for name in names)
-    others = sorted(
-        name for name, parts in words if name not in (train, held_out) and (role_of(name) or any(map(role_of, parts)))
-    )
+
+    def is_missed(name: str) -> bool:
+        roles = {role_of(word) for word in (name, *re.split(r"[^a-z]+", name.lower()))} - {None}
+        return name not in (train, held_out) and bool(roles if train else roles - {"train"})
+
+    others = sorted(filter(is_missed, names))
     if not others:
         return ()
     uses = [f"training is on {train!r}"] if train else []
