@@ -15,6 +15,7 @@ import safetensors.numpy
 from PIL import Image
 
 from mnv2_jax import config
+from mnv2_jax.convert.__main__ import main as convert
 from mnv2_jax.convert.__main__ import read_labels
 from mnv2_jax.convert.load import load_weights
 from mnv2_jax.data import streams
@@ -35,9 +36,12 @@ DIGITS = tuple(map(str, range(10)))
 
 
 def weights_file(path, name="mobilenet_v2", classes=DIGITS, **options):
-    """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own."""
+    """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own.
+
+    Without names they are of two classes.
+    """
     options = dict(width=0.25, depth=0.3, padding="symmetric") | options
-    model = create_model(name, len(classes), norm=config.NormConfig(epsilon=1e-5), **options)
+    model = create_model(name, len(classes) or 2, norm=config.NormConfig(epsilon=1e-5), **options)
     rng = np.random.default_rng(0)
 
     def draw(at, leaf):
@@ -309,6 +313,26 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
     assert all(name in str(error.value) for name in damaged)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model=mobilenet_v2", "{weights}", "out.pth"], "out.pth: OUT must end in .safetensors"),
+        (["--model=mobilenet_v2", "{weights}", "{weights}"], "is there already; give another name, or --force"),
+        (["{weights}", "new.safetensors", "--width=0.5"], "says itself what it holds"),
+        (["--to=timm", "{weights}", "out.onnx"], "OUT must end in .safetensors or .pth"),
+        (["--model=mobilenet_v2", "nowhere.pth", "new.safetensors"], "nowhere.pth: can't be read"),
+        (["--mean=1,2", "{weights}", "new.safetensors"], "'1,2' must be three numbers"),
+        (["--library=slim", "{weights}", "new.safetensors"], "invalid choice: 'slim'"),
+        (["{weights}"], "the following arguments are required: OUT"),
+        (["--config.seed=1", "{weights}", "new.safetensors"], "there is no config to convert by"),
+        (["{weights}", "x" * 300 + ".safetensors"], "can't be written"),
+        (["--checkpoint=best", "{weights}", "new.safetensors"], "is read with the folder of a run only"),
+        (["--model=mobilenet_v2", ".", "new.safetensors"], "no run is there"),
+        (["--labels=nowhere", "{weights}", "new.safetensors"], "--labels=nowhere: can't be read"),
+        (["--labels=~nobody/x", "{weights}", "new.safetensors"], "--labels=~nobody/x: can't be read"),
+        (["--labels=.", "{weights}", "new.safetensors"], "--labels=.: can't be read"),
+    ],
+)
 def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):
     from mnv2_jax.convert.__main__ import main
 
@@ -336,7 +360,15 @@ def test_files_of_labels(content, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "labels.txt").write_bytes(content)
     if isinstance(expected, list):
-        assert read_labels("~/labels.txt") == expected
+        # A file of ours that names none is given them; one that does refuses others.
+        bare = weights_file(tmp_path / "bare.safetensors", classes=())
+        command = ["convert", "--labels=~/labels.txt", "--force", str(bare), str(tmp_path / "named.safetensors")]
+        monkeypatch.setattr("sys.argv", command)
+        convert()
+        assert list(load_weights(tmp_path / "named.safetensors").info.labels) == expected
+        monkeypatch.setattr("sys.argv", [*command[:3], command[4], command[4]])
+        with pytest.raises(UserError, match="leave --labels out"):
+            convert()
         return
     with pytest.raises(UserError, match=r"--labels=~/labels\.txt: ") as error:
         read_labels("~/labels.txt")

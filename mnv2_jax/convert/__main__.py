@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def _open(args: argparse.Namespace) -> Weights:
-    from mnv2_jax.convert.load import load_weights
+    from mnv2_jax.convert.load import kind_of, load_weights
 
     options = {key: getattr(args, key) for key in ("width", "width_rule", "depth", "activation")}
     options = {key: value for key, value in options.items() if value is not None}
@@ -102,6 +102,9 @@ def _open(args: argparse.Namespace) -> Weights:
     asked = {key: getattr(args, key) for key in fields if getattr(args, key) is not None}
     labels = read_labels(args.labels) if args.labels is not None else None
     source = os.path.expanduser(args.weights)
+    if labels and os.path.isfile(source) and kind_of(pathlib.Path(source)) == "ours":
+        ours = load_weights(source, args.model, library=args.library, preprocessing=asked or None, **options)
+        return _labelled(source, ours, labels)
     if os.path.isdir(source):
         from mnv2_jax.training.initial import read_run_weights
 
@@ -114,6 +117,15 @@ def _open(args: argparse.Namespace) -> Weights:
     return load_weights(
         args.weights, args.model, library=args.library, preprocessing=asked or None, labels=labels, **options
     )
+
+
+def _labelled(path: str, weights: Weights, labels: list[str]) -> Weights:
+    """Names for the classes of a file of ours that has none."""
+    if weights.info.labels:
+        raise UserError(f"{path}: says itself what its classes are; leave --labels out")
+    if len(labels) != weights.model.num_classes:
+        raise UserError(f"{path}: {len(labels)} labels for {weights.model.num_classes} classes; give one each")
+    return weights._replace(info=dataclasses.replace(weights.info, labels=tuple(labels)))
 
 
 def read_labels(given: str) -> list[str]:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -171,6 +172,8 @@ def store_logits(path: pathlib.Path, weights: Weights, config: Config) -> int:
         raise UserError(f"{path}: no file can be written there; make the folder, or give another")
     dataset, mesh = open_dataset(config.data), meshes.make_mesh()
     check_trainable(dataset)
+    for note in dataset.notes:
+        tqdm.tqdm.write(note, file=sys.stderr)
     split, wanted = dataset.train, weights.info.preprocessing
     answer = _answer(weights, dataset)
     data = dataclasses.replace(config.data, eval_resolution=None, **dataclasses.asdict(wanted))
