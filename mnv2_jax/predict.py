@@ -18,7 +18,7 @@ import numpy as np
 
 from mnv2_jax import config
 from mnv2_jax.data import folder
-from mnv2_jax.data.images import decode, evaluation_view
+from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, evaluation_view
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
 
@@ -162,7 +162,7 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
       For each image ``{"path", "top": [{"index", "label", "probability"}]}``, the most probable class first.
 
     Raises:
-      UserError: if an image can't be read.
+      UserError: if an image can't be read, or naming all that can't be decoded.
     """
     import jax  # takes seconds; a mistyped flag or path doesn't wait for it
 
@@ -181,17 +181,25 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
         return jax.lax.top_k(jax.nn.softmax(logits), min(top, model.num_classes))
 
     answers: list[dict[str, Any]] = []
+    damaged: list[str] = []
     # Every batch has the same size, and few sizes are possible: one compilation, which the cache often has.
     size = min(BATCH, 1 << (len(paths) - 1).bit_length())
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
         images = np.zeros((size, data.resolution, data.resolution, 3), np.uint8)
         for row, path in enumerate(chunk):
-            images[row] = _read(path, data)
+            try:
+                images[row] = _read(path, data)
+            except DamagedImageError as error:
+                damaged.append(str(error))
+        if damaged:  # there will be no answer; the rest is only looked through
+            continue
         probabilities, indices = jax.device_get(best(variables, images))
         for path, values, places in zip(chunk, probabilities.tolist(), indices.tolist(), strict=False):
             rows = zip(places, values, strict=True)
             answers.append({"path": path, "top": [{"index": i, "label": labels[i], "probability": p} for i, p in rows]})
+    if damaged:
+        raise damaged_images(damaged, f"{len(paths):,} images")
     return answers
 
 

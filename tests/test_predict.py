@@ -80,10 +80,13 @@ def test_a_damaged_image_among_good_ones_stops_it_before_any_answer(run, tmp_pat
     workdir, images = run
     good = sorted((images / "7").iterdir())
     (tmp_path / "cut.png").write_bytes(good[0].read_bytes()[:60])
-    result = cli.run("predict", f"--workdir={workdir}", "--json", images / "7", tmp_path / "cut.png")
+    (tmp_path / "empty.png").touch()
+    result = cli.run("predict", f"--workdir={workdir}", "--json", tmp_path / "empty.png", images / "7", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
+    assert "3 of the 39 images" in result.stderr
     assert "cut.png" in result.stderr
+    assert "empty.png" in result.stderr
 
 
 @pytest.mark.parametrize(

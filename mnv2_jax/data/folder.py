@@ -52,35 +52,33 @@ def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_
       UserError: if the layout isn't as above, naming what is missing.
     """
     tree = _open_tree(path)
-    there = tree.folders("")
-    if not with_train and eval_split is None and _holds_classes(tree):
-        top = _read(tree, "")
-        held_out = _split(tree, top, tuple(sorted(top.images)))
-        return Opened(tuple(sorted(top.images)), held_out.nothing("train"), held_out, left_out(top.others))
-    train_name = find_split(path, there, "train")
-    if with_train and train_name is None:
-        raise _missing(tree, "train")
-    eval_name = find_split(path, there, eval_split) if with_eval else None
-    if with_eval and eval_name is None:
-        raise _missing(tree, eval_split)
-    read = {name: _read(tree, name) for name in (train_name if with_train else None, eval_name) if name is not None}
-    others = [path for listing in read.values() for path in listing.others]
-    notes = (*in_use(there, train_name if with_train else None, eval_name), *left_out(others))
-    if with_train:
-        names = tuple(sorted(read[str(train_name)].images))
-    else:
-        names = tuple(sorted({*(tree.folders(train_name) if train_name else ()), *read[str(eval_name)].images}))
+    if not with_train:
+        return _open_to_evaluate(tree, eval_split)
+    train = _find(tree, "train")
+    held_out = _find(tree, eval_split) if with_eval else train
+    read = {name: _read(tree, name) for name in (train, held_out)}
+    names = tuple(sorted(read[train].images))
     splits = {name: _split(tree, listing, names) for name, listing in read.items()}
-    held_out = splits[str(eval_name or train_name)]
-    return Opened(names, splits[str(train_name)] if with_train else held_out.nothing("train"), held_out, notes)
+    used = in_use(tree.folders(""), train, held_out if with_eval else None)
+    others = [file for listing in read.values() for file in listing.others]
+    return Opened(names, splits[train], splits[held_out], (*used, *left_out(others)))
+
+
+def _open_to_evaluate(tree: _Tree, eval_split: str | None) -> Opened:
+    there = tree.folders("")
+    is_top = eval_split is None and _holds_classes(tree)
+    listing = _read(tree, "" if is_top else _find(tree, eval_split))
+    train = None if is_top else find_split(tree.path, there, "train")
+    names = tuple(sorted({*(tree.folders(train) if train else ()), *listing.images}))
+    held_out = _split(tree, listing, names)
+    used = () if is_top else in_use(there, None, listing.name)
+    return Opened(names, held_out.nothing("train"), held_out, (*used, *left_out(listing.others)))
 
 
 def class_names(path: str) -> tuple[str, ...]:
     """The sorted class names of the train split; lists its folders and reads no image."""
     tree = _open_tree(path)
-    name = find_split(path, tree.folders(""), "train")
-    if name is None:
-        raise _missing(tree, "train")
+    name = _find(tree, "train")
     return tuple(tree.folders(name)) or tuple(_read(tree, name).images)
 
 
@@ -114,8 +112,10 @@ def _open_tree(path: str) -> _Tree:
     return _Directory(path) if os.path.isdir(path) else _Tar(path)
 
 
-def _missing(tree: _Tree, wanted: str | None) -> UserError:
+def _find(tree: _Tree, wanted: str | None) -> str:
     there = tree.folders("")
+    if (name := find_split(tree.path, there, wanted)) is not None:
+        return name
     what = "val/ nor test/" if wanted is None else f"{wanted}/"
     found = f"only {', '.join(name + '/' for name in there[:8])}" if there else "and no folders at all"
     mend = _LAYOUT
@@ -123,7 +123,7 @@ def _missing(tree: _Tree, wanted: str | None) -> UserError:
         mend += ", or hold some of train out by data.holdout_fraction=0.1"
     elif wanted != "train":
         mend = "choose one of them by data.eval_split"
-    return UserError(f"{tree.path}: there is no {what} in it, {found}; {mend}")
+    raise UserError(f"{tree.path}: there is no {what} in it, {found}; {mend}")
 
 
 def _holds_classes(tree: _Tree) -> bool:
@@ -153,11 +153,10 @@ class _Listing:
 
 def _read(tree: _Tree, name: str) -> _Listing:
     beside, classes = tree.files(name), tree.folders(name)
-    where = f"{name}/" if name else "it"
-    if flat := [] if classes else [path for path in beside if _is_flat(path)]:
-        return _Listing(name, _by_label(tree, name, flat), [path for path in beside if path not in set(flat)])
+    if not classes and (flat := [path for path in beside if _is_flat(path)]):
+        return _Listing(name, _by_label(tree, name, flat), [path for path in beside if not _is_flat(path)])
     if not classes:
-        raise UserError(f"{tree.path}: {where} holds no class folders; {_LAYOUT}")
+        raise UserError(f"{tree.path}: {name}/ holds no class folders; {_LAYOUT}")
     images: dict[str, list[str]] = {}
     others = list(beside)
     for folder in classes:
@@ -261,9 +260,11 @@ def walk_files(top: str) -> Iterator[str]:
 
 
 def find_images(top: str) -> tuple[list[str], list[str]]:
-    """The image files below a folder, sorted, and what else is there; see `walk_files`."""
+    """The image files below a folder, sorted, and what else is there; see `walk_files` and `check_readable`."""
     found = sorted(walk_files(top))
-    return [path for path in found if _is_taken(path)], [path for path in found if not _is_taken(path)]
+    images = [path for path in found if _is_taken(path)]
+    check_readable(images)
+    return images, [path for path in found if not _is_taken(path)]
 
 
 # --- on disk ------------------------------------------------------------------------------------------------

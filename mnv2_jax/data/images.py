@@ -13,7 +13,7 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -76,6 +76,26 @@ def check_readable(names: Iterable[str]) -> None:
 
 class DamagedImageError(UserError):
     """The bytes of an image are there, but they can't be decoded."""
+
+
+MOST_NAMED = 20
+"""Damaged images in an error."""
+
+
+def damaged_images(lines: Sequence[str], what: str) -> DamagedImageError:
+    """An error that names several damaged images at once, 20 of them at most.
+
+    Args:
+      lines: what was said of each, at least one.
+      what: how many there are and of what, as "9 images of val".
+    """
+    # What is to be done, behind the last semicolon, is said once for all.
+    named = [line.rpartition("; ")[0] or line for line in lines]
+    more = [f"and {len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
+    return DamagedImageError(
+        f"{len(named):,} of the {what} can't be decoded: {'; '.join(named[:MOST_NAMED] + more)}; replace or remove"
+        f" {'it' if len(named) == 1 else 'them'}"
+    )
 
 
 class EncodedImage:

@@ -26,8 +26,10 @@ import numpy as np
 from mnv2_jax.config import AugmentConfig, DataConfig
 from mnv2_jax.data import shared
 from mnv2_jax.data.images import (
+    MOST_NAMED,
     DamagedImageError,
     Picture,
+    damaged_images,
     evaluation_view,
     random_resized_view,
 )
@@ -41,8 +43,6 @@ RESIDENT_BYTES = 512 * 2**20
 """Most that a split may take on a device; the network and its activations want the rest."""
 
 _PLAIN = AugmentConfig()
-_MOST_NAMED = 20
-"""Damaged images in an error."""
 OR_SKIP = "; or go on without: --config.data.skip_corrupt=True"
 """What else can be done about them in a run."""
 _LOOK_S, _LOOK_IMAGES = 30.0, 64
@@ -402,19 +402,8 @@ def _lines(split: Split, indices: Iterable[int], decode: Callable[[Picture], np.
 
 
 def damage(split: Split, lines: Mapping[int, str]) -> DamagedImageError:
-    """An error that names the images of a split which can't be decoded, 20 of them at most.
-
-    Args:
-      split: theirs.
-      lines: what `without_damaged` found, at least one.
-    """
-    # What is to be done, behind the last semicolon, is said once for all.
-    named = [lines[index].rpartition("; ")[0] or lines[index] for index in sorted(lines)]
-    more = [f"and {len(named) - _MOST_NAMED:,} more"] if len(named) > _MOST_NAMED else []
-    return DamagedImageError(
-        f"{len(named):,} of the {len(split):,} images of {split.name} can't be decoded:"
-        f" {'; '.join(named[:_MOST_NAMED] + more)}; replace or remove {'it' if len(named) == 1 else 'them'}"
-    )
+    """An error that names the images of a split which can't be decoded, by their lines (`without_damaged`)."""
+    return damaged_images([lines[index] for index in sorted(lines)], f"{len(split):,} images of {split.name}")
 
 
 def all_damage(data: DataConfig, split: Split, met: DamagedImageError) -> DamagedImageError:
@@ -440,7 +429,7 @@ def all_damage(data: DataConfig, split: Split, met: DamagedImageError) -> Damage
         return damage(split, lines)
     known = [line for line in lines.values() if line != str(met)]
     return DamagedImageError(
-        f"{'; '.join([str(met), *known[:_MOST_NAMED]])} ({looked:,} of the {len(split):,} images of {split.name} were"
+        f"{'; '.join([str(met), *known[:MOST_NAMED]])} ({looked:,} of the {len(split):,} images of {split.name} were"
         f" looked at, of which {len(lines):,} can't be decoded)"
     )
 

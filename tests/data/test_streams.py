@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.config import AugmentConfig, DataConfig
-from mnv2_jax.data import streams
+from mnv2_jax.data import images, streams
 from mnv2_jax.data.images import DamagedImageError, evaluation_view, random_resized_view
 from mnv2_jax.data.policies import apply_policy
 from mnv2_jax.data.sources import MemoryReader, open_dataset
@@ -469,9 +469,9 @@ def test_evaluation_masks_what_is_damaged_in_every_process_and_names_it(spoilt, 
     assert found.keys() == damaged
     assert all(os.fsdecode(split.read.names[index]) in line for index, line in found.items())
     black: dict[int, str] = {}
-    images, labels = load_arrays(data, split, damaged=black)
+    pixels, labels = load_arrays(data, split, damaged=black)
     assert black == found
-    np.testing.assert_array_equal(np.flatnonzero(~images.any((1, 2, 3))), sorted(damaged))
+    np.testing.assert_array_equal(np.flatnonzero(~pixels.any((1, 2, 3))), sorted(damaged))
     np.testing.assert_array_equal(np.delete(labels, sorted(damaged)), np.delete(photo_split.labels, sorted(damaged)))
 
 
@@ -488,7 +488,7 @@ def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
         assert all(os.fsdecode(split.read.names[index]) in error for index in damaged)
         assert "3 of the 17 images of train can't be decoded" in error
         assert "\n" not in error
-    monkeypatch.setattr(streams, "_MOST_NAMED", 1)
+    monkeypatch.setattr(images, "MOST_NAMED", 1)
     assert "; and 2 more; replace" in str(streams.all_damage(data, split, met.value))
     monkeypatch.setattr(streams, "_LOOK_S", -1.0)  # no time for all
     monkeypatch.setattr(streams, "_LOOK_IMAGES", 5)
