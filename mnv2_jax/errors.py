@@ -28,6 +28,11 @@ class FaultError(UserError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may try again
 
 
+def plain(text: str) -> str:
+    """A text as one line of Unicode: a file name may hold what isn't, and line breaks."""
+    return text.encode(errors="backslashreplace").decode().replace("\n", "\\n")
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Returns ``; did you mean 'x'?`` for the choice closest to ``word``, or the list of choices."""
     names = sorted(choices)

@@ -11,14 +11,14 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mnv2_jax import config
-from mnv2_jax.data.folder import EXTENSIONS, walk_images
-from mnv2_jax.data.images import decode, evaluation_view
+from mnv2_jax.data import folder
+from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, evaluation_view
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
 
@@ -86,7 +86,9 @@ def main() -> None:
         raise UserError(f"--config{given} is read with --store-logits only, weights say how they predict; leave it out")
     if not args.images:
         raise UserError("no image is given; name image files or folders after the flags")
-    paths = list(find_images(args.images))
+    paths, others = find_images(args.images)
+    for line in folder.left_out(others):
+        print(line, file=sys.stderr)
     answers = predict(_open(args), paths, args.top or TOP)
     if args.json:
         print(json.dumps(answers))
@@ -126,22 +128,28 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"{args.store_logits}: logits of {count} images; learn from them by --config.distill.logits")
 
 
-def find_images(inputs: Sequence[str]) -> Iterator[str]:
-    """The files as they were given, and for a folder the images below it, sorted, hidden ones left out.
+def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files as they were given, and for a folder the images below it, sorted; and what was left out there.
 
     Raises:
       UserError: for what isn't there, and for a folder without images.
     """
+    images: list[str] = []
+    others: list[str] = []
     for given in inputs:
         if os.path.isfile(given):
-            yield given
+            images.append(given)
         elif os.path.isdir(given):
-            found = list(walk_images(given))
+            found, rest = folder.find_images(given)
             if not found:
-                raise UserError(f"{given}: no image in this folder; one ends in {', '.join(EXTENSIONS)}")
-            yield from sorted(found)
+                raise UserError(
+                    "; ".join((f"{given}: no image that can be read in this folder", *folder.left_out(rest)))
+                )
+            images += found
+            others += rest
         else:
             raise UserError(f"{given}: no such image or folder; correct the path")
+    return images, others
 
 
 def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[str, Any]]:
@@ -156,7 +164,7 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
       For each image ``{"path", "top": [{"index", "label", "probability"}]}``, the most probable class first.
 
     Raises:
-      UserError: if an image can't be read.
+      UserError: if an image can't be read, or naming all that can't be decoded.
     """
     import jax  # takes seconds; a mistyped flag or path doesn't wait for it
 
@@ -175,17 +183,25 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
         return jax.lax.top_k(jax.nn.softmax(logits), min(top, model.num_classes))
 
     answers: list[dict[str, Any]] = []
+    damaged: list[str] = []
     # Every batch has the same size, and few sizes are possible: one compilation, which the cache often has.
     size = min(BATCH, 1 << (len(paths) - 1).bit_length())
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
         images = np.zeros((size, data.resolution, data.resolution, 3), np.uint8)
         for row, path in enumerate(chunk):
-            images[row] = _read(path, data)
+            try:
+                images[row] = _read(path, data)
+            except DamagedImageError as error:
+                damaged.append(str(error))
+        if damaged:  # there will be no answer; the rest is only looked through
+            continue
         probabilities, indices = jax.device_get(best(variables, images))
         for path, values, places in zip(chunk, probabilities.tolist(), indices.tolist(), strict=False):
             rows = zip(places, values, strict=True)
             answers.append({"path": path, "top": [{"index": i, "label": labels[i], "probability": p} for i, p in rows]})
+    if damaged:
+        raise damaged_images(damaged, f"{len(paths):,} images")
     return answers
 
 

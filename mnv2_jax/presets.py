@@ -42,12 +42,15 @@ def parse_arg(arg: str) -> dict[str, str]:
     parsed: dict[str, str] = {}
     for item in filter(None, arg.split(",")):
         key, separator, value = item.partition("=")
+        last = next(reversed(parsed.items()), ("", ""))
+        is_path = last[0] == "path" or (last[0] == "data" and ":" in last[1] and not last[1].startswith("tfds:"))
+        hint = f"; if that belongs to {last[1]!r}, give the path by --config.data.path" if is_path else ""
         if key not in ARGUMENT_KEYS:
-            raise UserError(f"unknown argument {key!r}{nearest(key, ARGUMENT_KEYS)}")
+            raise UserError(f"unknown argument {(item if hint else key)!r}{nearest(key, ARGUMENT_KEYS)}{hint}")
         if not separator or not value:
-            raise UserError(f"argument {key!r} needs a value, as in {key}=…")
+            raise UserError(f"argument {key!r} needs a value, as in {key}=…{hint}")
         if key in parsed:
-            raise UserError(f"argument {key!r} is given twice")
+            raise UserError(f"argument {key!r} is given twice{hint}")
         parsed[key] = value
     return parsed
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import tarfile
+import types
 
 import jax
 import numpy as np
@@ -14,14 +15,19 @@ import safetensors.numpy
 from PIL import Image
 
 from mnv2_jax import config
+from mnv2_jax.convert.__main__ import main as convert
+from mnv2_jax.convert.__main__ import read_labels
 from mnv2_jax.convert.by_name import to_timm
 from mnv2_jax.convert.load import load_weights
-from mnv2_jax.data.sources import open_dataset
+from mnv2_jax.data import streams
+from mnv2_jax.data.sources import Dataset, open_dataset
+from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.models.weights import Preprocessing, Weights, WeightsInfo, flatten, save_weights, shapes_of, unflatten
+from mnv2_jax.training import verbs
 from mnv2_jax.training.checkpoint import restore_variables
-from mnv2_jax.training.initial import check_head, prepare, relabel, with_weights
+from mnv2_jax.training.initial import arranged, check_head, columns_of, prepare, relabel, with_weights
 from mnv2_jax.training.state import TrainState
 from tests import cli
 
@@ -31,9 +37,12 @@ DIGITS = tuple(map(str, range(10)))
 
 
 def weights_file(path, name="mobilenet_v2", classes=DIGITS, **options):
-    """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own."""
+    """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own.
+
+    Without names they are of two classes.
+    """
     options = dict(width=0.25, depth=0.3, padding="symmetric") | options
-    model = create_model(name, len(classes), norm=config.NormConfig(epsilon=1e-5), **options)
+    model = create_model(name, len(classes) or 2, norm=config.NormConfig(epsilon=1e-5), **options)
     rng = np.random.default_rng(0)
 
     def draw(at, leaf):
@@ -244,9 +253,9 @@ def test_images_of_some_classes_are_measured_among_all():
     np.testing.assert_array_equal(found.eval.labels, 10 - np.asarray(data.eval.labels))
     ids = WeightsInfo(labels=tuple("abcdefghij"), class_ids=DIGITS)
     np.testing.assert_array_equal(relabel(data, ids, 10).eval.labels, data.eval.labels)
-    with pytest.raises(UserError, match=r"init\.weights know no class '0' of digits; theirs are 2: cat, dog, …"):
+    with pytest.raises(UserError, match=r"have no class '0' of digits; theirs are 2: cat, dog, …"):
         relabel(data, WeightsInfo(labels=("cat", "dog")), 2)
-    with pytest.raises(UserError, match="theirs are 12: not named, …"):
+    with pytest.raises(UserError, match=r"12 classes without names, and digits has 10; .* --labels=FILE"):
         relabel(data, WeightsInfo(), 12)
     only_ids = relabel(data, WeightsInfo(class_ids=DIGITS[::-1]), 10)
     np.testing.assert_array_equal(only_ids.eval.labels, 9 - np.asarray(data.eval.labels))
@@ -260,6 +269,79 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
     with pytest.raises(UserError, match=r"have 10 classes, digits has 10 others; give --config\.init\.head=new"):
         check_head(settings, other, data)
     check_head(dataclasses.replace(settings, init=config.InitConfig(weights="x", head="new")), other, data)
+    # The same classes in another order are put into that of the data.
+    other = other._replace(info=WeightsInfo(labels=DIGITS[::-1]))
+    check_head(settings, other, data)
+    ours, theirs = arranged(other, data).variables["params"], other.variables["params"]
+    np.testing.assert_array_equal(ours["classifier"]["kernel"], theirs["classifier"]["kernel"][:, ::-1])
+    np.testing.assert_array_equal(ours["classifier"]["bias"], theirs["classifier"]["bias"][::-1])
+    np.testing.assert_array_equal(ours["stem"]["kernel"], theirs["stem"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("names", "open_order"),
+    [
+        ([str(i) for i in range(12)], True),
+        ([f"class_{i}" for i in range(1, 11)], True),
+        (["Zebra", "ant", "bee"], True),
+        (["10cm", "2cm"], True),
+        ([f"{i:02}" for i in range(12)], False),
+        (["n01440764", "n01443537"], False),
+        (["café", "tea", "água", "²"], False),
+    ],
+)
+def test_weights_without_names_are_refused_where_the_order_is_open(names, open_order):
+    """Text sorts 10 before 2 and Z before a, timm otherwise; with names the order doesn't matter."""
+    split = Split("val", np.arange(len(names), dtype=np.int32), lambda index: pytest.fail("read an image"))
+    data, k = Dataset("folder", tuple(sorted(names)), split, split), len(names)
+    settings = config.Config(init=config.InitConfig(weights="w.safetensors"))
+    unnamed = Weights(types.SimpleNamespace(num_classes=k), {}, WeightsInfo())
+    asked = (
+        lambda: columns_of(WeightsInfo(), k, data),
+        lambda: relabel(data, WeightsInfo(), k),
+        lambda: check_head(settings, unnamed, data),
+    )
+    for ask in asked:
+        with pytest.raises(UserError, match="--labels=FILE") if open_order else contextlib.nullcontext():
+            ask()
+    assert columns_of(WeightsInfo(labels=tuple(names)), k, data).tolist() == [names.index(n) for n in sorted(names)]
+    # Who numbers the classes as timm does, has an order of his own.
+    assert columns_of(WeightsInfo(), 3, dataclasses.replace(data, class_names=("1", "2", "10"))).tolist() == [0, 1, 2]
+
+
+def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_left_out(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    damaged = ("val/cat/0.png", "val/dog/3.png", "val/dog/4.png")
+    for top in ("whole", "spoilt"):
+        for name in ("cat", "dog"):
+            (tmp_path / top / "val" / name).mkdir(parents=True)
+            for number in range(7):
+                image = Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))
+                if f"val/{name}/{number}.png" not in damaged:
+                    image.save(tmp_path / top / "val" / name / f"{number}.png")
+        rng = np.random.default_rng(0)
+    for name in damaged:
+        (tmp_path / "spoilt" / name).touch()
+    weights = weights_file(tmp_path / "w.safetensors", classes=("owl", "dog", "emu", "cat"))
+
+    def evaluate(top, *overrides):
+        spec = f"{cli.W0_25}:data=folder:{tmp_path / top}"
+        fixed = ("model.depth=0.3", "data.num_workers=0", "data.eval_batch_size=4")  # compiled once for all
+        given = [f"init.weights={weights}", *fixed, *overrides]
+        verbs.evaluate_weights(config.load(spec, given)[1], config.given(spec, given), verbs.Output(True))
+        return json.loads(capsys.readouterr().out)
+
+    expected = evaluate("whole")
+    assert (expected["eval"]["count"], np.sum(expected["confusion"], axis=1).tolist()) == (11, [0, 5, 0, 6])
+    with monkeypatch.context() as patch:
+        patch.setattr(streams, "RESIDENT_BYTES", 0)
+        found = evaluate("spoilt", "data.skip_corrupt=True")
+    assert found["confusion"] == expected["confusion"]
+    assert found["eval"]["loss"] == pytest.approx(expected["eval"]["loss"], rel=1e-6)
+    assert [line.partition(": ")[0] for line in found["skipped"]] == [str(tmp_path / "spoilt" / n) for n in damaged]
+    with pytest.raises(UserError, match=r"3 of the 14 images of val .*--config\.data\.skip_corrupt=True") as error:
+        evaluate("spoilt")
+    assert all(name in str(error.value) for name in damaged)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +361,8 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
         (["--model=mobilenet_v2", ".", "new.safetensors"], "no run is there"),
         (["--labels=nowhere", "{weights}", "new.safetensors"], "--labels=nowhere: can't be read"),
         (["--take=raw", "{weights}", "new.safetensors"], "says itself what it holds"),
+        (["--labels=~nobody/x", "{weights}", "new.safetensors"], "--labels=~nobody/x: can't be read"),
+        (["--labels=.", "{weights}", "new.safetensors"], "--labels=.: can't be read"),
     ],
 )
 def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):
@@ -311,6 +395,36 @@ def test_an_average_or_the_weights_of_a_checkpoint(take, factor, weights, monkey
     told = capsys.readouterr().out
     assert "model_ema" in told
     assert any("model_ema" in note for note in load_weights(out).info.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"cat\ndog\n", ["cat", "dog"]),
+        (b"\xef\xbb\xbfcat\r\n\r\ndog", ["cat", "dog"]),
+        ("cat\n犬\n".encode("utf-16"), ["cat", "犬"]),
+        (b"cat\ndog\ncat \n", "'cat' stands in lines 1 and 3"),
+        (b"\n \n", "holds no name"),
+        ("caf\xe9".encode("latin-1"), "can't be read"),
+    ],
+)
+def test_files_of_labels(content, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "labels.txt").write_bytes(content)
+    if isinstance(expected, list):
+        # A file of ours that names none is given them; one that does refuses others.
+        bare = weights_file(tmp_path / "bare.safetensors", classes=())
+        command = ["convert", "--labels=~/labels.txt", "--force", str(bare), str(tmp_path / "named.safetensors")]
+        monkeypatch.setattr("sys.argv", command)
+        convert()
+        assert list(load_weights(tmp_path / "named.safetensors").info.labels) == expected
+        monkeypatch.setattr("sys.argv", [*command[:3], command[4], command[4]])
+        with pytest.raises(UserError, match="leave --labels out"):
+            convert()
+        return
+    with pytest.raises(UserError, match=r"--labels=~/labels\.txt: ") as error:
+        read_labels("~/labels.txt")
+    assert expected in str(error.value)
 
 
 def test_help_of_convert_is_complete():

@@ -9,6 +9,7 @@ from PIL import Image
 from mnv2_jax import config, predict
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
+from mnv2_jax.training import verbs
 from mnv2_jax.training.initial import read_run_weights
 from tests import cli
 
@@ -79,10 +80,13 @@ def test_a_damaged_image_among_good_ones_stops_it_before_any_answer(run, tmp_pat
     workdir, images = run
     good = sorted((images / "7").iterdir())
     (tmp_path / "cut.png").write_bytes(good[0].read_bytes()[:60])
-    result = cli.run("predict", f"--workdir={workdir}", "--json", images / "7", tmp_path / "cut.png")
+    (tmp_path / "empty.png").touch()
+    result = cli.run("predict", f"--workdir={workdir}", "--json", tmp_path / "empty.png", images / "7", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
+    assert "3 of the 39 images" in result.stderr
     assert "cut.png" in result.stderr
+    assert "empty.png" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -153,14 +157,32 @@ def test_find_images(tmp_path):
     for name in ("b.JPG", "a/c.png", "a/.hidden.png", ".trash/d.png", "notes.txt", "empty/readme.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = list(predict.find_images([str(tmp_path), str(tmp_path / "notes.txt")]))
+    found, others = predict.find_images([str(tmp_path), str(tmp_path / "notes.txt")])
     assert [path.removeprefix(f"{tmp_path}/") for path in found] == ["a/c.png", "b.JPG", "notes.txt"]
-    with pytest.raises(UserError, match="empty: no image in this folder"):
-        list(predict.find_images([str(tmp_path / "empty")]))
+    assert [path.removeprefix(f"{tmp_path}/") for path in others] == [
+        ".trash",
+        "a/.hidden.png",
+        "empty/readme.md",
+        "notes.txt",
+    ]
+    with pytest.raises(
+        UserError, match=r"empty: no image .* in this folder; left out: 1 file: \.md 1; as .*readme\.md$"
+    ):
+        predict.find_images([str(tmp_path / "empty")])
 
 
-def test_a_folder_that_is_no_run(tmp_path, monkeypatch):
-    Image.new("L", (8, 8)).save(tmp_path / "x.png")
-    monkeypatch.setattr("sys.argv", ["predict", f"--workdir={tmp_path}", str(tmp_path / "x.png")])
+def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
+    Image.new("L", (8, 8)).save(tmp_path / "x.JFIF", "JPEG")
+    (tmp_path / "y.heic").touch()
+    monkeypatch.setattr("sys.argv", ["predict", f"--workdir={tmp_path}", str(tmp_path)])
     with pytest.raises(UserError, match="no run is there"):
         predict.main()
+    assert capsys.readouterr().err == f"left out: 1 file: .heic 1; as {tmp_path}/y.heic\n"
+
+
+def test_a_run_is_evaluated_on_folders_of_its_classes(run, capsys):
+    workdir, images = run
+    _, settings = config.load(str(workdir / "config.json"), ["data.name=folder", f"data.path={images}"])
+    verbs.evaluate(settings, [], workdir, None, verbs.Output(True))
+    found, evaluation = json.loads(capsys.readouterr().out), json.loads((workdir / "evaluation.json").read_text())
+    assert (found["split"], found["confusion"]) == ("images", evaluation["confusion"])

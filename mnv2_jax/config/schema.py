@@ -88,7 +88,7 @@ class DataConfig:
     eval_batch_size: int = 128
     """At most this many images an evaluation step; the result doesn't depend on it."""
     eval_split: str | None = None
-    """Unset: val, or test where there is no val."""
+    """By any name that such a split has (valid, dev, testing …). Unset: val, or test where there is no val."""
     holdout_fraction: float = 0.0
     """> 0: this share of the training images (stratified) is kept out of training and evaluated on instead."""
     crop: Literal["random_resized", "shift", "none"] = "random_resized"
@@ -111,8 +111,8 @@ class DataConfig:
     num_workers: int | None = None
     """Processes that decode image files; unset: one a CPU core, 0: none."""
     skip_corrupt: bool = False
-    """A training image that can't be decoded is replaced by the next one that can, and counted in the log, instead of
-    ending the run."""
+    """An image that can't be decoded is replaced by the next one that can in training, left out of an evaluation, and
+    counted and named, instead of ending the run."""
 
     @property
     def seen_resolution(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import dataclasses
 import json
 import os
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--std", type=_three, metavar="R,G,B", help="likewise, the deviation")
     parser.add_argument("--eval_crop_fraction", type=float, metavar="F", help="of the short side (default: 0.875)")
     parser.add_argument("--interpolation", metavar="NAME", help="bilinear or bicubic (default: the library's)")
-    parser.add_argument("--labels", type=pathlib.Path, metavar="FILE", help="a name of a class a line, in their order")
+    parser.add_argument("--labels", metavar="FILE", help="a name of a class a line, in their order")
     parser.add_argument(
         "--take",
         metavar="WHICH",
@@ -100,14 +101,17 @@ def main() -> None:
 
 
 def _open(args: argparse.Namespace) -> Weights:
-    from mnv2_jax.convert.load import load_weights
+    from mnv2_jax.convert.load import kind_of, load_weights
 
     options = {key: getattr(args, key) for key in ("width", "width_rule", "depth", "activation")}
     options = {key: value for key, value in options.items() if value is not None}
     fields = ("resolution", "mean", "std", "eval_crop_fraction", "interpolation")
     asked = {key: getattr(args, key) for key in fields if getattr(args, key) is not None}
-    labels = _read_labels(args.labels) if args.labels is not None else None
+    labels = read_labels(args.labels) if args.labels is not None else None
     source = os.path.expanduser(args.weights)
+    if labels and os.path.isfile(source) and kind_of(pathlib.Path(source)) == "ours":
+        ours = load_weights(source, args.model, library=args.library, preprocessing=asked or None, **options)
+        return _labelled(source, ours, labels)
     if os.path.isdir(source):
         from mnv2_jax.training.initial import read_run_weights
 
@@ -128,15 +132,40 @@ def _open(args: argparse.Namespace) -> Weights:
     )
 
 
-def _read_labels(path: pathlib.Path) -> list[str]:
+def _labelled(path: str, weights: Weights, labels: list[str]) -> Weights:
+    """Names for the classes of a file of ours that has none."""
+    if weights.info.labels:
+        raise UserError(f"{path}: says itself what its classes are; leave --labels out")
+    if len(labels) != weights.model.num_classes:
+        raise UserError(f"{path}: {len(labels)} labels for {weights.model.num_classes} classes; give one each")
+    return weights._replace(info=dataclasses.replace(weights.info, labels=tuple(labels)))
+
+
+def read_labels(given: str) -> list[str]:
+    """The names in a file, a line each; in UTF-8, or what Windows calls Unicode.
+
+    Raises:
+      UserError: if it can't be read, or names nothing or something twice.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--labels={path}: can't be read ({error}); give a text file") from error
-    labels = [line.strip() for line in lines if line.strip()]
-    if not labels:
-        raise UserError(f"--labels={path}: holds no name; give one a line")
-    return labels
+        content = pathlib.Path(given).expanduser().read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except (OSError, ValueError, RuntimeError) as error:  # a home directory may not be known
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--labels={given}: can't be read ({reason}); give a text file in UTF-8") from error
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    if not lines:
+        raise UserError(f"--labels={given}: holds no name; give one a line")
+    first: dict[str, int] = {}
+    for number, name in lines.items():
+        if name in first:
+            raise UserError(
+                f"--labels={given}: {name!r} stands in lines {first[name]} and {number}; name each class differently"
+                " (ImageNet's 1000 classes are known without)"
+            )
+        first[name] = number
+    return list(lines.values())
 
 
 def _three(text: str) -> tuple[float, ...]:

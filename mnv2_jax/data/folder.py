@@ -2,59 +2,84 @@
 
     train/CLASS/**/*.jpg    val/CLASS/**/*.jpg    test/CLASS/**/*.jpg
 
-`training` may stand for train, `validation` for val (as CoreNet has it), and a tar may wrap all in one folder. Names
-that begin with a dot are ignored, and so are files that aren't images.
+The three may be called otherwise (`split.role_of`), and a tar may wrap all in one folder. ImageNet's val may be flat,
+as it is published, with one of the lists of its labels (`prepare.labels`). To evaluate on, a folder of class folders is
+enough. What isn't called like an image, and what begins with a dot, is left out, and named.
 """
 
 from __future__ import annotations
 
+import bisect
+import collections
 import dataclasses
 import os
+import pathlib
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
 
-from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.split import Rows, Split, sha256_of, sha256_of_names
+from mnv2_jax.data import imagenet
+from mnv2_jax.data.images import EncodedImage, check_readable, is_image
+from mnv2_jax.data.prepare.labels import FLAT_NAME, Labels, NoLabelsError
+from mnv2_jax.data.split import Opened, Rows, Split, find_split, in_use, role_of, sha256_of, sha256_of_names
 from mnv2_jax.data.tar import read_members
 from mnv2_jax.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
-_ALIASES = {"train": ("train", "training"), "val": ("val", "validation"), "validation": ("validation", "val")}
-_KNOWN_SPLITS = {"train", "training", "val", "validation", "test"}
 _LAYOUT = "arrange the images as train/CLASS/*.jpg and val/CLASS/*.jpg (or test/CLASS/*.jpg)"
+_HIDDEN = "hidden"
+_KINDS = 6
+"""So many are named at most."""
 
 
-def open_splits(path: str, eval_split: str | None, with_eval: bool = True) -> tuple[tuple[str, ...], Split, Split]:
+def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_train: bool = True) -> Opened:
     """Opens the train split and the one to evaluate on.
 
     Args:
       path: a directory or a .tar file that exists.
       eval_split: the folder to evaluate on; None: val, or test where there is no val.
       with_eval: False where the images to evaluate on will be taken out of train: the train split is given twice.
+      with_train: False where nothing is trained: train is without images and need not be there, nor any split, where
+        class folders lie at the top.
 
     Returns:
-      The class names, sorted, and the two splits, whose images are sorted by class and file name.
+      The class names, sorted, and the two splits, whose images are sorted by class and file name. The classes are
+      those of train, with nothing to train on also those of the other.
 
     Raises:
       UserError: if the layout isn't as above, naming what is missing.
     """
     tree = _open_tree(path)
-    train_name = _find_split(tree, "train")
-    class_names = _class_names(tree, train_name)
-    train = _split(tree, train_name, class_names)
-    if not with_eval:
-        return class_names, train, train
-    return class_names, train, _split(tree, _find_split(tree, eval_split), class_names)
+    if not with_train:
+        return _open_to_evaluate(tree, eval_split)
+    train = _find(tree, "train")
+    held_out = _find(tree, eval_split) if with_eval else train
+    read = {name: _read(tree, name) for name in (train, held_out)}
+    names = tuple(sorted(read[train].images))
+    splits = {name: _split(tree, listing, names) for name, listing in read.items()}
+    used = in_use(tree.folders(""), train, held_out if with_eval else None)
+    others = [file for listing in read.values() for file in listing.others]
+    return Opened(names, splits[train], splits[held_out], (*used, *left_out(others)))
+
+
+def _open_to_evaluate(tree: _Tree, eval_split: str | None) -> Opened:
+    there = tree.folders("")
+    is_top = eval_split is None and _holds_classes(tree)
+    listing = _read(tree, "" if is_top else _find(tree, eval_split))
+    train = None if is_top else find_split(tree.path, there, "train")
+    names = tuple(sorted({*(tree.folders(train) if train else ()), *listing.images}))
+    held_out = _split(tree, listing, names)
+    used = () if is_top else in_use(there, None, listing.name)
+    return Opened(names, held_out.nothing("train"), held_out, (*used, *left_out(listing.others)))
 
 
 def class_names(path: str) -> tuple[str, ...]:
     """The sorted class names of the train split; lists its folders and reads no image."""
     tree = _open_tree(path)
-    return _class_names(tree, _find_split(tree, "train"))
+    name = _find(tree, "train")
+    return tuple(tree.folders(name)) or tuple(_read(tree, name).images)
 
 
 class _Tree(Protocol):
@@ -63,12 +88,21 @@ class _Tree(Protocol):
     @property
     def path(self) -> str: ...
 
+    @property
+    def home(self) -> pathlib.Path:
+        """The folder beside whose files this lies."""
+        ...
+
     def folders(self, parent: str) -> list[str]:
         """Names of the folders directly in a folder ("" for the top), sorted, hidden ones left out."""
         ...
 
-    def images(self, parent: str) -> list[str]:
-        """Paths of the images anywhere below a folder, sorted, hidden ones left out."""
+    def files(self, parent: str) -> list[str]:
+        """Paths of what else is directly in a folder, sorted."""
+        ...
+
+    def below(self, parent: str) -> list[str]:
+        """Paths of the files anywhere below a folder, sorted; a hidden folder counts as one."""
         ...
 
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split: ...
@@ -78,12 +112,10 @@ def _open_tree(path: str) -> _Tree:
     return _Directory(path) if os.path.isdir(path) else _Tar(path)
 
 
-def _find_split(tree: _Tree, wanted: str | None) -> str:
+def _find(tree: _Tree, wanted: str | None) -> str:
     there = tree.folders("")
-    choices = (*_ALIASES["val"], "test") if wanted is None else _ALIASES.get(wanted, (wanted,))
-    for name in choices:
-        if name in there:
-            return name
+    if (name := find_split(tree.path, there, wanted)) is not None:
+        return name
     what = "val/ nor test/" if wanted is None else f"{wanted}/"
     found = f"only {', '.join(name + '/' for name in there[:8])}" if there else "and no folders at all"
     mend = _LAYOUT
@@ -94,40 +126,123 @@ def _find_split(tree: _Tree, wanted: str | None) -> str:
     raise UserError(f"{tree.path}: there is no {what} in it, {found}; {mend}")
 
 
-def _class_names(tree: _Tree, split: str) -> tuple[str, ...]:
-    names = tuple(tree.folders(split))
-    if not names:
-        raise UserError(f"{tree.path}: {split}/ holds no class folders; {_LAYOUT}")
-    return names
+def _holds_classes(tree: _Tree) -> bool:
+    """Whether the top is a split itself: no folder is called like one, or they are classes, as train beside bus."""
+
+    def holds_images(folder: str) -> bool:
+        return any(_is_taken(path) and not _is_flat(path) for path in tree.files(folder))
+
+    there = tree.folders("")
+    if not there:
+        return any(map(_is_flat, tree.files("")))
+    splits = [name for name in there if role_of(name)]
+    others = (name for name in there if not role_of(name))
+    return not splits or (all(map(holds_images, splits)) and any(map(holds_images, others)))
 
 
-def _split(tree: _Tree, split: str, class_names: tuple[str, ...]) -> Split:
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """What lies in a split."""
+
+    name: str
+    images: dict[str, list[str]]
+    """Paths by class, sorted."""
+    others: list[str]
+    """Paths of what is left out."""
+
+
+def _read(tree: _Tree, name: str) -> _Listing:
+    beside, classes = tree.files(name), tree.folders(name)
+    if not classes and (flat := [path for path in beside if _is_flat(path)]):
+        return _Listing(name, _by_label(tree, name, flat), [path for path in beside if not _is_flat(path)])
+    if not classes:
+        raise UserError(f"{tree.path}: {name}/ holds no class folders; {_LAYOUT}")
+    images: dict[str, list[str]] = {}
+    others = list(beside)
+    for folder in classes:
+        found = tree.below(posixpath.join(name, folder))
+        images[folder] = [path for path in found if _is_taken(path)]
+        rest = [path for path in found if not _is_taken(path)]
+        if not images[folder]:
+            only = f", only {_kinds(rest)}" if rest else ""
+            raise UserError(
+                f"{tree.path}: class folder {posixpath.join(name, folder)} holds no images that can be read{only}; add"
+                " some, or remove the folder"
+            )
+        check_readable(images[folder])
+        others += rest
+    return _Listing(name, images, others)
+
+
+def _is_flat(path: str) -> bool:
+    return _is_taken(path) and posixpath.basename(path).startswith(FLAT_NAME)
+
+
+def _by_label(tree: _Tree, name: str, images: Collection[str]) -> dict[str, list[str]]:
+    """The images of a flat val by their WordNet ids."""
+    labels = Labels(tree.home, tree.home / name if name else tree.home.parent)
+    by_name = {posixpath.basename(path): path for path in images}
+    try:
+        groups = labels.group(by_name, pathlib.Path(tree.path, name))
+    except NoLabelsError as error:
+        raise UserError(f"{error}, or sort the images into class folders") from error
+    return {imagenet.class_ids()[label]: [by_name[image] for image in names] for label, names in groups.items()}
+
+
+def _split(tree: _Tree, listing: _Listing, class_names: tuple[str, ...]) -> Split:
     number = {name: i for i, name in enumerate(class_names)}
-    labels: list[np.ndarray] = []
-    images: list[str] = []
-    for name in _class_names(tree, split):
+    for name in listing.images:
         if name not in number:
             raise UserError(
-                f"{tree.path}: class {name!r} is in {split}/ but not in train, which has {len(number)} classes;"
+                f"{tree.path}: class {name!r} is in {listing.name}/ but not in train, which has {len(number)} classes;"
                 " add it there, or remove it here"
             )
-        found = tree.images(f"{split}/{name}")
-        if not found:
-            raise UserError(
-                f"{tree.path}: class folder {split}/{name} holds no images ({', '.join(EXTENSIONS)}); add some, or"
-                " remove the folder"
-            )
-        images += found
-        labels.append(np.full(len(found), number[name], np.int32))
-    return tree.split(split, np.concatenate(labels), images)
+    labels = [np.full(len(images), number[name], np.int32) for name, images in listing.images.items()]
+    images = [path for some in listing.images.values() for path in some]
+    name = listing.name or os.path.basename(os.path.abspath(tree.path)).removesuffix(".tar")
+    return tree.split(name, np.concatenate(labels), images)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
+# --- what is left out ---------------------------------------------------------------------------------------
 
 
-def walk_images(top: str) -> Iterator[str]:
-    """The image files below a folder, hidden ones left out, links followed, each real folder gone through once.
+def _is_taken(path: str) -> bool:
+    return not posixpath.basename(path).startswith(".") and is_image(path)
+
+
+def left_out(paths: Collection[str]) -> tuple[str, ...]:
+    """A line that counts and names files that aren't looked at, or none where there are no such."""
+    if not paths:
+        return ()
+    files = "1 file" if len(paths) == 1 else f"{len(paths):,} files"
+    first = next(iter(_counted(paths)))
+    example = min(path for path in paths if _kind(path) == first)
+    return (f"left out: {files}: {_kinds(paths)}; as {example}",)
+
+
+def _kinds(paths: Iterable[str]) -> str:
+    """What files are, most frequent first, as ".heic 2, .txt 1"."""
+    counts = _counted(paths)
+    more = [f"{len(counts) - _KINDS} other kinds"] if len(counts) > _KINDS else []
+    return ", ".join([f"{kind} {count:,}" for kind, count in list(counts.items())[:_KINDS]] + more)
+
+
+def _counted(paths: Iterable[str]) -> dict[str, int]:
+    counts = collections.Counter(map(_kind, paths))
+    return dict(sorted(counts.items(), key=lambda item: (item[0] == _HIDDEN, -item[1], item[0])))
+
+
+def _kind(path: str) -> str:
+    name = posixpath.basename(path)
+    if name.startswith("."):
+        return _HIDDEN
+    if is_image(name):
+        return "images outside of class folders"
+    return posixpath.splitext(name)[1].lower() or "without an ending"
+
+
+def walk_files(top: str) -> Iterator[str]:
+    """The files below a folder, links followed, each real folder gone through once; a hidden folder counts as one.
 
     Raises:
       UserError: for a folder that can't be read.
@@ -139,9 +254,17 @@ def walk_images(top: str) -> Iterator[str]:
     seen = set()
     for folder, folders, files in os.walk(top, followlinks=True, onerror=refuse):
         seen.add(os.path.realpath(folder))
+        yield from (os.path.join(folder, name) for name in [*files, *(name for name in folders if name[0] == ".")])
         links = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if name[0] != "."}
         folders[:] = sorted(name for name, real in links.items() if real not in seen)
-        yield from (os.path.join(folder, name) for name in files if name[0] != "." and _is_image(name))
+
+
+def find_images(top: str) -> tuple[list[str], list[str]]:
+    """The image files below a folder, sorted, and what else is there; see `walk_files` and `check_readable`."""
+    found = sorted(walk_files(top))
+    images = [path for path in found if _is_taken(path)]
+    check_readable(images)
+    return images, [path for path in found if not _is_taken(path)]
 
 
 # --- on disk ------------------------------------------------------------------------------------------------
@@ -151,16 +274,28 @@ def walk_images(top: str) -> Iterator[str]:
 class _Directory:
     path: str
 
+    @property
+    def home(self) -> pathlib.Path:
+        return pathlib.Path(os.path.abspath(self.path))
+
     def folders(self, parent: str) -> list[str]:
-        with os.scandir(os.path.join(self.path, parent)) as entries:
-            return sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+        return [name for name, is_folder in self._entries(parent) if is_folder]
 
-    def images(self, parent: str) -> list[str]:
-        return sorted(self._walk(parent))
+    def files(self, parent: str) -> list[str]:
+        return [posixpath.join(parent, name) for name, is_folder in self._entries(parent) if not is_folder]
 
-    def _walk(self, parent: str) -> Iterator[str]:
-        for path in walk_images(os.path.join(self.path, parent)):
-            yield os.path.relpath(path, self.path)
+    def below(self, parent: str) -> list[str]:
+        return sorted(os.path.relpath(path, self.path) for path in walk_files(os.path.join(self.path, parent)))
+
+    def _entries(self, parent: str) -> list[tuple[str, bool]]:
+        """Names, and whether each is of a folder that isn't hidden."""
+        try:
+            with os.scandir(os.path.join(self.path, parent)) as entries:
+                return sorted((entry.name, entry.name[0] != "." and entry.is_dir()) for entry in entries)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: can't be read ({error.strerror}); mend its permissions or move it away"
+            ) from error
 
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
         return Split(name, labels, FileReader(self.path, _packed(images)))
@@ -206,33 +341,48 @@ class _Tar:
         self.path = path
         self._place: dict[str, tuple[int, int]] = {}  # of each image: offset and size in bytes
         self._folders: dict[str, set[str]] = {"": set()}  # of each folder: the folders in it
-        self._images: dict[str, list[str]] = {}  # of each SPLIT/CLASS: the images anywhere below it
-        members = [(name, member) for member in _members(path) if (name := _visible_name(member))]
+        members = [(_seen_name(member), member) for member in _members(path)]
+        seen = [(name, member) for name, member in members if name]
         # Folders need no entries of their own, and a tar of "imagenette/train/..." has one that says nothing.
-        tops = {name.split("/")[0] for name, member in members if "/" in name or member.isdir()}
-        wrapper = next(iter(tops)) + "/" if len(tops) == 1 and not tops & _KNOWN_SPLITS else ""
-        for name, member in members:
-            self._add(name.removeprefix(wrapper), member)
+        tops = {name.split("/")[0] for name, member in seen if ("/" in name or member.isdir()) and name[0] != "."}
+        wrapper = next(iter(tops)) + "/" if len(tops) == 1 and not any(map(role_of, tops)) else ""
+        within = [(name.removeprefix(wrapper), member) for name, member in seen if f"{name}/" != wrapper]
+        self._files = sorted({name for name, member in within if self._add(name, member)})
 
-    def _add(self, name: str, member: tarfile.TarInfo) -> None:
+    def _add(self, name: str, member: tarfile.TarInfo) -> bool:
+        """Takes an entry in; whether it isn't a folder, or is a hidden one."""
         parts = name.split("/")
-        parents = parts if member.isdir() else parts[:-1]
+        is_hidden = parts[-1].startswith(".")
+        is_folder = member.isdir() and not is_hidden
+        parents = parts if is_folder else parts[:-1]
         for depth, folder in enumerate(parents[:2]):
             self._folders.setdefault("/".join(parents[:depth]), set()).add(folder)
-        if not member.isdir() and _is_image(name):
+        if is_folder:
+            return False
+        if _is_taken(name):
             if not member.isreg():
                 raise UserError(
                     f"{self.path}: {member.name} is a link, which has no bytes of its own; write the tar again with"
                     " tar --dereference --hard-dereference"
                 )
             self._place[name] = (member.offset_data, member.size)
-            self._images.setdefault("/".join(parts[:2]), []).append(name)
+        return True
+
+    @property
+    def home(self) -> pathlib.Path:
+        return pathlib.Path(os.path.abspath(self.path)).parent
 
     def folders(self, parent: str) -> list[str]:
         return sorted(self._folders.get(parent, ()))
 
-    def images(self, parent: str) -> list[str]:
-        return sorted(self._images.get(parent, ()))
+    def files(self, parent: str) -> list[str]:
+        return [path for path in self.below(parent) if posixpath.dirname(path) == parent]
+
+    def below(self, parent: str) -> list[str]:
+        if not parent:
+            return self._files
+        start, stop = (bisect.bisect_left(self._files, parent + end) for end in ("/", "0"))  # 0 comes after /
+        return self._files[start:stop]
 
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
         places = np.array([self._place[image] for image in images], np.int64)
@@ -257,10 +407,12 @@ def _members(path: str) -> list[tarfile.TarInfo]:
         ) from error
 
 
-def _visible_name(member: tarfile.TarInfo) -> str:
-    """The path without "./" and slashes at its ends; "" for what is hidden."""
+def _seen_name(member: tarfile.TarInfo) -> str:
+    """The path without "./" and slashes at its ends, down to what is hidden; "" for the top."""
     name = posixpath.normpath(member.name).strip("/")
-    return "" if any(part.startswith(".") for part in name.split("/")) else name
+    parts = [] if name == "." else name.split("/")
+    hidden = next((depth for depth, part in enumerate(parts) if part.startswith(".")), len(parts))
+    return "/".join(parts[: hidden + 1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pathlib
 import numpy as np
 
 from mnv2_jax.data import imagenet
-from mnv2_jax.data.folder import FileReader, walk_images
+from mnv2_jax.data.folder import FileReader, find_images, left_out
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 
@@ -28,7 +28,7 @@ NAMES = ("imagenet_v2", "imagenet_r", "imagenet_a", "imagenet_sketch")
 _FILE = pathlib.Path(__file__).with_name("imagenet_subsets.json")
 
 
-def open_split(name: str, path: str) -> Split:
+def open_split(name: str, path: str) -> tuple[Split, tuple[str, ...]]:
     """Opens the images, sorted by label and file name; lists files and reads none.
 
     Args:
@@ -36,7 +36,7 @@ def open_split(name: str, path: str) -> Split:
       path: the folder that holds the class folders.
 
     Returns:
-      The split, whose labels are in 0..999, in the order of `imagenet.class_ids`.
+      The split, whose labels are in 0..999, in the order of `imagenet.class_ids`; and what was left out, a line each.
 
     Raises:
       UserError: naming a class folder that lacks, has no images, or is of no class of this data set.
@@ -52,9 +52,9 @@ def open_split(name: str, path: str) -> Split:
             f"{path}: folder {unknown[0]!r} is none of the {len(wanted)} classes of {name}{more}; give a folder that"
             " has only those"
         )
-    images, labels = [], []
+    images, labels, others = [], [], []
     for folder, label in wanted.items():
-        found = sorted(walk_images(os.path.join(path, folder))) if folder in there else []
+        found, rest = find_images(os.path.join(path, folder)) if folder in there else ([], [])
         if not found:
             raise UserError(
                 f"{path}: class {folder!r} of {name} has no images; {len(there)} of {len(wanted)} class folders are"
@@ -62,7 +62,8 @@ def open_split(name: str, path: str) -> Split:
             )
         images += [os.fsencode(os.path.relpath(image, path)) for image in found]
         labels += [label] * len(found)
-    return Split("test", np.array(labels, np.int32), FileReader(path, np.array(images)))
+        others += [os.path.relpath(file, path) for file in rest]
+    return Split("test", np.array(labels, np.int32), FileReader(path, np.array(images))), left_out(others)
 
 
 def scored(name: str) -> tuple[int, ...] | None:

@@ -13,12 +13,12 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, features
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.errors import UserError
@@ -39,8 +39,63 @@ _JPEG_SKIPPED = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)
 """Markers of what may come before the frame: tables, the restart interval, metadata, comments."""
 
 
+_ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".tga", ".pcx", ".sgi", ".ras", ".qoi", ".dds", ".psd"),
+        *(".ico", ".icns"),
+    ),
+    "webp": (".webp",),
+    "avif": (".avif", ".avifs"),
+    "jpg_2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+}
+"""How files of pictures end, by what Pillow may have been built without. A list of our own, not Pillow's, whose other
+formats are documents, videos and measurements: the same folder holds the same images on every machine."""
+EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is called like an image that can be read, in small or capital letters."""
+    return name.lower().endswith(EXTENSIONS)
+
+
+def check_readable(names: Iterable[str]) -> None:
+    """Makes sure that the Pillow of this machine has what some image files need.
+
+    Raises:
+      UserError: naming the first that it can't read.
+    """
+    lacking = {codec: endings for codec, endings in _ENDINGS.items() if codec and not features.check(codec)}
+    for codec, endings in lacking.items():
+        if (name := next((name for name in names if name.lower().endswith(endings)), None)) is not None:
+            raise UserError(
+                f"{name}: the Pillow of this machine was built without {codec}; install another (pip install -U pillow)"
+                " or convert such images"
+            )
+
+
 class DamagedImageError(UserError):
     """The bytes of an image are there, but they can't be decoded."""
+
+
+MOST_NAMED = 20
+"""Damaged images in an error."""
+
+
+def damaged_images(lines: Sequence[str], what: str) -> DamagedImageError:
+    """An error that names several damaged images at once, 20 of them at most.
+
+    Args:
+      lines: what was said of each, at least one.
+      what: how many there are and of what, as "9 images of val".
+    """
+    # What is to be done, behind the last semicolon, is said once for all.
+    named = [line.rpartition("; ")[0] or line for line in lines]
+    more = [f"and {len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
+    return DamagedImageError(
+        f"{len(named):,} of the {what} can't be decoded: {'; '.join(named[:MOST_NAMED] + more)}; replace or remove"
+        f" {'it' if len(named) == 1 else 'them'}"
+    )
 
 
 class EncodedImage:

@@ -20,7 +20,7 @@ import numpy as np
 
 from mnv2_jax.data import imagenet
 from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.split import Rows, Split, sha256_of, sha256_of_names
+from mnv2_jax.data.split import Opened, Rows, Split, find_split, sha256_of, sha256_of_names
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json, write_json
 
@@ -29,7 +29,6 @@ FORMATS = ("arrayrecord", "folder")
 WRITER_OPTIONS = "group_size:1,uncompressed"
 """A record a chunk, without which reading one record reads its whole group; JPEG files can't be compressed further."""
 _VERSION = 1
-_ALIASES = {None: "val", "validation": "val"}
 _HEADER = struct.Struct("<IH")
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -132,16 +131,17 @@ def finished_manifest(path: str) -> Manifest:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def open_splits(path: str, eval_split: str | None, with_eval: bool = True) -> tuple[tuple[str, ...], Split, Split]:
+def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_train: bool = True) -> Opened:
     """Opens the train split and the one to evaluate on; reads the manifest only.
 
     Args:
       path: a prepared folder in the format arrayrecord.
       eval_split: None: val.
       with_eval: False where the images to evaluate on will be taken out of train: the train split is given twice.
+      with_train: False where nothing is trained: train is without images.
 
     Returns:
-      The class names (`class_names`) and the two splits; train has no images where only val was prepared.
+      The class names (`class_names`) and the two splits; train has no images where only val was prepared, either.
 
     Raises:
       UserError: if the folder isn't finished, or has no such split.
@@ -150,14 +150,15 @@ def open_splits(path: str, eval_split: str | None, with_eval: bool = True) -> tu
     names = class_names(path)
     train = _split(path, manifest, "train", names)
     if not with_eval:
-        return names, train, train
-    wanted = _ALIASES.get(eval_split, str(eval_split))
-    if wanted not in manifest.splits:
+        return Opened(names, train, train)
+    wanted = find_split(path, manifest.splits, eval_split)
+    if wanted is None:
+        lacking = eval_split or "val"
         raise UserError(
-            f"{path}: {wanted} was not prepared{nearest(wanted, manifest.splits)}; choose by data.eval_split, hold some"
-            " of train out by data.holdout_fraction=0.1, or prepare it"
+            f"{path}: {lacking} was not prepared{nearest(lacking, manifest.splits)}; choose by data.eval_split, hold"
+            " some of train out by data.holdout_fraction=0.1, or prepare it"
         )
-    return names, train, _split(path, manifest, wanted, names)
+    return Opened(names, train if with_train else train.nothing("train"), _split(path, manifest, wanted, names))
 
 
 def class_names(path: str) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ _HEADER_BYTES = 64
 
 NumpyBatch: TypeAlias = dict[str, np.ndarray]
 """See `types.Batch`: index; epoch in training, mask in evaluation; image and label unless they are resident; skipped
-with `data.skip_corrupt`."""
+with `data.skip_corrupt`; damaged in an evaluation with such images."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, shards, tfds_source
-from mnv2_jax.data.split import Rows, Split, sha256_of, stratified_share
+from mnv2_jax.data.split import Opened, Rows, Split, sha256_of, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -35,6 +35,8 @@ class Dataset:
     eval: Split
     scored: tuple[int, ...] | None = None
     """The labels among which an evaluation looks for the predictions, rising; None: among all."""
+    notes: tuple[str, ...] = ()
+    """What of the place on disk is left alone, a line each."""
 
 
 def check_trainable(dataset: Dataset) -> None:
@@ -50,17 +52,18 @@ def check_trainable(dataset: Dataset) -> None:
         )
 
 
-def open_dataset(data: DataConfig) -> Dataset:
+def open_dataset(data: DataConfig, evaluates: bool = False) -> Dataset:
     """Opens the data set that the config names; reads file names and labels, but no image files.
 
     Args:
       data: `name`, `path`, `eval_split` and `holdout_fraction` are read.
+      evaluates: whether nothing is trained: images to evaluate on are enough, and train may be without any.
 
     Raises:
       UserError: if it isn't there, or isn't laid out as it should be; the line says how it should be.
     """
     data = _at_home(data)
-    opened = _opener(data)(data)
+    opened = _opener(data)(data, evaluates and data.holdout_fraction == 0)
     if data.holdout_fraction == 0:
         return opened
     check_trainable(opened)
@@ -106,7 +109,8 @@ def _at_home(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, path=os.path.expanduser(data.path)) if data.path else data
 
 
-def _opener(data: DataConfig) -> Callable[[DataConfig], Dataset]:
+def _opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
+    """What opens it, given also whether only to evaluate on."""
     if data.name.startswith("tfds:"):
         return _open_tfds
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
@@ -125,8 +129,9 @@ def _path(data: DataConfig) -> str:
     return data.path
 
 
-def _open_digits(data: DataConfig) -> Dataset:
+def _open_digits(data: DataConfig, evaluates: bool) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels (Alpaydin and Kaynak 1998), 36 a class held out."""
+    del evaluates
     from sklearn.datasets import load_digits  # a second to import, and only needed here
 
     digits = load_digits()
@@ -138,7 +143,7 @@ def _open_digits(data: DataConfig) -> Dataset:
     return Dataset("digits", names, whole.subset(~held), whole.subset(held, name="test"))
 
 
-def _open_cifar10(data: DataConfig) -> Dataset:
+def _open_cifar10(data: DataConfig, evaluates: bool) -> Dataset:
     """CIFAR-10 as a folder of images, as one `cifar10.npz`, or as a copy of TFDS."""
     path = _path(data)
     archive = os.path.join(path, "cifar10.npz") if os.path.isdir(path) else path
@@ -146,17 +151,19 @@ def _open_cifar10(data: DataConfig) -> Dataset:
         _check_only_test(data)
         train, test = _read_npz(archive)
         return Dataset("cifar10", CIFAR10_CLASSES, train, test)
-    return _open_folder(data)
+    return _open_folder(data, evaluates)
 
 
-def _open_folder(data: DataConfig) -> Dataset:
+def _open_folder(data: DataConfig, evaluates: bool) -> Dataset:
     """Class folders in a directory or a tar, shards of `data.prepare`, or the copy that TFDS made of the same data."""
     path = _path(data)
     if _tfds_name(data) is not None:
-        return _open_tfds(data)
-    with_eval = data.holdout_fraction == 0
-    class_names, train, held_out = _kept_in(path).open_splits(path, data.eval_split, with_eval=with_eval)
-    return Dataset(data.name, class_names, train, held_out)
+        return _open_tfds(data, evaluates)
+    return _dataset(data, _kept_in(path).open_splits(path, data.eval_split, data.holdout_fraction == 0, not evaluates))
+
+
+def _dataset(data: DataConfig, opened: Opened) -> Dataset:
+    return Dataset(data.name, opened.class_names, opened.train, opened.eval, notes=opened.notes)
 
 
 def _kept_in(path: str) -> types.ModuleType:
@@ -165,27 +172,25 @@ def _kept_in(path: str) -> types.ModuleType:
     return shards if is_sharded else folder
 
 
-def _open_subset(data: DataConfig) -> Dataset:
+def _open_subset(data: DataConfig, evaluates: bool) -> Dataset:
     """A data set of `imagenet_subsets`."""
+    del evaluates
     if data.eval_split is not None:
         raise UserError(f"data.eval_split={data.eval_split!r}: {data.name} is not split; set it to None")
     if data.holdout_fraction:
         raise UserError(
             f"data.holdout_fraction={data.holdout_fraction:g}: {data.name} is evaluated as a whole; set it to 0"
         )
-    held_out = imagenet_subsets.open_split(data.name, _path(data))
-    nothing = held_out.subset(np.zeros(len(held_out), bool), name="train")
+    held_out, notes = imagenet_subsets.open_split(data.name, _path(data))
     scored = imagenet_subsets.scored(data.name)
-    return Dataset(data.name, imagenet.class_ids(), nothing, held_out, scored)
+    return Dataset(data.name, imagenet.class_ids(), held_out.nothing("train"), held_out, scored, notes)
 
 
-def _open_tfds(data: DataConfig) -> Dataset:
+def _open_tfds(data: DataConfig, evaluates: bool) -> Dataset:
     name = _tfds_name(data)
     assert name is not None
-    class_names, train, held_out = tfds_source.open_splits(
-        name, _path(data), data.eval_split, with_eval=data.holdout_fraction == 0
-    )
-    return Dataset(data.name, class_names, train, held_out)
+    with_eval = data.holdout_fraction == 0
+    return _dataset(data, tfds_source.open_splits(name, _path(data), data.eval_split, with_eval, not evaluates))
 
 
 def _tfds_name(data: DataConfig) -> str | None:

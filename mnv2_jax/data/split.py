@@ -1,15 +1,24 @@
-"""`Split`: labelled images with random access, and how a share of them is chosen."""
+"""`Split`: labelled images with random access, which of those that are there is meant, and how a share is chosen."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+import re
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from mnv2_jax.data.images import Picture
+from mnv2_jax.errors import UserError
+
+_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "devel", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+"""What people call the three splits, in any case and perhaps with "set" at the end, as Test_Set."""
 
 
 class Labels(Protocol):
@@ -78,6 +87,10 @@ class Split:
             self, name=name or self.name, labels=np.asarray(self.labels)[indices], read=_Subset(self.read, indices)
         )
 
+    def nothing(self, name: str) -> Split:
+        """A split without images."""
+        return dataclasses.replace(self, name=name, labels=np.zeros(0, np.int32))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Subset:
@@ -93,6 +106,76 @@ class _Subset:
 
 def _digest(read: Callable[[int], Picture], rows: Rows) -> dict[str, str]:
     return read.digest(rows) if isinstance(read, Identified) else {}
+
+
+class Opened(NamedTuple):
+    """What a source holds."""
+
+    class_names: tuple[str, ...]
+    """In the order of the labels."""
+    train: Split
+    eval: Split
+    notes: tuple[str, ...] = ()
+    """What was left alone, a line each."""
+
+
+# --- which is which -----------------------------------------------------------------------------------------
+
+
+def role_of(name: str) -> str | None:
+    """``train``, ``val`` or ``test``, whichever a split of this name is; None for any other name."""
+    plain = re.sub(r"[ ._-]?set$", "", name.lower())
+    return next((role for role, names in _NAMES.items() if plain in names), None)
+
+
+def find_split(where: str, names: Collection[str], wanted: str | None) -> str | None:
+    """Which of some splits is meant: the one of just this name, or else the one that plays the same part.
+
+    Args:
+      where: the place, for an error.
+      names: of the splits that are there.
+      wanted: None: val, or test where there is no val.
+
+    Returns:
+      Its name; None where it isn't there.
+
+    Raises:
+      UserError: if several could be meant.
+    """
+    if wanted in names:
+        return wanted
+    for role in ("val", "test") if wanted is None else filter(None, [role_of(wanted)]):
+        found = sorted(name for name in names if role_of(name) == role)
+        if len(found) > 1:
+            mend = "move one of them away" if role == "train" else f"choose by --config.data.eval_split={found[0]}"
+            raise UserError(f"{where}: {' and '.join(found)} could each be the {role} split; {mend}")
+        if found:
+            return found[0]
+    return None
+
+
+def in_use(names: Iterable[str], train: str | None, held_out: str | None) -> tuple[str, ...]:
+    """A line that names the splits which nobody looks at, or none where there are no such.
+
+    Args:
+      names: of what is there; what isn't called like a split isn't named.
+      train: what is trained on; None where nothing is trained, and nobody misses train.
+      held_out: what is evaluated on; None where that is a part of train.
+    """
+
+    def is_missed(name: str) -> bool:
+        roles = {role_of(word) for word in (name, *re.split(r"[^a-z]+", name.lower()))} - {None}
+        return name not in (train, held_out) and bool(roles if train else roles - {"train"})
+
+    others = sorted(filter(is_missed, names))
+    if not others:
+        return ()
+    uses = [f"training is on {train!r}"] if train else []
+    uses += [f"evaluation on {held_out!r}" if held_out else "evaluation on a part held out of it"]
+    return (f"{', '.join(uses)}; not looked at: {', '.join(map(repr, others))}",)
+
+
+# --- a share of one -----------------------------------------------------------------------------------------
 
 
 def stratified_share(labels: np.ndarray, count_of: Callable[[int], int]) -> np.ndarray:

@@ -14,18 +14,22 @@ number of processes nor that of workers changes a pixel.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from mnv2_jax.config import AugmentConfig, DataConfig
 from mnv2_jax.data import shared
 from mnv2_jax.data.images import (
+    MOST_NAMED,
     DamagedImageError,
     Picture,
+    damaged_images,
     evaluation_view,
     random_resized_view,
 )
@@ -39,6 +43,10 @@ RESIDENT_BYTES = 512 * 2**20
 """Most that a split may take on a device; the network and its activations want the rest."""
 
 _PLAIN = AugmentConfig()
+OR_SKIP = "; or go on without: --config.data.skip_corrupt=True"
+"""What else can be done about them in a run."""
+_LOOK_S, _LOOK_IMAGES = 30.0, 64
+"""How long to look for further damaged images, and how many are looked at together."""
 
 
 # --- the index stream ---------------------------------------------------------------------------------------
@@ -132,7 +140,10 @@ def fits(data: DataConfig, split: Split, training: bool, augment: AugmentConfig 
 
 
 def load_arrays(
-    data: DataConfig, split: Split, poll: Callable[[], None] = lambda: None
+    data: DataConfig,
+    split: Split,
+    poll: Callable[[], None] = lambda: None,
+    damaged: dict[int, str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The deterministic view of every image, in the order of the split.
 
@@ -140,20 +151,26 @@ def load_arrays(
       data: how images are cropped. For training unset `eval_resolution`, so that it is `resolution`.
       split: what is loaded.
       poll: called every few images, since this can take minutes; it may raise to give up.
+      damaged: takes what can't be decoded, as in `without_damaged`; unset: there must be none.
 
     Returns:
-      Images, uint8 [n, resolution, resolution, 3], and labels, int32 [n].
+      Images, uint8 [n, resolution, resolution, 3], black where they can't be decoded, and labels, int32 [n].
 
     Raises:
-      UserError: naming the image file that can't be read.
+      UserError: naming the image file that can't be read, or all that can't be decoded.
     """
     size, resolution = len(split), data.seen_resolution
-    images = np.empty((size, resolution, resolution, 3), np.uint8)
-    labels = np.empty(size, np.int32)
-    for batch in eval_batches(data, split, batch_size=min(size, 64)):
+    images = np.zeros((size, resolution, resolution, 3), np.uint8)
+    labels = np.zeros(size, np.int32)
+    found: dict[int, str] = {}
+    for batch in without_damaged(data, split, eval_batches(data, split, batch_size=min(size, 64)), found):
         poll()
         index, mask = batch["index"], batch["mask"]
         images[index[mask]], labels[index[mask]] = batch["image"][mask], batch["label"][mask]
+    if damaged is not None:
+        damaged.update(found)
+    elif found:
+        raise damage(split, found)
     return images, labels
 
 
@@ -216,7 +233,8 @@ def eval_batches(
 
     Yields:
       As `train_batches`, with mask: bool [b / P] instead of epoch. Rows of padding have index 0, label 0 and a black
-      image.
+      image. Where images can't be decoded, their rows are masked and black, too, and damaged: bool [b / P] says which
+      they are (`without_damaged`).
     """
     batch_size = data.eval_batch_size if batch_size is None else batch_size
     make = _EvalBatch(data, split, batch_size, _rows(batch_size, process), resident)
@@ -248,8 +266,12 @@ class _TrainBatch:
         batch = self.stream.take(first + positions[_rows(batch_size, self.process)])
         if not self.resident:
             sized = dataclasses.replace(self, data=dataclasses.replace(self.data, resolution=resolution))
-            rows = range(len(batch["index"]))
-            batch |= _filled(resolution, self.split, batch, rows, sized._view, self.data.skip_corrupt)
+            tries = len(self.split) if self.data.skip_corrupt else 1
+            read = functools.partial(_first_sound, self.split, sized._view, tries)
+            filled = _filled(resolution, self.split, batch, range(len(batch["index"])), read)
+            if not self.data.skip_corrupt:
+                del filled["skipped"]
+            batch |= filled
         return batch
 
     def _view(self, image: Picture, index: int, epoch: int) -> np.ndarray:
@@ -279,13 +301,20 @@ class _EvalBatch:
         mask = index < len(self.split)
         batch = {"index": np.where(mask, index, 0).astype(np.int32), "mask": mask}
         if not self.resident:
-            rows = np.flatnonzero(mask).tolist()
-            batch |= _filled(self.data.seen_resolution, self.split, batch, rows, self._view)
+            batch |= _filled(
+                self.data.seen_resolution, self.split, batch, np.flatnonzero(mask).tolist(), self._sound_or_none
+            )
+            damaged = batch.pop("skipped").astype(bool)
+            if damaged.any():
+                batch |= {"mask": mask & ~damaged, "damaged": damaged}
         return batch
 
-    def _view(self, image: Picture, index: int, epoch: int) -> np.ndarray:
-        del index, epoch
-        return evaluation_view(image, self.data)
+    def _sound_or_none(self, index: int, epoch: int) -> tuple[np.ndarray | None, int, int]:
+        del epoch
+        try:
+            return evaluation_view(self.split.read(index), self.data), index, 0
+        except DamagedImageError:
+            return None, index, 1
 
 
 def _filled(
@@ -293,28 +322,28 @@ def _filled(
     split: Split,
     batch: NumpyBatch,
     rows: Iterable[int],
-    view: Callable[[Picture, int, int], np.ndarray],
-    skip_damaged: bool = False,
+    read: Callable[[int, int], tuple[np.ndarray | None, int, int]],
 ) -> NumpyBatch:
-    """The images and labels of these rows, black and 0 in the others.
+    """The images and labels of these rows, black and 0 in the others; with their index and skipped.
 
-    ``view`` makes [resolution, resolution, 3] of an image, its index and epoch.
+    ``read`` makes of an index and its epoch the view, [resolution, resolution, 3], or none, which is black; the index
+    that it is of; and how many images were skipped.
     """
     indices = batch["index"].copy()
-    size, tries = len(indices), len(split) if skip_damaged else 1
+    size = len(indices)
     labels, skipped = np.zeros(size, np.int32), np.zeros(size, np.int32)
     epochs = batch.get("epoch", np.zeros(size, np.int32))
     images = shared.empty((size, resolution, resolution, 3))
     images[sorted(set(range(size)).difference(rows))] = 0
     for row in rows:
-        images[row], indices[row], skipped[row] = _first_sound(split, view, int(indices[row]), int(epochs[row]), tries)
+        view, indices[row], skipped[row] = read(int(indices[row]), int(epochs[row]))
+        images[row] = 0 if view is None else view
         labels[row] = split.labels[int(indices[row])]  # after its image: a record that holds both is read once
-    filled: NumpyBatch = {"image": images, "label": labels}
-    return filled | {"index": indices, "skipped": skipped} if skip_damaged else filled
+    return {"image": images, "label": labels, "index": indices, "skipped": skipped}
 
 
 def _first_sound(
-    split: Split, view: Callable[[Picture, int, int], np.ndarray], index: int, epoch: int, tries: int
+    split: Split, view: Callable[[Picture, int, int], np.ndarray], tries: int, index: int, epoch: int
 ) -> tuple[np.ndarray, int, int]:
     """The view of an image, or of the first after it that can be decoded, its index, and how many were skipped."""
     damage: list[DamagedImageError] = []
@@ -329,20 +358,92 @@ def _first_sound(
     raise UserError(f"none of the {tries} images of {split.name} can be decoded; the first: {damage[0]}")
 
 
+# --- images that can't be decoded ---------------------------------------------------------------------------
+
+
 def skipped_images(split: Split, batch: NumpyBatch) -> dict[int, str]:
     """The images that a batch passed over (see `train_batches`): their indices, and the line that names the file.
 
     Reads each of them again, to see what is wrong with it.
     """
+    passed = [
+        (index - back) % len(split)
+        for index, skipped in zip(batch["index"].tolist(), batch["skipped"].tolist(), strict=True)
+        for back in range(skipped, 0, -1)
+    ]
+    return _lines(split, passed, np.asarray)
+
+
+def without_damaged(data: DataConfig, split: Split, batches: Batches, found: dict[int, str]) -> Iterator[NumpyBatch]:
+    """The same batches (`eval_batches`) without their "damaged".
+
+    Args:
+      data: how images are cropped.
+      split: what the batches are of.
+      batches: closed at the end.
+      found: takes a line that names the file for each image that can't be decoded, by its index.
+    """
+    with contextlib.closing(batches):
+        for batch in batches:
+            if "damaged" in batch:
+                indices = batch["index"][batch.pop("damaged")].tolist()
+                found |= _lines(split, indices, lambda image: evaluation_view(image, data))
+            yield batch
+
+
+def _lines(split: Split, indices: Iterable[int], decode: Callable[[Picture], np.ndarray]) -> dict[int, str]:
     found: dict[int, str] = {}
-    for index, skipped in zip(batch["index"].tolist(), batch["skipped"].tolist(), strict=True):
-        for back in range(skipped, 0, -1):
-            place = (index - back) % len(split)
-            try:
-                np.asarray(split.read(place))
-            except DamagedImageError as error:
-                found[place] = str(error)
+    for index in indices:
+        try:
+            decode(split.read(index))
+        except DamagedImageError as error:
+            found[index] = str(error)
     return found
+
+
+def damage(split: Split, lines: Mapping[int, str]) -> DamagedImageError:
+    """An error that names the images of a split which can't be decoded, by their lines (`without_damaged`)."""
+    return damaged_images([lines[index] for index in sorted(lines)], f"{len(split):,} images of {split.name}")
+
+
+def all_damage(data: DataConfig, split: Split, met: DamagedImageError) -> DamagedImageError:
+    """Looks for further images that can't be decoded, as far as half a minute goes.
+
+    Args:
+      data: `num_workers` is read.
+      split: where to look.
+      met: the first that was met.
+
+    Returns:
+      `damage` of all there are; or that there is ``met``, where it takes longer.
+    """
+    deadline, looked, lines = time.monotonic() + _LOOK_S, 0, dict[int, str]()
+    num_batches = -(-len(split) // _LOOK_IMAGES)
+    with contextlib.closing(in_order(_Look(split), 0, num_batches, num_workers(data, split))) as batches:
+        for batch in batches:
+            looked += len(batch["index"])
+            lines |= _lines(split, batch["index"][batch["damaged"]].tolist(), np.asarray)
+            if time.monotonic() > deadline:
+                break
+    if looked == len(split) and lines:
+        return damage(split, lines)
+    known = [line for line in lines.values() if line != str(met)]
+    return DamagedImageError(
+        f"{'; '.join([str(met), *known[:MOST_NAMED]])} ({looked:,} of the {len(split):,} images of {split.name} were"
+        f" looked at, of which {len(lines):,} can't be decoded)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """Batch number -> which of its images can't be decoded."""
+
+    split: Split
+
+    def __call__(self, number: int) -> NumpyBatch:
+        index = np.arange(number * _LOOK_IMAGES, min((number + 1) * _LOOK_IMAGES, len(self.split)))
+        damaged = [bool(_lines(self.split, [place], np.asarray)) for place in index.tolist()]
+        return {"index": index, "damaged": np.array(damaged)}
 
 
 def _rows(batch_size: int, process: tuple[int, int]) -> slice:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.split import Rows, Split, sha256_of, sha256_of_names
+from mnv2_jax.data.split import Opened, Rows, Split, find_split, in_use, sha256_of, sha256_of_names
 from mnv2_jax.errors import UserError, nearest
 
 _INFO_FILE = "dataset_info.json"
 
 
 def open_splits(
-    name: str, data_dir: str, eval_split: str | None, with_eval: bool = True
-) -> tuple[tuple[str, ...], Split, Split]:
+    name: str, data_dir: str, eval_split: str | None, with_eval: bool = True, with_train: bool = True
+) -> Opened:
     """Opens the train split and the one to evaluate on.
 
     Args:
@@ -30,9 +30,7 @@ def open_splits(
       data_dir: the folder that holds NAME.
       eval_split: None: validation, or test where there is no validation.
       with_eval: False where the images to evaluate on will be taken out of train: the train split is given twice.
-
-    Returns:
-      The class names and the two splits.
+      with_train: False where nothing is trained: train is without images, and need not be there.
 
     Raises:
       UserError: if there is no such copy, or not one that can be read at random.
@@ -49,20 +47,19 @@ def open_splits(
     image_key, label_key = _keys(builder)
     sizes = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
 
-    def split_of(*choices: str) -> Split:
-        for choice in choices:
-            if choice in sizes:
-                reader = TfdsReader(builder_dir, choice, image_key, label_key)
-                return Split(choice, TfdsLabels(reader, sizes[choice]), reader)
-        raise UserError(
-            f"{builder_dir}: no split {' or '.join(choices)}{nearest(choices[0], sizes)}"
-            f"{'' if choices == ('train',) else '; choose by data.eval_split, or set data.holdout_fraction'}"
-        )
+    def split_of(wanted: str | None) -> Split:
+        choice = find_split(builder_dir, sizes, wanted)
+        if choice is None:
+            mend = "" if wanted == "train" else "; choose by data.eval_split, or set data.holdout_fraction"
+            known = nearest(wanted or "validation", sizes)
+            raise UserError(f"{builder_dir}: no split {wanted or 'validation or test'}{known}{mend}")
+        reader = TfdsReader(builder_dir, choice, image_key, label_key)
+        return Split(choice, TfdsLabels(reader, sizes[choice]), reader)
 
-    train = split_of("train")
-    aliases = {None: ("validation", "val", "test"), "val": ("val", "validation")}
-    held_out = split_of(*aliases.get(eval_split, (str(eval_split),))) if with_eval else train
-    return _class_names(builder, label_key), train, held_out
+    train = split_of("train") if with_train else None
+    held_out = split_of(eval_split) if with_eval or train is None else train
+    notes = in_use(sizes, train.name if train else None, held_out.name if with_eval else None)
+    return Opened(_class_names(builder, label_key), train or held_out.nothing("train"), held_out, notes)
 
 
 def class_names(name: str, data_dir: str) -> tuple[str, ...]:

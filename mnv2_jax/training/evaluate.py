@@ -11,8 +11,10 @@ import jax
 import numpy as np
 
 from mnv2_jax.config import Config, differences
-from mnv2_jax.errors import UserError
-from mnv2_jax.models.weights import Weights
+from mnv2_jax.data import streams
+from mnv2_jax.data.images import DamagedImageError
+from mnv2_jax.errors import UserError, plain
+from mnv2_jax.models.weights import Weights, WeightsInfo
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training import processes
 from mnv2_jax.training.checkpoint import digest, restore_variables, to_leaves
@@ -31,19 +33,22 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
 
     Returns:
       A function from variables to `Task.summarise`'s result and its `worst_mistakes`; None if the ``supervisor`` was
-      for stopping on the way.
+      for stopping on the way. With `data.skip_corrupt` the result has a line for each image that can't be decoded, as
+      "skipped"; without, or where no image can be, it raises a `DamagedImageError`, in every process, that names them.
     """
     supervisor = supervisor or Supervisor()
     task, mesh = experiment.task, experiment.mesh
     metrics = jax.jit(task.metrics)  # so that its shapes are found without tracing the network again
     step = meshes.compile_eval_step(mesh, metrics)
+    split, skips = experiment.dataset.eval, experiment.config.data.skip_corrupt
     batches = experiment.eval_batches(supervisor.should_stop)
     is_new = True
 
     def evaluate(variables: Variables) -> Mapping[str, Any] | None:
         nonlocal is_new
         sums, judged, throttle = None, [], meshes.make_throttle()
-        for batch in batches():
+        damaged: dict[int, str] = {}
+        for batch in batches(damaged):
             if supervisor.should_stop():
                 return None
             with supervisor.compiling() if is_new else contextlib.nullcontext():
@@ -56,7 +61,16 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
                 throttle(rows)
             judged.append(rows)
             is_new = False
-        return {**task.summarise(jax.device_get(sums)), "mistakes": worst_mistakes(jax.device_get(judged))}
+        rows = jax.device_get(judged)
+        count = sum(int(batch["mask"].sum()) for batch in rows)
+        if count < len(split):  # as all processes find, each of which knows what it has met itself
+            told = processes.exchange([[index, plain(line)] for index, line in damaged.items()])
+            damaged = dict(sorted((index, line) for lines in told for index, line in lines))
+            if not skips or not count:
+                mend = "" if skips else streams.OR_SKIP
+                raise DamagedImageError(f"{streams.damage(split, damaged)}{mend}")
+        skipped = {"skipped": list(damaged.values())} if skips else {}
+        return {**task.summarise(jax.device_get(sums)), "mistakes": worst_mistakes(rows), **skipped}
 
     return evaluate
 
@@ -90,17 +104,24 @@ def evaluate_weights(experiment: Experiment, weights: Weights) -> tuple[str, Map
 
 
 def evaluate_run(
-    config: Config, workdir: pathlib.Path, which: Literal["latest", "best"] | None
+    config: Config,
+    workdir: pathlib.Path,
+    which: Literal["latest", "best"] | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[int, str, Mapping[str, Any]]:
     """Evaluates a checkpoint of a run on the evaluation split of ``config``, which need not be the run's own.
 
-    Which of them: None for `Config.usual_checkpoint`.
+    Args:
+      config: the run's, perhaps with other data.
+      workdir: the run's folder.
+      which: of its checkpoints; None for `Config.usual_checkpoint`.
+      say: called with what the data set says of itself (`Dataset.notes`).
 
     Returns:
       The checkpoint's step, the name of the split, and `Task.summarise`'s result.
 
     Raises:
-      UserError: if there is no checkpoint, or its model or classes aren't those of the config.
+      UserError: if there is no checkpoint, its model isn't that of the config, or it doesn't know a class of the data.
       Stopped: if a signal came first.
     """
     own, trained = read_run(workdir)
@@ -111,13 +132,10 @@ def evaluate_run(
     changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]
     if changed:
         raise UserError(f"{workdir} holds another model: {changed[0]}; leave that out to evaluate it as it is")
-    experiment = open_experiment(config, evaluates=True)
-    found = list(experiment.dataset.class_names)
-    if trained != found:
-        odd = sorted(set(trained) ^ set(found)) or ["their order"]
-        raise UserError(
-            f"{workdir} was trained on other classes than {experiment.dataset.name} has: {odd[0]!r} differs"
-        )
+    classes = str(workdir), WeightsInfo(labels=tuple(trained)), len(trained)
+    experiment = open_experiment(config, evaluates=True, classes=classes)
+    for note in experiment.dataset.notes:
+        say(note)
     return step, experiment.dataset.eval.name, _evaluate(experiment, variables)
 
 

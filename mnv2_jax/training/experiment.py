@@ -22,7 +22,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import Summary, summarise
 from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.models.unfold import unfold
-from mnv2_jax.models.weights import Weights
+from mnv2_jax.models.weights import Weights, WeightsInfo
 from mnv2_jax.nn.norm import SingleValueError
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.tasks.classification import Classification, make_task
@@ -199,12 +199,25 @@ class Experiment:
 
         return following
 
-    def eval_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[], Iterator[Batch]]:
-        """A function that goes through the evaluation split once, each image in one row; others are masked."""
+    def eval_batches(self, should_stop: Callable[[], bool] = _never) -> Callable[[dict[int, str]], Iterator[Batch]]:
+        """A function that goes through the evaluation split once, each image in one row; others are masked.
+
+        So are images that can't be decoded: the dict that it is given takes a line for each that this process has met,
+        by its index.
+        """
         data, split, devices = self.config.data, self.dataset.eval, self.mesh.size
         batch_size = -(-min(data.eval_batch_size, len(split)) // devices) * devices
-        resident, feed = self._feed(split, should_stop, training=False)
-        return lambda: map(feed, streams.eval_batches(data, split, batch_size, process=_process(), resident=resident))
+        black: dict[int, str] = {}
+        resident, feed = self._feed(split, should_stop, training=False, damaged=black)
+
+        def through(damaged: dict[int, str]) -> Iterator[Batch]:
+            damaged |= black
+            batches = streams.eval_batches(data, split, batch_size, process=_process(), resident=resident)
+            for batch in streams.without_damaged(data, split, batches, damaged):
+                is_black = np.isin(batch["index"], np.array([*black], np.int32))
+                yield feed({**batch, "mask": batch["mask"] & ~is_black})
+
+        return through
 
     @property
     def _training_view(self) -> DataConfig:
@@ -212,7 +225,12 @@ class Experiment:
         return dataclasses.replace(self.config.data, eval_resolution=None)
 
     def _feed(
-        self, split: Split, should_stop: Callable[[], bool], *, training: bool
+        self,
+        split: Split,
+        should_stop: Callable[[], bool],
+        *,
+        training: bool,
+        damaged: dict[int, str] | None = None,
     ) -> tuple[bool, Callable[[meshes.HostBatch], Batch]]:
         data = self.config.data
         if not streams.fits(data, split, training, self.config.augment):
@@ -222,7 +240,7 @@ class Experiment:
             if should_stop():
                 raise Stopped
 
-        images, labels = streams.load_arrays(self._training_view if training else data, split, poll)
+        images, labels = streams.load_arrays(self._training_view if training else data, split, poll, damaged)
         return True, meshes.make_feed(self.mesh, {"image": images, "label": labels})
 
 
@@ -244,24 +262,29 @@ def open_experiment(
     devices: Sequence[jax.Device] | None = None,
     *,
     evaluates: bool = False,
-    classes_of: Weights | None = None,
+    classes: tuple[str, WeightsInfo, int] | None = None,
 ) -> Experiment:
     """Opens the data; compiles nothing.
 
     Args:
       config: the experiment.
       devices: to run on; all there are if unset.
-      evaluates: whether it is opened for an evaluation only, which weighs no classes.
-      classes_of: weights that are evaluated, on those of their classes that the data have.
+      evaluates: whether it is opened for an evaluation only, which weighs no classes, and needs no images to train on.
+      classes: what weights that are evaluated are called, what is said of their classes, and how many they are; the
+        data may have some of them.
 
     Raises:
       UserError: if the data aren't there, or the model doesn't go with them.
     """
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
-    dataset = open_dataset(config.data)
-    if classes_of is not None:
-        dataset = relabel(dataset, classes_of.info, classes_of.model.num_classes)
+    dataset = open_dataset(config.data, evaluates)
+    if classes is not None:
+        whose, info, num_classes = classes
+        try:
+            dataset = relabel(dataset, info, num_classes)
+        except UserError as error:
+            raise UserError(f"{whose}: {error}") from error
     found = len(dataset.class_names)
     if found < 2:
         raise UserError(f"{dataset.name} has one class ({dataset.class_names[0]!r}); classification takes two or more")

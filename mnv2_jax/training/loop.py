@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from mnv2_jax.config import Config, spanning_groups
+from mnv2_jax.data import streams
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import FaultError, UserError
@@ -26,7 +27,7 @@ from mnv2_jax.training.checkpoint import Checkpoints, Restored, fingerprint, fro
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import Experiment, best_of, check_training, config_facts
 from mnv2_jax.training.finetune import stage_at
-from mnv2_jax.training.initial import check_network, open_weights, with_weights
+from mnv2_jax.training.initial import arranged, check_network, open_weights, with_weights
 from mnv2_jax.training.metrics_log import read_evaluations, read_metrics
 from mnv2_jax.training.recorder import Recorder
 from mnv2_jax.training.report import NAME as REPORT
@@ -80,9 +81,9 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
             recorder = Recorder(experiment, workdir if checkpoints else None, start, dict(found.top1_of), stream)
             stack.enter_context(contextlib.closing(recorder))
             recorder.say(f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {total}")
-            for notice in (_absent_classes(experiment.dataset), spanning_groups(config, experiment.mesh.size)):
-                if notice:
-                    recorder.say(notice)
+            notes = *experiment.dataset.notes, _absent_classes(experiment.dataset)
+            for line in filter(None, (*notes, spanning_groups(config, experiment.mesh.size))):
+                recorder.say(line)
             state = _begin(experiment, found, restored, recorder)
             del restored  # its arrays would stay in the host's memory all through training
         try:
@@ -181,7 +182,8 @@ def _run(
             if not processes.are_several():  # the others have theirs, and don't come to save with us
                 save(step, None)
             if isinstance(error, DamagedImageError):
-                raise UserError(f"{error}; or go on without it: --config.data.skip_corrupt=True") from error
+                all_of_them = streams.all_damage(config.data, experiment.dataset.train, error)
+                raise UserError(f"{all_of_them}{streams.OR_SKIP}") from error
             raise
         state, metrics = take_step(step, state, batch)  # only dispatched: from here on the device is busy
         step += 1
@@ -190,8 +192,12 @@ def _run(
             recorder.note(step, metrics)
         if evaluates:
             recorder.read()
-            with recorder.speed.stopped():
-                result = evaluate(state.variables)
+            try:
+                with recorder.speed.stopped():
+                    result = evaluate(state.variables)
+            except DamagedImageError:  # in all processes; a run that goes on makes up for the evaluation
+                save(step, None)
+                raise
             if result is not None:
                 recorder.evaluated(step, result)
                 is_over = experiment.is_over(step, recorder.top1_of)
@@ -260,6 +266,8 @@ def _begin(experiment: Experiment, found: Found, restored: Restored | None, reco
             if are_folded(weights.model, weights.variables):
                 recorder.say("the norms of the weights are folded; their statistics are taken from training images")
                 weights = experiment.unfolded(weights)
+            if config.init.head == "load":
+                weights = arranged(weights, experiment.dataset)
             state = processes.broadcast(with_weights(state, weights, config.init.head))
             state = meshes.put(experiment.mesh, state)
         if processes.are_several():
@@ -298,6 +306,7 @@ def _finish(
         "images_per_second": _images_per_second(workdir),
         **_skipped(workdir, config),
         "eval_split": experiment.dataset.eval.name,
+        **({"eval_skipped": len(result["skipped"])} if "skipped" in result else {}),
         "eval": scalars(result),
         "best": {"step": best_step, "top1": best_top1},
     }
@@ -318,7 +327,7 @@ def _finish(
 
 
 def _skipped(workdir: pathlib.Path, config: Config) -> dict[str, int]:
-    """How often an image was skipped, over all sessions, where that is allowed."""
+    """How often an image was skipped in training, over all sessions, where that is allowed."""
     if not config.data.skip_corrupt:
         return {}
     return {"skipped": sum(line.get("skipped") or 0 for line in read_metrics(workdir) if line["split"] == "data")}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 import jax
 
-from mnv2_jax.errors import NonFiniteLossError
+from mnv2_jax.errors import NonFiniteLossError, plain
 from mnv2_jax.json_files import write_text, writing
 from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.training import processes
@@ -71,9 +71,7 @@ class Recorder:
 
     def skipped(self, step: int, count: int, lines: Mapping[int, str]) -> None:
         """Notes how many images of this process's part of a step's batch couldn't be decoded, and which."""
-        # A file name may hold what isn't Unicode, and line breaks.
-        texts = (lines[index].encode(errors="backslashreplace").decode() for index in sorted(lines))
-        self._unshared.append((step, count, [text.replace("\n", "\\n") for text in texts]))
+        self._unshared.append((step, count, [plain(lines[index]) for index in sorted(lines)]))
 
     def share_skipped(self) -> None:
         """Logs what all processes have skipped since the last time; names each image once, here and in a file.
@@ -85,17 +83,23 @@ class Recorder:
             return
         told = [tuple(entry) for entries in processes.exchange(self._unshared) for entry in entries]
         self._unshared = []
-        if self._workdir is None or self._log is None:
+        if self._log is None:
             return
-        known = set(read_skipped(self._workdir))
-        lines = dict.fromkeys(line for _, _, lines in sorted(told) for line in lines if line not in known)
-        if lines:
-            with writing(self._workdir / SKIPPED), (self._workdir / SKIPPED).open("ab") as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
-        for line in lines:
-            self.say(f"skipped: {line}")
+        self._name(line for _, _, lines in sorted(told) for line in lines)
         for step in sorted({step for step, _, _ in told}):
             self._log.write(step, "data", {"skipped": sum(count for at, count, _ in told if at == step)})
+
+    def _name(self, lines: Iterable[str]) -> None:
+        """Names images that were skipped, but for those that are named already."""
+        if self._workdir is None:
+            return
+        known = set(read_skipped(self._workdir))
+        new = list(dict.fromkeys(line for line in lines if line not in known))
+        if new:
+            with writing(self._workdir / SKIPPED), (self._workdir / SKIPPED).open("ab") as file:
+                file.write("".join(f"{line}\n" for line in new).encode())
+        for line in new:
+            self.say(f"skipped: {line}")
 
     def note(self, step: int, metrics: Metrics) -> None:
         """Keeps a step's metrics for the next `read`."""
@@ -136,9 +140,10 @@ class Recorder:
             )
 
     def evaluated(self, step: int, result: Mapping[str, Any]) -> None:
-        """Logs an evaluation."""
+        """Logs an evaluation, and names what it has left out."""
         if self._log is not None:
             self._log.write(step, "eval", scalars(result))
+        self._name(result.get("skipped", ()))
         self.top1_of[step] = result["top1"]
         self.say(
             f"step {step}: {self._experiment.dataset.eval.name} top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%},"

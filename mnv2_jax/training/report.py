@@ -89,7 +89,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
             _curves(metrics),
             _evaluation(read["evaluation"], read["dataset"]),
             _mistakes(read["evaluation"].get("mistakes"), read["dataset"].get("class_names") or [], workdir / PICTURES),
-            _skipped(read["summary"].get("skipped"), read_skipped(workdir)),
+            _skipped(read["summary"], read_skipped(workdir)),
             _config(read["config"]),
             _provenance(read["provenance"]),
         )
@@ -435,15 +435,17 @@ def _classes(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -> st
     )
 
 
-def _skipped(times: int | None, lines: Sequence[str]) -> str:
-    """How many images of train can't be decoded, and which."""
-    if not times and not lines:
+def _skipped(summary: Mapping[str, Any], lines: Sequence[str]) -> str:
+    """How many images can't be decoded, and which."""
+    times, evaluated = summary.get("skipped"), summary.get("eval_skipped")
+    if not times and not evaluated and not lines:
         return ""
     items = "".join(f"<li>{_text(line)}</li>" for line in lines[:_SKIPPED])
     more = f"<p class=note>and {len(lines) - _SKIPPED:,} more in {SKIPPED}</p>" if len(lines) > _SKIPPED else ""
     return (
-        f"<section><h2>Skipped images</h2><p class=note>Training images that can't be decoded: {_number(len(lines))};"
-        f" skipped over all epochs: {_number(times)} times.</p><ul class=note>{items}</ul>{more}</section>"
+        f"<section><h2>Skipped images</h2><p class=note>Images that can't be decoded: {_number(len(lines))};"
+        f" skipped over all epochs: {_number(times)} times; left out of the evaluation:"
+        f" {_number(evaluated)}.</p><ul class=note>{items}</ul>{more}</section>"
     )
 
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,13 +28,13 @@ from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError, machine_fault
 from mnv2_jax.models.registry import Model, from_config
-from mnv2_jax.models.weights import Weights, WeightsInfo, write_file
+from mnv2_jax.models.weights import Weights, write_file
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.ops.random import step_key
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.tasks.distillation import TEACHER_LOGITS, Distillation
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.initial import open_weights, read_run_weights
+from mnv2_jax.training.initial import columns_of, open_weights, read_run_weights
 from mnv2_jax.training.mesh import HostBatch
 from mnv2_jax.types import Array, Batch, PyTree
 
@@ -146,29 +147,6 @@ def _answer(weights: Weights, dataset: Dataset) -> Callable[[PyTree, Array], Arr
     return answer
 
 
-def columns_of(info: WeightsInfo, num_classes: int, dataset: Dataset) -> np.ndarray:
-    """Which logits of the weights are those of the data's classes, int [k]; of further classes they say nothing.
-
-    Raises:
-      UserError: for a class of the data that the weights don't know.
-    """
-    names = dataset.class_names
-    named = [known for known in (info.labels, info.class_ids) if known]
-    if names in named or (not named and len(names) == num_classes):
-        return np.arange(num_classes)
-    if not named:
-        raise UserError(f"it has {num_classes} classes without names, {dataset.name} has {len(names)}")
-    # A name that stands for two classes, as ImageNet's crane, says neither.
-    places = {name: place for known in named for place, name in enumerate(known) if known.count(name) == 1}
-    if unknown := [name for name in names if name not in places]:
-        some = ", ".join(named[-1][:3])
-        raise UserError(
-            f"it knows no class {unknown[0]!r} of {dataset.name}; its {num_classes} classes are {some}, …; take a"
-            " teacher of these classes"
-        )
-    return np.array([places[name] for name in names])
-
-
 # --- stored logits --------------------------------------------------------------------------------------------
 
 
@@ -194,6 +172,8 @@ def store_logits(path: pathlib.Path, weights: Weights, config: Config) -> int:
         raise UserError(f"{path}: no file can be written there; make the folder, or give another")
     dataset, mesh = open_dataset(config.data), meshes.make_mesh()
     check_trainable(dataset)
+    for note in dataset.notes:
+        tqdm.tqdm.write(note, file=sys.stderr)
     split, wanted = dataset.train, weights.info.preprocessing
     answer = _answer(weights, dataset)
     data = dataclasses.replace(config.data, eval_resolution=None, **dataclasses.asdict(wanted))
@@ -207,11 +187,14 @@ def store_logits(path: pathlib.Path, weights: Weights, config: Config) -> int:
     logits = np.empty((len(split), len(dataset.class_names)), np.float16)
     labels = np.empty(len(split), np.int32)
     size = -(-min(data.eval_batch_size, len(split)) // mesh.size) * mesh.size
-    total = -(-len(split) // size)
-    for batch in tqdm.tqdm(streams.eval_batches(data, split, size), total=total, disable=None):
+    total, damaged = -(-len(split) // size), dict[int, str]()
+    batches = streams.without_damaged(data, split, streams.eval_batches(data, split, size), damaged)
+    for batch in tqdm.tqdm(batches, total=total, disable=None):
         rows, mask = batch["index"][batch["mask"]], batch["mask"]
         logits[rows] = np.asarray(compiled(variables, np.int32(0), feed(batch)))[mask]
         labels[rows] = batch["label"][mask]
+    if damaged:
+        raise streams.damage(split, damaged)
     if (bad := _not_finite(logits)) is not None:
         raise UserError(f"the logits of image {bad} of {dataset.name} are not finite in float16; take other weights")
     probes, colours = _probe(split)

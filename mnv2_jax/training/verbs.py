@@ -33,6 +33,11 @@ class Output(NamedTuple):
         """The stream for people."""
         return sys.stderr if self.as_json else sys.stdout
 
+    def note(self, line: str) -> None:
+        """Says something beside the answer, on standard error."""
+        if processes.is_first():
+            print(line, file=sys.stderr)
+
     def answer(self, tree: Mapping[str, Any], text: str = "") -> None:
         """Prints the answer in the one form or the other; of several processes the first does."""
         if not processes.is_first():
@@ -86,7 +91,7 @@ def evaluate(
     if "data.resolution" in given_now and "data.eval_resolution" not in given_now:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     try:
-        step, split, result = evaluation.evaluate_run(config, workdir, which)
+        step, split, result = evaluation.evaluate_run(config, workdir, which, out.note)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
     resolution = config.data.seen_resolution
@@ -102,7 +107,10 @@ def evaluate_weights(config: Config, given: Collection[str], out: Output) -> Non
     assert config.init.weights is not None
     weights = weights or open_weights(config.init.weights, config.model)
     check_network(config, weights)
-    experiment = open_experiment(config, evaluates=True, classes_of=weights)
+    classes = f"init.weights={config.init.weights!r}", weights.info, weights.model.num_classes
+    experiment = open_experiment(config, evaluates=True, classes=classes)
+    for note in experiment.dataset.notes:
+        out.note(note)
     try:
         split, result = evaluation.evaluate_weights(experiment, weights)
     except Stopped:
@@ -115,9 +123,13 @@ def evaluate_weights(config: Config, given: Collection[str], out: Output) -> Non
 def _answer_evaluation(
     what: str, split: str, resolution: int, result: Mapping[str, Any], out: Output, **facts: Any
 ) -> None:
+    skipped = result.get("skipped", [])
+    for line in skipped:
+        out.note(f"left out: {line}")
     lines = [
         f"{what}: {split} at {resolution} px, top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
         f" {result['loss']:.4f}, ECE {result['ece']:.4f}, {result['count']} images"
+        + (f", without {len(skipped)} that can't be decoded" if skipped else "")
     ]
     lines += [
         f"  {row['label']:<30} {row['accuracy']:>8.2%}  of {row['count']}"
@@ -127,7 +139,7 @@ def _answer_evaluation(
     if len(result["confusion"]) <= 30:
         lines += ["confusion, a row a true class:"]
         lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in result["confusion"]]
-    tables = {key: result[key] for key in ("per_class", "confusion", "calibration")}
+    tables = {key: result[key] for key in ("per_class", "confusion", "calibration", "skipped") if key in result}
     out.answer({**facts, "split": split, "resolution": resolution, "eval": scalars(result), **tables}, "\n".join(lines))
 
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data import folder
-from mnv2_jax.data.sources import known_num_classes, open_dataset
+from mnv2_jax.data import folder, imagenet, images
+from mnv2_jax.data.images import EXTENSIONS
+from mnv2_jax.data.sources import check_trainable, known_num_classes, open_dataset
 from mnv2_jax.errors import UserError
 
 
@@ -76,6 +77,141 @@ def test_eval_split_prefers_val_then_test(own):
     assert opened(own, eval_split="test").eval.name == "test"
     shutil.rmtree(own / "val")
     assert opened(own).eval.name == "test"
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "found", "left"),
+    [
+        (("train", "valid", "test"), None, "valid", "'test'"),
+        (("Training", "Dev-Set"), None, "Dev-Set", None),
+        (("train_set", "test_set"), None, "test_set", None),
+        (("TRAIN", "Evaluation", "val_old", "extra"), None, "Evaluation", "'val_old'"),
+        (("train", "eval", "testing"), "test", "testing", "'eval'"),
+        (("train", "valid"), "dev", "valid", None),
+        (("train", "val", "valid"), "valid", "valid", "'val'"),
+        (("train", "training_set", "val"), "val", "val", "'training_set'"),
+        (("train", "val", "valid"), None, "val and valid could each be the val split; choose by", None),
+        (("Train", "training", "val"), None, "Train and training could each be the train split; move one", None),
+    ],
+)
+def test_splits_go_by_many_names_and_what_is_not_looked_at_is_named(own, tmp_path, there, asked, found, left):
+    place = tmp_path / "named"
+    for name in there:
+        shutil.copytree(own / "val", place / name)
+    if "could" in found:
+        refused(place, found, eval_split=asked)
+        return
+    dataset = opened(place, eval_split=asked)
+    assert (len(dataset.train), dataset.eval.name) == (7, found)
+    assert [note.rpartition("not looked at: ")[2] for note in dataset.notes] == ([left] if left else [])
+
+
+def test_what_pillow_reads_is_taken(own, monkeypatch):
+    """Every ending that we take is one of Pillow's or of a JPEG, and opens; what this Pillow lacks is said."""
+    known = Image.registered_extensions()
+    assert {ending for ending in EXTENSIONS if ending not in known} == {".jfi", ".jif"}
+    sample = Image.open(own / "train" / "cat" / "0.png").convert("RGB").resize((32, 32))
+    written = 0
+    for ending in EXTENSIONS:
+        form = known.get(ending, "JPEG")
+        if form in Image.SAVE and form not in ("PNG", "BMP"):
+            written += 1
+            image = sample.convert("1") if ending == ".pbm" else sample.convert("L") if ending == ".pgm" else sample
+            image.save(own / "train" / "dog" / f"0{ending.upper()}", form)
+    split = opened(own).train
+    assert len(split) == 17 + written
+    assert all(np.asarray(split.read(index)).shape[-1] == 3 for index in range(len(split)))
+    monkeypatch.setattr(images.features, "check", lambda codec: codec != "avif")
+    refused(own, r"train/dog/0\.AVIF: the Pillow of this machine was built without avif")
+
+
+def test_what_is_left_out_is_counted_and_named(own, tmp_path):
+    shutil.rmtree(own / "train" / ".hidden")
+    for name in ("b.HEIC", "a.heic", "raw.nef", "more/c.heic", "notes", ".trash/x.png"):
+        (own / "train" / "dog" / name).parent.mkdir(exist_ok=True)
+        (own / "train" / "dog" / name).write_text("not an image")
+    shutil.copy(own / "train" / "cat" / "0.png", own / "val" / "stray.png")
+    path = tmp_path / "own.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(own, arcname="own")
+    said = (
+        "left out: 9 files: .heic 3, .db 1, .nef 1, images outside of class folders 1, without an ending 1, hidden 2;"
+        " as train/dog/a.heic"
+    )
+    assert opened(own).notes == opened(path).notes == (said,)
+    assert (len(opened(path).train), len(opened(path).eval)) == (17, 7)
+    (own / "val" / "stray.png").unlink()
+    assert "left out: 8 files" in opened(own, holdout_fraction=0.3).notes[1]
+
+
+# --- without anything to train on ---------------------------------------------------------------------------
+
+
+def evaluated(path, **fields):
+    return open_dataset(DataConfig(**{"name": "folder", "path": str(path)} | fields), evaluates=True)
+
+
+def test_to_evaluate_on_a_split_or_class_folders_are_enough(own, tmp_path):
+    whole = evaluated(own)  # also of a class that only train has
+    assert (whole.class_names, len(whole.train), len(whole.eval)) == (("cat", "dog", "emu"), 0, 7)
+    shutil.rmtree(own / "train")
+    tops = [own, own / "val"]
+    for top, prefix in ((own, "."), (own / "val", "."), (own / "val", "photos")):
+        tops.append(tmp_path / f"{len(tops)}.tar")
+        with tarfile.open(tops[-1], "w") as archive:
+            archive.add(top, arcname=prefix)
+    for top, name in zip(tops, ("val", "val", "val", "3", "4"), strict=True):
+        dataset = evaluated(top)
+        assert (dataset.eval.name, dataset.class_names, len(dataset.train)) == (name, ("cat", "emu"), 0)
+        np.testing.assert_array_equal(dataset.eval.labels, [0, 0, 0, 0, 1, 1, 1])
+        np.testing.assert_array_equal(dataset.eval.read(6), Image.open(own / "val" / "emu" / "more" / "2.webp"))
+        with pytest.raises(UserError, match="there are no images to train on"):
+            check_trainable(dataset)
+    (own / "val").rename(own / "dev")
+    assert evaluated(own).eval.name == evaluated(own, eval_split="val").eval.name == "dev"
+    for fields, says in (({"eval_split": "test"}, "no test/ in it"), ({"holdout_fraction": 0.5}, "no train/ in it")):
+        with pytest.raises(UserError, match=says):
+            evaluated(own, **fields)
+
+
+def test_classes_may_be_called_like_splits(own):
+    """A train is no split where it lies beside a bus."""
+    for name in ("bus", "train"):
+        shutil.copytree(own / "val" / "cat", own / "vehicles" / name)
+    dataset = evaluated(own / "vehicles")
+    assert (dataset.class_names, len(dataset.eval)) == (("bus", "train"), 8)
+
+
+@pytest.mark.parametrize("listed", ["synsets", "indices", "kaggle"])
+def test_the_flat_val_of_imagenet(own, tmp_path, listed):
+    ids = imagenet.class_ids()
+    labels = [7, 7, 999, 0]
+    names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 5)]
+    name, lines = {
+        "synsets": ("imagenet_2012_validation_synset_labels.txt", [ids[label] for label in labels]),
+        "indices": ("val.txt", [f"{name}.JPEG {label}" for name, label in zip(names, labels, strict=True)]),
+        "kaggle": (
+            "LOC_val_solution.csv",
+            ["ImageId,PredictionString"]
+            + [f"{name},{ids[label]} 1 2 3 4" for name, label in zip(names, labels, strict=True)],
+        ),
+    }[listed]
+    top = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    for image in names:
+        (top / "val").mkdir(parents=True, exist_ok=True)
+        Image.open(own / "train" / "cat" / "0.png").save(top / "val" / f"{image}.JPEG", "JPEG")
+    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz.* or sort the images into class folders"):
+        evaluated(top, name="imagenet")
+    (tmp_path / name if listed == "kaggle" else top / name).write_text("\n".join(lines))
+    with tarfile.open(top / "ILSVRC2012_img_val.tar", "w") as archive:
+        archive.add(top / "val", arcname=".")
+    for place in (top, top / "val", top / "ILSVRC2012_img_val.tar"):
+        dataset = evaluated(place, name="imagenet")
+        assert dataset.class_names == (ids[0], ids[7], ids[999])
+        np.testing.assert_array_equal(dataset.eval.labels, [0, 1, 1, 2])
+    (tmp_path / name if listed == "kaggle" else top / name).write_text("\n".join(lines[:2]))
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_0000000\d\.JPEG is not among the \d labels"):
+        evaluated(top, name="imagenet")
 
 
 def test_a_class_folder_may_be_a_link(own, tmp_path):
@@ -145,11 +281,11 @@ def test_no_class_folders(own):
 def test_empty_class_folder(own):
     (own / "train" / "fox").mkdir()
     (own / "train" / "fox" / "readme.txt").write_text("no foxes yet")
-    refused(own, r"train/fox holds no images \(\.jpg, .*\); add some, or remove the folder")
+    refused(own, r"train/fox holds no images that can be read, only \.txt 1; add some, or remove the folder")
 
 
 def test_class_that_only_eval_has(own):
-    (own / "val" / "fox").mkdir()
+    shutil.copytree(own / "val" / "cat", own / "val" / "fox")
     refused(own, "class 'fox' is in val/ but not in train, which has 3 classes")
 
 

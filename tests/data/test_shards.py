@@ -143,7 +143,7 @@ def test_a_missing_shard(own):
 
 
 def test_other_splits(sharded):
-    assert open_dataset(data(sharded, eval_split="validation")).eval.name == "val"
+    assert open_dataset(data(sharded, eval_split="valid"), evaluates=True).eval.name == "val"
     with pytest.raises(UserError, match="test was not prepared; one of: train, val; choose by"):
         open_dataset(data(sharded, eval_split="test"))
 

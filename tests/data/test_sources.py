@@ -220,6 +220,8 @@ def test_robustness(tmp_path, name):
     assert known_num_classes(data) == known_num_classes(DataConfig(name=name)) == 1000
     numbers = [int(f) if name == "imagenet_v2" else imagenet.class_ids().index(f) for f in folders]
     np.testing.assert_array_equal(dataset.eval.labels, [*numbers, numbers[-1]])
+    (tmp_path / folders[3] / "a.heic").touch()
+    assert open_dataset(data).notes == (f"left out: 1 file: .heic 1; as {folders[3]}/a.heic",)
     assert dataset.scored == (tuple(numbers) if len(folders) == 200 else None)
     for place in (0, 2, 10, 100, len(folders) - 1):  # of "2", "10" and "100", sorted as text, the order would differ
         assert np.asarray(dataset.eval.read(place))[0, 0, 0] == place % 256

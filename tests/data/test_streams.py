@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.config import AugmentConfig, DataConfig
-from mnv2_jax.data import streams
-from mnv2_jax.data.images import evaluation_view, random_resized_view
+from mnv2_jax.data import images, streams
+from mnv2_jax.data.images import DamagedImageError, evaluation_view, random_resized_view
 from mnv2_jax.data.policies import apply_policy
 from mnv2_jax.data.sources import MemoryReader, open_dataset
 from mnv2_jax.data.split import Split
@@ -24,6 +24,7 @@ from mnv2_jax.data.streams import (
     load_arrays,
     skipped_images,
     train_batches,
+    without_damaged,
 )
 from mnv2_jax.errors import UserError
 
@@ -446,13 +447,54 @@ def test_only_training_skips_and_only_when_told(spoilt):
     with pytest.raises(UserError, match=r"not an image in any format"):
         take(train_batches(dataclasses.replace(data, skip_corrupt=False), split, seed=0), 3)
     with pytest.raises(UserError, match=r"not an image in any format"):
-        take(eval_batches(data, split), 3)
-    with pytest.raises(UserError, match=r"not an image in any format"):
         load_arrays(data, split)
     shown_once = dataclasses.replace(data, crop="none")
     assert not fits(shown_once, split, training=True)  # the batches tell what was skipped
     assert fits(shown_once, split, training=False)
     assert fits(shown_once, numbered(5), training=True)
+
+
+def test_evaluation_masks_what_is_damaged_in_every_process_and_names_it(spoilt, photo_split):
+    data, split, damaged = spoilt
+    whole = list(eval_batches(data, photo_split, 6))
+    found: dict[int, str] = {}
+    shares = [list(without_damaged(data, split, eval_batches(data, split, 6, (p, 2)), found)) for p in range(2)]
+    for number, expected in enumerate(whole):
+        batch = {key: np.concatenate([share[number][key] for share in shares]) for key in expected}
+        mask = expected["mask"] & ~np.isin(expected["index"], list(damaged))
+        np.testing.assert_array_equal(batch["mask"], mask)
+        for key in ("image", "label", "index"):
+            np.testing.assert_array_equal(batch[key][mask], expected[key][mask])
+        assert not batch["image"][~mask].any()
+    assert found.keys() == damaged
+    assert all(os.fsdecode(split.read.names[index]) in line for index, line in found.items())
+    black: dict[int, str] = {}
+    pixels, labels = load_arrays(data, split, damaged=black)
+    assert black == found
+    np.testing.assert_array_equal(np.flatnonzero(~pixels.any((1, 2, 3))), sorted(damaged))
+    np.testing.assert_array_equal(np.delete(labels, sorted(damaged)), np.delete(photo_split.labels, sorted(damaged)))
+
+
+def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
+    data, split, damaged = spoilt
+    data = dataclasses.replace(data, skip_corrupt=False)
+    with pytest.raises(DamagedImageError) as met:
+        take(train_batches(data, split, seed=0), 3)
+    errors = [str(streams.all_damage(data, split, met.value))]
+    with pytest.raises(DamagedImageError) as caught:
+        load_arrays(data, split)
+    errors += [str(caught.value)]
+    for error in errors:
+        assert all(os.fsdecode(split.read.names[index]) in error for index in damaged)
+        assert "3 of the 17 images of train can't be decoded" in error
+        assert "\n" not in error
+    monkeypatch.setattr(images, "MOST_NAMED", 1)
+    assert "; and 2 more; replace" in str(streams.all_damage(data, split, met.value))
+    monkeypatch.setattr(streams, "_LOOK_S", -1.0)  # no time for all
+    monkeypatch.setattr(streams, "_LOOK_IMAGES", 5)
+    some = str(streams.all_damage(data, split, met.value))
+    assert some.startswith(str(met.value))
+    assert "(5 of the 17 images of train were looked at, of which 1 can't be decoded)" in some
 
 
 def test_a_missing_file_is_not_skipped(spoilt, tmp_path):

@@ -120,9 +120,12 @@ def test_a_copy_is_known_by_its_description(data_dir, tmp_path):
     assert open_dataset(config(own)).train.digest() != known
 
 
-@pytest.mark.parametrize(("asked", "name"), [("val", "validation"), ("validation", "validation"), ("test", "test")])
+@pytest.mark.parametrize(("asked", "name"), [("val", "validation"), ("Dev", "validation"), ("testing", "test")])
 def test_eval_split(data_dir, asked, name):
-    assert open_dataset(config(data_dir, eval_split=asked)).eval.name == name
+    dataset = open_dataset(config(data_dir, eval_split=asked), evaluates=True)
+    assert (dataset.eval.name, len(dataset.train)) == (name, 0)
+    other = {"validation": "test", "test": "validation"}[name]
+    assert dataset.notes == (f"evaluation on {name!r}; not looked at: {other!r}",)
 
 
 def test_version_may_be_named_and_classes_are_known(data_dir):

@@ -21,7 +21,7 @@ from tests import cli
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three classes of 16 images in train, one of them damaged; val has no images of the third."""
+    """Three classes of 16 images in train and two of 4 in val, one of each damaged; val has none of the third."""
     rng = np.random.default_rng(0)
     for split, counts in (("train", {"cat": 6, "dog": 5, "emu": 5}), ("val", {"cat": 2, "dog": 2})):
         for name, count in counts.items():
@@ -31,6 +31,7 @@ def folder(tmp_path):
                 image = Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))
                 image.save(place / f"{number}.jpg")
     (tmp_path / "train" / "cat" / "3.jpg").write_bytes(b"\xff\xd8 not much of a picture")
+    (tmp_path / "val" / "dog" / "1.jpg").write_bytes(b"")
     return tmp_path
 
 
@@ -45,20 +46,23 @@ def test_what_is_skipped_or_absent_is_said_and_kept(folder, tmp_path):
     refused = cli.run("main", *command, f"--workdir={tmp_path / 'strict'}")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
+    assert "1 of the 16 images of train" in refused.stderr
     assert "3.jpg" in refused.stderr
-    assert "go on without it: --config.data.skip_corrupt=True" in refused.stderr
+    assert "--config.data.skip_corrupt=True" in refused.stderr
     result = cli.run("main", *command, "--config.data.skip_corrupt=True", f"--workdir={tmp_path / 'strict'}", "--json")
     summary = cli.answer(result)
     assert summary["skipped"] == 2  # four batches of eight are two epochs of sixteen images
-    assert result.stderr.count("skipped: ") == 1
-    (skipped,) = (tmp_path / "strict" / "skipped.txt").read_text().splitlines()
+    assert (summary["eval"]["count"], summary["eval_skipped"]) == (3, 1)
+    assert result.stderr.count("skipped: ") == 2
+    skipped, of_val = sorted((tmp_path / "strict" / "skipped.txt").read_text().splitlines())
+    assert of_val.startswith(f"{folder / 'val' / 'dog' / '1.jpg'}: ")
     assert skipped.startswith(f"{folder / 'train' / 'cat' / '3.jpg'}: ")
     assert f"skipped: {skipped}\n" in result.stderr
     absent = "val has no images of 1 of 3 classes: emu"
     assert result.stderr.count(f"{absent}\n") == 1
     page = (tmp_path / "strict" / "report.html").read_text()
     assert f"{absent}." in page
-    assert "can't be decoded: 1; skipped over all epochs: 2 times" in page
+    assert "can't be decoded: 2; skipped over all epochs: 2 times; left out of the evaluation: 1" in page
     assert skipped in html.unescape(page)
     lines = [json.loads(line) for line in (tmp_path / "strict" / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["skipped"] for line in lines if line["split"] == "data") == 2

@@ -16,7 +16,9 @@ from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12"
-VAL_IMAGE = "ILSVRC2012_val_{:08d}"
+FLAT_NAME = "ILSVRC2012_val_"
+"""With what the names of the validation images begin."""
+VAL_IMAGE = FLAT_NAME + "{:08d}"
 CLS_LOC = "Data/CLS-LOC"
 """Where Kaggle's copy has train and val, below ILSVRC."""
 
@@ -38,15 +40,22 @@ def _labels() -> dict[str, int]:
 
 
 class Labels:
-    """The list of labels below a folder; looked for when it is needed."""
+    """The list of labels below some folder; looked for when it is needed."""
 
-    def __init__(self, source: pathlib.Path) -> None:
-        self._source = source
-        homes = [source, source / "data", source / "devkit" / "data", source / DEVKIT / "data", source / "val"]
-        real = source.resolve()
-        homes += [real.parents[0]] if real.name == "ILSVRC" else []
-        homes += [real.parents[2]] if real.as_posix().endswith(f"ILSVRC/{CLS_LOC}") else []
-        self._homes = homes
+    def __init__(self, *sources: pathlib.Path) -> None:
+        self._sources = sources
+        self._homes: list[pathlib.Path] = []
+        for source in sources:
+            self._homes += [
+                source,
+                source / "data",
+                source / "devkit" / "data",
+                source / DEVKIT / "data",
+                source / "val",
+            ]
+            real = source.resolve()
+            self._homes += [real.parents[0]] if real.name == "ILSVRC" else []
+            self._homes += [real.parents[2]] if real.as_posix().endswith(f"ILSVRC/{CLS_LOC}") else []
 
     def group(self, names: Iterable[str], where: pathlib.Path) -> dict[int, tuple[str, ...]]:
         """File names by label, both sorted.
@@ -83,25 +92,24 @@ class Labels:
                 except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
                     raise UserError(f"{where}: {name} can't be read ({error!r}); download it again") from error
         raise NoLabelsError(
-            f"--source={self._source}: the classes of the validation images are missing; put {DEVKIT}.tar.gz there, or"
-            f" one of {', '.join(readers)}"
+            f"{self._sources[0]}: the classes of the validation images are missing; put {DEVKIT}.tar.gz there, or one"
+            f" of {', '.join(readers)}"
         )
 
     def _read(self, name: str) -> tuple[pathlib.Path, bytes] | None:
         """A file that lies there or in the packed development kit, with where it was."""
-        packed = self._source / f"{DEVKIT}.tar.gz"
-        where = packed
+        places = [home / name for home in self._homes]
+        kits = [source / f"{DEVKIT}.tar.gz" for source in self._sources]
+        where = kits[0]
         try:
-            for home in self._homes:
-                if (home / name).is_file():
-                    where = home / name
-                    return where, where.read_bytes()
-            if packed.is_file():
-                whole = gzip.decompress(packed.read_bytes())  # all of it: the checksum stands at its end
+            for where in filter(pathlib.Path.is_file, places):
+                return where, where.read_bytes()
+            for where in filter(pathlib.Path.is_file, kits):
+                whole = gzip.decompress(where.read_bytes())  # all of it: the checksum stands at its end
                 with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
                     for member in archive:
                         if posixpath.basename(member.name) == name and (file := archive.extractfile(member)):
-                            return packed, file.read()
+                            return where, file.read()
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise UserError(f"{where}: {name} can't be read ({error}); download it again") from error
         return None
@@ -128,8 +136,8 @@ class Labels:
     def _of_devkit(self, text: str) -> dict[str, int]:
         if not self._synsets:
             raise UserError(
-                f"--source={self._source}: ILSVRC2012_validation_ground_truth.txt numbers the classes in its own order;"
-                f" put meta.mat of {DEVKIT}.tar.gz beside it"
+                f"{self._sources[0]}: ILSVRC2012_validation_ground_truth.txt numbers the classes in its own order; put"
+                f" meta.mat of {DEVKIT}.tar.gz beside it"
             )
         return _numbered(self._synsets[int(line)][0] for line in text.split())
 

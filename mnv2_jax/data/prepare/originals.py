@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from mnv2_jax.data import imagenet, tfds_source
-from mnv2_jax.data.folder import EXTENSIONS
+from mnv2_jax.data.images import is_image
 from mnv2_jax.data.prepare.labels import CLS_LOC, DEVKIT, VAL_IMAGE, Labels, NoLabelsError, label_of
 from mnv2_jax.data.tar import read_members
 from mnv2_jax.errors import UserError
@@ -163,7 +163,7 @@ def short(split: str, counts: Mapping[int, int], originals: Originals) -> list[s
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+    return not name.startswith(".") and is_image(name)
 
 
 def _digest(names: Iterable[str]) -> str:
@@ -328,7 +328,7 @@ class Records:
 
 def _tfds(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
     """Reads every record once to learn its class, since TFDS shuffles what it writes."""
-    class_names, *splits = tfds_source.open_splits("imagenet2012", str(source), None)
+    class_names, *splits, _ = tfds_source.open_splits("imagenet2012", str(source), None)
     builder_dir = tfds_source.find_copy("imagenet2012", str(source))
     labels = [label_of(wnid, builder_dir) for wnid in class_names]
     parts: dict[str, Mapping[int, Part]] = {}
