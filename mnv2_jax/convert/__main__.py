@@ -107,11 +107,11 @@ def _open(args: argparse.Namespace) -> Weights:
     options = {key: value for key, value in options.items() if value is not None}
     fields = ("resolution", "mean", "std", "eval_crop_fraction", "interpolation")
     asked = {key: getattr(args, key) for key in fields if getattr(args, key) is not None}
+    said = {"library": args.library, "preprocessing": asked or None, "take": args.take, **options}
     labels = read_labels(args.labels) if args.labels is not None else None
     source = os.path.expanduser(args.weights)
     if labels and os.path.isfile(source) and kind_of(pathlib.Path(source)) == "ours":
-        ours = load_weights(source, args.model, library=args.library, preprocessing=asked or None, **options)
-        return _labelled(source, ours, labels)
+        return _labelled(source, load_weights(source, args.model, **said), labels)
     if os.path.isdir(source):
         from mnv2_jax.training.initial import read_run_weights
 
@@ -121,15 +121,7 @@ def _open(args: argparse.Namespace) -> Weights:
         return run
     if args.checkpoint:
         raise UserError(f"--checkpoint={args.checkpoint} is read with the folder of a run only; leave it out")
-    return load_weights(
-        args.weights,
-        args.model,
-        library=args.library,
-        preprocessing=asked or None,
-        labels=labels,
-        take=args.take,
-        **options,
-    )
+    return load_weights(args.weights, args.model, labels=labels, **said)
 
 
 def _labelled(path: str, weights: Weights, labels: list[str]) -> Weights:

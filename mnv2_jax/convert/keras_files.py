@@ -5,7 +5,8 @@
     model.weights.h5    save_weights of Keras 3: layers/CLASS_NUMBER/vars/0, 1, ..., numbered class by class
     model.keras         a zip of config.json and such a model.weights.h5
 
-Only the first and the last know strides, paddings, activations, the epsilon of the norms and the resolution.
+Only the first and the last know strides, paddings, activations, the epsilon of the norms, the resolution and what is
+done to images before the first convolution (`pixels`).
 No file makes this code run anything, but the C code of HDF5 isn't proof against all damage: of 13,000 small files with
 random bytes changed it crashed or hung on 4.
 """

@@ -224,8 +224,9 @@ def _convert(
     sketch = build(_ANY_CLASSES)
     if isinstance(foreign, ForeignNetwork):
         foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
-        is_binary = by_order.is_binary(foreign)
-        foreign = by_order.of_two_classes(foreign) if is_binary else foreign
+        if by_order.is_binary(foreign):
+            foreign = by_order.of_two_classes(foreign)
+            notes.append("its one logit z is that of the second of two classes: 0 and z")
         _check_head(path, absent, head)
         num_classes = _ANY_CLASSES if absent else by_order.num_classes(path, foreign)
         options |= by_order.facts_of(path, build(num_classes), foreign, absent)
@@ -238,8 +239,6 @@ def _convert(
         _check_head(path, absent, head)
         leaves, zeros = by_name.leaves_of(path, network, state, table, absent)
         notes += [f"{name}, which the file lacks, is zero" for name in zeros]
-    if isinstance(foreign, ForeignNetwork) and is_binary:
-        notes.append("its one logit z is that of the second of two classes: 0 and z")
     if isinstance(foreign, ForeignNetwork) and "interpolation" in foreign.view:
         notes.append("where its own layer resizes without antialiasing, images are resized with it")
     if absent:

@@ -5,11 +5,12 @@ import functools
 import json
 import pathlib
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from mnv2_jax.convert import by_order
+from mnv2_jax.convert import by_order, load
 from mnv2_jax.convert.by_order import (
     facts_of,
     is_binary,
@@ -301,6 +302,35 @@ def test_last_layers_that_give_no_logits(units, activation):
     pooled = dataclasses.replace(behind(V2, 2)[1], strange=("pool (GlobalMaxPooling2D)",))
     with pytest.raises(UserError, match=r"behind the mean it has pool \(GlobalMaxPooling2D\)"):
         without_other_head(PATH, model, pooled, "load")
+
+
+# --- what it says of images -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "unsaid", "said"),
+    [
+        (V2, {}, None),
+        (V2, {"rescaling": True}, "'rescaling'"),
+        (V3, {"rescaling_3": True, "tf.math.multiply": True}, None),
+        (V3, {"rescaling": True, "rescaling_1": False}, "'rescaling_1'"),
+        (V3, {"normalization": True}, "'normalization'"),
+    ],
+)
+def test_numbers_that_only_a_config_says_are_asked_for(name, unsaid, said):
+    network = dataclasses.replace(foreign(name)[1], unsaid=unsaid)
+    load._check_pixels(PATH, network, name, {"mean": (0, 0, 0), "std": (1, 1, 1)})
+    with pytest.raises(UserError, match=rf"^w: has a layer {said} .*--mean and --std$") if said else nullcontext():
+        load._check_pixels(PATH, network, name, {"mean": (0, 0, 0)})
+
+
+def test_what_a_file_says_of_images_wins_over_the_custom():
+    told = dict(mean=(0.0, 0.1, 0.2), std=(1.0, 0.9, 0.8), resolution=48, view={"eval_crop": "central"})
+    found = load._preprocessing(PATH, dataclasses.replace(foreign(V2)[1], **told), "keras", V2)
+    assert (found.mean, found.std, found.resolution) == (told["mean"], told["std"], 48)
+    assert (found.eval_crop, found.interpolation) == ("central", "bilinear")
+    with pytest.raises(UserError, match=r"^w: .*data\.std"):
+        load._preprocessing(PATH, dataclasses.replace(foreign(V2)[1], std=(300.0,) * 3), "keras", V2)
 
 
 # --- files by others --------------------------------------------------------------------------------------------
