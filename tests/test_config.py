@@ -353,12 +353,13 @@ def test_digits_and_cifar_train_on_up_to_four_devices_as_they_are():
             config.check_devices(config.load(f"{W1}:data={data}")[1], devices)
 
 
-def test_devices_must_divide_the_batch_and_groups_the_share():
+def test_devices_must_divide_the_batch_and_groups_the_microbatch():
     _, built = config.load(W1)
-    config.check_devices(built, 1)
-    config.check_devices(built, 3)
-    with pytest.raises(UserError, match=r"norm.group_size=32 does not divide the 12 images .* nearest that does: 12"):
-        config.check_devices(built, 8)
+    for devices in (1, 3, 8):
+        config.check_devices(built, devices)
+    for overrides, nearest in ((["norm.group_size=36"], 32), (["optim.accumulate_steps=2"], 24)):
+        with pytest.raises(UserError, match=rf"norm.group_size=\d+ does not divide .* nearest that does: {nearest}"):
+            config.check_devices(config.load(W1, overrides)[1], 1)
     with pytest.raises(UserError, match=r"data.batch_size=96 does not divide over 5 devices .* nearest that does: 95"):
         config.check_devices(built, 5)
 

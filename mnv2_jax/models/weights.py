@@ -20,7 +20,7 @@ import safetensors.numpy
 from mnv2_jax import config
 from mnv2_jax.config import DataConfig
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.json_files import write_bytes
+from mnv2_jax.json_files import reading, write_bytes
 from mnv2_jax.models.network import part_of
 from mnv2_jax.models.registry import Model, from_config, variable_shapes
 from mnv2_jax.types import Variables
@@ -167,7 +167,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
     """
     path = pathlib.Path(path)
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with _opened(path) as file:
             return _KEY in (file.metadata() or {})
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
@@ -180,7 +180,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
       UserError: naming the file, if it is missing or damaged.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with _opened(path) as file:
             names = list(file.keys())
             metadata = dict(file.metadata() or {})
             leaves = {name: file.get_tensor(name) for name in names}
@@ -189,6 +189,13 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
         raise _damaged(path, error) from error
     half = (jnp.bfloat16, np.float16)
     return {n: x.astype(np.float32) if x.dtype in half else x for n, x in leaves.items()}, metadata
+
+
+def _opened(path: pathlib.Path) -> Any:
+    """The file, open; what keeps it from being read is said by the operating system, not by safetensors."""
+    with reading(path), open(path, "rb") as file:
+        file.read(1)
+    return safetensors.safe_open(path, framework="numpy")
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> UserError:

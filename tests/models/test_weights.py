@@ -1,6 +1,7 @@
 """The file of weights: what goes in comes out, and nothing but one line where it can't."""
 
 import dataclasses
+import errno
 import json
 import os
 import struct
@@ -288,6 +289,12 @@ def test_tensors_that_are_not_the_models_are_refused(edit, message, saved):
     edit(tree)
     saved.write_bytes(safetensors.numpy.save(weights.flatten(tree), metadata))
     assert message in message_of(read_weights, saved)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "w.safetensors").symlink_to("/proc/self/mem")  # reads at its begin fail as those of a bad disk do
+    told = message_of(read_weights, tmp_path / "w.safetensors")
+    assert f"can't be read ({os.strerror(errno.EIO)})" in told
 
 
 def test_whole_numbers_are_no_weights(saved):
