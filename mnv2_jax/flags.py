@@ -13,7 +13,6 @@ from typing import NoReturn
 from mnv2_jax import config
 from mnv2_jax.errors import UserError, nearest
 
-
 _DEEPEST = ("checkpoints", *4 * ("x" * 50,))
 """At least as long as any path in a run's folder."""
 

@@ -1,8 +1,8 @@
 """Watches over the loop: whether to stop, and whether it still moves.
 
-SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C are a question that the loop asks, instead of an exception anywhere; but they end the
-wait for a batch, which may never come. Whoever doesn't ask in time is stuck, mostly in a step whose other half never
-comes, and is ended by a thread.
+SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C are a question that the loop asks, instead of an exception anywhere; only the wait
+for a batch, which may never come, do they end. Whoever doesn't ask in time is stuck, mostly in a step whose other half
+never comes, and is ended by a thread.
 """
 
 from __future__ import annotations
