@@ -10,7 +10,7 @@
 #                              they get SIGTERM, and after as many again SIGKILL. If this script is killed: at once
 # Needs:      bash 4.4 or newer.
 # Resumes:    started again, with any N and DEVICES that divide the batch.
-# SIGTERM and SIGINT go to all processes, which save at the same step. Each line of output starts with the number of
+# SIGTERM (and SIGHUP and SIGUSR1, as that) and SIGINT go to all processes, which save at the same step. Each line of output starts with the number of
 # its process. Exits with 0 if all did, otherwise with the first other code.
 set -uo pipefail
 
@@ -52,7 +52,7 @@ tell() {
 } 2>/dev/null
 
 pids=() outputs=()
-trap 'kill -s TERM "${pids[@]}" 2>/dev/null' TERM HUP
+trap 'kill -s TERM "${pids[@]}" 2>/dev/null' TERM HUP USR1
 trap 'kill -s INT "${pids[@]}" 2>/dev/null' INT
 
 for ((number = 0; number < processes; number++)); do
