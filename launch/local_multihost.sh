@@ -10,8 +10,8 @@
 #                              they get SIGTERM, and after as many again SIGKILL. If this script is killed: at once
 # Needs:      bash 4.4 or newer.
 # Resumes:    started again, with any N and DEVICES that divide the batch.
-# SIGTERM (and SIGHUP and SIGUSR1, as that) and SIGINT go to all processes, which save at the same step. Each line of output starts with the number of
-# its process. Exits with 0 if all did, otherwise with the first other code.
+# SIGTERM, as which SIGHUP and SIGUSR1 count, and SIGINT go to all processes, which save at the same step. Each line of
+# output starts with the number of its process. Exits with 0 if all did, otherwise with the first other code.
 set -uo pipefail
 
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then

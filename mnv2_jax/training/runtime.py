@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import sys
@@ -46,11 +47,15 @@ def _do_without_a_cache_that_cannot_be() -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         jax.config.update("jax_compilation_cache_dir", None)
-        print(
+        _note_once(
             f"note: compiled programs aren't kept, as {folder} can't be written ({error.strerror}); set"
-            " JAX_COMPILATION_CACHE_DIR to a folder that can",
-            file=sys.stderr,
+            " JAX_COMPILATION_CACHE_DIR to a folder that can"
         )
+
+
+@functools.cache
+def _note_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _report_unraisable(event: sys.UnraisableHookArgs) -> None:
