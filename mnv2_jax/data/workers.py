@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
-from multiprocessing import reduction, spawn, util
+from multiprocessing import reduction, resource_tracker, spawn, util
 from typing import Any, TypeAlias
 
 import cloudpickle
@@ -76,6 +76,7 @@ def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_
         flags.FLAGS.mark_as_parsed()  # grain reads a flag of absl; under app.run they are parsed already
     _allow_open_files()
     _leave_out_main()
+    _start_tracker()
     _shorten_temporary_folder()
     lent = _Lent(_Parcelled(make, stop))
     dataset = (
@@ -174,6 +175,18 @@ def _leave_out_main() -> None:
         return told
 
     spawn.get_preparation_data = without_main
+
+
+def _start_tracker() -> None:
+    """Starts multiprocessing's own process deaf to what reaches the whole group, as an ssh that is gone does by SIGHUP.
+
+    Without it Python tells at length of each semaphore that it can't find.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shorten_temporary_folder() -> None:

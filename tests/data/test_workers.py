@@ -263,7 +263,12 @@ def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos
         split = dataclasses.replace(open_dataset(data).train, name="x" * 200_000)
         batches = train_batches(data, split, seed=0)
         next(batches)
-        print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+        children = psutil.Process().children(recursive=True)
+        print(*(child.pid for child in children), flush=True)
+        for child in children:
+            child.send_signal(signal.SIGHUP)  # as a terminal that is gone sends it to all
+        for _ in range(4):
+            next(batches)
         if sys.argv[1] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         """
