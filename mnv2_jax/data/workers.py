@@ -236,7 +236,8 @@ def _start_worker(number: int, count: int) -> None:
     shared.share_from(number)
     # The main process saves a checkpoint and then closes us. Should it not, we are gone a minute later.
     for ending in _ENDING:
-        signal.signal(ending, signal.SIG_IGN if ending == signal.SIGINT else lambda *_: signal.alarm(60))
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as SIGHUP is under nohup, here and there
+            signal.signal(ending, signal.SIG_IGN if ending == signal.SIGINT else lambda *_: signal.alarm(60))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
