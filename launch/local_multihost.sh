@@ -10,8 +10,8 @@
 #                              they get SIGTERM, and after as many again SIGKILL. If this script is killed: at once
 # Needs:      bash 4.4 or newer.
 # Resumes:    started again, with any N and DEVICES that divide the batch.
-# SIGTERM and SIGINT go to all processes, which save at the same step. Each line of output starts with the number of
-# its process. Exits with 0 if all did, otherwise with the first other code.
+# SIGTERM, as which SIGHUP and SIGUSR1 count, and SIGINT go to all processes, which save at the same step. Each line of
+# output starts with the number of its process. Exits with 0 if all did, otherwise with the first other code.
 set -uo pipefail
 
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
@@ -52,7 +52,7 @@ tell() {
 } 2>/dev/null
 
 pids=() outputs=()
-trap 'kill -s TERM "${pids[@]}" 2>/dev/null' TERM HUP
+trap 'kill -s TERM "${pids[@]}" 2>/dev/null' TERM HUP USR1
 trap 'kill -s INT "${pids[@]}" 2>/dev/null' INT
 
 for ((number = 0; number < processes; number++)); do

@@ -11,7 +11,7 @@
 set -uo pipefail
 : "${WORKDIR:?is the folder of the run, on a file system that all processes mount}"
 
-trap 'kill -s TERM "$!"' TERM INT
+trap 'kill -s TERM "$!"' TERM INT HUP USR1
 python -m mnv2_jax.main --workdir="$WORKDIR" "$@" &
 while kill -s 0 "$!" 2>/dev/null; do wait "$!"; done # a signal interrupts wait
 wait "$!" || exit

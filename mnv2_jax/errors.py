@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import errno
-import io
 import os
 import sys
 from collections.abc import Callable, Iterable
+
+from mnv2_jax import interrupts, outputs
 
 
 class UserError(Exception):
@@ -67,20 +68,15 @@ def machine_fault(error: BaseException) -> str | None:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _drop_output() -> None:
-    """What is still to be flushed to standard output goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
     """What to say of an error that isn't a bug, and the exit code; None for a bug."""
     if isinstance(error, UserError):
         return "error: " + " ".join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, OSError) and error.errno in _FULL:
-        where = error.filename or "standard output"
-        return f"error: {where}: can't be written ({error.strerror}); make room and start again", UserError.exit_code
+    if isinstance(error, OSError) and (error.errno in _FULL or error.filename == outputs.STDOUT):
+        where, mend = error.filename or "a file", "make room" if error.errno in _FULL else "mend that"
+        return f"error: {where}: can't be written ({error.strerror}); {mend} and start again", UserError.exit_code
     if isinstance(error, OSError) and error.filename and (fault := machine_fault(error)):
         return f"error: {fault}; mend that and start again", UserError.exit_code
     return None
@@ -88,19 +84,21 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
 
 def exit_on_user_error(verb: Callable[[], None]) -> None:
     """Runs a command-line verb; a `UserError` becomes one line on stderr and its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name can be any bytes, a terminal plain ASCII
-    try:
-        verb()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, as `head`, has had enough
-        _drop_output()
-    except BaseException as error:
-        told = line_and_code(error)
-        if told is None:
-            raise
-        if isinstance(error, OSError):
-            _drop_output()
-        print(told[0], file=sys.stderr, flush=True)
-        sys.exit(told[1])
+    outputs.take_over()
+    with interrupts.second_ends("interrupted", 130):
+        try:
+            try:
+                verb()
+            except SystemExit:  # --help
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()
+        except BaseException as error:
+            outputs.drop_errors(sys.stdout)  # what is still to be flushed
+            if isinstance(error, BrokenPipeError) and error.filename == outputs.STDOUT:
+                return  # the reader, as `head`, has had enough
+            told = line_and_code(error)
+            if told is None:
+                raise
+            print(told[0], file=sys.stderr, flush=True)
+            sys.exit(told[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import pathlib
 import textwrap
@@ -11,6 +12,9 @@ from typing import NoReturn
 
 from mnv2_jax import config
 from mnv2_jax.errors import UserError, nearest
+
+_DEEPEST = ("checkpoints", *4 * ("x" * 50,))
+"""At least as long as any path in a run's folder."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +77,27 @@ def workdir_type(text: str) -> pathlib.Path:
             f"--workdir={text!r} is no folder; mount a shared file system (NFS, Lustre) and give a path on it"
         )
     return pathlib.Path(os.path.expanduser(text))
+
+
+def run_folder_type(text: str) -> pathlib.Path:
+    """As `workdir_type`, for what holds checkpoints.
+
+    Raises:
+      UserError: too, where they could not be written: the path isn't UTF-8, or has no room for their names.
+    """
+    path, whole = workdir_type(text), os.path.realpath(os.path.expanduser(text))
+    try:
+        whole.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--workdir={text!r}: {whole!r} is not UTF-8, and no checkpoint can be written there; give another"
+        ) from error
+    try:
+        os.stat(os.path.join(whole, *_DEEPEST))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"--workdir={text!r}: too long for what lies in it; give a shorter path") from error
+    return path
 
 
 def cluster_flags(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:

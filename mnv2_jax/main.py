@@ -6,7 +6,7 @@ import sys
 
 from mnv2_jax import config, presets
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, cluster_flags, describe_config, workdir_type
+from mnv2_jax.flags import Parser, cluster_flags, describe_config, run_folder_type
 from mnv2_jax.training.cluster import Cluster
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument("--config", metavar="FILE[:ARG]", help="a .py config or a run's config.json")
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
-    parser.add_argument("--workdir", type=workdir_type, help="the run's folder (default: runs/NAME OF THE CONFIG)")
+    parser.add_argument("--workdir", type=run_folder_type, help="the run's folder (default: runs/NAME OF THE CONFIG)")
     parser.add_argument("--mode", choices=("train", "eval", "summary"), default="train", help="default: train")
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
@@ -37,7 +37,7 @@ def main() -> None:
     name, settings = config.load(args.config, overrides)
     given, given_now = config.given(args.config, overrides), [item.partition("=")[0] for item in overrides]
     default = args.config.removesuffix("/config.json") if args.config.endswith("/config.json") else f"runs/{name}"
-    workdir = args.workdir or workdir_type(default)
+    workdir = args.workdir or run_folder_type(default)
 
     from mnv2_jax.training import processes, verbs  # JAX takes seconds to import; a mistyped key doesn't wait for it
 

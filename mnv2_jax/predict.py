@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnv2_jax import config
+from mnv2_jax import config, outputs
 from mnv2_jax.data import folder
 from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, evaluation_view
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, workdir_type
+from mnv2_jax.flags import Parser, run_folder_type, workdir_type
 
 if TYPE_CHECKING:
     from mnv2_jax.models.weights import Weights
@@ -53,7 +53,7 @@ def main() -> None:
     """Flags, images, answer."""
     parser = Parser("Prints the most probable classes of images, by a trained run or by weights.", _HELP_AFTER)
     parser.prog = "python -m mnv2_jax.predict"
-    parser.add_argument("--workdir", type=workdir_type, help="the run's folder")
+    parser.add_argument("--workdir", type=run_folder_type, help="the run's folder")
     parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or a name of published weights")
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="of the run (default: latest; best with patience)"
@@ -104,7 +104,7 @@ def _open(args: argparse.Namespace) -> Weights:
     # JAX takes seconds to import; a mistyped flag or path doesn't wait for it.
     from mnv2_jax.training import runtime
 
-    runtime.configure()
+    runtime.configure()  # before JAX is used: without devices it would be the weights that can't be read
     if args.workdir is not None:
         from mnv2_jax.training.initial import read_run_weights
 
@@ -124,6 +124,7 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from mnv2_jax.training import teacher
 
+    outputs.drop_errors(sys.stdout)  # the answer is the file
     count = teacher.store_logits(args.store_logits, _open(args), settings)
     print(f"{args.store_logits}: logits of {count} images; learn from them by --config.distill.logits")
 

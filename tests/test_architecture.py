@@ -9,7 +9,7 @@ import mnv2_jax
 
 ROOT = pathlib.Path(mnv2_jax.__file__).parent
 FLOORS = {
-    1: {"config", "types", "errors", "flags", "json_files", "recipes"},
+    1: {"config", "types", "errors", "flags", "interrupts", "json_files", "outputs", "recipes"},
     2: {"nn", "ops", "data", "presets"},
     3: {"models", "compress"},
     4: {"tasks", "convert"},

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from mnv2_jax.errors import UserError
+from mnv2_jax.flags import run_folder_type
 from tests import cli
 
 
@@ -111,3 +113,29 @@ def test_data_that_are_not_there(tmp_path):
     result = cli.run("main", f"--config={cli.W0_25}:data=folder:{tmp_path}/nowhere", f"--workdir={tmp_path / 'run'}")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "nowhere" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "platform"),
+    [("main", "cuda"), ("predict", "cpuu")],  # JAX asserts the one and raises the other
+)
+def test_devices_that_are_not_there_are_told_at_the_start_and_nothing_else_is_blamed(trained, verb, platform):
+    last = "--mode=eval" if verb == "main" else cli.ROOT / "README.md"
+    process = cli.start(verb, f"--workdir={trained[0]}", last, JAX_PLATFORMS=platform)
+    said, error = process.communicate(timeout=100)
+    assert (process.returncode, said, error.count("\n")) == (2, "", 1), error
+    assert f"JAX_PLATFORMS='{platform}'" in error
+    assert error.endswith(": cpu\n")  # what there is
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(40 * ["x" * 100]), "caf\udce9"])
+def test_a_path_where_no_checkpoint_could_be_written_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="--workdir"):
+        run_folder_type(str(tmp_path / name))
+
+
+def test_a_path_that_can_be_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_folder_type("~/ä b/c") == tmp_path / "ä b" / "c"
+    assert str(run_folder_type("~nobody_has_this_name/x")) == "~nobody_has_this_name/x"
+    assert str(run_folder_type("runs/x" + "y" * 240)) == "runs/x" + "y" * 240

@@ -140,16 +140,16 @@ def uninterrupted(tmp_path_factory):
 # --- together ----------------------------------------------------------------------------------------------
 
 
-def test_sigterm_to_one_stops_all_in_training_and_in_evaluation(uninterrupted, tmp_path):
+def test_a_signal_to_one_stops_all_in_training_and_in_evaluation(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    for number, in_evaluation in ((1, False), (0, True)):
+    for number, in_evaluation, sent in ((1, False, signal.SIGUSR1), (0, True, signal.SIGTERM)):
         with Run(workdir) as run:
             steps = run.logged()
             if in_evaluation:
                 run.until(lambda steps=steps: steps < run.logged() in (3, STEPS))
             else:
                 run.until(lambda: run.logged() >= 1)
-            run.processes[number].send_signal(signal.SIGTERM)
+            run.processes[number].send_signal(sent)
             assert run.codes(SECONDS) == [0, 0], [run.said(n) for n in range(2)]
             assert "the same command goes on" in run.said(0)
             if in_evaluation:

@@ -1,8 +1,10 @@
 """A run that was killed and started again is, to the bit, the run that was not."""
 
 import json
+import os
 import random
 import signal
+import subprocess
 import time
 
 import pytest
@@ -86,8 +88,19 @@ def test_twenty_kills_half_while_a_checkpoint_is_written(tmp_path):
     assert_goes_on(tmp_path / "run", flags, tmp_path / "uninterrupted")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_exit_0_in_time(uninterrupted, tmp_path, sent):
+def broken_pipe():
+    """What nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def full_disk():
+    return open("/dev/full", "w")
+
+
+@pytest.mark.parametrize(("sent", "output"), [(signal.SIGHUP, broken_pipe), (signal.SIGINT, full_disk)])
+def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uninterrupted, tmp_path, sent, output):
     workdir = tmp_path / "run"
     process = cli.start("main", *cli.SHRUNK, f"--workdir={workdir}")
     assert cli.until(process, lambda: cli.logged_steps(workdir) >= 3)
@@ -98,7 +111,17 @@ def test_signals_save_and_exit_0_in_time(uninterrupted, tmp_path, sent):
     assert time.monotonic() - begun < 10
     assert "the same command goes on" in said
     assert not (workdir / "summary.json").exists()
-    cli.answer(cli.run("main", *cli.SHRUNK, f"--workdir={workdir}", "--json"))
+    with output() as stream:
+        result = subprocess.run(
+            cli.command("main", *cli.SHRUNK, f"--workdir={workdir}"),
+            env=cli.environment(),
+            cwd=cli.ROOT,
+            stdout=stream,
+            stderr=stream,
+            timeout=300,
+            check=False,
+        )
+    assert result.returncode == 0
     cli.assert_same(workdir, uninterrupted)
 
 

@@ -113,6 +113,10 @@ def main() -> None:
         raise UserError(f"--repeats={args.repeats} must be at least 1")
     if args.config is None and args.what not in ("input", "gpu"):
         raise UserError(f"{args.what} takes a config: give --config=FILE[:ARG]")
+    if args.what in ("step", "infer", "compile", "memory", "input"):
+        from mnv2_jax.training import processes
+
+        processes.check_devices()
     _VERBS[args.what](args, overrides)
 
 

@@ -324,7 +324,7 @@ class FaultsConfig:
     """A process that wasn't heard of for so long is lost, and the others end."""
     step_timeout_s: float | None = None
     """In which a step, a batch of evaluation and a checkpoint must be done. Unset: 600 with several processes, which
-    would wait for a stuck one for ever; no limit with one."""
+    would wait for a stuck one for ever; no limit with one, until a signal asks it to stop."""
     compile_timeout_s: float = 3600.0
     """In place of it where something may be compiled, or is read: a batch, a checkpoint. Read where `step_timeout_s`
     holds."""

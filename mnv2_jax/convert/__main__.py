@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, get_args
 
+from mnv2_jax import outputs
 from mnv2_jax.convert.conventions import Source
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser
@@ -84,7 +85,9 @@ def main() -> None:
     from mnv2_jax.convert.by_name import timm_options, to_timm  # JAX takes seconds; a mistyped flag doesn't wait for it
     from mnv2_jax.convert.state_dicts import write_state_dict
     from mnv2_jax.models.weights import describe, save_weights
+    from mnv2_jax.training import processes
 
+    processes.check_devices()
     weights = _open(args)
     notes = list(weights.info.notes)
     if args.to == "timm":
@@ -93,6 +96,7 @@ def main() -> None:
         notes.append(f"for timm.create_model(NAME, {told}), NAME being timm's of the same network")
     else:
         save_weights(args.out, *weights)
+    outputs.drop_errors(sys.stdout)  # the file is there
     print(f"{args.out}: {describe(weights.model)}, of {weights.info.source}")
     for note in notes:
         print(f"  {note}")

@@ -20,7 +20,7 @@ import os
 import tempfile
 import weakref
 from multiprocessing import reduction
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -98,12 +98,17 @@ class _Segments:
         return Parcel({key: array for key, array in batch.items() if key not in places}, places)
 
 
+def nameless_file() -> BinaryIO:
+    """A file that is gone with the last who has it open; in memory, where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("mnv2_jax"), "rb+")
+    return tempfile.TemporaryFile()
+
+
 def _made(size_bytes: int) -> tuple[mmap.mmap, Any]:
     """A new segment, and what another process gets it by."""
     try:
-        # Elsewhere than on Linux, a file without a name.
-        number = os.memfd_create("mnv2_jax") if hasattr(os, "memfd_create") else None
-        with tempfile.TemporaryFile() if number is None else open(number, "rb+") as file:
+        with nameless_file() as file:
             if hasattr(os, "posix_fallocate"):
                 # Taken now: a process is killed that writes to memory which was only promised.
                 os.posix_fallocate(file.fileno(), 0, size_bytes)
@@ -112,8 +117,8 @@ def _made(size_bytes: int) -> tuple[mmap.mmap, Any]:
             return mmap.mmap(file.fileno(), size_bytes), reduction.DupFd(file.fileno())
     except OSError as error:
         raise UserError(
-            f"no memory for a batch of {size_bytes / 2**20:,.0f} MB ({error.strerror}); lower data.num_workers or"
-            " data.batch_size"
+            f"no memory for a batch of {size_bytes / 2**20:,.0f} MB ({error.strerror or error}); lower data.num_workers"
+            " or data.batch_size"
         ) from error
 
 

@@ -44,13 +44,13 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
     batches = experiment.eval_batches(supervisor.should_stop)
     is_new = True
 
-    def evaluate(variables: Variables) -> Mapping[str, Any] | None:
+    def evaluate(variables: Variables) -> Mapping[str, Any]:
         nonlocal is_new
         sums, judged, throttle = None, [], meshes.make_throttle()
         damaged: dict[int, str] = {}
-        for batch in batches(damaged):
+        for batch in supervisor.each(batches(damaged)):
             if supervisor.should_stop():
-                return None
+                raise Stopped
             with supervisor.compiling() if is_new else contextlib.nullcontext():
                 if sums is None:
                     shapes, _ = jax.eval_shape(metrics, variables, batch)
@@ -72,7 +72,13 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
         skipped = {"skipped": list(damaged.values())} if skips else {}
         return {**task.summarise(jax.device_get(sums)), "mistakes": worst_mistakes(rows), **skipped}
 
-    return evaluate
+    def unless_stopped(variables: Variables) -> Mapping[str, Any] | None:
+        try:
+            return evaluate(variables)
+        except Stopped:
+            return None
+
+    return unless_stopped
 
 
 def worst_mistakes(judged: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from mnv2_jax.ops.augment import normalise
 from mnv2_jax.tasks.classification import Classification, make_task
 from mnv2_jax.tasks.distillation import Distillation, with_teacher
 from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training import processes
 from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages
 from mnv2_jax.training.initial import relabel
 from mnv2_jax.training.optim import Optimizer
@@ -309,6 +310,7 @@ def check_training(experiment: Experiment) -> None:
         scales don't keep its pixels level, a norm has one value a channel, the warm-up is longer than the training, or
         the teacher can't be had or is of other classes.
     """
+    processes.check_compiles()
     check_trainable(experiment.dataset)
     check_policy(experiment.config.augment)
     config, total = experiment.config, experiment.total_steps

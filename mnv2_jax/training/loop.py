@@ -46,8 +46,8 @@ _AGAIN = "start all again, without that machine if it happens twice"
 def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.stdout) -> dict[str, Any] | None:
     """Trains to the end, from the newest checkpoint if the folder has one.
 
-    SIGTERM and Ctrl-C save a checkpoint and return; the same call goes on from there, to the bit. Of several processes
-    the first keeps the folder and the log, and the others need not see it.
+    SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C save a checkpoint and return; the same call goes on from there, to the bit. Of
+    several processes the first keeps the folder and the log, and the others need not see it.
 
     Args:
       experiment: what to train.
@@ -172,12 +172,14 @@ def _run(
                 checkpoints.note_metric(start, result["top1"])
             is_over = experiment.is_over(start, recorder.top1_of)
 
-    batches = iter(()) if is_over else experiment.train_batches(stop, recorder.skipped)(start)
+    batches = iter(()) if is_over else supervisor.each(experiment.train_batches(stop, recorder.skipped)(start))
     while not is_over and not stop():
         try:
             # A teacher may have to be compiled for it; one that is stuck here keeps the others waiting in a step.
             with recorder.speed.waiting(), supervisor.compiling():
                 batch = next(batches)
+        except Stopped:
+            continue
         except UserError as error:  # an image that doesn't decode
             if not processes.are_several():  # the others have theirs, and don't come to save with us
                 save(step, None)

@@ -16,6 +16,7 @@ import errno
 import faulthandler
 import hashlib
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
@@ -30,10 +31,12 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import xla_bridge
 from jax._src.distributed import global_state  # its store of facts has no public door; Orbax goes in by it, too
 from jax.experimental import multihost_utils
 
 import mnv2_jax
+from mnv2_jax import outputs
 from mnv2_jax.config import FaultsConfig
 from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.training.cluster import PORT, Cluster, find
@@ -46,6 +49,8 @@ _FOR_EVER_S = 30 * 24 * 3600.0
 _WATCH_EVERY_S, _FAREWELL_S, _PORT_S = 1.0, 3.0, 10.0
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
 """Of what XLA says, these have nothing to do with another process."""
+_NO_BACKEND, _OF_PEERS = "Unable to initialize backend", ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED")
+"""What XLA says of devices that aren't there, and, in the same words, of peers."""
 _AGREED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -96,6 +101,7 @@ def _start(flags: Cluster, faults: FaultsConfig) -> None:
     os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
     chosen = find(flags, os.environ)
     if chosen == "alone":
+        check_devices()
         return
     given = {} if chosen == "ask JAX" else chosen._asdict()
     if given and given["process_id"] == 0:
@@ -125,12 +131,62 @@ def _start(flags: Cluster, faults: FaultsConfig) -> None:
     except ValueError as error:
         if given or "coordinator_address" not in str(error):  # that is how JAX says that there is no cluster
             raise
+    except AssertionError as error:
+        raise _no_devices(error) from error
     except (RuntimeError, OSError) as error:
+        if str(error).startswith(_NO_BACKEND) and not any(sign in str(error) for sign in _OF_PEERS):
+            raise _no_devices(error) from error
         _exit(FaultError.exit_code, f"error: the other processes can't be joined ({_first_line(error)}); start again")
     finally:
         timer.cancel()
+    check_devices()
     if are_several():
         _keep_stdout_clean()
+
+
+def check_devices() -> None:
+    """Makes sure that JAX has devices, before anything else is asked of it.
+
+    Raises:
+      UserError: if JAX_PLATFORMS names some that aren't there.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # asserted by JAX where no GPU is visible
+        raise _no_devices(error) from error
+
+
+def check_compiles() -> None:
+    """Makes sure that JAX compiles what it is told to.
+
+    Raises:
+      UserError: if JAX_DISABLE_JIT is set.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise UserError("JAX_DISABLE_JIT is set, and training needs its steps compiled; unset it")
+
+
+def _no_devices(error: Exception) -> UserError:
+    """What to say of devices that JAX was told to use and can't."""
+    reason = f" ({_first_line(error).partition(' (set JAX_PLATFORMS')[0]})" if str(error) else ""
+    for name in ("jax_platforms", "jax_platform_name"):
+        if asked := jax.config.values[name]:
+            jax.config.update(name, None)
+            return UserError(
+                f"{name.upper()}={asked!r}: JAX has no such device here{reason}; unset it, or take one of those that"
+                f" are here: {', '.join(_platforms())}"
+            )
+    return UserError(f"JAX can't use the devices of this machine{reason}; mend that, or set JAX_PLATFORMS=cpu")
+
+
+def _platforms() -> list[str]:
+    """What JAX finds by itself, as JAX_PLATFORMS has it."""
+    if importlib.util.find_spec("libtpu") is not None:  # which looks for a TPU for minutes where there is none
+        return ["cpu"]
+    try:
+        return sorted(xla_bridge.backends())  # the public name of NVIDIA's is gpu, which JAX_PLATFORMS doesn't take
+    except RuntimeError:
+        return ["cpu"]
 
 
 def _check_port(address: str) -> None:
@@ -163,7 +219,7 @@ def _keep_stdout_clean() -> None:
     sys.stdout.flush()
     ours = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(ours, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdout = outputs.opened(ours, sys.stdout)
 
 
 # --- facts -------------------------------------------------------------------------------------------------

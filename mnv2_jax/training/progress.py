@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class Progress:
         self._clock = clock
         self._first: tuple[int, float] | None = None
         self._bar: tqdm.tqdm | None = None
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=total_steps,
                 initial=start_step,
@@ -61,23 +62,26 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
             self._bar.n = step
-            self._bar.refresh()
+            with contextlib.suppress(OSError):
+                self._bar.refresh()
         else:
             self.line(f"step {step:>{len(str(self._total))}}/{self._total}  {text}")
 
     def line(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
-        if self._bar is not None:
-            # tqdm takes the bar away and draws it again, but only if both streams are the standard ones.
-            tqdm.tqdm.write(text, file=self._stream)
-            self._stream.flush()
-        else:
-            print(text, file=self._stream, flush=True)
+        """Prints a line, above the bar where there is one. What nobody takes is dropped: a run goes on without."""
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                # tqdm takes the bar away and draws it again, but only if both streams are the standard ones.
+                tqdm.tqdm.write(text, file=self._stream)
+                self._stream.flush()
+            else:
+                print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.close()
 
     def _seconds_left(self, step: int) -> float | None:
         """From the pace since the first update: compilation comes before that, evaluations and saving don't."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple, TextIO
 
+from mnv2_jax import outputs
 from mnv2_jax.config import Config, build, to_dict
 from mnv2_jax.data.sources import known_num_classes
 from mnv2_jax.errors import UserError
@@ -49,7 +50,12 @@ class Output(NamedTuple):
 
 
 def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Output) -> None:
-    """Trains a run to its end, or goes on with it; ``given`` are the keys that are said, see `config.given`."""
+    """Trains a run to its end, or goes on with it; ``given`` are the keys that are said, see `config.given`.
+
+    It is in the run's folder what came of it: a standard output that is closed or broken doesn't stop it.
+    """
+    outputs.drop_errors(sys.stdout)
+    processes.check_compiles()
     runtime.configure()
     saved = _saved_config(workdir)
     if config.init.weights is None and config.init.head == "new":

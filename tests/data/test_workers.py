@@ -25,6 +25,7 @@ from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.streams import eval_batches, train_batches
 from mnv2_jax.errors import UserError
+from tests import cli
 
 DATA = DataConfig(name="folder", resolution=16, batch_size=4, eval_batch_size=5, num_workers=2)
 
@@ -65,9 +66,13 @@ class Spoilt:
 
 @dataclasses.dataclass(frozen=True)
 class Backends:
-    """An image that says how many accelerator backends its process has initialised."""
+    """An image that says how many accelerator backends its process has initialised; never read once a file is there."""
+
+    dead: str = ""
 
     def __call__(self, index):
+        if os.path.exists(self.dead):
+            time.sleep(3600)
         from jax._src import xla_bridge
 
         return np.full((16, 16, 3), 100 * xla_bridge.backends_are_initialized() + index, np.uint8)
@@ -215,51 +220,71 @@ def test_an_unreadable_image_is_the_same_line_as_without_workers(split):
 
 def test_a_worker_that_dies_is_reported(split):
     spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=True))
-    with pytest.raises(UserError, match=r"exit code 9.*lower data\.num_workers"):
+    with pytest.raises(UserError, match=r"exit code 9.*data\.num_workers"):
         list(eval_batches(DATA, spoilt))
     assert_no_workers()
 
 
-def test_workers_outlive_signals_to_the_group_initialise_no_accelerator_and_end_on_close():
-    split = Split("train", np.zeros(17, np.int32), Backends())
+def test_workers_outlive_signals_to_the_group_initialise_no_accelerator_and_end_on_close(tmp_path):
+    dead = tmp_path / "dead"
+    split = Split("train", np.zeros(17, np.int32), Backends(str(dead)))
     batches = train_batches(dataclasses.replace(DATA, crop="none"), split, seed=0)
     for _ in range(2):  # one of each worker: from then on they know what to do with a signal
         assert next(batches)["image"].max() < 100
     assert len(workers()) == 2
     for worker in workers():
-        worker.send_signal(signal.SIGINT)
-        worker.send_signal(signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            worker.send_signal(number)
     for _ in range(8):  # more than may have been read ahead
         next(batches)
     assert len(workers()) == 2
+    dead.touch()  # from now on what they read never comes
+    time.sleep(0.5)
+    begun = time.monotonic()
     batches.close()
     assert_no_workers()
+    assert time.monotonic() - begun < 15
 
 
-def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos_tar):
-    """Once with the stream left open at the end, and once killed."""
+def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos_tar, tmp_path):
+    """Once with the stream left open at the end, and once killed; a script without a main guard, and standard input.
+
+    Workers are sent more than the pipe holds by which they are started.
+    """
     code = textwrap.dedent(
         f"""
-        import os, signal, sys
+        import dataclasses, os, signal, sys
         import psutil
         from mnv2_jax.config import DataConfig
         from mnv2_jax.data.sources import open_dataset
         from mnv2_jax.data.streams import train_batches
 
-        if __name__ == "__main__":
-            data = DataConfig(name="folder", path={str(photos_tar)!r}, resolution=16, batch_size=4, num_workers=1)
-            batches = train_batches(data, open_dataset(data).train, seed=0)
+        data = DataConfig(name="folder", path={str(photos_tar)!r}, resolution=16, batch_size=4, num_workers=1)
+        split = dataclasses.replace(open_dataset(data).train, name="x" * 200_000)
+        batches = train_batches(data, split, seed=0)
+        next(batches)
+        children = psutil.Process().children(recursive=True)
+        print(*(child.pid for child in children), flush=True)
+        for child in children:
+            child.send_signal(signal.SIGHUP)  # as a terminal that is gone sends it to all
+        for _ in range(4):
             next(batches)
-            print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
-            if sys.argv[1] == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+        if sys.argv[1] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
         """
     )
-    for how, returncode in (("end", 0), ("kill", -signal.SIGKILL)):
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    for source, how, returncode in ((str(script), "end", 0), ("-", "kill", -signal.SIGKILL)):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, source, how],
+            env=os.environ | {"PYTHONPATH": str(cli.ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(code if source == "-" else None, timeout=60)
         assert process.returncode == returncode
         pids = [int(pid) for pid in output.split()]
         assert len(pids) == 2

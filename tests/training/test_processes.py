@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from mnv2_jax import config as config_lib
 from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training import processes
-from mnv2_jax.training.supervisor import Supervisor, supervise
+from mnv2_jax.training.supervisor import Stopped, Supervisor, supervise
 from tests import cli
 
 
@@ -53,13 +54,71 @@ def test_a_mesh_is_in_the_order_of_the_processes():
 # --- the watch over the loop --------------------------------------------------------------------------------
 
 
-def test_signals_become_a_question():
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_signals_become_a_question(sent):
+    before = signal.getsignal(sent)
     with supervise(config_lib.FaultsConfig()) as supervisor:
         assert not supervisor.should_stop()
+        os.kill(os.getpid(), sent)
+        assert supervisor.should_stop()
+        assert supervisor.should_stop()
+    assert signal.getsignal(sent) == before
+
+
+def test_what_was_ignored_under_nohup_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with supervise(config_lib.FaultsConfig()) as supervisor:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not supervisor.should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
+    def batches():
+        yield 1
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+
+    with supervise(config_lib.FaultsConfig()) as supervisor:
+        each = supervisor.each(batches())
+        assert next(each) == 1
+        with pytest.raises(Stopped):
+            next(each)
         assert supervisor.should_stop()
-        assert supervisor.should_stop()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        with pytest.raises(Stopped):
+            next(supervisor.each(iter([2])))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+DEAF = """
+import os, signal, time
+from mnv2_jax import interrupts
+interrupts.GRACE_S = 0.2
+with interrupts.second_ends("interrupted", 130):
+    for _ in range(2):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+    time.sleep(60)
+"""
+
+
+def test_a_second_interrupt_ends_who_does_not_hear():
+    result = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def test_training_uncompiled_is_refused():
+    with jax.disable_jit(), pytest.raises(UserError, match="JAX_DISABLE_JIT"):
+        processes.check_compiles()
+    processes.check_compiles()
 
 
 def test_what_is_compiled_may_take_longer():
@@ -83,7 +142,9 @@ def test_what_is_compiled_may_take_longer():
             OSError(errno.ENOSPC, "no room", "x.json"),
             ("error: x.json: can't be written (no room); make room and start again", 2),
         ),
+        (OSError(errno.ENAMETOOLONG, "too long", "x.py"), ("error: x.py: too long; mend that or correct the path", 2)),
         (OSError(errno.ENOENT, "not there"), None),
+        (BrokenPipeError(errno.EPIPE, "a worker's"), None),
         (KeyError("a bug"), None),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 
 import tqdm
 
+from mnv2_jax import outputs
 from mnv2_jax.data.prepare.run import prepare
 from mnv2_jax.data.prepare.verify import verify
 from mnv2_jax.data.shards import FORMATS, MANIFEST, Manifest, Shard, is_prepared, read_manifest
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--allow-incomplete", action="store_true", help="take any part of ImageNet")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out damaged images, listed in the manifest")
     args, overrides = parser.parse(sys.argv[1:])
+    outputs.drop_errors(sys.stdout)  # it tells of the progress; the rest are files and the exit code
     if overrides:
         raise UserError(f"--config.{overrides[0]} is not read here; leave it out")
     if args.workers < 1:

@@ -1,0 +1,54 @@
+"""A second Ctrl-C ends the process, wherever its main thread waits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+GRACE_S = 5.0
+"""In which the first two can still do it in the usual way, which closes what is open."""
+
+_watching = False
+
+
+@contextlib.contextmanager
+def second_ends(line: str, exit_code: int) -> Iterator[None]:
+    """In here a second SIGINT ends the process, unless that has left before `GRACE_S` are over.
+
+    Python tells the main thread only, and only once that is back from what it waits for: a device, a dead file system,
+    a thread. This is told by the operating system. Nothing changes in an interactive session, whose user would lose
+    more, and outside of the main thread.
+    """
+    global _watching
+    if _watching or hasattr(sys, "ps1") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    over, _watching = threading.Event(), True
+
+    def watch() -> None:
+        count = 0
+        while number := os.read(reading, 1):
+            if before >= 0:
+                os.write(before, number)
+            count += number[0] == signal.SIGINT
+            if count >= 2 and not over.wait(GRACE_S):
+                with contextlib.suppress(OSError):
+                    os.write(2, f"{line}\n".encode())
+                os._exit(exit_code)
+        os.close(reading)
+
+    threading.Thread(target=watch, daemon=True, name="interrupts").start()
+    try:
+        yield
+    finally:
+        over.set()
+        _watching = False
+        signal.set_wakeup_fd(before)
+        os.close(writing)
