@@ -78,7 +78,7 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
         where, mend = error.filename or "a file", "make room" if error.errno in _FULL else "mend that"
         return f"error: {where}: can't be written ({error.strerror}); {mend} and start again", UserError.exit_code
     if isinstance(error, OSError) and error.filename and (fault := machine_fault(error)):
-        return f"error: {fault}; mend that and start again", UserError.exit_code
+        return f"error: {fault}; mend that or correct the path", UserError.exit_code
     return None
 
 
