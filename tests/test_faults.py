@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from mnv2_jax.errors import UserError, line_and_code
+from mnv2_jax.errors import UserError
 from mnv2_jax.training import run_folder
 from mnv2_jax.training.metrics_log import MetricsLog
 from mnv2_jax.training.report import save_pictures
@@ -61,13 +61,6 @@ def test_a_damaged_newest_checkpoint_is_told_in_a_line_and_the_run_is_the_same(t
     assert f"going on at step {before} of 12" in result.stdout
     assert cli.contents(unfinished / "checkpoints.damaged" / str(newest)) == damaged
     cli.assert_same(unfinished, trained[0])
-
-
-def test_what_the_operating_system_refuses_is_a_line_and_a_missing_file_is_a_bug():
-    for number in (errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE):
-        line, code = line_and_code(OSError(number, os.strerror(number), "/data/x"))
-        assert (line, code) == (f"error: /data/x: {os.strerror(number)}; mend that and start again", 2)
-    assert line_and_code(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/data/x")) is None
 
 
 # --- a full disk -------------------------------------------------------------------------------------------------
