@@ -154,7 +154,10 @@ SMALL = f"--config={W0_35}:res=32,batch=128,classes=10"
         (["pod", SMALL, "--topology=v5e:2x2x1"], "joined in 2 dimensions"),
         (["pod", SMALL, "--topology=v5e:16x32"], "a pod of v5e has 256"),
         (["pod", SMALL, "--topology=v5e:2x2,v5e:16x16"], "v5e:16x16: data.batch_size=128 .* nearest that does: 256"),
-        (["pod", SMALL, "--topology=v5e:2x2", "--batch_per_chip=16"], "norm.group_size=32 .* nearest that does: 16"),
+        (
+            ["pod", SMALL, "--topology=v5e:2x2", "--config.norm.group_size=24"],
+            "norm.group_size=24 .* nearest that does: 32",
+        ),
         (["pod", SMALL, "--topology=v5e:2x2", "--batch_per_chip=0"], "must be above 0"),
         (["pod", SMALL, "--topology=v5e:2x2", "--timeout_s=nan"], "must be above 0"),
         (["pod", SMALL, "--topology=v5e:2x2", "--repeats=2"], "pod takes no --repeats"),

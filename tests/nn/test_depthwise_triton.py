@@ -109,7 +109,7 @@ def test_devices_compute_with_their_own_images(monkeypatch):
         assert ours.sharding.is_equivalent_to(place, ours.ndim)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     text = program.as_text()
-    assert mesh.size == 4
+    assert mesh.size > 1
     assert "all-gather" not in text
     assert text.count(" all-reduce(") == 1  # of the gradient of the kernel
 

@@ -79,7 +79,7 @@ def test_devices_sum_their_own_images():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), program(*arrays), sums(x, dy, factor, offset)
     )
-    assert mesh.size == 4
+    assert mesh.size > 1
     assert not any(name in program.as_text() for name in ("all-gather", "all-reduce", "all-to-all"))
 
 

@@ -49,6 +49,7 @@ def begin(opened):
     """The state before the first step, on the experiment's devices."""
     config = opened.config
     state = compiled_init(config.model.dtype, config.optim.ema_decay, config.model.depth)
+    state = state.replace(opt_state=opened.optimizers[0].tx.init(state.params))
     # A copy: on a CPU the host's array may become the device's, and a step gives away what it is given.
     return meshes.put(opened.mesh, jax.tree.map(np.copy, state))
 
@@ -70,6 +71,7 @@ def plain_run():
     return run(experiment("model.dtype=float64"), 10)
 
 
+ON_SEVERAL = (8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)))
 SPREAD = {  # on eight devices of 4 images
     "groups of 8": (),
     "microbatches of 16": ("optim.accumulate_steps=2",),
@@ -88,7 +90,7 @@ def losses_of(case, devices):
     return np.array([m["loss"] for m in run(opened, 3)[0]])
 
 
-@pytest.mark.parametrize("devices", [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])
+@pytest.mark.parametrize("devices", ON_SEVERAL)
 @pytest.mark.parametrize("case", SPREAD)
 def test_float64_losses_agree_whatever_lies_over_several_devices(case, devices, x64):
     alone = losses_of(case, 1)
@@ -115,18 +117,19 @@ def test_gradient_is_that_of_finite_differences(x64):
     assert np.isfinite(float(value))
 
 
-def test_float32_first_loss_and_gradient_agree_on_1_2_and_4_devices(optimized):
-    # At 96 px. In the shrunk network of the other tests an activation in half a million lies within a rounding of
-    # ReLU6's kink, and then that one flip shows in the fifth digit of the gradient.
-    first = {}
-    for devices in (1, 2, 4):
-        larger = ("data.resolution=96", "model.strides=(2, 2, 2, 2, 2)", "model.depth=0.5")
-        opened = experiment(*larger, devices=devices)
-        found, _ = run(opened, 1)
-        first[devices] = found[0]
-    for devices in (2, 4):
-        for name in ("loss", "grad_norm"):
-            assert first[devices][name] == pytest.approx(first[1][name], rel=1e-6), name
+@functools.lru_cache
+def first_step(devices):
+    """Loss and norm of the gradient in float32."""
+    # In larger networks some activation lies within a rounding of ReLU6's kink, and that one flip shows in the fourth
+    # digit of the gradient: at 96 px and a depth of 0.5 with 4 of 8 seeds, here with none of them.
+    few = ("data.resolution=96", "model.strides=(2, 2, 2, 2, 2)", "model.depth=0.1", "data.batch_size=16", "seed=3")
+    found, _ = run(experiment(*few, "norm.group_size=4", devices=devices), 1)
+    return found[0]["loss"], found[0]["grad_norm"]
+
+
+@pytest.mark.parametrize("devices", ON_SEVERAL)
+def test_float32_first_loss_and_gradient_agree(devices, optimized):
+    assert first_step(devices) == pytest.approx(first_step(1), rel=1e-6)
 
 
 def test_accumulation_is_the_same_step(x64):
