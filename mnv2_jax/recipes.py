@@ -545,7 +545,9 @@ DIGITS = dict(
     # the network errs twice as often or diverges.
     model=dict(dropout=0.3, init="kaiming_fan_out", strides=(2, 2, 2, 1, 2)),
     # On 861 held-out images of three seeds 4 errors with groups of 16, 9 with 64, 8 with 8; 16 are for 1 to 4 devices.
-    norm=dict(group_size=16, decay=0.99, epsilon=1e-3),
+    # The decay changes what is evaluated, not the training: on 287 held-out images of three seeds after 6, 21 and 60
+    # epochs 60.2, 97.6 and 99.5 % with 0.9; 73.8, 97.7 and 99.5 with 0.8; 10.0, 9.9 and 99.5 with 0.99.
+    norm=dict(group_size=16, decay=0.8, epsilon=1e-3),
     data=dict(
         name="digits",
         resolution=32,
@@ -568,7 +570,10 @@ FINETUNE: Tree = dict(
     # From trained weights, some hundred to some ten thousand images.
     model=dict(dropout=0.2, init="kaiming_fan_out"),
     init=dict(head="new"),
-    norm=dict(decay=0.95, epsilon=1e-3),
+    # On 229 held-out images of three seeds: after an epoch 66.8 % with 0.9, 64.8 with 0.95, 56.0 with 0.99;
+    # at the end all are equal (80.6 to 82.0). Statistics measured anew before the evaluation: 70.6 after an epoch, and
+    # equal from the third on.
+    norm=dict(decay=0.9, epsilon=1e-3),
     data=dict(name="folder", batch_size=32),
     loss=dict(label_smoothing=0.1),
     optim=dict(CLIPPED_SGD, reference_lr=0.02, reference_batch_size=32),

@@ -225,7 +225,7 @@ def test_what_the_command_line_says_wins(weights):
     trained, _ = prepare(settings, config.given(spec, overrides), evaluates=False)
     assert trained.data.eval_crop == settings.data.eval_crop
     assert trained.model.strides == settings.model.strides
-    assert (trained.norm.decay, trained.norm.epsilon) == (0.99, 1e-5)  # the recipe's, the weights'
+    assert (trained.norm.decay, trained.norm.epsilon) == (0.8, 1e-5)  # the recipe's, the weights'
 
 
 def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
