@@ -4,7 +4,7 @@ What the authors published stands here number for number; `tests/test_recipes.py
 Where their paper or README is silent, the number is that of their code, named beside it. What holds for all of them:
 
 * `optim.reference_lr` and `data.batch_size` are those of the source, over all its devices.
-* `norm.group_size` is what one device of the source had, but at most 128, so that a batch divides over eight devices,
+* `norm.group_size` is what one device of the source had, but at most 128, so that eight devices get whole groups,
   and 32 where it isn't known or batches have several sizes. From 16 images on it hardly matters (Wu & He,
   arXiv:1803.08494, figure 1).
 * PyTorch's `amp` computed in float16; bfloat16 here, which needs no loss scaling.
@@ -544,7 +544,7 @@ DIGITS = dict(
     # the gradient's norm begins at 20 (50 to 80 with the paper's strides, in PyTorch too), and without clipping
     # the network errs twice as often or diverges.
     model=dict(dropout=0.3, init="kaiming_fan_out", strides=(2, 2, 2, 1, 2)),
-    # On 861 held-out images of three seeds 4 errors with groups of 16, 9 with 64, 8 with 8; 16 are for 1 to 4 devices.
+    # On 861 held-out images of three seeds 4 errors with groups of 16, 9 with 64, 8 with 8; 16 are whole on 4 devices.
     # The decay changes what is evaluated, not the training: on 287 held-out images of three seeds after 6, 21 and 60
     # epochs 60.2, 97.6 and 99.5 % with 0.9; 73.8, 97.7 and 99.5 with 0.8; 10.0, 9.9 and 99.5 with 0.99.
     norm=dict(group_size=16, decay=0.8, epsilon=1e-3),

@@ -120,7 +120,7 @@ def _open(args: argparse.Namespace) -> Weights:
         from mnv2_jax.training.initial import read_run_weights
 
         run = read_run_weights(pathlib.Path(source), args.checkpoint)
-        if args.model or args.library or args.take or labels or options or asked:
+        if any(value is not None for value in (args.model, labels, *said.values())):
             raise UserError(f"{args.weights}: a run says itself what it holds; leave the model and its options out")
         return run
     if args.checkpoint:
