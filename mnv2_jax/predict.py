@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -165,7 +166,7 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
       For each image ``{"path", "top": [{"index", "label", "probability"}]}``, the most probable class first.
 
     Raises:
-      UserError: if an image can't be read, or naming all that can't be decoded.
+      UserError: if an image can't be read, naming all that can't be decoded, or if weights give no numbers.
     """
     import jax  # takes seconds; a mistyped flag or path doesn't wait for it
 
@@ -199,6 +200,8 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
             continue
         probabilities, indices = jax.device_get(best(variables, images))
         for path, values, places in zip(chunk, probabilities.tolist(), indices.tolist(), strict=False):
+            if not all(map(math.isfinite, values)):
+                raise UserError(f"{path}: the network's outputs are not numbers; its weights are no good, give others")
             rows = zip(places, values, strict=True)
             answers.append({"path": path, "top": [{"index": i, "label": labels[i], "probability": p} for i, p in rows]})
     if damaged:

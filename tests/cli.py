@@ -53,14 +53,14 @@ def run(verb, *arguments, devices=1, cwd=None):
     )
 
 
-def start(verb, *arguments, stdout=subprocess.PIPE, **variables):
+def start(verb, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **variables):
     """Starts a verb, with more ``variables`` in its environment, and pipes for what it says."""
     return subprocess.Popen(
         command(verb, *arguments),
         env=environment() | variables,
         cwd=ROOT,
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 

@@ -27,6 +27,8 @@ def test_run_folder_is_complete(trained):
     assert any((workdir / "tensorboard").iterdir())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {"step", "split", "loss"} <= lines[0].keys()
+    # A tenth of an epoch is 4.49 steps, 1437 images in batches of 32.
+    assert [line["step"] for line in lines if line["split"] == "eval"] == [5, 9, 12]
     provenance = json.loads((workdir / "provenance.json").read_text())
     assert provenance["sessions"][0]["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
 

@@ -140,21 +140,23 @@ def uninterrupted(tmp_path_factory):
 # --- together ----------------------------------------------------------------------------------------------
 
 
-def test_a_signal_to_one_stops_all_in_training_and_in_evaluation(uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "sent", "in_evaluation"),
+    [
+        pytest.param(1, signal.SIGUSR1, False, marks=pytest.mark.slow),
+        (0, signal.SIGTERM, True),
+    ],
+)
+def test_a_signal_to_one_stops_all_and_the_same_command_goes_on(uninterrupted, tmp_path, number, sent, in_evaluation):
     workdir = tmp_path / "run"
-    for number, in_evaluation, sent in ((1, False, signal.SIGUSR1), (0, True, signal.SIGTERM)):
-        with Run(workdir) as run:
-            steps = run.logged()
-            if in_evaluation:
-                run.until(lambda steps=steps: steps < run.logged() in (3, STEPS))
-            else:
-                run.until(lambda: run.logged() >= 1)
-            run.processes[number].send_signal(sent)
-            assert run.codes(SECONDS) == [0, 0], [run.said(n) for n in range(2)]
-            assert "the same command goes on" in run.said(0)
-            if in_evaluation:
-                assert run.logged() not in {line["step"] for line in cli.metrics(workdir, "eval")}
-        assert not (workdir / "summary.json").exists()
+    with Run(workdir) as run:
+        run.until(lambda: run.logged() in (3, STEPS) if in_evaluation else run.logged() >= 1)
+        run.processes[number].send_signal(sent)
+        assert run.codes(SECONDS) == [0, 0], [run.said(n) for n in range(2)]
+        assert "the same command goes on" in run.said(0)
+        if in_evaluation:
+            assert run.logged() not in {line["step"] for line in cli.metrics(workdir, "eval")}
+    assert not (workdir / "summary.json").exists()
     with Run(workdir) as run:
         run.finished()
     assert_same(workdir, uninterrupted)
@@ -354,7 +356,7 @@ def test_a_missing_peer_is_waited_for_so_long_and_no_longer(tmp_path, present):
 @pytest.mark.parametrize(
     ("differs", "message"),
     [
-        ("--config.optim.peak_lr=0.5", "optim.peak_lr is 0.0"),
+        pytest.param("--config.optim.peak_lr=0.5", "optim.peak_lr is 0.0", marks=pytest.mark.slow),
         ("--config.checkpoint.every_steps=3", "checkpoint.every_steps is 1 in process 0 and 3 in process 1"),
     ],
 )

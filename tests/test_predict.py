@@ -1,6 +1,7 @@
 """Prediction through the command line, on images as evaluation sees them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from mnv2_jax import config, predict
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.weights import Weights, WeightsInfo
 from mnv2_jax.training import verbs
 from mnv2_jax.training.initial import read_run_weights
 from tests import cli
@@ -74,6 +76,14 @@ def test_an_image_does_not_depend_on_its_neighbours(run):
     assert [row["index"] for row in together[-1]["top"]] == [row["index"] for row in alone["top"]]
     for ours, its in zip(together[-1]["top"], alone["top"], strict=True):
         assert ours["probability"] == pytest.approx(its["probability"], rel=1e-5)
+
+
+def test_weights_whose_outputs_are_not_numbers_predict_nothing(run):
+    broken = SimpleNamespace(num_classes=3, apply=lambda v, x: (x.mean((1, 2)) * v["params"], {}))
+    weights = Weights(broken, {"params": np.float32([1, np.nan, 2])}, WeightsInfo())
+    path = str(sorted((run[1] / "5").iterdir())[0])
+    with pytest.raises(UserError, match=path):
+        predict.predict(weights, [path])
 
 
 def test_a_damaged_image_among_good_ones_stops_it_before_any_answer(run, tmp_path):

@@ -1,5 +1,6 @@
 """A run that was killed and started again is, to the bit, the run that was not."""
 
+import contextlib
 import json
 import os
 import random
@@ -99,29 +100,34 @@ def full_disk():
     return open("/dev/full", "w")
 
 
-@pytest.mark.parametrize(("sent", "output"), [(signal.SIGHUP, broken_pipe), (signal.SIGINT, full_disk)])
-def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uninterrupted, tmp_path, sent, output):
-    workdir = tmp_path / "run"
-    process = cli.start("main", *cli.SHRUNK, f"--workdir={workdir}")
-    assert cli.until(process, lambda: cli.logged_steps(workdir) >= 3)
-    process.send_signal(sent)
-    begun = time.monotonic()
-    said, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
-    assert time.monotonic() - begun < 10
-    assert "the same command goes on" in said
-    assert not (workdir / "summary.json").exists()
-    with output() as stream:
-        result = subprocess.run(
-            cli.command("main", *cli.SHRUNK, f"--workdir={workdir}"),
-            env=cli.environment(),
-            cwd=cli.ROOT,
-            stdout=stream,
-            stderr=stream,
-            timeout=300,
-            check=False,
-        )
-    assert result.returncode == 0
+def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uninterrupted, tmp_path):
+    """A hangup in training, SIGTERM in the evaluation that comes next, and then to the end."""
+    workdir, evaluated = tmp_path / "run", {line["step"] for line in cli.metrics(uninterrupted, "eval")}
+    flags = (*cli.SHRUNK, f"--workdir={workdir}")
+    slowly = "--config.data.eval_batch_size=1"
+
+    def is_evaluating():
+        return cli.logged_steps(workdir) > began and cli.logged_steps(workdir) in evaluated
+
+    for sent, more, output, is_there in (
+        (signal.SIGHUP, [], contextlib.nullcontext(subprocess.PIPE), lambda: cli.logged_steps(workdir) >= 3),
+        (signal.SIGTERM, [slowly], broken_pipe(), is_evaluating),
+    ):
+        began = cli.logged_steps(workdir)
+        with output as stream:
+            process = cli.start("main", *flags, *more, stdout=stream)
+        assert cli.until(process, is_there)
+        process.send_signal(sent)
+        begun = time.monotonic()
+        said, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error
+        assert time.monotonic() - begun < 10
+        assert said is None or "the same command goes on" in said
+        assert not (workdir / "summary.json").exists()
+    assert cli.logged_steps(workdir) not in {line["step"] for line in cli.metrics(workdir, "eval")}
+    with full_disk() as stream:
+        last = cli.start("main", *flags, stdout=stream, stderr=stream)
+        assert last.wait(300) == 0
     cli.assert_same(workdir, uninterrupted)
 
 

@@ -19,20 +19,32 @@ NUM_CALIBRATION_BINS = 15
 """Of equal width, as in Guo et al., arXiv:1706.04599, section 3."""
 
 
+NO_ANSWER = -1
+"""The prediction of a network that has none."""
+
+
+def predictions(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
+    """The class of the largest logit; `NO_ANSWER` where there is none, because one is NaN or infinite upwards.
+
+    No label is it, so that an answer which isn't one is never right.
+    """
+    return jnp.where(jnp.isfinite(logits.max(axis=-1)), logits.argmax(axis=-1), NO_ANSWER)
+
+
 def classification_sums(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], losses: Float[Array, " b"], mask: Bool[Array, " b"]
 ) -> dict[str, Array]:
     """What a batch adds to each metric; rows whose mask is False add nothing, whatever stands in them.
 
     Returns:
-      loss: float []; count, top5: int32 []; confusion: int32 [k, k], rows are true classes; and by bin of
-      confidence bin_count, bin_correct: int32 [15], bin_confidence: float [15].
+      loss: float []; count, top5: int32 []; confusion: int32 [k, k + 1], rows are true classes, the last column is
+      `NO_ANSWER`; and by bin of confidence bin_count, bin_correct: int32 [15], bin_confidence: float [15].
     """
     num_classes = logits.shape[-1]
     labels = jnp.where(mask, labels, 0)
-    prediction = jnp.argmax(logits, axis=-1)
+    prediction = predictions(logits)
     _, best = jax.lax.top_k(logits, min(5, num_classes))
-    in_top5 = (best == labels[:, None]).any(axis=-1)
+    in_top5 = (best == labels[:, None]).any(axis=-1) & (prediction != NO_ANSWER)
     confidence = jax.nn.softmax(logits).max(axis=-1)
     # Bin i is (i/15, (i+1)/15]; a confidence that is not a number counts as none at all.
     place = jnp.ceil(jnp.nan_to_num(confidence) * NUM_CALIBRATION_BINS).astype(jnp.int32) - 1
@@ -43,7 +55,7 @@ def classification_sums(
         "loss": jnp.where(mask, losses, 0).sum(),
         "count": ones.sum(),
         "top5": (in_top5 & mask).sum(dtype=jnp.int32),
-        "confusion": jnp.zeros((num_classes, num_classes), jnp.int32).at[labels, prediction].add(ones),
+        "confusion": jnp.zeros((num_classes, num_classes + 1), jnp.int32).at[labels, prediction].add(ones),
         "bin_count": bins.at[place].add(ones),
         "bin_correct": bins.at[place].add(((prediction == labels) & mask).astype(jnp.int32)),
         "bin_confidence": bins.astype(confidence.dtype).at[place].add(jnp.where(mask, confidence, 0)),
@@ -60,7 +72,7 @@ def summarise_classification(sums: Mapping[str, Any], class_names: tuple[str, ..
 
     Returns:
       top1, top5, loss (nats), ece, count; per_class: label, count and accuracy (None for a class without
-      images); confusion; calibration: confidence, accuracy and count of each bin.
+      images); confusion [k, k], without what has `NO_ANSWER`; calibration: confidence, accuracy and count of each bin.
     """
     sums = {key: np.asarray(value) for key, value in sums.items()}
     count, confusion = int(sums["count"]), sums["confusion"]
@@ -78,7 +90,7 @@ def summarise_classification(sums: Mapping[str, Any], class_names: tuple[str, ..
             {"label": name, "count": int(n), "accuracy": int(r) / int(n) if n else None}
             for name, n, r in zip(class_names, images, right, strict=True)
         ],
-        "confusion": confusion.tolist(),
+        "confusion": confusion[:, :NO_ANSWER].tolist(),
         "calibration": [
             {"confidence": float(c), "accuracy": float(a), "count": int(n)}
             for c, a, n in zip(confidence, accuracy, sums["bin_count"], strict=True)

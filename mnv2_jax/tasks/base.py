@@ -34,7 +34,7 @@ class Task(Protocol):
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         """Sums over the batch's unmasked rows, which merge by addition; and of each row [b] what was said of it:
-        prediction, its confidence, and the loss.
+        prediction (`ops.metrics.NO_ANSWER` where there is none), its confidence, and the loss.
         """
 
     def summarise(self, sums: PyTree) -> Mapping[str, Any]:

@@ -65,7 +65,7 @@ class Classification:
         logits, new_state = self.forward(params, model_state, images, batch, key)
         # A training batch is whole, it needs no mask: a count summed over the devices would be one more all-reduce.
         each = self.label_losses(logits, targets)
-        right = (logits.argmax(axis=-1) == targets.larger).astype(each.dtype)
+        right = (metrics.predictions(logits) == targets.larger).astype(each.dtype)
         return each.mean(), (new_state, {"loss": each.mean(), "top1": right.mean()})
 
     def view(self, batch: Batch, key: Key) -> tuple[Array, Targets]:
@@ -114,7 +114,11 @@ class Classification:
             is_scored = jnp.zeros((1, logits.shape[-1]), bool).at[0, jnp.asarray(self.scored)].set(True)
             logits = jnp.where(is_scored, logits, _NOT_SCORED)
         each = losses.softmax_cross_entropy(logits, batch["label"])
-        rows = {"prediction": logits.argmax(axis=-1), "confidence": jax.nn.softmax(logits).max(axis=-1), "loss": each}
+        rows = {
+            "prediction": metrics.predictions(logits),
+            "confidence": jax.nn.softmax(logits).max(axis=-1),
+            "loss": each,
+        }
         return metrics.classification_sums(logits, batch["label"], each, batch["mask"]), rows
 
     def summarise(self, sums: PyTree) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from mnv2_jax.config import DistillConfig
 from mnv2_jax.models.registry import Model
+from mnv2_jax.ops.metrics import predictions
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
@@ -53,7 +54,7 @@ class Distillation:
         hard = self.student.label_losses(logits, targets).mean()
         soft = soft_loss(logits, jax.lax.stop_gradient(batch[TEACHER_LOGITS]), self.temperature).mean()
         loss = (1 - self.weight) * hard + self.weight * soft
-        right = (logits.argmax(axis=-1) == targets.larger).astype(loss.dtype)
+        right = (predictions(logits) == targets.larger).astype(loss.dtype)
         return loss, (new_state, {"loss": loss, "hard_loss": hard, "soft_loss": soft, "top1": right.mean()})
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:

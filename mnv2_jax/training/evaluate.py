@@ -15,6 +15,7 @@ from mnv2_jax.data import streams
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.errors import UserError, plain
 from mnv2_jax.models.weights import Weights, WeightsInfo
+from mnv2_jax.ops.metrics import NO_ANSWER
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training import processes
 from mnv2_jax.training.checkpoint import digest, restore_variables, to_leaves
@@ -82,7 +83,7 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
 
 
 def worst_mistakes(judged: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
-    """The wrongly classified images of highest loss: those of which the network was surest.
+    """The wrongly classified images of highest loss: those of which the network was surest. It answered something.
 
     Args:
       judged: batches of index, label, mask, prediction, confidence and loss, each [b].
@@ -91,7 +92,8 @@ def worst_mistakes(judged: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str,
       At most 24, the worst first: index in the split, label, prediction, confidence (0 to 1) and loss.
     """
     rows = {name: np.concatenate([batch[name] for batch in judged]) for name in judged[0]}
-    wrong = np.flatnonzero(rows["mask"] & (rows["prediction"] != rows["label"]))
+    prediction = rows["prediction"]
+    wrong = np.flatnonzero(rows["mask"] & (prediction != NO_ANSWER) & (prediction != rows["label"]))
     worst = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:_MOST_MISTAKES]
     names = ("index", "label", "prediction", "confidence", "loss")
     return [{name: rows[name][row].item() for name in names} for row in worst.tolist()]

@@ -132,6 +132,8 @@ def _answer_evaluation(
     skipped = result.get("skipped", [])
     for line in skipped:
         out.note(f"left out: {line}")
+    if unanswered := result["count"] - sum(map(sum, result["confusion"])):
+        out.note(f"of {unanswered} images the network's outputs are not numbers: they count as wrong")
     lines = [
         f"{what}: {split} at {resolution} px, top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
         f" {result['loss']:.4f}, ECE {result['ece']:.4f}, {result['count']} images"

@@ -231,6 +231,26 @@ def test_layers_that_are_missing_are_listed():
         facts_of(PATH, model, fewer)
 
 
+def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_files():
+    model, network = foreign(V1)
+    rng, layers = np.random.default_rng(0), []
+    for layer in network.layers:
+        channels = layer.arrays["kernel"].shape[-1]
+        if layer.kind == "dense":
+            layers.append(layer)
+            continue
+        layers.append(dataclasses.replace(layer, arrays={**layer.arrays, "bias": rng.normal(size=channels)}))
+        norm = {leaf: rng.uniform(1, 2, channels) for leaf in ("scale", "bias", "mean", "var")}
+        layers.append(ForeignLayer(f"{layer.name}_norm", "norm", norm))
+    network = dataclasses.replace(network, layers=tuple(layers), folded=False, epsilon=0.02)
+    read, leaves, _ = load._convert(PATH, network, "keras", V1, {"width": 0.25}, None, "load")
+    assert read.module.norm.epsilon == 0.02
+    assert read == dataclasses.replace(model, module=read.module)
+    before, after = (next(x.arrays for x in layers if x.name == f"block_2/depthwise{end}") for end in ("", "_norm"))
+    np.testing.assert_array_equal(leaves["batch_stats/block_2/depthwise_norm/mean"], after["mean"] - before["bias"])
+    np.testing.assert_array_equal(leaves["params/block_2/depthwise_norm/bias"], after["bias"])
+
+
 # --- what comes behind the mean ---------------------------------------------------------------------------------
 
 

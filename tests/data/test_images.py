@@ -171,19 +171,18 @@ def test_interpolation_is_read():
 def test_crops_lie_within_the_image_and_their_area_and_ratio_in_range():
     data = DataConfig(crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))
     rng = np.random.default_rng(0)
-    areas, ratios = [], []
-    for _ in range(4000):
-        top, left, height, width = draw_crop(375, 500, data, rng)
-        assert top >= 0
-        assert left >= 0
-        assert top + height <= 375
-        assert left + width <= 500
-        areas.append(height * width / (375 * 500))
-        ratios.append(width / height)
-    assert 0.079 < min(areas) < 0.1
-    assert max(areas) > 0.95
-    assert 0.74 < min(ratios) < 0.76
-    assert 1.32 < max(ratios) < 1.35
+    top, left, height, width = np.array([draw_crop(375, 500, data, rng) for _ in range(4000)]).T
+    for first, size, whole in ((top, height, 375), (left, width, 500)):
+        part = size < whole
+        assert first.min() == 0
+        assert (first + size).max() == whole
+        assert (first[part] == 0).any()
+        assert ((first + size)[part] == whole).any()
+    areas, ratios = height * width / (375 * 500), width / height
+    assert 0.079 < areas.min() < 0.1
+    assert areas.max() > 0.95
+    assert 0.74 < ratios.min() < 0.76
+    assert 1.32 < ratios.max() < 1.35
 
 
 def test_distribution_is_torchvisions():
@@ -370,9 +369,11 @@ def test_tensorflows_crops_lie_within_the_image_and_their_area_and_ratio_in_rang
     rng = np.random.default_rng(0)
     crops = np.array([draw_crop(375, 500, data, rng) for _ in range(4000)])
     top, left, h, w = crops.T
-    assert (crops >= 0).all()
-    assert (top + h <= 375).all()
-    assert (left + w <= 500).all()
+    for first, size, whole in ((top, h, 375), (left, w, 500)):
+        part = size < whole
+        assert first.min() == 0
+        assert (first + size)[part].max() == whole - 1  # as in the original
+        assert (first[~part] == 0).all()
     area = h * w / (375 * 500)
     assert 0.1 <= area.min() < 0.105  # covers a tenth of the image, whatever the area allows
     assert area.max() > 0.9

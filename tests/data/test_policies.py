@@ -114,6 +114,30 @@ def test_timm_fills_with_the_mean_of_the_data():
     assert {tuple(pixel) for pixel in found[-1].tolist()} >= {(128, 26, 255)}
 
 
+TF_STRONGEST = dict(ShearX=0.3, Rotate=30, Posterize=4, Solarize=256, SolarizeAdd=110, Color=1.9, Contrast=1.9)
+STRONGEST = {
+    # transforms/autoaugment.py: _augmentation_space, for images of 331 px.
+    "autoaugment": dict(ShearY=0.3, TranslateX=150, Rotate=30, Contrast=1.9, Posterize=4, Solarize=0),
+    "randaugment": dict(ShearX=0.3, TranslateY=150, Rotate=30, Sharpness=1.9, Posterize=4, Solarize=0),
+    "trivialaugment": dict(ShearX=0.99, TranslateX=32, Rotate=135, Color=1.99, Posterize=2, Solarize=0),
+    # auto_augment.py of timm and augment.py of TF model garden, translate_const and cutout_const of its configs.
+    "randaugment_timm": TF_STRONGEST | dict(TranslateX=0.45 * 331),
+    "randaugment_tf": TF_STRONGEST | dict(TranslateY=10, Cutout=40, ShearY=0.3),
+    "autoaugment_tf": TF_STRONGEST | dict(TranslateX=250),
+}
+ONE_WAY = {"Posterize", "Solarize", "SolarizeAdd", "Cutout"}
+"""And what `tf` and timm do to colours."""
+
+
+@pytest.mark.parametrize("policy", STRONGEST)
+def test_the_strongest_operations_are_the_librarys(policy):
+    for name, expected in STRONGEST[policy].items():
+        scale = POLICIES[policy][name]
+        assert scale.argument(1.0, 331) == pytest.approx(expected), name
+        colors = name in ("Color", "Contrast", "Sharpness") and STRONGEST[policy].items() >= TF_STRONGEST.items()
+        assert scale.signed == (name not in ONE_WAY and not colors), name
+
+
 def test_operations_are_stronger_with_the_magnitude():
     """But those whose strength falls with it in TensorFlow's and timm's tables."""
     for scales, maximum in ((tables.RANDAUGMENT, 1.0), (tables.RANDAUGMENT_TIMM_INCREASING, 0.999)):

@@ -45,6 +45,25 @@ def test_rates_grow_with_depth_and_only_residual_blocks_have_them(monkeypatch):
     assert traced(monkeypatch, keys) == []
 
 
+def test_every_block_and_example_has_a_key_of_its_own(monkeypatch):
+    model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.2)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
+    found = []
+
+    def noted(y, keys, rate):
+        found.append(jax.random.key_data(keys))
+        return y
+
+    monkeypatch.setattr(network, "drop_path", noted)
+
+    @jax.jit
+    def keys_of(keys):
+        model.apply(variables, np.zeros((32, 16, 16, 3), np.float32), train=True, dropout_keys=keys)
+        return jnp.concatenate(found)
+
+    assert len(np.unique(keys_of(jax.random.split(jax.random.key(0), 32)), axis=0)) == 10 * 32
+
+
 def test_what_is_frozen_is_not_dropped_and_inference_neither(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 32)
     model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.9)

@@ -122,6 +122,7 @@ def test_dropout_of_a_row_depends_on_its_key_alone():
     np.testing.assert_array_equal(dropped[:2], dropout(x[:2], keys[:2], 0.25))
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
     assert float((dropped == 0).mean()) == pytest.approx(0.25, abs=0.03)
+    assert len(np.unique(dropped, axis=0)) == 6
 
 
 def test_training_with_dropout_needs_keys():

@@ -112,12 +112,17 @@ def test_jitter_draws_every_order_and_factors_within_their_bounds():
 def test_jitter_leaves_out_what_is_0():
     images = augment.as_float(IMAGES)
     np.testing.assert_array_equal(augment.color_jitter(keys(), images, (0.0, 0.0, 0.0, 0.0)), images)
-    strengths = (0.4, 0.0, 0.0, 0.0)
-    _, factors = draw_jitter(strengths)
-    expected = np.clip(np.asarray(images) * factors[:, :1, None, None], 0, 1)
-    np.testing.assert_allclose(
-        jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths), expected, rtol=1e-6
-    )
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_jitter_blends_with_black_with_the_mean_grey_and_with_the_grey_image(place):
+    images, strengths = augment.as_float(IMAGES), tuple(0.6 * (at == place) for at in range(4))
+    factor = list(draw_jitter(strengths))[1][:, place, None, None, None]
+    grey = (np.asarray(images) @ [0.2989, 0.587, 0.114])[..., None]
+    other = [0, grey.mean(axis=(1, 2), keepdims=True), grey][place]
+    expected = np.clip(np.asarray(images) * factor + other * (1 - factor), 0, 1)
+    found = jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_hue_is_that_of_hsv():
@@ -220,6 +225,18 @@ def test_what_is_erased_is_a_rectangle_of_the_asked_area_anywhere(fill):
     shares = mask.mean(axis=(1, 2))
     assert 0.07 < shares.min() < 0.12
     assert 0.27 < shares.max() < 0.33
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise"])
+def test_what_is_erased_is_as_often_tall_as_wide(fill):
+    images = jnp.ones((500, 96, 96, 1))
+    erase = jax.jit(lambda k, x: augment.random_erasing(k, x, 1.0, (0.05, 0.1), fill))
+    mask = np.asarray(erase(keys(index=range(500)), images) != 1)[..., 0]
+    logs = np.log(mask.any(axis=2).sum(axis=1) / mask.any(axis=1).sum(axis=1))
+    # Uniform from log 0.3 to log 3.3; a side of 12 px or more is rounded to whole pixels.
+    assert np.abs([logs.min() - np.log(0.3), logs.max() - np.log(3.3)]).max() < 0.08
+    assert abs(logs.mean()) < 4 * logs.std() / 500**0.5
+    assert logs.std() == pytest.approx(np.log(3.3 / 0.3) / 12**0.5, rel=0.08)
 
 
 def test_erasing_happens_with_its_probability_or_where_it_fits():

@@ -15,6 +15,7 @@ def batch(seed, n, k):
     return logits, labels
 
 
+@jax.jit
 def sums(logits, labels, mask):
     return metrics.classification_sums(logits, labels, losses.softmax_cross_entropy(logits, labels), mask)
 
@@ -49,6 +50,8 @@ def test_cuts_and_order_do_not_matter():
 def test_summary_is_that_of_a_plain_computation():
     k, n = 7, 200
     logits, labels = batch(2, n, k)
+    # Sure answers are too sure, others aren't sure enough: of either kind some, for the ECE.
+    labels = jnp.where(jax.nn.softmax(logits).max(axis=1) < 0.75, logits.argmax(axis=1), labels)
     summary = metrics.summarise_classification(sums(logits, labels, jnp.ones(n, bool)), tuple("abcdefg"))
     probabilities = np.exp(np.asarray(logits, np.float64))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -58,12 +61,14 @@ def test_summary_is_that_of_a_plain_computation():
     assert summary["top5"] == (order[:, :5] == labels[:, None]).any(axis=1).mean()
     assert summary["loss"] == pytest.approx(-np.log(probabilities[np.arange(n), labels]).mean(), rel=1e-5)
     assert summary["count"] == n
-    confidence, ece = probabilities.max(axis=1), 0.0
+    confidence, gaps = probabilities.max(axis=1), []
     for low in np.arange(15) / 15:
         inside = (confidence > low) & (confidence <= low + 1 / 15)
         if inside.any():
-            ece += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
-    assert summary["ece"] == pytest.approx(ece, abs=1e-5)
+            gaps.append(inside.mean() * (confidence[inside].mean() - right[inside].mean()))
+    assert min(gaps) < -0.02
+    assert max(gaps) > 0.02
+    assert summary["ece"] == pytest.approx(np.abs(gaps).sum(), abs=1e-5)
     assert np.array(summary["confusion"]).sum() == n
     assert [row["label"] for row in summary["per_class"]] == list("abcdefg")
     assert summary["per_class"][3]["accuracy"] == pytest.approx(right[labels == 3].mean())
@@ -77,10 +82,20 @@ def test_a_class_without_images_has_no_accuracy():
     assert summary["top5"] == 1.0  # of three classes
 
 
-def test_logits_that_are_not_numbers_are_not_right():
-    logits = jnp.full((4, 3), jnp.nan)
-    summary = metrics.summarise_classification(sums(logits, jnp.ones(4, jnp.int32), jnp.ones(4, bool)), ("a", "b", "c"))
-    assert summary["top1"] == 0
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_numbers_are_not_right(value):
+    labels = jnp.arange(8)
+    logits = 9 * jax.nn.one_hot(labels, 8)
+    logits = logits.at[:, 3].set(-jnp.inf)  # which is a number's: a probability of 0
+    logits = logits.at[jnp.asarray([0, 4, 5]), jnp.asarray([0, 0, 5])].set(value)
+    summary = metrics.summarise_classification(sums(logits, labels, jnp.ones(8, bool)), tuple("abcdefgh"))
+    assert metrics.predictions(logits).tolist() == [-1, 1, 2, 0, -1, -1, 6, 7]
+    assert (summary["top1"], summary["top5"]) == (4 / 8, 4 / 8)
+    assert [row["accuracy"] for row in summary["per_class"]] == [0, 1, 1, 0, 0, 0, 1, 1]
+    assert all(row["count"] == 1 for row in summary["per_class"])
+    assert np.sum(summary["confusion"]) == 5
+    right = [row["accuracy"] * row["count"] for row in summary["calibration"]]
+    assert sum(right) == pytest.approx(4)
 
 
 def test_label_smoothing_is_cross_entropy_against_smoothed_labels():

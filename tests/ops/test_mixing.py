@@ -52,6 +52,8 @@ def test_cutmix_cuts_one_rectangle_of_the_images_aspect():
     assert (np.abs(heights[inner] / 12 - widths[inner] / 20) < 2 / 12).all()
     assert rows.any(axis=0).all()
     assert columns.any(axis=0).all()
+    # It is empty where half its height, 6 px times the root of a share that is uniform, is less than a pixel.
+    assert (weights == 1).all(axis=(1, 2)).mean() == pytest.approx(1 / 36, abs=0.015)
 
 
 def test_probability_and_the_share_of_cutmix():

@@ -190,12 +190,17 @@ def test_sgd_is_pytorchs(nesterov):
     np.testing.assert_allclose(follow(optim, GRADIENTS), expected, rtol=1e-5)
 
 
+HALVED = dict(schedule="exponential", decay_factor=0.5, decay_every_steps=1)
+"""A rate that changes with each step, so that it shows where it stands."""
+
+
 def test_rmsprop_is_tensorflows():
-    optim = OptimConfig(name="rmsprop", schedule="constant", epsilon=1.0, rms_decay=0.9)
+    optim = OptimConfig(name="rmsprop", epsilon=1.0, rms_decay=0.9, **HALVED)
     w, square, momentum, expected = 2.0, 1.0, 0.0, []  # the mean square starts at 1
-    for g in GRADIENTS:
+    for step, g in enumerate(GRADIENTS):
         square = 0.9 * square + 0.1 * g * g
-        momentum = 0.9 * momentum + 0.1 * g / np.sqrt(square + 1.0)  # epsilon in the root, the rate in the momentum
+        # Epsilon in the root, the rate in the momentum.
+        momentum = 0.9 * momentum + 0.1 * 0.5**step * g / np.sqrt(square + 1.0)
         w -= momentum
         expected.append(w)
     np.testing.assert_allclose(follow(optim, GRADIENTS), expected, rtol=1e-5)
@@ -219,7 +224,7 @@ def test_clipping_comes_before_weight_decay():
 def test_rmsprop_is_pytorchs():
     optim = OptimConfig(
         name="rmsprop",
-        schedule="cosine",  # the rate changes, and stands outside the momentum
+        **HALVED,
         epsilon=0.1,
         rms_init=0.0,
         epsilon_in_sqrt=False,
@@ -229,7 +234,7 @@ def test_rmsprop_is_pytorchs():
     for step, g in enumerate(GRADIENTS):
         square = 0.9 * square + 0.1 * g * g
         momentum = 0.9 * momentum + g / (np.sqrt(square) + 0.1)
-        w -= 0.05 * (1 + np.cos(np.pi * step / 100)) * momentum
+        w -= 0.1 * 0.5**step * momentum  # the rate outside
         expected.append(w)
     np.testing.assert_allclose(follow(optim, GRADIENTS), expected, rtol=1e-5)
 
@@ -261,13 +266,13 @@ def test_lamb_steps_as_far_as_weights_are_long(trust_clip):
     np.testing.assert_allclose(updates["bias"], [-0.1], rtol=1e-4)  # not decayed, not scaled
 
 
-def test_the_average_takes_in_every_fourth_step():
-    optim = OptimConfig(schedule="constant", momentum=0.0, ema_decay=0.75, ema_every_steps=4, ema_warmup=False)
+def descend(optim, steps, peak=1.0):
+    """A weight that begins at 10 and whose gradient is 1: it after each step, its average, and the logged rate."""
 
     def loss(params, model_state, batch, key):
         return params["w"].sum(), (model_state, {})
 
-    optimizer = optimizer_of(optim, 1.0, 10.0, 100)
+    optimizer = optimizer_of(optim, peak, 10.0, 100)
     params = {"w": jnp.asarray([10.0])}
     state = TrainState(
         step=jnp.int32(0),
@@ -280,9 +285,27 @@ def test_the_average_takes_in_every_fourth_step():
     )
     step = jax.jit(make_train_step(types.SimpleNamespace(loss=loss), optimizer, Config(optim=optim)))
     found = []
-    for _ in range(9):
-        state, _ = step(state, {})
-        found.append(float(state.ema["params"]["w"][0]))
+    for _ in range(steps):
+        state, metrics = step(state, {})
+        found.append([float(x) for x in (state.params["w"][0], state.ema["params"]["w"][0], metrics["lr"])])
+    return np.array(found).T
+
+
+def test_the_average_takes_in_every_fourth_step():
+    optim = OptimConfig(schedule="constant", momentum=0.0, ema_decay=0.75, ema_every_steps=4, ema_warmup=False)
+    _, found, _ = descend(optim, 9)
     first = 0.75 * 10 + 0.25 * 6  # the weight falls by 1 a step
     second = 0.75 * first + 0.25 * 2
     np.testing.assert_allclose(found, [10] * 3 + [first] * 4 + [second] * 2, rtol=1e-6)
+
+
+def test_the_average_warms_up_as_tensorflows_and_the_logged_rate_is_the_steps_own():
+    optim = OptimConfig(momentum=0.0, ema_decay=0.25, **HALVED)
+    weights, found, logged = descend(optim, 6)
+    np.testing.assert_allclose(-np.diff(weights, prepend=10), logged, rtol=1e-5)
+    mean, expected = 10.0, []
+    for num_updates, weight in enumerate(weights, 1):
+        decay = min(0.25, (1 + num_updates) / (10 + num_updates))  # tf.train.ExponentialMovingAverage
+        mean = decay * mean + (1 - decay) * weight
+        expected.append(mean)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -219,5 +219,7 @@ def test_dropout_follows_the_step_and_the_example_not_the_place():
     here, _ = loss(state.params, state.model_state, batch, key)
     there, _ = loss(state.params, state.model_state, shuffled, key)
     other, _ = loss(state.params, state.model_state, batch, jax.random.key(1))
+    alike, _ = loss(state.params, state.model_state, batch | {"index": 0 * batch["index"]}, key)
     assert float(here) == pytest.approx(float(there), rel=1e-5)
     assert float(here) != pytest.approx(float(other), rel=1e-3)
+    assert float(here) != pytest.approx(float(alike), rel=1e-3)
