@@ -80,7 +80,7 @@ def test_an_image_does_not_depend_on_its_neighbours(run):
 
 def test_weights_whose_outputs_are_not_numbers_predict_nothing(run):
     broken = SimpleNamespace(num_classes=3, apply=lambda v, x: (x.mean((1, 2)) * v["params"], {}))
-    weights = Weights(broken, {"params": np.float32([1, np.nan, 2])}, WeightsInfo())
+    weights = Weights(broken, {"params": np.float32([[1, np.nan, 2]])}, WeightsInfo())
     path = str(sorted((run[1] / "5").iterdir())[0])
     with pytest.raises(UserError, match=path):
         predict.predict(weights, [path])
