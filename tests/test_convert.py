@@ -120,12 +120,12 @@ def test_training_starts_from_them(weights, tmp_path):
     assert again["eval"] == after["eval"]
     # And it becomes a file of weights, which is the run.
     out = tmp_path / "out.safetensors"
-    result = cli.run("convert", tmp_path / "run", out)
+    result = cli.here("convert", tmp_path / "run", out)
     assert result.returncode == 0, result.stderr
     assert "mobilenet_v2 width=0.25 depth=0.3 padding=symmetric with 10 classes" in result.stdout
     _, variables = restore_variables(tmp_path / "run", "latest")
     jax.tree.map(np.testing.assert_array_equal, load_weights(out).variables, dict(variables))
-    assert cli.run("convert", "--to=timm", out, tmp_path / "timm.safetensors").returncode == 0
+    assert cli.here("convert", "--to=timm", out, tmp_path / "timm.safetensors").returncode == 0
     assert "conv_stem.weight" in safetensors.numpy.load_file(tmp_path / "timm.safetensors")
 
 

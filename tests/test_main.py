@@ -52,7 +52,7 @@ def test_eval_counts_every_image_once_on_any_number_of_devices(trained, devices)
 
 def test_eval_prints_a_table(trained):
     workdir, _, _ = trained
-    result = cli.run("main", "--mode=eval", f"--workdir={workdir}", "--checkpoint=best")
+    result = cli.here("main", "--mode=eval", f"--workdir={workdir}", "--checkpoint=best")
     assert result.returncode == 0, result.stderr
     assert "top-1" in result.stdout
     assert "confusion" in result.stdout
@@ -60,21 +60,21 @@ def test_eval_prints_a_table(trained):
 
 def test_eval_refuses_another_model_and_an_empty_folder(trained, tmp_path):
     workdir, _, _ = trained
-    other = cli.run("main", "--mode=eval", *cli.SHRUNK, "--config.model.width=0.5", f"--workdir={workdir}")
+    other = cli.here("main", "--mode=eval", *cli.SHRUNK, "--config.model.width=0.5", f"--workdir={workdir}")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
     assert "model.width: 0.25 -> 0.5" in other.stderr
-    empty = cli.run("main", "--mode=eval", f"--workdir={tmp_path}")
+    empty = cli.here("main", "--mode=eval", f"--workdir={tmp_path}")
     assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
 
 
 def test_summary_of_a_run_is_that_of_its_config(trained):
     workdir, summary, _ = trained
-    found = cli.answer(cli.run("main", "--mode=summary", f"--workdir={workdir}", "--json"))
+    found = cli.answer(cli.here("main", "--mode=summary", f"--workdir={workdir}", "--json"))
     assert (found["params"], found["madds"]) == (summary["params"], summary["madds"])
 
 
 def test_a_flag_that_its_mode_does_not_read_is_refused():
-    result = cli.run("main", *cli.SHRUNK, "--checkpoint=best")
+    result = cli.here("main", *cli.SHRUNK, "--checkpoint=best")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "--mode=eval only" in result.stderr
 
@@ -84,7 +84,7 @@ def test_eval_is_at_the_resolution_that_is_asked_for_even_where_the_run_has_one_
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["eval_resolution"] = 8
     (workdir / "config.json").write_text(json.dumps(config))
-    found = cli.answer(cli.run("main", "--mode=eval", f"--workdir={workdir}", "--json", "--config.data.resolution=24"))
+    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={workdir}", "--json", "--config.data.resolution=24"))
     assert found["resolution"] == 24
     assert found["eval"] != trained[1]["eval"]
 
@@ -93,13 +93,13 @@ def test_summary_mode_reads_no_data():
     found = cli.answer(cli.run("main", f"--config={cli.ROOT}/configs/w1_0.py", "--mode=summary", "--json"))
     assert (found["params"], found["madds"]) == (3504872, 300774272)
     assert sum(layer["params"] for layer in found["layers"]) == found["params"]
-    table = cli.run("main", f"--config={cli.ROOT}/configs/w1_0.py:classes=10", "--mode=summary")
+    table = cli.here("main", f"--config={cli.ROOT}/configs/w1_0.py:classes=10", "--mode=summary")
     assert "block_17/depthwise" in table.stdout
 
 
 def test_a_run_that_is_not_one(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    result = cli.run("main", *cli.SHRUNK, f"--workdir={tmp_path}")
+    result = cli.here("main", *cli.SHRUNK, f"--workdir={tmp_path}")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -112,7 +112,7 @@ def test_devices_that_do_not_divide_the_batch_are_refused_before_compiling(tmp_p
 
 
 def test_data_that_are_not_there(tmp_path):
-    result = cli.run("main", f"--config={cli.W0_25}:data=folder:{tmp_path}/nowhere", f"--workdir={tmp_path / 'run'}")
+    result = cli.here("main", f"--config={cli.W0_25}:data=folder:{tmp_path}/nowhere", f"--workdir={tmp_path / 'run'}")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "nowhere" in result.stderr
 

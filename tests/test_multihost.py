@@ -378,7 +378,7 @@ def test_processes_that_disagree_are_refused(tmp_path, differs, message):
     ],
 )
 def test_flags_are_refused_in_one_line(flags, message):
-    result = cli.run("main", *SHRUNK, *flags)
+    result = cli.here("main", *SHRUNK, *flags)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

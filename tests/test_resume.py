@@ -140,7 +140,7 @@ def test_a_finished_run_says_so_and_stays(uninterrupted):
 
 
 def test_another_config_is_refused_and_one_that_only_logs_otherwise_is_not(uninterrupted):
-    other = cli.run("main", *cli.SHRUNK, "--config.optim.peak_lr=0.5", f"--workdir={uninterrupted}")
+    other = cli.here("main", *cli.SHRUNK, "--config.optim.peak_lr=0.5", f"--workdir={uninterrupted}")
     assert other.returncode == 2
     assert "optim.peak_lr" in other.stderr
     assert other.stderr.count("\n") == 1
