@@ -223,15 +223,6 @@ def test_warmup_of_steps_must_end_in_the_training():
         check_training(experiment("optim.warmup_epochs=0.5"))
 
 
-@pytest.fixture
-def quick_compilation():
-    """Compilation takes half the time without optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick_compilation")
 def test_each_shape_is_compiled_once_and_a_restart_changes_no_bit():
     opened = experiment("augment.repeats=2")
     step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
