@@ -36,6 +36,7 @@ LONGEST = (
     "test_faults.py",
     "test_convert.py",
     "test_main.py",
+    "test_golden_outputs.py",
     "test_family.py",
 )
 """Files that begin first, so that no worker of pytest-xdist is left with one of them at the end."""

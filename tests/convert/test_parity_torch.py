@@ -1,7 +1,6 @@
 """torchvision, timm and CoreNet: their networks with random weights, through their files, endpoint by endpoint."""
 
 import argparse
-import functools
 import itertools
 import types
 
@@ -14,6 +13,7 @@ from mnv2_jax.convert.by_name import to_timm
 from mnv2_jax.convert.load import load_weights
 from mnv2_jax.convert.state_dicts import read_state_dict, write_state_dict
 from tests.convert import parity
+from tests.convert.torch_networks import endpoints, numbered, timm_modules, torchvision_modules, torchvision_v3
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="pip install .[parity]")
@@ -52,44 +52,13 @@ def saved(model, path):
     return path
 
 
-def endpoints(model, x, modules):
-    """What the modules give, by our names of them; maps as [b, h, w, c]."""
-    found = {}
-
-    def keep(point, module, inputs, output):
-        found[point] = output.detach().clone()  # the next activation may be in place
-
-    hooks = [module.register_forward_hook(functools.partial(keep, point)) for point, module in modules.items()]
-    with torch.no_grad():
-        found["logits"] = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    for hook in hooks:
-        hook.remove()
-    return {point: (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).contiguous().numpy() for point, y in found.items()}
-
-
 def check(library, name, model, modules, weights):
     for size in parity.SIZES:
         x = parity.images(size)
         parity.compare(library, name, weights, x, endpoints(model, x, modules))
 
 
-def numbered(blocks):
-    return {f"block_{i}": block for i, block in enumerate(blocks, 1)}
-
-
-def resnet_modules(model, activation, pool):
-    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
-    modules = numbered(itertools.chain(*stages))
-    return {"stem": activation, "pool": model.maxpool, **modules, "pooled": pool}
-
-
 # --- torchvision --------------------------------------------------------------------------------------------
-
-
-def narrow_v3(models):
-    """torchvision has a width multiplier for V3, and no public name for it."""
-    settings = models.mobilenetv3._mobilenet_v3_conf("mobilenet_v3_large", width_mult=0.75)
-    return models.MobileNetV3(*settings)
 
 
 TORCHVISION = {
@@ -97,7 +66,11 @@ TORCHVISION = {
     "mobilenet_v2 0.5": (lambda models: models.mobilenet_v2(width_mult=0.5), "mobilenet_v2", {"width": 0.5}),
     "mobilenet_v3_large": (lambda models: models.mobilenet_v3_large(), "mobilenet_v3_large", {}),
     "mobilenet_v3_small": (lambda models: models.mobilenet_v3_small(), "mobilenet_v3_small", {}),
-    "mobilenet_v3_large 0.75": (narrow_v3, "mobilenet_v3_large", {"width": 0.75}),
+    "mobilenet_v3_large 0.75": (
+        lambda models: torchvision_v3(models, "large", 0.75),
+        "mobilenet_v3_large",
+        {"width": 0.75},
+    ),
     "resnet50": (lambda models: models.resnet50(), "resnet50", {}),
 }
 
@@ -106,15 +79,8 @@ TORCHVISION = {
 def test_torchvision(name, torchvision, tmp_path):
     make, ours, options = TORCHVISION[name]
     model = randomised(make(torchvision.models))
-    if ours == "resnet50":
-        modules = resnet_modules(model, model.relu, model.avgpool)
-    else:
-        stem, *blocks, head = model.features
-        modules = {"stem": stem, **numbered(blocks), "head": head, "pooled": model.classifier[0]}
-        if ours.startswith("mobilenet_v3"):
-            modules |= {"pooled": model.avgpool, "hidden": model.classifier[1]}
     weights = load_weights(saved(model, tmp_path / "model.pth"), ours, library="torchvision", **options)
-    check("torchvision", name, model, modules, weights)
+    check("torchvision", name, model, torchvision_modules(model, ours), weights)
 
 
 # --- timm ---------------------------------------------------------------------------------------------------
@@ -132,20 +98,6 @@ TIMM = [
     "resnet50",
 ]
 AS_PTH = ("mobilenetv1_125", "mobilenetv2_100", "tf_mobilenetv3_small_100", "mobilenetv4_conv_small", "resnet50")
-
-
-def timm_modules(model, family):
-    if family == "resnet50":
-        return resnet_modules(model, model.act1, model.global_pool)
-    blocks = list(itertools.chain(*model.blocks))
-    modules = {"stem": model.bn1, "pooled": model.global_pool}
-    if family.startswith("mobilenet_v2"):
-        modules["head"] = model.bn2
-    elif family.startswith("mobilenet_v3"):
-        modules["head"] = blocks.pop()
-    if family.startswith(("mobilenet_v3", "mobilenet_v4")):
-        modules["hidden"] = model.act2
-    return modules | numbered(blocks)
 
 
 @pytest.mark.parametrize("name", TIMM)

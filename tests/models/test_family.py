@@ -191,24 +191,6 @@ def test_v3_channels_are_those_of_the_literature(table):
     assert v3_channels(traced(model)["params"], len(plan.blocks)) == expected
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_evaluation_is_by_image_of_any_size_and_leaves_the_state(name):
-    model = create_quick(name)
-    variables, x = weights(shapes(model)), images(3, 33, 57)
-    apply = jax.jit(model.apply)
-    logits, state = apply(variables, x)
-    order = np.array([2, 0, 1])
-    permuted, _ = apply(variables, jnp.asarray(x[order]))
-    assert (logits.shape, logits.dtype) == ((3, CLASSES), jnp.float32)
-    jax.tree.map(np.testing.assert_array_equal, state, {"batch_stats": variables["batch_stats"]})
-    scale = float(np.abs(logits).max())
-    np.testing.assert_allclose(logits[order], permuted, atol=1e-5 * scale)
-    assert np.abs(logits - permuted).max() > 1e-3 * scale
-
-
 # --- output stride and padding ------------------------------------------------------------------------------
 
 
