@@ -296,7 +296,7 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
         # TF-slim's rounding: the margin is cut to whole pixels, the crop is what remains.
         top, left = int((height - height * fraction) / 2), int((width - width * fraction) / 2)
         part = _part(image, top, left, height - 2 * top, width - 2 * left)
-        return np.asarray(_resized(part, resolution, resolution, data))
+        return _resized(part, resolution, resolution, data)
     # torchvision's Resize and CenterCrop: the long side is truncated, the centre rounded half to even.
     short = round(resolution / fraction)
     whole = _part(image, 0, 0, height, width)
@@ -305,8 +305,7 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
     else:
         height, width = int(short * height / width), short
     top, left = round((height - resolution) / 2), round((width - resolution) / 2)
-    resized = _resized(whole, height, width, data)
-    return np.asarray(resized.crop((left, top, left + resolution, top + resolution)))
+    return _resized(whole, height, width, data)[top : top + resolution, left : left + resolution]
 
 
 # --- the random-resized crop --------------------------------------------------------------------------------
@@ -410,7 +409,7 @@ def _stretched(pixels: np.ndarray, data: DataConfig) -> np.ndarray:
     if not data.antialias:
         return sample(pixels, size, size, data.interpolation)
     if resizer(data) == "Pillow" or pixels.shape[:2] == (size, size):
-        return np.asarray(_resized(Image.fromarray(pixels), size, size, data))
+        return _resized(Image.fromarray(pixels), size, size, data)
     height, width, _ = pixels.shape
     source = simd.ImageData(width, height, simd.PixelType.U8x3, pixels.tobytes())
     target = simd.ImageData(size, size, simd.PixelType.U8x3)
@@ -425,9 +424,7 @@ def _simd_bilinear() -> tuple[Callable[..., None], simd.ResizeOptions]:
     return simd.Resizer().resize, simd.ResizeOptions(simd.ResizeAlg.convolution(simd.FilterType.bilinear))
 
 
-def _resized(image: Image.Image, height: int, width: int, data: DataConfig) -> Image.Image:
-    if image.size == (width, height):
-        return image
+def _resized(image: Image.Image, height: int, width: int, data: DataConfig) -> np.ndarray:
     if not data.antialias:
-        return Image.fromarray(sample(np.asarray(image), height, width, data.interpolation))
-    return image.resize((width, height), _FILTERS[data.interpolation])
+        return sample(np.asarray(image), height, width, data.interpolation)
+    return np.asarray(image.resize((width, height), _FILTERS[data.interpolation]))
