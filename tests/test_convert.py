@@ -467,10 +467,10 @@ def imagenet_samples(tmp_path_factory):
 @pytest.mark.parametrize(
     ("file", "model", "settings", "least"),
     [
-        # 90.0 % and 40.0 % in the TFLite runtime, whose activations are quantised, too.
+        # 91.0 % and 42.5 % in the TFLite runtime, whose activations are quantised, too; 39.0 % with antialiasing.
         ("tf2_mobilenet_v2_1.0_224_ptq.tflite", ("mobilenet_v2", 1.0), ["float32"], 0.88),
         ("tf2_mobilenet_v2_1.0_224_ptq.tflite", ("mobilenet_v2", 1.0), ["float32", "bfloat16"], 0.88),
-        ("mobilenet_v1_0.25_128_quant.tflite", ("mobilenet_v1", 0.25), ["float32"], 0.37),
+        ("mobilenet_v1_0.25_128_quant.tflite", ("mobilenet_v1", 0.25), ["float32"], 0.41),
     ],
 )
 def test_trained_weights_name_the_images(file, model, settings, least, imagenet_samples, tmp_path):
