@@ -40,7 +40,9 @@ def _but(recipe: Tree, **sections: Tree) -> Tree:
 
 PAPER: Tree = dict(
     # The paper gives batch 96, 0.045 and ×0.98 per epoch (section 6.1); the rest is TF-slim's (mobilenet README,
-    # train_image_classifier.py, inception_preprocessing.py). 412 epochs are its 5.5 M steps of 96.
+    # train_image_classifier.py, inception_preprocessing.py). 412 epochs are its 5.5 M steps of 96. It resizes by TF1's
+    # resize_bilinear, which samples pixel i of the result at i * scale, where ours, as TF2, samples at
+    # (i + 1/2) * scale - 1/2: in training and evaluation alike less than half a pixel of the result further on.
     model=dict(dropout=0.2, init="truncated_normal"),
     norm=dict(decay=0.997, epsilon=1e-3),
     data=dict(
@@ -52,6 +54,7 @@ PAPER: Tree = dict(
         crop_draw="tensorflow",
         eval_crop="central",
         eval_crop_fraction=0.875,
+        antialias=False,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),
@@ -84,11 +87,17 @@ TF_SLIM_V2 = _but(PAPER, norm=dict(group_size=96), optim=dict(decay_every_epochs
 
 _TFMG: Tree = dict(
     # configs/image_classification.py (mobilenet_imagenet): norm, crops, normalisation. Keras' VarianceScaling shrinks
-    # with the channels of a depthwise kernel, as kaiming_fan_out does.
+    # with the channels of a depthwise kernel, as kaiming_fan_out does. dataloaders/classification_input.py: TF2's
+    # tf.image.resize, as ours; but evaluation, too, crops first and then resizes, which shifts pixels by less than one.
     model=dict(dropout=0.2, init="kaiming_fan_out", dtype="bfloat16"),
     norm=dict(decay=0.997, epsilon=1e-3),
     data=dict(
-        name="imagenet", batch_size=4096, crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), crop_draw="tensorflow"
+        name="imagenet",
+        batch_size=4096,
+        crop_area=(0.08, 1.0),
+        crop_ratio=(3 / 4, 4 / 3),
+        crop_draw="tensorflow",
+        antialias=False,
     ),
     loss=dict(label_smoothing=0.1),
 )

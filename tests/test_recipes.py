@@ -246,6 +246,7 @@ FACTS = {  # path of a fact -> what it says and what the config has
     "init": lambda v, c: (INITS[v], c.model.init),
     "dtype": lambda v, c: (v, c.model.dtype),
     "amp": lambda v, c: (v, c.model.dtype == "bfloat16"),
+    "resizing.antialias": lambda v, c: (v, c.data.antialias),
     "augmentation.name": lambda v, c: ("fast_mode" in v, c.augment.color == "inception"),
     "augmentation.crop": lambda v, c: (
         [*numbers(v)[1:5], "tensorflow"],
@@ -369,6 +370,7 @@ OTHERS = {  # leaves that say nothing of how to train
     "model": "the config file's",
     "command.--model": "the config file's",
     "source": "where it stands",
+    "resizing.where": "where it stands, and where the pixels lie; see the comments of the recipes",
     "result": "what came of it",
     "result.*": "what came of it",
     "best_epoch": "what came of it",
@@ -531,6 +533,11 @@ def test_docstrings_tell_what_is_published_of_each_recipe_and_invent_nothing():
 def test_v4_recipes_have_a_column_for_v4_only():
     with pytest.raises(UserError, match=r"recipe=paper_v4: it has no column for mobilenet_v2; it has mobilenet_v4_c"):
         load("w1_0", "paper_v4")
+
+
+def test_recipes_of_tensorflow_alone_resize_without_antialiasing():
+    plain = {recipe for recipe, stem in RUNNABLE if not load(stem, recipe).data.antialias}
+    assert plain == {"paper", "tf_slim_v2", *(name for name in RECIPES if name.startswith("tfmg_")), "paper_v4"}
 
 
 def test_dropout_follows_the_network():

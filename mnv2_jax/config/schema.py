@@ -105,6 +105,9 @@ class DataConfig:
     fraction of each side, then resized without keeping the aspect (TF-slim)."""
     eval_crop_fraction: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+    """Where images shrink, whether all pixels that one of the result covers count (Pillow, torchvision, timm) or only
+    the 2 (bicubic: 4) a side that are nearest to its centre (TensorFlow, Keras)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Channels are normalised as (x / 255 - mean) / std."""

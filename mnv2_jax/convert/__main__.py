@@ -58,6 +58,11 @@ def main() -> None:
     parser.add_argument("--std", type=_three, metavar="R,G,B", help="likewise, the deviation")
     parser.add_argument("--eval_crop_fraction", type=float, metavar="F", help="of the short side (default: 0.875)")
     parser.add_argument("--interpolation", metavar="NAME", help="bilinear or bicubic (default: the library's)")
+    parser.add_argument(
+        "--antialias",
+        action=argparse.BooleanOptionalAction,
+        help="whether all pixels count where images shrink, as in Pillow, not in TensorFlow (default: the library's)",
+    )
     parser.add_argument("--labels", metavar="FILE", help="a name of a class a line, in their order")
     parser.add_argument(
         "--take",
@@ -109,7 +114,7 @@ def _open(args: argparse.Namespace) -> Weights:
 
     options = {key: getattr(args, key) for key in ("width", "width_rule", "depth", "activation")}
     options = {key: value for key, value in options.items() if value is not None}
-    fields = ("resolution", "mean", "std", "eval_crop_fraction", "interpolation")
+    fields = ("resolution", "mean", "std", "eval_crop_fraction", "interpolation", "antialias")
     asked = {key: getattr(args, key) for key in fields if getattr(args, key) is not None}
     said = {"library": args.library, "preprocessing": asked or None, "take": args.take, **options}
     labels = read_labels(args.labels) if args.labels is not None else None

@@ -172,7 +172,8 @@ def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: s
 def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Preprocessing:
     """What the file says of it, for the rest the library's custom."""
     custom = CONVENTIONS[library, names.family_of(model)]
-    told: dict[str, Any] = {"interpolation": custom.interpolation, "resolution": native_resolution(model)}
+    told: dict[str, Any] = {key: getattr(custom, key) for key in ("interpolation", "antialias")}
+    told["resolution"] = native_resolution(model)
     if custom.normalisation is not None:
         told |= {key: (value,) * 3 for key, value in zip(("mean", "std"), custom.normalisation, strict=True)}
     if isinstance(foreign, ForeignNetwork):
@@ -239,8 +240,6 @@ def _convert(
         _check_head(path, absent, head)
         leaves, zeros = by_name.leaves_of(path, network, state, table, absent)
         notes += [f"{name}, which the file lacks, is zero" for name in zeros]
-    if isinstance(foreign, ForeignNetwork) and "interpolation" in foreign.view:
-        notes.append("where its own layer resizes without antialiasing, images are resized with it")
     if absent:
         notes.append(f"{' and '.join(absent)} of {name} can't be had from it")
     if isinstance(foreign, ForeignNetwork) and foreign.folded:

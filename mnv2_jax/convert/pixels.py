@@ -222,7 +222,9 @@ def _resized(pixels: Pixels, step: Step, size: tuple[int, ...], config: Mapping[
         raise step.refused(f"resizes by {interpolation}")
     if config.get("pad_to_aspect_ratio") or config.get("preserve_aspect_ratio"):
         raise step.refused("resizes with edges added")
-    view = dict(pixels.view, interpolation=interpolation, resolution=height)
+    view = dict(
+        pixels.view, interpolation=interpolation, antialias=bool(config.get("antialias", False)), resolution=height
+    )
     # What makes images of one size is known only if they come in any.
     if pixels.size is None:
         crop = "resize_crop" if config.get("crop_to_aspect_ratio") else "central"

@@ -21,6 +21,7 @@ import simplejpeg
 from PIL import Image, features
 
 from mnv2_jax.config import DataConfig
+from mnv2_jax.data.sampling import sample
 from mnv2_jax.errors import UserError
 
 try:
@@ -170,12 +171,12 @@ class EncodedImage:
                 image = image.crop((left, top, left + width, top + height))
             return _to_rgb(image)
 
-    def part(self, top: int, left: int, height: int, width: int, enough: int) -> np.ndarray:
+    def part(self, top: int, left: int, height: int, width: int, enough: int | None = None) -> np.ndarray:
         """Decodes a part as `crop` does, uint8 [h, w, 3]; of most JPEGs without the detour through Pillow's memory.
 
         The pixels are the same: both decode by libjpeg-turbo.
         """
-        needs_all = min(height, width) < 2 * enough
+        needs_all = enough is None or min(height, width) < 2 * enough
         if self._jpeg and needs_all and self._jpeg.is_plain and self.content.endswith(_JPEG_END):
             with contextlib.suppress(ValueError):  # Pillow says what is wrong, or isn't as strict
                 # Not strict: what is left out below would be a warning.
@@ -283,7 +284,7 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
 
     Args:
       image: uint8 [h, w, 3].
-      data: `eval_crop`, `eval_crop_fraction` and `interpolation` are read.
+      data: `eval_crop`, `eval_crop_fraction`, `interpolation` and `antialias` are read.
       resolution: height and width of the view; None: that of evaluation.
 
     Returns:
@@ -295,7 +296,7 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
         # TF-slim's rounding: the margin is cut to whole pixels, the crop is what remains.
         top, left = int((height - height * fraction) / 2), int((width - width * fraction) / 2)
         part = _part(image, top, left, height - 2 * top, width - 2 * left)
-        return np.asarray(_resized(part, resolution, resolution, data))
+        return _resized(part, resolution, resolution, data)
     # torchvision's Resize and CenterCrop: the long side is truncated, the centre rounded half to even.
     short = round(resolution / fraction)
     whole = _part(image, 0, 0, height, width)
@@ -304,8 +305,7 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
     else:
         height, width = int(short * height / width), short
     top, left = round((height - resolution) / 2), round((width - resolution) / 2)
-    resized = _resized(whole, height, width, data)
-    return np.asarray(resized.crop((left, top, left + resolution, top + resolution)))
+    return _resized(whole, height, width, data)[top : top + resolution, left : left + resolution]
 
 
 # --- the random-resized crop --------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def random_resized_view(image: Picture, data: DataConfig, rng: np.random.Generat
 
     Args:
       image: uint8 [h, w, 3].
-      data: `crop_draw`, `crop_area`, `crop_ratio`, `resolution` and `interpolation` are read.
+      data: `crop_draw`, `crop_area`, `crop_ratio`, `resolution`, `interpolation` and `antialias` are read.
       rng: what the draws come from.
 
     Returns:
@@ -324,7 +324,9 @@ def random_resized_view(image: Picture, data: DataConfig, rng: np.random.Generat
     """
     top, left, height, width = draw_crop(image.shape[0], image.shape[1], data, rng)
     if isinstance(image, EncodedImage):
-        return _stretched(image.part(top, left, height, width, data.resolution), data)
+        # Decoding at a smaller size is an antialiasing, too.
+        enough = data.resolution if data.antialias else None
+        return _stretched(image.part(top, left, height, width, enough), data)
     return _stretched(image[top : top + height, left : left + width], data)
 
 
@@ -393,6 +395,8 @@ def _part(image: Picture, top: int, left: int, height: int, width: int) -> Image
 
 def resizer(data: DataConfig) -> str:
     """The library that resizes the random-resized crop."""
+    if not data.antialias:
+        return "NumPy"
     return "Pillow" if simd is None or data.interpolation != "bilinear" else "cykooz_resizer"
 
 
@@ -402,8 +406,10 @@ def _stretched(pixels: np.ndarray, data: DataConfig) -> np.ndarray:
     It is the crop of training only: evaluation is Pillow's to the bit. So is bicubic, where they differ by more.
     """
     size = data.resolution
+    if not data.antialias:
+        return sample(pixels, size, size, data.interpolation)
     if resizer(data) == "Pillow" or pixels.shape[:2] == (size, size):
-        return np.asarray(_resized(Image.fromarray(pixels), size, size, data))
+        return _resized(Image.fromarray(pixels), size, size, data)
     height, width, _ = pixels.shape
     source = simd.ImageData(width, height, simd.PixelType.U8x3, pixels.tobytes())
     target = simd.ImageData(size, size, simd.PixelType.U8x3)
@@ -418,7 +424,7 @@ def _simd_bilinear() -> tuple[Callable[..., None], simd.ResizeOptions]:
     return simd.Resizer().resize, simd.ResizeOptions(simd.ResizeAlg.convolution(simd.FilterType.bilinear))
 
 
-def _resized(image: Image.Image, height: int, width: int, data: DataConfig) -> Image.Image:
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), _FILTERS[data.interpolation])
+def _resized(image: Image.Image, height: int, width: int, data: DataConfig) -> np.ndarray:
+    if not data.antialias:
+        return sample(np.asarray(image), height, width, data.interpolation)
+    return np.asarray(image.resize((width, height), _FILTERS[data.interpolation]))

@@ -42,6 +42,7 @@ class Preprocessing:
     eval_crop: str = DataConfig.eval_crop
     eval_crop_fraction: float = DataConfig.eval_crop_fraction
     interpolation: str = DataConfig.interpolation
+    antialias: bool = DataConfig.antialias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

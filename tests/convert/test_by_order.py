@@ -346,11 +346,15 @@ def test_numbers_that_only_a_config_says_are_asked_for(name, unsaid, said):
 
 def test_what_a_file_says_of_images_wins_over_the_custom():
     told = dict(mean=(0.0, 0.1, 0.2), std=(1.0, 0.9, 0.8), resolution=48, view={"eval_crop": "central"})
-    found = load._preprocessing(PATH, dataclasses.replace(foreign(V2)[1], **told), "keras", V2)
+    network = foreign(V2)[1]
+    found = load._preprocessing(PATH, dataclasses.replace(network, **told), "keras", V2)
     assert (found.mean, found.std, found.resolution) == (told["mean"], told["std"], 48)
-    assert (found.eval_crop, found.interpolation) == ("central", "bilinear")
+    assert (found.eval_crop, found.interpolation, found.antialias) == ("central", "bilinear", False)
+    smooth = dataclasses.replace(network, view={"interpolation": "bicubic", "antialias": True})
+    assert load._preprocessing(PATH, smooth, "keras", V2).antialias
+    assert not load._preprocessing(PATH, network, "tflite", V2).antialias
     with pytest.raises(UserError, match=r"^w: .*data\.std"):
-        load._preprocessing(PATH, dataclasses.replace(foreign(V2)[1], std=(300.0,) * 3), "keras", V2)
+        load._preprocessing(PATH, dataclasses.replace(network, std=(300.0,) * 3), "keras", V2)
 
 
 # --- files by others --------------------------------------------------------------------------------------------

@@ -479,6 +479,7 @@ def test_what_a_normalization_has_learnt(tmp_path):
 
 RESIZE = layer("Resizing", height=48, width=48)
 ASPECT = layer("Resizing", height=64, width=64, crop_to_aspect_ratio=True, interpolation="bicubic")
+SMOOTH = layer("Resizing", height=48, width=48, antialias=True)
 CROP = layer("CenterCrop", height=48, width=48)
 RANDOM_CROP = layer("RandomCrop", height=24, width=24)
 
@@ -501,13 +502,18 @@ RANDOM_CROP = layer("RandomCrop", height=24, width=24)
             48,
             ("central", 1.0, "bilinear"),
         ),
+        ([SMOOTH], (None, None), None, 48, ("central", 1.0, "bilinear", True)),
+        ([SMOOTH, RESIZE], (None, None), None, 48, ("central", 1.0, "bilinear", False)),
+        ([tf_op("image.resize", size=[48, 48], antialias=True)], (90, 120), None, 48, (None, None, "bilinear", True)),
+        ([op("Resize", "x", size=[48, 48], antialias=True)], (90, 120), None, 48, (None, None, "bilinear", True)),
         ([RANDOM_CROP], (32, 32), "2.9.0", 24, (None, None, "bilinear")),
         ([RANDOM_CROP], (32, 32), "3.1.0", 32, (None, None, None)),
     ],
 )
 def test_how_layers_resize_and_crop(steps, size, version, resolution, view, tmp_path):
     found = prepared(tmp_path / "m", steps, size, version=version)
-    told = dict(zip(("eval_crop", "eval_crop_fraction", "interpolation"), view, strict=True))
+    view = view if len(view) == 4 else (*view, None if view[2] is None else False)  # no layer of theirs does by default
+    told = dict(zip(("eval_crop", "eval_crop_fraction", "interpolation", "antialias"), view, strict=True))
     assert found[2:] == (resolution, {key: value for key, value in told.items() if value is not None})
 
 

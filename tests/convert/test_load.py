@@ -90,10 +90,11 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
     plain = load_weights(write(tmp_path / "a.safetensors", state), "mobilenet_v3_large")
     by_flag = load_weights(tmp_path / "a.safetensors", "mobilenet_v3_large", library="timm_tf")
     by_name = load_weights(write(tmp_path / "tf_mobilenetv3_large_100.safetensors", state), "mobilenet_v3_large")
-    assert plain.model.module.model.padding == "symmetric"
+    assert (plain.model.module.model.padding, plain.info.preprocessing.antialias) == ("symmetric", True)
     for read in (by_flag, by_name):
         assert (read.model.module.model.padding, read.model.module.norm.epsilon) == ("same", 1e-3)
         assert (read.info.source, read.info.preprocessing.mean) == ("timm_tf", (0.5, 0.5, 0.5))
+        assert not read.info.preprocessing.antialias
 
 
 @pytest.mark.parametrize(

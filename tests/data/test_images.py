@@ -1,5 +1,6 @@
 """Decoding of every mode and kind of damage; the crops against torchvision's rules, written again here."""
 
+import dataclasses
 import io
 import math
 import struct
@@ -20,6 +21,7 @@ from mnv2_jax.data.images import (
     evaluation_view,
     random_resized_view,
 )
+from mnv2_jax.data.sampling import sample
 from mnv2_jax.errors import UserError
 from tests.data.conftest import smooth_image
 
@@ -157,6 +159,27 @@ def test_turned_images_have_turned_views():
     view = evaluation_view(image, data)
     turned = evaluation_view(np.ascontiguousarray(image.swapaxes(0, 1)), data).swapaxes(0, 1)
     assert np.abs(view.astype(int) - turned).max() <= 1  # Pillow rounds between its two passes
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_without_antialiasing_views_are_crops_that_are_sampled(interpolation):
+    data = DataConfig(resolution=40, antialias=False, interpolation=interpolation)
+    central = dataclasses.replace(data, eval_crop="central")
+    content = encode(photo(400, 520), "JPEG", quality=95)  # with antialiasing it would be decoded smaller for a crop
+    whole = decode(content, "x")
+    top, left, height, width = draw_crop(400, 520, data, np.random.default_rng(3))
+    assert min(height, width) > 2 * data.resolution
+    crop = sample(whole[top : top + height, left : left + width], 40, 40, interpolation)
+    for image in (whole, EncodedImage(content, "x")):
+        # A short side of 46 px, and 3 or 9 px beside the 40.
+        expected = sample(whole, 46, 59, interpolation)[3:43, 10:50]
+        np.testing.assert_array_equal(evaluation_view(image, data), expected)
+        np.testing.assert_array_equal(
+            evaluation_view(image, central), sample(whole[25:-25, 32:-32], 40, 40, interpolation)
+        )
+        np.testing.assert_array_equal(random_resized_view(image, data, np.random.default_rng(3)), crop)
+    assert (evaluation_view(whole, DataConfig(resolution=40, interpolation=interpolation)) != expected).any()
+    assert images.resizer(data) == "NumPy"
 
 
 def test_interpolation_is_read():

@@ -21,7 +21,9 @@ MODEL = create_model(
     "mobilenet_v1", 3, width=0.05, padding="keras_v1", strides=(1, 1, 2, 2, 2), norm=NormConfig(group_size=8)
 )
 INFO = WeightsInfo(
-    preprocessing=Preprocessing(resolution=96, mean=(0.5, 0.25, 0.125), eval_crop="central", interpolation="bicubic"),
+    preprocessing=Preprocessing(
+        resolution=96, mean=(0.5, 0.25, 0.125), eval_crop="central", interpolation="bicubic", antialias=False
+    ),
     labels=("cat", "dog", "größe"),
     class_ids=("n01", "n02", "n03"),
     source="somebody",
@@ -89,6 +91,15 @@ def test_info_is_read_as_it_was_saved(saved):
     assert read_weights(saved).info == INFO
     assert weights.is_ours(saved)
     assert saved.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_that_is_older_than_antialias_was_seen_with_it(saved):
+    def older(about):
+        del about["info"]["preprocessing"]["antialias"]
+        return about
+
+    read = read_weights(with_metadata(saved, older)).info.preprocessing
+    assert read == dataclasses.replace(INFO.preprocessing, antialias=True)
 
 
 def test_arrays_of_jax_and_views_are_saved_too(tmp_path):
