@@ -96,7 +96,7 @@ class DataConfig:
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the random-resized crop."""
-    crop_draw: Literal["torchvision", "tensorflow"] = "torchvision"
+    crop_draw: Literal["torchvision", "tensorflow", "model_garden"] = "torchvision"
     """How area and ratio of the random-resized crop are drawn; see `data.images.draw_crop`."""
     pad_pixels: int = 4
     flip: bool = True

@@ -335,9 +335,10 @@ def draw_crop(height: int, width: int, data: DataConfig, rng: np.random.Generato
 
     By `data.crop_draw` as torchvision draws: the area uniformly, the ratio log-uniformly; after ten draws that don't
     fit, the largest centred part of an allowed ratio is taken. Or as TensorFlow's `sample_distorted_bounding_box` does
-    (sample_distorted_bounding_box_op.cc) with the whole image as its box, at least 0.1 of it covered and 100 attempts,
-    as TF-slim and the TF model garden call it: the ratio uniformly, the height uniformly among those that ratio and
-    area allow; after 100 attempts the whole image is taken.
+    (sample_distorted_bounding_box_op.cc) with the whole image as its box: the ratio uniformly, the height uniformly
+    among those that ratio and area allow. TF-slim calls it with at least 0.1 of the image covered and 100 attempts,
+    after which the whole image is taken (tensorflow); the TF model garden with no more than the area asks for and 10
+    attempts, and takes the centre, 0.875 of the short side, where the whole image comes out (model_garden).
     """
     return _DRAWS[data.crop_draw](height, width, data, rng)
 
@@ -355,9 +356,11 @@ def _draw_torchvision(height: int, width: int, data: DataConfig, rng: np.random.
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _draw_tensorflow(height: int, width: int, data: DataConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _draw_tensorflow(
+    height: int, width: int, data: DataConfig, rng: np.random.Generator, covered: float = 0.1, attempts: int = 100
+) -> tuple[int, int, int, int]:
     smallest, largest = (share * height * width for share in data.crop_area)
-    for _ in range(100):
+    for _ in range(attempts):
         ratio = rng.uniform(*data.crop_ratio)
         tallest = round(math.sqrt(largest / ratio))
         if round(tallest * ratio) > width:
@@ -371,15 +374,27 @@ def _draw_tensorflow(height: int, width: int, data: DataConfig, rng: np.random.G
         if h * round(h * ratio) > largest:
             h -= 1
         w = round(h * ratio)
-        if 0 < h <= height and 0 < w <= width and max(smallest, 0.1 * height * width) <= h * w <= largest:
+        if 0 < h <= height and 0 < w <= width and max(smallest, covered * height * width) <= h * w <= largest:
             # The last row and column can't be reached, as in the original.
             return int(rng.integers(max(height - h, 1))), int(rng.integers(max(width - w, 1))), h, w
     return 0, 0, height, width
 
 
+def _draw_model_garden(
+    height: int, width: int, data: DataConfig, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    # official/vision/ops/preprocess_ops.py and dataloaders/classification_input.py
+    drawn = _draw_tensorflow(height, width, data, rng, covered=0.0, attempts=10)
+    if drawn[2:] != (height, width):
+        return drawn
+    side = 0.875 * min(height, width)
+    return int((height - side) / 2), int((width - side) / 2), max(int(side), 1), max(int(side), 1)
+
+
 _DRAWS: Mapping[str, Callable[..., tuple[int, int, int, int]]] = {
     "torchvision": _draw_torchvision,
     "tensorflow": _draw_tensorflow,
+    "model_garden": _draw_model_garden,
 }
 
 

@@ -387,8 +387,9 @@ def test_headers_are_read_over_padding_comments_and_thumbnails():
 # --- TensorFlow's draw --------------------------------------------------------------------------------------
 
 
-def test_tensorflows_crops_lie_within_the_image_and_their_area_and_ratio_in_range():
-    data = DataConfig(crop_draw="tensorflow", crop_area=(0.05, 1.0), crop_ratio=(3 / 4, 4 / 3))
+@pytest.mark.parametrize(("crop_draw", "smallest"), [("tensorflow", 0.1), ("model_garden", 0.05)])
+def test_tensorflows_crops_lie_within_the_image_and_their_area_and_ratio_in_range(crop_draw, smallest):
+    data = DataConfig(crop_draw=crop_draw, crop_area=(0.05, 1.0), crop_ratio=(3 / 4, 4 / 3))
     rng = np.random.default_rng(0)
     crops = np.array([draw_crop(375, 500, data, rng) for _ in range(4000)])
     top, left, h, w = crops.T
@@ -398,7 +399,7 @@ def test_tensorflows_crops_lie_within_the_image_and_their_area_and_ratio_in_rang
         assert (first + size)[part].max() == whole - 1  # as in the original
         assert (first[~part] == 0).all()
     area = h * w / (375 * 500)
-    assert 0.1 <= area.min() < 0.105  # covers a tenth of the image, whatever the area allows
+    assert smallest <= area.min() < smallest + 0.005  # slim's covers a tenth of the image, whatever the area allows
     assert area.max() > 0.9
     assert 0.73 < (w / h).min() < (w / h).max() < 1.35
     # At a given ratio the height, not the area, is uniform: small crops are rarer than torchvision's.
@@ -411,6 +412,14 @@ def test_tensorflows_fallback_is_the_whole_image():
     data = DataConfig(crop_draw="tensorflow", crop_area=(0.9, 1.0))
     assert draw_crop(1000, 10, data, np.random.default_rng(0)) == (0, 0, 1000, 10)
     assert draw_crop(1, 1, data, np.random.default_rng(0)) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1000, 10), (495, 0, 8, 8)), ((10, 1001), (0, 496, 8, 8)), ((1, 1), (0, 0, 1, 1))]
+)
+def test_the_model_gardens_fallback_is_the_centre(size, expected):
+    data = DataConfig(crop_draw="model_garden", crop_area=(0.9, 1.0))
+    assert draw_crop(*size, data, np.random.default_rng(0)) == expected
 
 
 # --- evaluation at a resolution of its own ------------------------------------------------------------------
