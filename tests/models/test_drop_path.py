@@ -1,13 +1,18 @@
 """Stochastic depth, by example and by depth."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnv2_jax import config
 from mnv2_jax.models import network
 from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.nn.blocks import drop_path
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_branch_is_kept_on_average_and_whole_or_not_at_all():
@@ -28,7 +33,7 @@ def traced(monkeypatch, keys, **options):
         return drop_path(y, keys, rate)
 
     monkeypatch.setattr(network, "drop_path", noted)
-    model = create_model("mobilenet_v2", 4, dropout=0.0, **options)
+    model = create_model(**{"name": "mobilenet_v2", "num_classes": 4, "dropout": 0.0} | options)
     variables = variable_shapes(model)
     images = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
     jax.eval_shape(lambda v, x, k: model.apply(v, x, train=True, dropout_keys=k), variables, images, keys)
@@ -42,7 +47,29 @@ def test_rates_grow_with_depth_and_only_residual_blocks_have_them(monkeypatch):
     linear = traced(monkeypatch, keys, drop_path=0.32)
     np.testing.assert_allclose(linear, [0.32 * (block - 1) / 16 for block in residual])
     assert traced(monkeypatch, keys, drop_path=0.32, drop_path_rule="flat") == [0.32] * 10
+    timm = traced(monkeypatch, keys, drop_path=0.32, drop_path_rule="timm")
+    np.testing.assert_allclose(timm, [0.32 * (block - 1) / 17 for block in residual])
     assert traced(monkeypatch, keys) == []
+
+
+def test_attention_of_the_gardens_networks_has_the_peak_and_the_other_blocks_count_stem_and_head(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 32)
+    model = config.load(f"{ROOT}/configs/v4_hybrid_m.py")[1].model
+    options = dict(drop_path=model.drop_path, drop_path_rule=model.drop_path_rule)
+    # The residual ones among the 35 entries of its table of block specs, where the stem is 0, of which these attend.
+    residual, attending = [3, *range(5, 16), *range(17, 32)], (8, 10, 12, 14, 24, 26, 28, 30)
+    expected = [0.075 * (1 if entry in attending else (entry + 1) / 35) for entry in residual]
+    rates = traced(monkeypatch, keys, name=model.name, width=0.125, **options)
+    np.testing.assert_allclose(rates, expected)
+
+
+def test_timm_counts_the_last_convolution_of_v3(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 32)
+    options = dict(drop_path=0.2, drop_path_rule="timm")
+    # Of MobileNetV3-Large's 15 blocks, and that convolution.
+    residual = [1, 3, 5, 6, 8, 9, 10, 12, 14, 15]
+    rates = traced(monkeypatch, keys, name="mobilenet_v3_large", width=0.35, **options)
+    np.testing.assert_allclose(rates, [0.2 * (block - 1) / 16 for block in residual if block > 1])
 
 
 def test_what_is_frozen_is_not_dropped_and_inference_neither(monkeypatch):
