@@ -536,7 +536,11 @@ def test_no_comparison_waits_for_a_fact_that_nobody_states():
 
 def test_columns_of_the_v4_table_are_in_the_order_of_the_configs():
     columns = ENTRIES["paper_v4"]["table"]["columns"]
-    assert [load(stem, "paper_v4").model.name for stem in V4] == [f"mobilenet_v4_{column}" for column in columns]
+    models = [load(stem, "paper_v4").model for stem in V4]
+    assert [model.name for model in models] == [f"mobilenet_v4_{column}" for column in columns]
+    # The paper says neither; its authors' code is TF model garden's.
+    assert {model.init for model in models} == {"tf_model_garden"}
+    assert [model.drop_path_rule for model in models] == ["linear"] + 4 * ["tf_model_garden"]
 
 
 def test_the_papers_own_schedule_is_that_of_the_recipe_paper():

@@ -9,6 +9,7 @@ import pytest
 
 from mnv2_jax import config
 from mnv2_jax.models import network
+from mnv2_jax.models.network import DROP_PATH_RULES
 from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.nn.blocks import drop_path
 
@@ -47,8 +48,6 @@ def test_rates_grow_with_depth_and_only_residual_blocks_have_them(monkeypatch):
     linear = traced(monkeypatch, keys, drop_path=0.32)
     np.testing.assert_allclose(linear, [0.32 * (block - 1) / 16 for block in residual])
     assert traced(monkeypatch, keys, drop_path=0.32, drop_path_rule="flat") == [0.32] * 10
-    timm = traced(monkeypatch, keys, drop_path=0.32, drop_path_rule="timm")
-    np.testing.assert_allclose(timm, [0.32 * (block - 1) / 17 for block in residual])
     assert traced(monkeypatch, keys) == []
 
 
@@ -63,13 +62,11 @@ def test_attention_of_the_gardens_networks_has_the_peak_and_the_other_blocks_cou
     np.testing.assert_allclose(rates, expected)
 
 
-def test_timm_counts_the_last_convolution_of_v3(monkeypatch):
-    keys = jax.random.split(jax.random.key(0), 32)
-    options = dict(drop_path=0.2, drop_path_rule="timm")
-    # Of MobileNetV3-Large's 15 blocks, and that convolution.
-    residual = [1, 3, 5, 6, 8, 9, 10, 12, 14, 15]
-    rates = traced(monkeypatch, keys, name="mobilenet_v3_large", width=0.35, **options)
-    np.testing.assert_allclose(rates, [0.2 * (block - 1) / 16 for block in residual if block > 1])
+@pytest.mark.parametrize(("name", "blocks"), [("mobilenet_v2", 17), ("mobilenet_v3_large", 16)])
+def test_timm_divides_by_its_blocks_among_which_is_the_last_convolution_of_v3(name, blocks):
+    plan = create_model(name, 2).module.plan
+    shares = [DROP_PATH_RULES["timm"](plan, index) for index in range(1, len(plan.blocks) + 1)]
+    np.testing.assert_allclose(shares, np.arange(len(plan.blocks)) / blocks)
 
 
 def test_what_is_frozen_is_not_dropped_and_inference_neither(monkeypatch):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.convert.load import load_weights
+from mnv2_jax.models.network import DROP_PATH_RULES
+from mnv2_jax.models.registry import create_model
 from mnv2_jax.nn.initializers import INITS
 
 pytestmark = pytest.mark.parity
@@ -56,13 +58,25 @@ def test_torchvision(name, init, operators, tmp_path):
     ("theirs", "ours", "options"),
     [
         ("mobilenetv2_035", "mobilenet_v2", {"width": 0.35}),
-        ("mobilenetv3_small_050", "mobilenet_v3_small", {"width": 0.5}),
+        ("mobilenetv3_small_050", "mobilenet_v3_small", {"width": 0.5, "width_rule": "fixed_stem_head"}),
         ("mobilenetv4_hybrid_medium", "mobilenet_v4_hybrid_medium", {}),
     ],
 )
 def test_timm(theirs, ours, options, operators, tmp_path):
     timm = pytest.importorskip("timm", reason="pip install .[parity]")
     compare("timm", timm.create_model(theirs), "timm", ours, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("mobilenetv2_100", "mobilenet_v2"), ("mobilenetv3_large_100", "mobilenet_v3_large")]
+)
+def test_timm_drops_paths_at_the_same_rates(theirs, ours, operators):
+    timm = pytest.importorskip("timm", reason="pip install .[parity]")
+    blocks = [block for stage in timm.create_model(theirs, drop_path_rate=0.2).blocks for block in stage]
+    plan = create_model(ours, 2).module.plan
+    for index, block in zip(range(1, len(plan.blocks) + 1), blocks, strict=False):
+        rate = getattr(block.drop_path, "drop_prob", 0.0)
+        assert rate == pytest.approx(0.2 * DROP_PATH_RULES["timm"](plan, index)), index
 
 
 def test_the_garden_is_keras():
