@@ -231,7 +231,7 @@ def _corenet(dropout: float, **sections: Tree) -> Recipe:
     Its V1 has no activation after depthwise convolutions and its V1 and V2 keep some widths: model.width_rule=corenet.
     """
     base: Tree = dict(
-        model=dict(init="torchvision", dtype="bfloat16"),
+        model=dict(init="kaiming_fan_out", dtype="bfloat16"),
         norm=dict(decay=0.9, epsilon=1e-5),
         data=dict(
             name="imagenet",
@@ -283,7 +283,7 @@ CORENET_V3_LARGE = _corenet(
 
 TORCHVISION_V2_V1: Tree = dict(
     # references/classification (README.md, train.py) and models/mobilenetv2.py.
-    model=dict(dropout=0.2, init="torchvision"),
+    model=dict(dropout=0.2, init="kaiming_fan_out"),
     norm=dict(group_size=32, decay=0.9, epsilon=1e-5),
     data=dict(name="imagenet", batch_size=256, crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3)),
     optim=dict(
@@ -303,7 +303,7 @@ TORCHVISION_V2_V1: Tree = dict(
 
 TORCHVISION_V2_V2: Tree = dict(
     # Pull request 5560, train.py.
-    model=dict(dropout=0.2, init="torchvision"),
+    model=dict(dropout=0.2, init="kaiming_fan_out"),
     norm=dict(group_size=128, decay=0.9, epsilon=1e-5),
     data=dict(
         name="imagenet",
@@ -355,7 +355,7 @@ _TORCHVISION_V3_NORM = dict(decay=0.99, epsilon=1e-3)  # models/mobilenetv3.py
 TORCHVISION_V3_V1: Tree = dict(
     # Pull request 3354, for V3-Small; the README has V3-Large under the same heading. It averages its three best
     # checkpoints afterwards, which isn't done here.
-    model=dict(dropout=0.2, init="torchvision"),
+    model=dict(dropout=0.2, init="torchvision_v3"),
     norm=dict(group_size=128) | _TORCHVISION_V3_NORM,
     data=dict(name="imagenet", batch_size=1024, crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3)),
     augment=dict(policy="autoaugment", erase_probability=0.2, erase_area=(0.02, 0.33)),
@@ -379,7 +379,7 @@ TORCHVISION_V3_V1: Tree = dict(
     train=dict(epochs=600.0),
 )
 
-TORCHVISION_V3_LARGE_V2 = _but(TORCHVISION_V2_V2, norm=_TORCHVISION_V3_NORM)
+TORCHVISION_V3_LARGE_V2 = _but(TORCHVISION_V2_V2, model=dict(init="torchvision_v3"), norm=_TORCHVISION_V3_NORM)
 
 MMPRETRAIN_V2 = _but(TORCHVISION_V2_V1, model=dict(dropout=0.0))  # its LinearClsHead has none
 

@@ -45,7 +45,7 @@ class ModelConfig:
         "truncated_normal",
         "kaiming_fan_out",
         "kaiming_fan_out_grouped",
-        "torchvision",
+        "torchvision_v3",
         "torchvision_resnet",
         "timm",
         "efficientnet_jax",

@@ -131,14 +131,15 @@ INITS: Mapping[str, Initializers] = {
     "truncated_normal": Initializers(
         conv=_TRUNCATED, depthwise=_TRUNCATED, squeeze_excite=_TRUNCATED, hidden=_TRUNCATED, classifier=_TRUNCATED
     ),
+    # torchvision's V2, CoreNet's V1 and V2, mmpretrain's V2 and d-li14's, whose squeeze-excite is made of dense layers.
     # Convolutions sqrt(2 / (r * s * o)), dense layers, squeeze-excite's among them, N(0, 0.01). o are the channels of a
     # depthwise kernel, too, since torch.nn.init takes the first axis of the weight for the outputs of one input.
     "kaiming_fan_out": _DENSE_SMALL,
     # A depthwise kernel sqrt(2 / (r * s)). Batch norm takes the scale of a kernel out again, but the smaller a kernel,
     # the further a step of the same learning rate turns it: this one bears the larger learning rates.
     "kaiming_fan_out_grouped": dataclasses.replace(_DENSE_SMALL, depthwise=_fan_out_of_one_group),
-    # MobileNets: as kaiming_fan_out, but squeeze-excite is made of convolutions.
-    "torchvision": dataclasses.replace(_DENSE_SMALL, squeeze_excite=_FAN_OUT),
+    # As kaiming_fan_out, but squeeze-excite is made of convolutions.
+    "torchvision_v3": dataclasses.replace(_DENSE_SMALL, squeeze_excite=_FAN_OUT),
     # Its last layer keeps PyTorch's default.
     "torchvision_resnet": dataclasses.replace(_DENSE_SMALL, classifier=_UNIFORM_FAN_IN, classifier_bias=_torch_bias),
     # MobileNets: efficientnet_init_weights, after which attention draws itself anew; the hidden layer is a convolution.

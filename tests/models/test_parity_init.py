@@ -48,7 +48,9 @@ def compare(init, model, library, name, tmp_path, **options):
         same(jax.tree_util.keystr(path, simple=True, separator="/"), mine, theirs)
 
 
-@pytest.mark.parametrize(("name", "init"), [("mobilenet_v3_small", "torchvision"), ("resnet50", "torchvision_resnet")])
+@pytest.mark.parametrize(
+    ("name", "init"), [("mobilenet_v3_small", "torchvision_v3"), ("resnet50", "torchvision_resnet")]
+)
 def test_torchvision(name, init, operators, tmp_path):
     torchvision = pytest.importorskip("torchvision", reason="pip install .[parity]")
     compare(init, getattr(torchvision.models, name)(), "torchvision", name, tmp_path)

@@ -38,7 +38,7 @@ def bind(dtype, padding="same"):
         depthwise=functools.partial(DepthwiseConv, dtype=dtype, padding=padding),
         norm=functools.partial(GroupedBatchNorm, 2),
         dtype=dtype,
-        inits=INITS["torchvision"],
+        inits=INITS["torchvision_v3"],
     )
 
 

@@ -111,7 +111,7 @@ def test_the_number_of_devices_changes_rounding_only(x64):
         depthwise=functools.partial(DepthwiseConv, dtype=jnp.float64),
         norm=functools.partial(GroupedBatchNorm, 2),
         dtype=jnp.float64,
-        inits=INITS["torchvision"],
+        inits=INITS["torchvision_v3"],
     )
     block = InvertedResidual(features=8, hidden=24, act="relu6", squeezed=8, layers=layers)
     x = images(8, 4, 4, 8, dtype=np.float64)
