@@ -8,8 +8,7 @@ Where their paper or README is silent, the number is that of their code, named b
   and 32 where it isn't known or batches have several sizes. From 16 images on it hardly matters (Wu & He,
   arXiv:1803.08494, figure 1).
 * PyTorch's `amp` computed in float16; bfloat16 here, which needs no loss scaling.
-* `model.drop_path` grows from 0 in the first block to its peak in the last. timm's grows from 0, too, but ends a block
-  short of the peak, and TF model garden's begins above 0 and counts stem and head as blocks.
+* `model.init` draws every kind of layer as the source's code does, and `model.drop_path_rule` drops paths so.
 * `model.padding` and `model.width_rule` are the config file's: they belong to the network.
 
 What to expect is the published top-1 ± 0.3, as the docstrings of `configs/` say. Nobody has published how far seeds
@@ -86,17 +85,18 @@ TF_SLIM_V2 = _but(PAPER, norm=dict(group_size=96), optim=dict(decay_every_epochs
 # Its files count epochs of 312 steps, the whole batches of 4096; ours have 312.8.
 
 _TFMG: Tree = dict(
-    # configs/image_classification.py (mobilenet_imagenet): norm, crops, normalisation. Keras' VarianceScaling shrinks
-    # with the channels of a depthwise kernel, as kaiming_fan_out does. dataloaders/classification_input.py: TF2's
-    # tf.image.resize, as ours; but evaluation, too, crops first and then resizes, which shifts pixels by less than one.
-    model=dict(dropout=0.2, init="kaiming_fan_out", dtype="bfloat16"),
+    # configs/image_classification.py (mobilenet_imagenet): norm, crops, normalisation, the classifier's kernel;
+    # modeling/backbones/mobilenet.py, modeling/layers/nn_blocks.py: the other kernels.
+    # dataloaders/classification_input.py: TF2's tf.image.resize, as ours; but evaluation, too, crops first and then
+    # resizes, which shifts pixels by less than one.
+    model=dict(dropout=0.2, init="tf_model_garden", dtype="bfloat16"),
     norm=dict(decay=0.997, epsilon=1e-3),
     data=dict(
         name="imagenet",
         batch_size=4096,
         crop_area=(0.08, 1.0),
         crop_ratio=(3 / 4, 4 / 3),
-        crop_draw="tensorflow",
+        crop_draw="model_garden",
         antialias=False,
     ),
     loss=dict(label_smoothing=0.1),
@@ -185,6 +185,7 @@ PAPER_V4: Mapping[str, tuple[Any, ...]] = {
     "augment.cutmix_alpha": (0.0, 0.0, 0.0, 1.0, 1.0),
     "augment.cutmix_share": (0.5, 0.5, 0.5, 0.5, 0.5),
     # Not in the table; from the files of tfmg_v4.
+    "model.drop_path_rule": ("linear", "tf_model_garden", "tf_model_garden", "tf_model_garden", "tf_model_garden"),
     "model.dtype": ("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16"),
     "norm.decay": (0.95, 0.997, 0.997, 0.997, 0.997),
     "norm.epsilon": (1e-6, 1e-3, 1e-3, 1e-3, 1e-3),
@@ -195,7 +196,7 @@ TFMG_V4: Mapping[str, tuple[Any, ...]] = {
     # imagenet_mobilenetv4_*_tpu.yaml, where they differ; 9623 epochs are 3,002,368 steps.
     "train.epochs": (9623.0, 500.0, 500.0, 500.0, 500.0),
     "model.drop_path": (0.0, 0.075, 0.075, 0.2, 0.35),
-    "model.drop_path_rule": ("linear", "linear", "linear", "flat", "linear"),
+    "model.drop_path_rule": ("linear", "tf_model_garden", "tf_model_garden", "flat", "tf_model_garden"),
     "augment.mix_probability": (0.0, 0.0, 0.0, 0.2, 0.3),
 }
 
@@ -282,6 +283,7 @@ CORENET_V1 = _corenet(0.1, data=dict(batch_size=512), optim=_CORENET_OPTIM | dic
 
 CORENET_V3_LARGE = _corenet(
     0.2,
+    model=dict(init="corenet_v3"),
     data=dict(batch_size=2048),
     optim=dict(reference_lr=0.8, reference_batch_size=2048, final_lr=4e-4, warmup_steps=3000, warmup_init_lr=0.1),
 )
@@ -310,8 +312,7 @@ TORCHVISION_V2_V1: Tree = dict(
 )
 
 TORCHVISION_V2_V2: Tree = dict(
-    # Pull request 5560, train.py; ResNet-50's IMAGENET1K_V2 was trained with the same options ("How to train
-    # state-of-the-art models using TorchVision's latest primitives", pytorch.org/blog).
+    # Pull request 5560, train.py.
     model=dict(dropout=0.2, init="kaiming_fan_out"),
     norm=dict(group_size=128, decay=0.9, epsilon=1e-5),
     data=dict(
@@ -350,12 +351,21 @@ TORCHVISION_V2_V2: Tree = dict(
     train=dict(epochs=600.0),
 )
 
+
+def torchvision_v2_v2(name: str, width: float) -> Tree:
+    """ResNet-50's IMAGENET1K_V2 was trained with the same options, too: "How to train state-of-the-art models using
+    TorchVision's latest primitives", pytorch.org/blog; models/resnet.py."""
+    del width
+    is_resnet = name.startswith("resnet")
+    return _but(TORCHVISION_V2_V2, model=dict(init="torchvision_resnet")) if is_resnet else TORCHVISION_V2_V2
+
+
 _TORCHVISION_V3_NORM = dict(decay=0.99, epsilon=1e-3)  # models/mobilenetv3.py
 
 TORCHVISION_V3_V1: Tree = dict(
     # Pull request 3354, for V3-Small; the README has V3-Large under the same heading. It averages its three best
     # checkpoints afterwards, which isn't done here.
-    model=dict(dropout=0.2, init="kaiming_fan_out"),
+    model=dict(dropout=0.2, init="torchvision_v3"),
     norm=dict(group_size=128) | _TORCHVISION_V3_NORM,
     data=dict(name="imagenet", batch_size=1024, crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3)),
     augment=dict(policy="autoaugment", erase_probability=0.2, erase_area=(0.02, 0.33)),
@@ -379,7 +389,7 @@ TORCHVISION_V3_V1: Tree = dict(
     train=dict(epochs=600.0),
 )
 
-TORCHVISION_V3_LARGE_V2 = _but(TORCHVISION_V2_V2, norm=_TORCHVISION_V3_NORM)
+TORCHVISION_V3_LARGE_V2 = _but(TORCHVISION_V2_V2, model=dict(init="torchvision_v3"), norm=_TORCHVISION_V3_NORM)
 
 MMPRETRAIN_V2 = _but(TORCHVISION_V2_V1, model=dict(dropout=0.0))  # its LinearClsHead has none
 
@@ -435,7 +445,7 @@ def dli14_v3(name: str, width: float) -> Tree:
 TIMM_V3_LARGE_RA: Tree = dict(
     # hfdocs/source/training_script.mdx; what its command doesn't say is train.py's default: three epochs of warm-up,
     # label smoothing of 0.1, crops resized by bilinear or bicubic filter at random (here bicubic, as in evaluation).
-    model=dict(dropout=0.2, drop_path=0.2, init="kaiming_fan_out_grouped", dtype="bfloat16"),
+    model=dict(dropout=0.2, drop_path=0.2, drop_path_rule="timm", init="timm", dtype="bfloat16"),
     norm=dict(group_size=128, decay=0.9, epsilon=1e-5),
     data=dict(
         name="imagenet",
@@ -481,7 +491,7 @@ TIMM_V3_LARGE_RA: Tree = dict(
 EFFICIENTNET_JAX: Tree = dict(
     # rwightman/efficientnet-jax: train_configs/default.py, tf_linen_train.py, jeffnet/. Its learning rate is for 256
     # images. Its decays count from the end of the warm-up, ours from the start; its least rate, 1e-6, isn't reached.
-    model=dict(dropout=0.2, drop_path=0.2, init="kaiming_fan_out_grouped", dtype="bfloat16"),
+    model=dict(dropout=0.2, drop_path=0.2, drop_path_rule="timm", init="efficientnet_jax", dtype="bfloat16"),
     norm=dict(decay=0.99, epsilon=1e-3),
     data=dict(
         name="imagenet",
@@ -613,7 +623,7 @@ RECIPES: Mapping[str, Recipe] = {
     "corenet_v2": CORENET_V2,
     "corenet_v3_large": CORENET_V3_LARGE,
     "torchvision_v2_IMAGENET1K_V1": TORCHVISION_V2_V1,
-    "torchvision_v2_IMAGENET1K_V2": TORCHVISION_V2_V2,
+    "torchvision_v2_IMAGENET1K_V2": torchvision_v2_v2,
     "torchvision_v3_V1": TORCHVISION_V3_V1,
     "torchvision_v3_large_V2": TORCHVISION_V3_LARGE_V2,
     "mmpretrain_v2": MMPRETRAIN_V2,

@@ -1,15 +1,21 @@
 """Each recipe has every hyperparameter of the facts that are published of it, or is refused."""
 
+import functools
 import json
+import math
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mnv2_jax import config
 from mnv2_jax.config import checks
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.published import published
+from mnv2_jax.nn.initializers import INITS
 from mnv2_jax.recipes import RECIPES, REFUSED
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,7 +76,11 @@ REFERS = {
 }
 REPLACED = {  # facts of the entry that another refers to, where it differs
     ("tfmg_v1", "v1_1_0"): {"schedule.factor"},
-    ("tfmg_v4", "v4_conv_l"): {"table.stochastic_depth_peak", "table.mixup_cutmix_prob"},
+    ("tfmg_v4", "v4_conv_l"): {
+        "table.stochastic_depth_peak",
+        "table.mixup_cutmix_prob",
+        "stochastic_depth.attention",
+    },
     ("tfmg_v4", "v4_conv_s"): {"table.epochs"},
 }
 
@@ -136,12 +146,73 @@ DECAYED = {
     "nothing (norm_weight_decay None)": "all",
     "biases are decayed": "no_norm",
 }
-INITS = {
-    "truncated_normal std 0.09": "truncated_normal",
-    "conv kaiming_normal fan_out, linear N(0,0.01)": "kaiming_fan_out",
-    "kaiming_normal fan_out; linear N(0,0.01)": "kaiming_fan_out",
-    "conv N(0,sqrt(2/(k*k*cout))), linear N(0,0.01)": "kaiming_fan_out",
+DRAWN = {  # (distribution, standard deviation), of a kernel [k, k, i, o] with k * k = w; a dense one has w = 1
+    "truncated_normal stddev 0.09": lambda w, i, o: ("truncated", 0.09 * 0.8796),  # of a normal cut at two deviations
+    "kaiming_normal fan_out": lambda w, i, o: ("normal", (2 / (w * o)) ** 0.5),
+    "normal std sqrt(2/(k*k*cout))": lambda w, i, o: ("normal", (2 / (w * o)) ** 0.5),
+    "variance_scaling(2.0, fan_out, normal)": lambda w, i, o: ("normal", (2 / (w * o)) ** 0.5),
+    "normal std sqrt(2/(k*k*cout/groups))": lambda w, i, o: ("normal", (2 / (w * (1 if i == 1 else o))) ** 0.5),
+    "normal std 0.01": lambda w, i, o: ("normal", 0.01),
+    "VarianceScaling: truncated normal, variance 1/fan_in": lambda w, i, o: ("truncated", (w * i) ** -0.5),
+    "VarianceScaling: truncated normal, variance 1/fan_in of [k, k, channels, 1]": (
+        lambda w, i, o: ("truncated", (w * o) ** -0.5)
+    ),
+    "random_uniform: -0.05 to 0.05": lambda w, i, o: ("uniform", 0.05 / 3**0.5),
+    "uniform +-1/sqrt(fan_out)": lambda w, i, o: ("uniform", (3 * o) ** -0.5),
+    "variance_scaling(1.0/3, fan_out, uniform)": lambda w, i, o: ("uniform", (3 * o) ** -0.5),
+    "PyTorch's default: uniform +-1/sqrt(fan_in)": lambda w, i, o: ("uniform", (3 * w * i) ** -0.5),
+    "xavier_uniform": lambda w, i, o: ("uniform", (2 / (w * (i + o))) ** 0.5),
+    "glorot_uniform": lambda w, i, o: ("uniform", (2 / (w * (i + o))) ** 0.5),
+    # Keras: an axis before the last two is a window.
+    "glorot_uniform of [heads, key_dim, channels]": lambda w, i, o: ("uniform", (2 / (o + HEADS * i)) ** 0.5),
+    "glorot_uniform of [channels, heads, value_dim]": (
+        lambda w, i, o: ("uniform", (2 / (o * (HEADS + i / HEADS))) ** 0.5)
+    ),
+    "zeros": lambda w, i, o: ("zeros", 0.0),
 }
+HEADS = 4
+ATTENTION = {"query": (1, 1, 48, 96), "shared": (1, 1, 48, 96), "output": (1, 1, 48, 96), "depthwise": (3, 3, 1, 512)}
+KERNELS = {
+    "convolutions": ("conv", (3, 3, 16, 32)),
+    "depthwise": ("depthwise", (3, 3, 1, 512)),
+    "squeeze_excite": ("squeeze_excite", (48, 96)),
+    "hidden": ("hidden", (48, 96)),
+    "classifier": ("classifier", (48, 96)),
+}
+
+
+@functools.cache
+def drawn(name, kind):
+    """(distribution, standard deviation), as `DRAWN`, of what a row of `INITS` gives, and the kernel's w, i and o."""
+    inits, shape = INITS[name], (48, 4096)
+    if kind.endswith("bias"):
+        draw = getattr(inits, kind)(shape[0])
+    elif kind in KERNELS:
+        field, shape = KERNELS[kind]
+        draw = getattr(inits, field)
+    else:
+        where, field = kind.split(".")
+        shape = ATTENTION[field]
+        draw = getattr(inits.of_attention(HEADS, 2 if "smaller" in where else 1), field)
+    values = np.asarray(draw(jax.random.key(0), shape[1:] if kind.endswith("bias") else shape, jnp.float32))
+    *window, i, o = shape
+    std = values.std()
+    # The largest of a uniform lies at 1.73 deviations, that of a normal cut at two (of its own) at 2.27.
+    reach = np.abs(values).max() / std if std else 0.0
+    kinds = {"zeros": (0, 0), "uniform": (1.65, 1.8), "truncated": (2.2, 2.31), "normal": (3, 6)}
+    (distribution,) = (kind for kind, (low, high) in kinds.items() if low <= reach <= high)
+    return distribution, float(std), (math.prod(window), i, o)
+
+
+def initial(kind):
+    def compare(v, c):
+        distribution, std, sizes = drawn(c.model.init, kind)
+        said, expected = DRAWN[v.partition(", whose ")[0]](*sizes)
+        return (said, True), (distribution, std == pytest.approx(expected, rel=0.05))
+
+    return compare
+
+
 POLICIES = {"ta_wide": "trivialaugment", "imagenet": "autoaugment"}
 IMAGENET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -243,9 +314,13 @@ FACTS = {  # path of a fact -> what it says and what the config has
     "bn.momentum": lambda v, c: (v, c.norm.decay),
     "bn.torch_momentum": lambda v, c: (1 - v, c.norm.decay),
     "bn.eps": lambda v, c: (v, c.norm.epsilon),
-    "init": lambda v, c: (INITS[v], c.model.init),
+    **{f"init.{kind}": initial(kind) for kind in (*KERNELS, "squeeze_excite_bias")},
+    **{f"init_of_resnet50.{kind}": initial(kind) for kind in ("convolutions", "classifier", "classifier_bias")},
+    **{f"init.attention.{kind}": initial(f"attention.{kind}") for kind in ATTENTION if kind != "depthwise"},
+    **{f"init.attention_on_a_smaller_map.{kind}": initial(f"attention_on_a_smaller_map.{kind}") for kind in ATTENTION},
     "dtype": lambda v, c: (v, c.model.dtype),
     "amp": lambda v, c: (v, c.model.dtype == "bfloat16"),
+    "random_crop.draw": lambda v, c: (v, c.data.crop_draw),
     "resizing.antialias": lambda v, c: (v, c.data.antialias),
     "augmentation.name": lambda v, c: ("fast_mode" in v, c.augment.color == "inception"),
     "augmentation.crop": lambda v, c: (
@@ -285,7 +360,7 @@ FACTS = {  # path of a fact -> what it says and what the config has
         [v, c.data.crop, c.data.flip, (c.data.mean, c.data.std), c.augment.policy],
     ),
     "paper_v4:augmentation": lambda v, c: (
-        ["Inception crop, flip, RandAugment", "tensorflow", True, "randaugment_tf"],
+        ["Inception crop, flip, RandAugment", "model_garden", True, "randaugment_tf"],
         [v, c.data.crop_draw, c.data.flip, c.augment.policy],
     ),
     "tf_slim_v2:eval": lambda v, c: (["central", *numbers(v)[:2]], crops(c)),
@@ -350,7 +425,12 @@ FACTS = {  # path of a fact -> what it says and what the config has
     "table.l2": lambda v, c: (v, c.optim.l2),
     "table.label_smoothing": lambda v, c: (v, c.loss.label_smoothing),
     "table.dropout": lambda v, c: (v, c.model.dropout),
-    "table.stochastic_depth_peak": lambda v, c: ((v, "linear"), (c.model.drop_path, c.model.drop_path_rule)),
+    "table.stochastic_depth_peak": lambda v, c: (v, c.model.drop_path),
+    "tfmg_v4:stochastic_depth.attention": lambda v, c: (
+        [v.startswith("stochastic_depth_drop_rate, whatever"), True],
+        [True, c.model.drop_path_rule == ("tf_model_garden" if c.model.drop_path else "linear")],
+    ),
+    "stochastic_depth": lambda v, c: ({"drop_path_rate * ": "timm"}[v[:17]], c.model.drop_path_rule),
     "table.randaug_prob": lambda v, c: (v, c.augment.policy_probability),
     "table.randaug_layers": lambda v, c: (v, c.augment.policy_layers),
     "table.randaug_magnitude": lambda v, c: (v, c.augment.policy_magnitude),
@@ -367,6 +447,12 @@ FACTS = {  # path of a fact -> what it says and what the config has
 }
 OTHERS = {  # leaves that say nothing of how to train
     "id": "its name",
+    "init.source": "where it stands",
+    "init_of_resnet50.source": "where it stands",
+    "init.note": "why it isn't what the configuration says",
+    "init.layer_scale": "one number of all networks; see tests/models/test_initial_weights.py",
+    "stochastic_depth.others": "the rest of the rule that `stochastic_depth.attention` names",
+    "stochastic_depth.source": "where it stands",
     "model": "the config file's",
     "command.--model": "the config file's",
     "source": "where it stands",
@@ -432,7 +518,16 @@ def test_every_fact_of_a_recipe_is_in_its_config(recipe, stem):
 OF_ONE_NETWORK = {
     "differs_from_paper.conv_small": "v4_conv_s",
     "differs_from_paper.conv_large": "v4_conv_l",
+    **{f"init_of_resnet50.{kind}": "resnet50" for kind in ("convolutions", "classifier", "classifier_bias")},
 }
+
+
+def test_resnet_50_begins_as_torchvisions():
+    built = load("resnet50", "torchvision_v2_IMAGENET1K_V2")
+    for kind, said in ENTRIES["torchvision_v2_IMAGENET1K_V2"]["init_of_resnet50"].items():
+        if kind != "source":
+            expected, actual = FACTS[f"init_of_resnet50.{kind}"](said, built)
+            assert close(expected, actual), kind
 
 
 def test_no_comparison_waits_for_a_fact_that_nobody_states():
@@ -444,7 +539,11 @@ def test_no_comparison_waits_for_a_fact_that_nobody_states():
 
 def test_columns_of_the_v4_table_are_in_the_order_of_the_configs():
     columns = ENTRIES["paper_v4"]["table"]["columns"]
-    assert [load(stem, "paper_v4").model.name for stem in V4] == [f"mobilenet_v4_{column}" for column in columns]
+    models = [load(stem, "paper_v4").model for stem in V4]
+    assert [model.name for model in models] == [f"mobilenet_v4_{column}" for column in columns]
+    # The paper says neither; its authors' code is TF model garden's.
+    assert {model.init for model in models} == {"tf_model_garden"}
+    assert [model.drop_path_rule for model in models] == ["linear"] + 4 * ["tf_model_garden"]
 
 
 def test_the_papers_own_schedule_is_that_of_the_recipe_paper():

@@ -37,10 +37,22 @@ class ModelConfig:
     """Share of the pooled features that is dropped in training, in [0, 1)."""
     drop_path: float = 0.0
     """Stochastic depth: share of the examples for which the last residual branch is left out in training, in [0, 1)."""
-    drop_path_rule: Literal["linear", "flat"] = "linear"
-    """linear: from 0 at the first block to `drop_path` at the last (Huang et al., arXiv:1603.09382); flat: in all."""
-    init: Literal["truncated_normal", "kaiming_fan_out", "kaiming_fan_out_grouped"] = "kaiming_fan_out_grouped"
-    """TF-slim's, torchvision's, timm's; see `nn.conv.conv_init`."""
+    drop_path_rule: Literal["linear", "flat", "timm", "tf_model_garden"] = "linear"
+    """linear: from 0 at the first block to `drop_path` at the last (Huang et al., arXiv:1603.09382); flat: in all;
+    timm: from 0, short of `drop_path` at the last; tf_model_garden: in all attention blocks, and growing over stem,
+    other blocks and head."""
+    init: Literal[
+        "truncated_normal",
+        "kaiming_fan_out",
+        "kaiming_fan_out_grouped",
+        "torchvision_v3",
+        "torchvision_resnet",
+        "timm",
+        "efficientnet_jax",
+        "corenet_v3",
+        "tf_model_garden",
+    ] = "kaiming_fan_out_grouped"
+    """How each kind of layer begins: a row of `nn.initializers.INITS`, which says what it is and whose."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Compute type; parameters, statistics, logits and losses are at least float32."""
 

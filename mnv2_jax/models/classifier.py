@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mnv2_jax.nn.conv import Initializer
+from mnv2_jax.nn.initializers import Initializer
 from mnv2_jax.types import Array, Key
 
 
@@ -30,11 +30,13 @@ class Classifier(nn.Module):
       num_classes: columns of the logits.
       dropout: share of the features that is dropped in training.
       kernel_init: of the dense kernel [c, k].
+      bias_init: of the bias [k].
     """
 
     num_classes: int
     dropout: float
     kernel_init: Initializer
+    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, features: Array, train: bool, dropout_keys: Key | None) -> Array:
@@ -45,7 +47,7 @@ class Classifier(nn.Module):
         """
         wide = features.dtype
         kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.num_classes), wide)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.num_classes,), wide)
+        bias = self.param("bias", self.bias_init, (self.num_classes,), wide)
         if train and self.dropout:
             if dropout_keys is None:
                 raise ValueError(f"training with dropout={self.dropout:g} needs dropout_keys, one key an example")

@@ -324,7 +324,9 @@ def plan(model: ModelConfig, table: Table) -> Plan:
     return Plan(
         stem=table.stem,
         blocks=tuple(
-            Block(make=block(row), stride=1 if isinstance(row, MQA) else row.stride, stage=index)
+            Block(make=block(row), stride=1, stage=index, attends=True)
+            if isinstance(row, MQA)
+            else Block(make=block(row), stride=row.stride, stage=index)
             for index, stage in enumerate(table.stages)
             for row in stage
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,8 +20,9 @@ from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.models.classifier import Classifier
 from mnv2_jax.nn.activations import Activation, activate
 from mnv2_jax.nn.blocks import Layers, bind_layers, drop_path, max_pool
-from mnv2_jax.nn.conv import Conv, DepthwiseConv, conv_init, dense_init
+from mnv2_jax.nn.conv import Conv, DepthwiseConv
 from mnv2_jax.nn.forms import AUTO, Forms
+from mnv2_jax.nn.initializers import INITS
 from mnv2_jax.nn.norm import GroupedBatchNorm
 from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array, Key
@@ -40,6 +41,8 @@ class Block:
     """As published: 1 or 2."""
     stage: int
     """Which row of the family's table it belongs to, from 0."""
+    attends: bool = False
+    """Whether it is attention."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,38 @@ def places(plan: Plan, model: ModelConfig) -> tuple[Place, ...]:
         ratio *= stride
         found.append(Place(stride, here, ratio))
     return tuple(found)
+
+
+def _grown(plan: Plan, index: int) -> float:
+    return (index - 1) / max(len(plan.blocks) - 1, 1)
+
+
+def _flat(plan: Plan, index: int) -> float:
+    del plan, index
+    return 1.0
+
+
+def _timm(plan: Plan, index: int) -> float:
+    """The last convolution is a block, too, where a hidden layer follows the mean (V3; V4's is one of ours)."""
+    return (index - 1) / (len(plan.blocks) + bool(plan.head and plan.hidden))
+
+
+def _garden(plan: Plan, index: int) -> float:
+    """Its attention ignores ``flat_stochastic_depth_drop_rate=false``; its other blocks are counted with the stem, the
+    pooling and the layers behind them."""
+    if plan.blocks[index - 1].attends:
+        return 1.0
+    count = 1 + len(plan.blocks) + bool(plan.head) + 2 * bool(plan.hidden)
+    return (index + 1) / count
+
+
+DROP_PATH_RULES: Mapping[str, Callable[[Plan, int], float]] = {
+    "linear": _grown,
+    "flat": _flat,
+    "timm": _timm,
+    "tf_model_garden": _garden,
+}
+"""By `config.ModelConfig.drop_path_rule`: the share of `drop_path` that a block has, counted from 1."""
 
 
 def part_of(name: str) -> str:
@@ -175,7 +210,8 @@ class Network(nn.Module):
             x = points["head"] = layers.conv_norm(x, trained["head"], plan.head, "head", plan.act)
         x = points["pooled"] = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         if plan.hidden:
-            x = layers.dense(plan.hidden, use_bias=not plan.hidden_norm, name="hidden")(x)
+            dense = functools.partial(layers.dense, use_bias=not plan.hidden_norm, kernel_init=layers.inits.hidden)
+            x = dense(plan.hidden, name="hidden")(x)
             x = (
                 layers.norm(name="hidden_norm")(x, trained["hidden"], plan.act)
                 if plan.hidden_norm
@@ -186,7 +222,8 @@ class Network(nn.Module):
         classifier = Classifier(
             num_classes=self.model.num_classes,
             dropout=self.model.dropout,
-            kernel_init=dense_init(self.model.init),
+            kernel_init=layers.inits.classifier,
+            bias_init=layers.inits.classifier_bias(x.shape[-1]),
             name="classifier",
         )
         points["logits"] = classifier(x, train, dropout_keys)
@@ -195,8 +232,7 @@ class Network(nn.Module):
     def _with_drop_path(self, layers: Layers, index: int, keys: Key | None) -> Layers:
         """For block ``index``, counted from 1."""
         model = self.model
-        depth = (index - 1) / max(len(self.plan.blocks) - 1, 1)
-        rate = model.drop_path * (depth if model.drop_path_rule == "linear" else 1)
+        rate = model.drop_path * DROP_PATH_RULES[model.drop_path_rule](self.plan, index)
         if not rate:
             return layers
         if keys is None:
@@ -206,7 +242,7 @@ class Network(nn.Module):
 
     def _layers(self) -> Layers:
         model, dtype = self.model, jnp.dtype(self.model.dtype)
-        options: dict[str, Any] = dict(dtype=dtype, kernel_init=conv_init(model.init), forms=self.forms)
+        options: dict[str, Any] = dict(dtype=dtype, forms=self.forms)
         return bind_layers(
             conv=functools.partial(Conv, padding=_conv_padding(model), **options),
             depthwise=functools.partial(
@@ -220,7 +256,7 @@ class Network(nn.Module):
                 form=self.forms.norm,
             ),
             dtype=dtype,
-            kernel_init=dense_init(model.init),
+            inits=INITS[model.init],
         )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mnv2_jax.nn.activations import Activation
 from mnv2_jax.nn.channels import make_divisible
-from mnv2_jax.nn.conv import Initializer
+from mnv2_jax.nn.initializers import Initializers
 from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array, Key
 
@@ -52,7 +52,9 @@ class Layers:
     norm: Callable[..., nn.Module]
     """`nn.norm.GroupedBatchNorm`."""
     dense: Callable[..., nn.Module]
-    """`flax.linen.Dense`."""
+    """`flax.linen.Dense`, its initialisers open."""
+    inits: Initializers
+    """`conv` and `depthwise` have theirs where a block gives no other."""
     branch: Callable[[Array], Array] = _whole
     """What is done to the branch of a residual block before it is added; see `drop_path`."""
 
@@ -61,13 +63,13 @@ class Layers:
         return x + self.branch(y) if stride == 1 and x.shape == y.shape else y
 
     def conv_norm(
-        self, x: Array, train: bool, features: int, name: str, act: Activation | None = None, **window: int
+        self, x: Array, train: bool, features: int, name: str, act: Activation | None = None, **window: Any
     ) -> Array:
         """Convolution ``name``, norm, and the activation where there is one."""
         return self._finish(self.conv(features, name=name, **window)(x), train, name, act)
 
     def depthwise_norm(
-        self, x: Array, train: bool, name: str = "depthwise", act: Activation | None = None, **window: int
+        self, x: Array, train: bool, name: str = "depthwise", act: Activation | None = None, **window: Any
     ) -> Array:
         """Depthwise convolution ``name``, norm, and the activation where there is one."""
         return self._finish(self.depthwise(name=name, **window)(x), train, name, act)
@@ -122,19 +124,24 @@ class SqueezeExcite(nn.Module):
 
     Attributes:
       squeezed: channels between the two dense layers, both of float32 at least.
-      dense: as in `Layers`.
     """
 
     squeezed: int
-    dense: Callable[..., nn.Module]
+    layers: Layers
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Scales [b, h, w, c]."""
         y = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-        y = jax.nn.relu(self.dense(self.squeezed, name="reduce")(y))
-        gate = jax.nn.hard_sigmoid(self.dense(x.shape[-1], name="expand")(y))
+        y = jax.nn.relu(self._dense(y, self.squeezed, "reduce"))
+        gate = jax.nn.hard_sigmoid(self._dense(y, x.shape[-1], "expand"))
         return x * gate[:, None, None].astype(x.dtype)
+
+    def _dense(self, y: Array, features: int, name: str) -> Array:
+        inits = self.layers.inits
+        bias_init = inits.squeeze_excite_bias(y.shape[-1])
+        mapped: Array = self.layers.dense(features, kernel_init=inits.squeeze_excite, bias_init=bias_init, name=name)(y)
+        return mapped
 
 
 class InvertedResidual(nn.Module):
@@ -167,7 +174,7 @@ class InvertedResidual(nn.Module):
         window: dict[str, Any] = dict(kernel_size=self.kernel_size, stride=self.stride, dilation=self.dilation)
         y = layers.depthwise_norm(y, train, act=self.act, **window)
         if self.squeezed is not None:
-            y = SqueezeExcite(self.squeezed, layers.dense, name="squeeze_excite")(y)
+            y = SqueezeExcite(self.squeezed, layers, name="squeeze_excite")(y)
         # No activation after the projection: the paper's linear bottleneck.
         y = layers.conv_norm(y, train, self.features, "project")
         return self.layers.residual(x, y, self.stride)
@@ -267,16 +274,20 @@ class MobileAttention(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """See the module."""
         layers = self.layers
+        inits = layers.inits.of_attention(self.heads, self.kv_stride)
         y = layers.norm(name="input_norm")(x, train)
         batch, rows, columns, _ = y.shape
-        query = layers.conv(self.heads * self.key_dim, name="query")(y)
+        query = layers.conv(self.heads * self.key_dim, kernel_init=inits.query, name="query")(y)
         query = query.reshape(batch, rows * columns, self.heads, self.key_dim)
 
         def shared(name: str) -> Array:
             seen = y
             if self.kv_stride > 1:
-                seen = layers.depthwise_norm(y, train, f"{name}_depthwise", stride=self.kv_stride)
-            return layers.conv(self.key_dim, name=name)(seen).reshape(batch, -1, self.key_dim)
+                seen = layers.depthwise_norm(
+                    y, train, f"{name}_depthwise", stride=self.kv_stride, kernel_init=inits.depthwise
+                )
+            seen = layers.conv(self.key_dim, kernel_init=inits.shared, name=name)(seen)
+            return seen.reshape(batch, -1, self.key_dim)
 
         key, value = shared("key"), shared("value")
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -284,7 +295,7 @@ class MobileAttention(nn.Module):
             match = jnp.einsum("bqhd,bkd->bhqk", query, key, preferred_element_type=wide)
             weights = jax.nn.softmax(match * self.key_dim**-0.5, axis=-1).astype(x.dtype)
             seen = jnp.einsum("bhqk,bkd->bqhd", weights, value)
-        y = layers.conv(self.features, name="output")(seen.reshape(batch, rows, columns, -1))
+        y = layers.conv(self.features, kernel_init=inits.output, name="output")(seen.reshape(batch, rows, columns, -1))
         return self.layers.residual(x, LayerScale(name="layer_scale")(y), self.stride)
 
 
@@ -325,9 +336,14 @@ def bind_layers(
     depthwise: Callable[..., nn.Module],
     norm: Callable[..., nn.Module],
     dtype: Any,
-    kernel_init: Initializer,
+    inits: Initializers,
 ) -> Layers:
     """`Layers` whose dense ones compute in float32 at least."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    dense = functools.partial(nn.Dense, dtype=wide, param_dtype=wide, kernel_init=kernel_init)
-    return Layers(conv=conv, depthwise=depthwise, norm=norm, dense=dense)
+    return Layers(
+        conv=functools.partial(conv, kernel_init=inits.conv),
+        depthwise=functools.partial(depthwise, kernel_init=inits.depthwise),
+        norm=norm,
+        dense=functools.partial(nn.Dense, dtype=wide, param_dtype=wide),
+        inits=inits,
+    )

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Literal, TypeAlias
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import DTypeLike, Float
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.nn.forms import AUTO, LAX, Forms, depthwise_form, image_form, pointwise_form
+from mnv2_jax.nn.initializers import Initializer
 from mnv2_jax.nn.window import Padding, Window
-from mnv2_jax.types import Array, Key
-
-Init: TypeAlias = Literal["truncated_normal", "kaiming_fan_out", "kaiming_fan_out_grouped"]
-Initializer: TypeAlias = Callable[..., Array]
+from mnv2_jax.types import Array
 
 IMAGE_CHANNELS = 4
 """Inputs of at most this many channels are images: what a kernel sees of them fits into one row of a matrix."""
@@ -75,39 +69,6 @@ def depthwise_conv(
 # --- layers -------------------------------------------------------------------------------------------------
 
 
-def conv_init(name: Init) -> Initializer:
-    """Of kernels [r, s, i, o], depthwise ones [r, s, 1, c] included.
-
-    truncated_normal: 0.09, cut at ±0.18 (TF-slim's ``mobilenet.training_scope``).
-    kaiming_fan_out: normal of standard deviation sqrt(2 / (r * s * o)), also where o are the channels of a depthwise
-      kernel: torchvision's MobileNetV2, since ``torch.nn.init`` takes the first axis of the weight for the outputs of
-      one input.
-    kaiming_fan_out_grouped: as EfficientNet and timm, which divide by the groups: sqrt(2 / (r * s)) for a depthwise
-      kernel. Batch norm takes the scale of a kernel out again, but the smaller a kernel, the further a step of the same
-      learning rate turns it: this one bears the larger learning rates.
-    """
-    if name == "truncated_normal":
-        return nn.initializers.truncated_normal(0.09)
-    fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-    if name == "kaiming_fan_out":
-        return fan_out
-
-    def grouped(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        is_depthwise = shape[2] == 1
-        return (
-            nn.initializers.normal((2 / math.prod(shape[:2])) ** 0.5)(key, shape, dtype)
-            if is_depthwise
-            else fan_out(key, shape, dtype)
-        )
-
-    return grouped
-
-
-def dense_init(name: Init) -> Initializer:
-    """Of a classifier's kernel [c, k]: as slim's convolutions (its logits are one), or torchvision's N(0, 0.01)."""
-    return conv_init(name) if name == "truncated_normal" else nn.initializers.normal(0.01)
-
-
 class Conv(nn.Module):
     """`conv` with a kernel [r, s, i, o] of float32 at least, without bias.
 
@@ -128,7 +89,7 @@ class Conv(nn.Module):
     dilation: int = 1
     padding: Padding = "same"
     dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = conv_init("kaiming_fan_out")
+    kernel_init: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     forms: Forms = AUTO
 
     @nn.compact
@@ -154,7 +115,7 @@ class DepthwiseConv(nn.Module):
     dilation: int = 1
     padding: Padding = "same"
     dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = conv_init("kaiming_fan_out")
+    kernel_init: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     forms: Forms = AUTO
 
     @nn.compact

@@ -1,13 +1,19 @@
 """Stochastic depth, by example and by depth."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mnv2_jax import config
 from mnv2_jax.models import network
+from mnv2_jax.models.network import DROP_PATH_RULES
 from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.nn.blocks import drop_path
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_branch_is_kept_on_average_and_whole_or_not_at_all():
@@ -28,7 +34,7 @@ def traced(monkeypatch, keys, **options):
         return drop_path(y, keys, rate)
 
     monkeypatch.setattr(network, "drop_path", noted)
-    model = create_model("mobilenet_v2", 4, dropout=0.0, **options)
+    model = create_model(**{"name": "mobilenet_v2", "num_classes": 4, "dropout": 0.0} | options)
     variables = variable_shapes(model)
     images = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
     jax.eval_shape(lambda v, x, k: model.apply(v, x, train=True, dropout_keys=k), variables, images, keys)
@@ -62,6 +68,24 @@ def test_every_block_and_example_has_a_key_of_its_own(monkeypatch):
         return jnp.concatenate(found)
 
     assert len(np.unique(keys_of(jax.random.split(jax.random.key(0), 32)), axis=0)) == 10 * 32
+
+
+def test_attention_of_the_gardens_networks_has_the_peak_and_the_other_blocks_count_stem_and_head(monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 32)
+    model = config.load(f"{ROOT}/configs/v4_hybrid_m.py")[1].model
+    options = dict(drop_path=model.drop_path, drop_path_rule=model.drop_path_rule)
+    # The residual ones among the 35 entries of its table of block specs, where the stem is 0, of which these attend.
+    residual, attending = [3, *range(5, 16), *range(17, 32)], (8, 10, 12, 14, 24, 26, 28, 30)
+    expected = [0.075 * (1 if entry in attending else (entry + 1) / 35) for entry in residual]
+    rates = traced(monkeypatch, keys, name=model.name, width=0.125, **options)
+    np.testing.assert_allclose(rates, expected)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("mobilenet_v2", 17), ("mobilenet_v3_large", 16)])
+def test_timm_divides_by_its_blocks_among_which_is_the_last_convolution_of_v3(name, blocks):
+    plan = create_model(name, 2).module.plan
+    shares = [DROP_PATH_RULES["timm"](plan, index) for index in range(1, len(plan.blocks) + 1)]
+    np.testing.assert_allclose(shares, np.arange(len(plan.blocks)) / blocks)
 
 
 def test_what_is_frozen_is_not_dropped_and_inference_neither(monkeypatch):

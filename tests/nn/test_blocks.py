@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnv2_jax.nn import blocks
 from mnv2_jax.nn.conv import Conv, DepthwiseConv, Window
+from mnv2_jax.nn.initializers import INITS
 from mnv2_jax.nn.norm import GroupedBatchNorm
 
 UIB = functools.partial(blocks.UniversalInvertedBottleneck, features=8, expand_ratio=2, act="relu", layer_scale=True)
@@ -37,7 +38,7 @@ def bind(dtype, padding="same"):
         depthwise=functools.partial(DepthwiseConv, dtype=dtype, padding=padding),
         norm=functools.partial(GroupedBatchNorm, 2),
         dtype=dtype,
-        kernel_init=jax.nn.initializers.normal(0.1),
+        inits=INITS["torchvision_v3"],
     )
 
 
@@ -110,8 +111,7 @@ def test_attention_sees_the_whole_image_and_no_other(name):
 
 
 def test_squeeze_excite_is_a_factor_between_0_and_1_for_each_channel():
-    dense = bind(jnp.bfloat16).dense
-    block, x = blocks.SqueezeExcite(4, dense), jnp.asarray(images(3, 5, 6, 8), jnp.bfloat16)
+    block, x = blocks.SqueezeExcite(4, bind(jnp.bfloat16)), jnp.asarray(images(3, 5, 6, 8), jnp.bfloat16)
     state = jax.jit(block.init)(jax.random.key(0), x)
     y = block.apply(state, x)
     factor = np.asarray(y / x, np.float32)

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mnv2_jax.nn.blocks import InvertedResidual, bind_layers
 from mnv2_jax.nn.conv import Conv, DepthwiseConv
+from mnv2_jax.nn.initializers import INITS
 from mnv2_jax.nn.norm import GroupedBatchNorm
 
 
@@ -110,7 +111,7 @@ def test_the_number_of_devices_changes_rounding_only(x64):
         depthwise=functools.partial(DepthwiseConv, dtype=jnp.float64),
         norm=functools.partial(GroupedBatchNorm, 2),
         dtype=jnp.float64,
-        kernel_init=jax.nn.initializers.normal(0.1),
+        inits=INITS["torchvision_v3"],
     )
     block = InvertedResidual(features=8, hidden=24, act="relu6", squeezed=8, layers=layers)
     x = images(8, 4, 4, 8, dtype=np.float64)
