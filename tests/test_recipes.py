@@ -456,6 +456,7 @@ OTHERS = {  # leaves that say nothing of how to train
     "model": "the config file's",
     "command.--model": "the config file's",
     "source": "where it stands",
+    "random_crop.where": "where it stands",
     "resizing.where": "where it stands, and where the pixels lie; see the comments of the recipes",
     "result": "what came of it",
     "result.*": "what came of it",
