@@ -12,6 +12,7 @@ from mnv2_jax.models import network
 from mnv2_jax.models.network import DROP_PATH_RULES
 from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.nn.blocks import drop_path
+from mnv2_jax.nn.forms import LIBRARY
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -34,7 +35,7 @@ def traced(monkeypatch, keys, **options):
         return drop_path(y, keys, rate)
 
     monkeypatch.setattr(network, "drop_path", noted)
-    model = create_model(**{"name": "mobilenet_v2", "num_classes": 4, "dropout": 0.0} | options)
+    model = create_model(**{"name": "mobilenet_v2", "num_classes": 4, "dropout": 0.0} | options).with_forms(LIBRARY)
     variables = variable_shapes(model)
     images = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
     jax.eval_shape(lambda v, x, k: model.apply(v, x, train=True, dropout_keys=k), variables, images, keys)
@@ -52,7 +53,7 @@ def test_rates_grow_with_depth_and_only_residual_blocks_have_them(monkeypatch):
 
 
 def test_every_block_and_example_has_a_key_of_its_own(monkeypatch):
-    model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.2)
+    model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.2).with_forms(LIBRARY)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
     found = []
 
@@ -90,7 +91,7 @@ def test_timm_divides_by_its_blocks_among_which_is_the_last_convolution_of_v3(na
 
 def test_what_is_frozen_is_not_dropped_and_inference_neither(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 32)
-    model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.9)
+    model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.9).with_forms(LIBRARY)
     images = np.random.default_rng(0).normal(size=(32, 16, 16, 3)).astype(np.float32)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(leaf.dtype), variable_shapes(model))
