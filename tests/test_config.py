@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -445,6 +446,30 @@ def test_idle_options_are_declared():
     assert set(checks.READ_WHEN) <= set(config.flatten(dataclasses.asdict(config.Config())))
 
 
+def test_options_are_idle_where_their_words_say():
+    """Each that is read with certain choices of one key: its condition holds with just these."""
+    every = {"optim": {"momentum": 0.9, "warmup_epochs": 1.0}, "augment": {"mixup_alpha": 0.1, "cutmix_alpha": 0.1}}
+    checked = set()
+    for key, (words, is_read) in checks.READ_WHEN.items():
+        said = re.match(
+            r"(optim\.(?:name|schedule)|data\.crop|augment\.(?:policy|color))=([\w, ]+?)(…| and .*)?$", words
+        )
+        if said is None:
+            continue
+        section, leaf = said[1].split(".")
+        kind = type(getattr(config.Config(), section))
+        wanted = re.split(", | or ", said[2])
+        for choice in typing.get_args(typing.get_type_hints(kind)[leaf]):
+            built = config.build(every | {section: every.get(section, {}) | {leaf: choice, **NEEDED.get(choice, {})}})
+            named = choice in wanted or (said[3] == "…" and choice.startswith(said[2]))
+            assert is_read(built) == named, (key, choice)
+        checked.add(key)
+    assert len(checked) > 25
+
+
+NEEDED = {"step": {"milestones_epochs": (1,)}}
+
+
 def run(*arguments, **options):
     command = [sys.executable, "-m", "mnv2_jax.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
@@ -459,7 +484,7 @@ def test_command_line_refuses_with_one_line_and_code_2_before_jax():
 
 
 def test_command_line_names_the_nearest_flag():
-    refused = run(f"--config={W1}", "--wrkdir=x")
+    refused = run(f"--config={W1}", "--work=x")  # which argparse would take for --workdir
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "did you mean '--workdir'?" in refused.stderr
 

@@ -489,7 +489,7 @@ RANDOM_CROP = layer("RandomCrop", height=24, width=24)
         ([RESIZE, BYTES], (None, None), None, 48, ("central", 1.0, "bilinear")),
         ([BYTES, ASPECT], (None, None), None, 64, ("resize_crop", 1.0, "bicubic")),
         ([ASPECT, FLIP, CROP], (None, None), None, 48, ("resize_crop", 0.75, "bicubic")),
-        ([CROP], (64, 64), None, 48, (None, 0.75, None)),
+        ([CROP, layer("CenterCrop", height=24, width=24)], (64, 64), None, 24, (None, 0.375, None)),
         ([CROP, layer("Resizing", height=24, width=24)], (96, 96), None, 24, (None, 0.5, "bilinear")),
         ([RESIZE], (90, 120), None, 48, (None, None, "bilinear")),
         ([layer("CenterCrop", height=32, width=32)], (32, 32), None, 32, (None, None, None)),

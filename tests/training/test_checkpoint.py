@@ -273,8 +273,9 @@ def of_system(number, *path):
 
 
 def wrapped(error):
-    outer = ValueError("Error reading the checkpoint")
-    outer.__cause__ = error
+    """Raised from what was raised while the error was handled."""
+    inner, outer = KeyError("state"), ValueError("Error reading the checkpoint")
+    inner.__context__, outer.__cause__ = error, inner
     return outer
 
 
