@@ -1,12 +1,14 @@
 """The log: what a torn one gives, and what is cut from it."""
 
 import json
+import struct
 import subprocess
 import sys
 import warnings
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from mnv2_jax.training.metrics_log import MetricsLog, process_seconds, read_metrics
 
@@ -111,6 +113,17 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
         assert b"train/loss" in content
         assert b"eval/loss" in content
         assert b"train/top1" not in content
+    # What the first says of later steps than the restored one no longer holds.
+    starts = [[event.step for event in events(file) if event.HasField("session_log")] for file in files]
+    assert starts == [[], [11]]
+
+
+def events(file):
+    content = file.read_bytes()
+    while content:
+        (size,) = struct.unpack_from("<Q", content)
+        yield event_pb2.Event.FromString(content[12 : 12 + size])
+        content = content[16 + size :]
 
 
 def test_process_seconds_counts_from_the_start_of_the_process():

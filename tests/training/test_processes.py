@@ -34,6 +34,7 @@ def test_one_process_agrees_with_itself():
     [
         ([{"a": 1}, {"a": 1}, {"a": 2}], "a is 1 in process 0 and 2 in process 2; start all"),
         ([{"a": 1}, {}], "a is 1 in process 0 and null in process 1"),
+        ([{}, {"a": 1}], "a is null in process 0 and 1 in process 1"),
         ([{"b": "x" * 99}, {"b": "x" * 98}], r"b is \"x+… \(SHA-256 \w{8}\) in process 0"),
     ],
 )

@@ -214,7 +214,7 @@ def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, c
     assert not warned()
     flags("--xla_force_host_platform_device_count=8", "--xla_b=2", "--xla_a=1")
     assert not warned()
-    flags("--xla_a=2")
+    flags("--xla_a=2", "--xla_b=2")
     assert "XLA_FLAGS" in warned()
     assert not warned()
     with jax.default_matmul_precision("highest"):
