@@ -17,7 +17,7 @@ from mnv2_jax import config as config_lib
 from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training import processes
-from mnv2_jax.training.supervisor import Stopped, Supervisor, supervise
+from mnv2_jax.training.supervisor import Stopped, supervise
 from tests import cli
 
 
@@ -123,14 +123,14 @@ def test_training_uncompiled_is_refused():
 
 
 def test_what_is_compiled_may_take_longer():
-    supervisor = Supervisor(2.0, 50.0)
-    with supervisor.compiling():
-        assert supervisor._limit_s == 50
-        alive = supervisor._alive
-    assert supervisor._limit_s == 2
-    assert supervisor._alive > alive
-    supervisor.should_stop()
-    assert supervisor._alive > alive + 1
+    with supervise(config_lib.FaultsConfig(step_timeout_s=20.0, compile_timeout_s=50.0)) as supervisor:
+        with supervisor.compiling():
+            assert supervisor._limit_s == 50
+            alive = supervisor._alive
+        assert supervisor._limit_s == 20
+        assert supervisor._alive > alive
+        supervisor.should_stop()
+        assert supervisor._alive > alive + 1
 
 
 @pytest.mark.parametrize(

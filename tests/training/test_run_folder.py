@@ -65,8 +65,9 @@ def test_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
 def test_lock_is_released_by_an_exception_and_holds_against_ourselves(tmp_path):
     with pytest.raises(KeyError), run_folder.lock(tmp_path):
         raise KeyError
+    (tmp_path / ".lock").write_text("12345678901\n")  # of a process that was killed
     with run_folder.lock(tmp_path):
-        with pytest.raises(UserError, match=f"process {os.getpid()}"), run_folder.lock(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} is training"), run_folder.lock(tmp_path):
             pass
         with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal took nothing away
             pass
