@@ -25,7 +25,8 @@ from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import summarise
 from mnv2_jax.models.registry import create_model
-from mnv2_jax.models.weights import shapes_of
+from mnv2_jax.models.unfold import are_folded
+from mnv2_jax.models.weights import shapes_of, unflatten
 
 V1, V2, V3 = "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"
 PATH = pathlib.Path("w")
@@ -233,6 +234,7 @@ def test_layers_that_are_missing_are_listed():
 
 def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_files():
     model, network = foreign(V1)
+    assert are_folded(model, unflatten(leaves_of(PATH, model, network)))  # as in TFLite's files: its norms only add
     rng, layers = np.random.default_rng(0), []
     for layer in network.layers:
         channels = layer.arrays["kernel"].shape[-1]
