@@ -4,12 +4,15 @@ import json
 import struct
 import subprocess
 import sys
+import types
 import warnings
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from mnv2_jax.training import loop
+from mnv2_jax.training.checkpoint import Restored
 from mnv2_jax.training.metrics_log import MetricsLog, process_seconds, read_metrics
 
 
@@ -92,6 +95,16 @@ def test_metrics_are_cut_back_to_the_restored_step(tmp_path, resume_step, kept):
     # The time that the lost steps took was spent all the same.
     assert log.seconds_before == last["seconds"]
     assert log.seconds >= last["seconds"] + process_seconds() - 0.1
+
+
+def test_evaluations_of_steps_that_are_lost_do_not_count(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step, top1 in ((2, 0.5), (4, 0.9)):
+        log.write(step, "eval", {"top1": top1})
+    log.close()
+    experiment = types.SimpleNamespace(is_over=lambda step, top1_of: False)
+    assert loop._found(experiment, tmp_path, Restored(2, {}, {})) == (2, [(2, 0.5)], None)
+    assert loop._found(experiment, tmp_path, None) == (None, [], None)
 
 
 def test_reading_metrics_that_are_not_there(tmp_path):
