@@ -252,7 +252,7 @@ REFUSED = [
     ),
     ("", ["data.eval_crop_fraction=1e-9"], "data.eval_crop_fraction=1e-09 is out of range"),
     ("", ["data.crop_ratio=(1e-310, 1e308)"], "must lie between 0.01 and 100"),
-    ("", ["data.mean=[1e300, 0, 0]"], "data.mean=[1e+300, 0.0, 0.0] is out of range"),
+    ("", ["data.mean=[-1e300, 0, 0]"], "data.mean=[-1e+300, 0.0, 0.0] is out of range"),
     ("", ["data.std=[1e-30, 1, 1]"], "must be at least 0.001"),
     ("", ["optim.reference_lr=1e308", "optim.reference_batch_size=1"], "is infinite for data.batch_size=96; lower it"),
     ("", ["seed=" + 20_000 * "-" + "1"], "expected int"),
