@@ -324,6 +324,9 @@ def test_last_layers_that_give_no_logits(units, activation):
     pooled = dataclasses.replace(behind(V2, 2)[1], strange=("pool (GlobalMaxPooling2D)",))
     with pytest.raises(UserError, match=r"behind the mean it has pool \(GlobalMaxPooling2D\)"):
         without_other_head(PATH, model, pooled, "load")
+    *others, hidden, last = behind(V2, 100, 3)[1].layers  # a hidden layer without an activation is no classifier
+    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(hidden, activation=None), last))
+    assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
 
 
 # --- what it says of images -------------------------------------------------------------------------------------

@@ -492,6 +492,7 @@ RANDOM_CROP = layer("RandomCrop", height=24, width=24)
         ([CROP, layer("CenterCrop", height=24, width=24)], (64, 64), None, 24, (None, 0.375, None)),
         ([CROP, layer("Resizing", height=24, width=24)], (96, 96), None, 24, (None, 0.5, "bilinear")),
         ([RESIZE], (90, 120), None, 48, (None, None, "bilinear")),
+        ([], (90, 120), None, None, (None, None, None)),
         ([layer("CenterCrop", height=32, width=32)], (32, 32), None, 32, (None, None, None)),
         ([tf_op("image.resize", size=[48, 48], method="bicubic")], (None, None), None, 48, ("central", 1.0, "bicubic")),
         (

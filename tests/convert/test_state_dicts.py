@@ -150,6 +150,9 @@ def test_what_to_take_must_be_there_and_one(tmp_path):
     refused(path, "one, two.x", "three")
     assert {array[0] for array in read_state_dict(path, "two").tensors.values()} == {2}
     refused(write(tmp_path / "d.safetensors", network(1) | network(2, prefix="module.")), "save the one model")
+    averages = network(2, prefix="state_dict_ema.") | network(3, prefix="model_ema.")  # in timm's order
+    read = read_state_dict(write(tmp_path / "e.safetensors", network(1, prefix="model.") | averages))
+    assert {array[0] for array in read.tensors.values()} == {2}
 
 
 @pytest.mark.parametrize(
