@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -262,11 +263,12 @@ def test_prepare_refuses_another_teacher(tmp_path, distill, what):
     assert f"another teacher: {what} has changed since (SHA-256 cf05cf05… -> ca8dca8d…)" in one_line(error)
 
 
-def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"'thesis\.tex' but no config\.json"):
+@pytest.mark.parametrize("name", ["thesis.tex", ".git"])
+def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"'{re.escape(name)}' but no config\\.json"):
         run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
-    assert os.listdir(tmp_path) == ["thesis.tex"]
+    assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("broken", [b"", b'{"seed": 0', b"[]", b"\0\0\0", b'{"sed": 0}', b'{"seed": "x"}', b"\xff"])
@@ -302,6 +304,7 @@ def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
                 with pytest.raises(Killed):
                     run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
                 monkeypatch.setattr(os, "replace", rename)
+                (workdir / ".config.json.1.tmp").touch()  # which SIGKILL leaves no time to remove
                 complete = after and kill_at == 2
                 assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES) == complete
                 assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
