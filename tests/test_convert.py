@@ -227,6 +227,9 @@ def test_what_the_command_line_says_wins(weights):
     assert trained.data.eval_crop == settings.data.eval_crop
     assert trained.model.strides == settings.model.strides
     assert (trained.norm.decay, trained.norm.epsilon) == (0.8, 1e-5)  # the recipe's, the weights'
+    whole = dataclasses.replace(settings, model=dataclasses.replace(settings.model, width=1.0))  # nobody said so
+    with pytest.raises(UserError, match=r"and model\.width=1\.0; give --config\.model\.width=0\.25"):
+        prepare(whole, [], evaluates=True)
     larger = dataclasses.replace(settings, data=dataclasses.replace(settings.data, eval_resolution=32))  # a recipe's
     assert prepare(larger, [], evaluates=True)[0].data.seen_resolution == 16
     assert prepare(larger, [], evaluates=False)[0].data.seen_resolution == 32

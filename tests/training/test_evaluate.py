@@ -11,8 +11,8 @@ from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.ops.metrics import NO_ANSWER
-from mnv2_jax.training import verbs
-from mnv2_jax.training.evaluate import make_evaluate, worst_mistakes
+from mnv2_jax.training import evaluate, verbs
+from mnv2_jax.training.evaluate import evaluate_run, make_evaluate, worst_mistakes
 from mnv2_jax.training.mesh import make_mesh
 
 
@@ -59,6 +59,15 @@ def test_where_no_image_can_be_decoded_all_are_named(skips):
     with pytest.raises(DamagedImageError, match=r"^2 of the 2 images of val .*cut off; b\.jpg: empty; ") as error:
         make_evaluate(experiment)({})
     assert str(error.value).endswith("skip_corrupt=True") != skips
+
+
+@pytest.mark.parametrize("asked", [{"norm": {"epsilon": 0.1}}, {"model": {"width": 0.5}}])
+def test_a_run_of_another_network_is_not_evaluated(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "read_run", lambda workdir: (Config(), ["cat", "dog"]))
+    monkeypatch.setattr(evaluate, "restore_variables", lambda workdir, which: (3, {}))
+    (key,) = (f"{section}.{leaf}" for section, leaves in asked.items() for leaf in leaves)
+    with pytest.raises(UserError, match=f"holds another model: {key}"):
+        evaluate_run(build(asked), tmp_path, None)
 
 
 def test_where_there_is_no_run_weights_can_be_evaluated(tmp_path):
