@@ -155,6 +155,8 @@ def test_learning_rate_of_a_runs_json_follows_the_batch_unless_it_was_set(tmp_pa
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict(config.load(W1, override)[1])))
         _, built = config.load(str(tmp_path / "config.json"), ["data.batch_size=192"])
         assert built.peak_lr == pytest.approx(expected)
+    (tmp_path / "config.json").rename(tmp_path / "mine.json")
+    assert config.load(str(tmp_path / "mine.json"))[0] == "mine"
 
 
 def test_a_recipe_brings_its_data_unless_others_are_asked_for():

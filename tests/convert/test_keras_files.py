@@ -545,6 +545,8 @@ def test_layers_before_the_first_convolution_that_cannot_be_expressed(step, size
 def test_pixels_that_are_inverted_and_a_mean_that_is_nowhere(tmp_path):
     with pytest.raises(UserError, match=r"multiply pixels by \[-1.0, -1.0, -1.0\]"):
         prepared(tmp_path / "m", [tf_constant_first("math.subtract", 255.0)])
+    with pytest.raises(UserError, match=r"multiply pixels by \[1.0, -1.0, 1.0\]"):
+        prepared(tmp_path / "m", [layer("Rescaling", scale=[1.0, -1.0, 1.0])])
     with pytest.raises(UserError, match="layer 's0' isn't in it"):
         prepared(tmp_path / "m", [layer("Normalization")])
 
