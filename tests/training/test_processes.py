@@ -93,24 +93,34 @@ def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-DEAF = """
-import os, signal, time
+INTERRUPTED = """
+import os, signal, sys, time
 from mnv2_jax import interrupts
-interrupts.GRACE_S = 0.2
+interrupts.GRACE_S, *pauses_s = map(float, sys.argv[1:])
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with interrupts.second_ends("interrupted", 130):
-    for _ in range(2):
+    for pause_s in pauses_s:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
         except KeyboardInterrupt:
-            pass
-    time.sleep(60)
+            print("heard", flush=True)
+            time.sleep(pause_s)
+print("closed")
 """
 
 
-def test_a_second_interrupt_ends_who_does_not_hear():
-    result = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=20, check=False)
-    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+@pytest.mark.parametrize(
+    ("times_s", "told"),
+    [
+        (("0.1", "0.3", "60"), (130, "heard\nheard\n", "interrupted\n")),  # the first alone ends nobody
+        (("10", "0", "0.1"), (0, "heard\nheard\nclosed\n", "")),
+    ],
+)
+def test_a_second_interrupt_ends_who_does_not_leave_in_time(times_s, told):
+    command = [sys.executable, "-c", INTERRUPTED, *times_s]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == told
 
 
 # --- devices ------------------------------------------------------------------------------------------------
