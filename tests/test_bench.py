@@ -134,6 +134,7 @@ def stubs(tmp_path, monkeypatch):
     monkeypatch.setattr(contest, "_COMMAND", (sys.executable, "-S", "-E", str(script)))
     monkeypatch.setattr(contest, "variable_shapes", lambda model: {"params": {"w": jax.ShapeDtypeStruct((2, 3), int)}})
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(contest, "TURN_SECONDS", 20.0)  # several steps fill a turn
     return tmp_path / "ids"
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -154,6 +155,8 @@ def test_learning_rate_of_a_runs_json_follows_the_batch_unless_it_was_set(tmp_pa
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict(config.load(W1, override)[1])))
         _, built = config.load(str(tmp_path / "config.json"), ["data.batch_size=192"])
         assert built.peak_lr == pytest.approx(expected)
+    (tmp_path / "config.json").rename(tmp_path / "mine.json")
+    assert config.load(str(tmp_path / "mine.json"))[0] == "mine"
 
 
 def test_a_recipe_brings_its_data_unless_others_are_asked_for():
@@ -251,7 +254,7 @@ REFUSED = [
     ),
     ("", ["data.eval_crop_fraction=1e-9"], "data.eval_crop_fraction=1e-09 is out of range"),
     ("", ["data.crop_ratio=(1e-310, 1e308)"], "must lie between 0.01 and 100"),
-    ("", ["data.mean=[1e300, 0, 0]"], "data.mean=[1e+300, 0.0, 0.0] is out of range"),
+    ("", ["data.mean=[-1e300, 0, 0]"], "data.mean=[-1e+300, 0.0, 0.0] is out of range"),
     ("", ["data.std=[1e-30, 1, 1]"], "must be at least 0.001"),
     ("", ["optim.reference_lr=1e308", "optim.reference_batch_size=1"], "is infinite for data.batch_size=96; lower it"),
     ("", ["seed=" + 20_000 * "-" + "1"], "expected int"),
@@ -445,6 +448,30 @@ def test_idle_options_are_declared():
     assert set(checks.READ_WHEN) <= set(config.flatten(dataclasses.asdict(config.Config())))
 
 
+def test_options_are_idle_where_their_words_say():
+    """Each that is read with certain choices of one key: its condition holds with just these."""
+    every = {"optim": {"momentum": 0.9, "warmup_epochs": 1.0}, "augment": {"mixup_alpha": 0.1, "cutmix_alpha": 0.1}}
+    checked = set()
+    for key, (words, is_read) in checks.READ_WHEN.items():
+        said = re.match(
+            r"(optim\.(?:name|schedule)|data\.crop|augment\.(?:policy|color))=([\w, ]+?)(…| and .*)?$", words
+        )
+        if said is None:
+            continue
+        section, leaf = said[1].split(".")
+        kind = type(getattr(config.Config(), section))
+        wanted = re.split(", | or ", said[2])
+        for choice in typing.get_args(typing.get_type_hints(kind)[leaf]):
+            built = config.build(every | {section: every.get(section, {}) | {leaf: choice, **NEEDED.get(choice, {})}})
+            named = choice in wanted or (said[3] == "…" and choice.startswith(said[2]))
+            assert is_read(built) == named, (key, choice)
+        checked.add(key)
+    assert len(checked) > 25
+
+
+NEEDED = {"step": {"milestones_epochs": (1,)}}
+
+
 def run(*arguments, **options):
     command = [sys.executable, "-m", "mnv2_jax.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
@@ -459,7 +486,7 @@ def test_command_line_refuses_with_one_line_and_code_2_before_jax():
 
 
 def test_command_line_names_the_nearest_flag():
-    refused = run(f"--config={W1}", "--wrkdir=x")
+    refused = run(f"--config={W1}", "--work=x")  # which argparse would take for --workdir
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "did you mean '--workdir'?" in refused.stderr
 

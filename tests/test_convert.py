@@ -34,6 +34,7 @@ from tests import cli
 REAL = pathlib.Path(os.environ["MNV2_JAX_DATA"]) if os.environ.get("MNV2_JAX_DATA") else None
 needs_real = pytest.mark.skipif(REAL is None, reason="MNV2_JAX_DATA names no folder of real images and weights")
 DIGITS = tuple(map(str, range(10)))
+TURNED = (*DIGITS[1:], DIGITS[0])  # which is not its own inverse, as the order backwards is
 
 
 def weights_file(path, name="mobilenet_v2", classes=DIGITS, **options):
@@ -231,6 +232,12 @@ def test_what_the_command_line_says_wins(weights):
     assert trained.data.eval_crop == settings.data.eval_crop
     assert trained.model.strides == settings.model.strides
     assert (trained.norm.decay, trained.norm.epsilon) == (0.8, 1e-5)  # the recipe's, the weights'
+    whole = dataclasses.replace(settings, model=dataclasses.replace(settings.model, width=1.0))  # nobody said so
+    with pytest.raises(UserError, match=r"and model\.width=1\.0; give --config\.model\.width=0\.25"):
+        prepare(whole, [], evaluates=True)
+    larger = dataclasses.replace(settings, data=dataclasses.replace(settings.data, eval_resolution=32))  # a recipe's
+    assert prepare(larger, [], evaluates=True)[0].data.seen_resolution == 16
+    assert prepare(larger, [], evaluates=False)[0].data.seen_resolution == 32
 
 
 def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
@@ -262,8 +269,9 @@ def test_images_of_some_classes_are_measured_among_all():
         relabel(data, WeightsInfo(labels=("cat", "dog")), 2)
     with pytest.raises(UserError, match=r"12 classes without names, and digits has 10; .* --labels=FILE"):
         relabel(data, WeightsInfo(), 12)
-    only_ids = relabel(data, WeightsInfo(class_ids=DIGITS[::-1]), 10)
-    np.testing.assert_array_equal(only_ids.eval.labels, 9 - np.asarray(data.eval.labels))
+    only_ids = relabel(dataclasses.replace(data, scored=(0, 3)), WeightsInfo(class_ids=TURNED), 10)
+    np.testing.assert_array_equal(only_ids.eval.labels, (np.asarray(data.eval.labels) - 1) % 10)
+    assert only_ids.scored == (2, 9)
 
 
 def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
@@ -275,11 +283,11 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
         check_head(settings, other, data)
     check_head(dataclasses.replace(settings, init=config.InitConfig(weights="x", head="new")), other, data)
     # The same classes in another order are put into that of the data.
-    other = other._replace(info=WeightsInfo(labels=DIGITS[::-1]))
+    other = other._replace(info=WeightsInfo(labels=TURNED))
     check_head(settings, other, data)
     ours, theirs = arranged(other, data).variables["params"], other.variables["params"]
-    np.testing.assert_array_equal(ours["classifier"]["kernel"], theirs["classifier"]["kernel"][:, ::-1])
-    np.testing.assert_array_equal(ours["classifier"]["bias"], theirs["classifier"]["bias"][::-1])
+    np.testing.assert_array_equal(ours["classifier"]["kernel"], np.roll(theirs["classifier"]["kernel"], 1, -1))
+    np.testing.assert_array_equal(ours["classifier"]["bias"], np.roll(theirs["classifier"]["bias"], 1))
     np.testing.assert_array_equal(ours["stem"]["kernel"], theirs["stem"]["kernel"])
 
 

@@ -16,7 +16,7 @@ def verb():
         outputs.drop_errors(sys.stdout)
     opened = open(sys.argv[1], "w")
     for _ in range(3):
-        print("said", flush=True)
+        print("s\\udce9", flush=True)  # as of a file's name that isn't Unicode
     print("warned", file=sys.stderr, flush=True)
     opened.write("done")
     opened.close()

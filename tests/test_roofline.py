@@ -1,5 +1,8 @@
 """What a network needs is what can be counted by hand; what a device gives is positive."""
 
+import itertools
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -90,9 +93,11 @@ def test_the_type_is_that_of_the_maps():
 
 
 def test_the_device_is_measured(monkeypatch):
-    monkeypatch.setattr(roofline, "_BUDGET_S", 0.0)
-    assert 1e8 < roofline.measured_bandwidth() < 1e13
-    assert 1e8 < roofline.measured_rate("float32") < 1e15
+    """By a clock on which each turn takes half a second."""
+    ticks = itertools.count(step=0.5)
+    monkeypatch.setattr(roofline, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert roofline.measured_bandwidth() == 2 * (2 * 2**27) / 0.5  # two passes read and write 128 MiB
+    assert roofline.measured_rate("float32") == 2 * 1024**3 / 0.5
 
 
 def test_the_scarcer_of_the_two_bounds():

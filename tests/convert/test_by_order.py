@@ -25,7 +25,8 @@ from mnv2_jax.convert.tflite_files import read_tflite
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import summarise
 from mnv2_jax.models.registry import create_model
-from mnv2_jax.models.weights import shapes_of
+from mnv2_jax.models.unfold import are_folded
+from mnv2_jax.models.weights import shapes_of, unflatten
 
 V1, V2, V3 = "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"
 PATH = pathlib.Path("w")
@@ -233,6 +234,7 @@ def test_layers_that_are_missing_are_listed():
 
 def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_files():
     model, network = foreign(V1)
+    assert are_folded(model, unflatten(leaves_of(PATH, model, network)))  # as in TFLite's files: its norms only add
     rng, layers = np.random.default_rng(0), []
     for layer in network.layers:
         channels = layer.arrays["kernel"].shape[-1]
@@ -322,6 +324,9 @@ def test_last_layers_that_give_no_logits(units, activation):
     pooled = dataclasses.replace(behind(V2, 2)[1], strange=("pool (GlobalMaxPooling2D)",))
     with pytest.raises(UserError, match=r"behind the mean it has pool \(GlobalMaxPooling2D\)"):
         without_other_head(PATH, model, pooled, "load")
+    *others, hidden, last = behind(V2, 100, 3)[1].layers  # a hidden layer without an activation is no classifier
+    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(hidden, activation=None), last))
+    assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
 
 
 # --- what it says of images -------------------------------------------------------------------------------------

@@ -490,9 +490,10 @@ RANDOM_CROP = layer("RandomCrop", height=24, width=24)
         ([RESIZE, BYTES], (None, None), None, 48, ("central", 1.0, "bilinear")),
         ([BYTES, ASPECT], (None, None), None, 64, ("resize_crop", 1.0, "bicubic")),
         ([ASPECT, FLIP, CROP], (None, None), None, 48, ("resize_crop", 0.75, "bicubic")),
-        ([CROP], (64, 64), None, 48, (None, 0.75, None)),
+        ([CROP, layer("CenterCrop", height=24, width=24)], (64, 64), None, 24, (None, 0.375, None)),
         ([CROP, layer("Resizing", height=24, width=24)], (96, 96), None, 24, (None, 0.5, "bilinear")),
         ([RESIZE], (90, 120), None, 48, (None, None, "bilinear")),
+        ([], (90, 120), None, None, (None, None, None)),
         ([layer("CenterCrop", height=32, width=32)], (32, 32), None, 32, (None, None, None)),
         ([tf_op("image.resize", size=[48, 48], method="bicubic")], (None, None), None, 48, ("central", 1.0, "bicubic")),
         (
@@ -550,6 +551,8 @@ def test_layers_before_the_first_convolution_that_cannot_be_expressed(step, size
 def test_pixels_that_are_inverted_and_a_mean_that_is_nowhere(tmp_path):
     with pytest.raises(UserError, match=r"multiply pixels by \[-1.0, -1.0, -1.0\]"):
         prepared(tmp_path / "m", [tf_constant_first("math.subtract", 255.0)])
+    with pytest.raises(UserError, match=r"multiply pixels by \[1.0, -1.0, 1.0\]"):
+        prepared(tmp_path / "m", [layer("Rescaling", scale=[1.0, -1.0, 1.0])])
     with pytest.raises(UserError, match="layer 's0' isn't in it"):
         prepared(tmp_path / "m", [layer("Normalization")])
 

@@ -222,6 +222,10 @@ def test_preprocessing_that_is_known_better_wins(tmp_path):
         load_weights(path, "mobilenet_v1", preprocessing=dict(batch_size=3))
     with pytest.raises(UserError, match=r"data\.interpolation='cubic' is not a choice; did you mean 'bicubic'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(interpolation="cubic"))
+    published = dict(input_size=[3, 160, 160], crop_pct=0.9, interpolation="bicubic", mean=[0.1] * 3, std=[0.2] * 3)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "mobilenetv1_125", "pretrained_cfg": published}))
+    told = load_weights(path, width=1.0, preprocessing=asked).info.preprocessing
+    assert (told.resolution, told.mean, told.std, told.interpolation) == (192, (0, 0, 0), (0.2,) * 3, "bicubic")
 
 
 NAMES = ["n1", "n2", "n3"]

@@ -97,7 +97,10 @@ def test_wrappers_in_any_nesting(prefix, stem, source, tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "expected"),
     [
-        (("1.conv.0.0.weight", "0.0.weight"), "features.1.conv.0.0.weight features.0.0.weight"),
+        (
+            ("1.conv.0.0.weight", "0.0.weight", "18.0.weight", "19.1.weight"),
+            "features.1.conv.0.0.weight features.0.0.weight features.18.0.weight",
+        ),
         (("0.1.block.0.0.weight", "0.0.0.weight", "1.1.bias"), "features.1.block.0.0.weight features.0.0.weight"),
         (("4.0.conv1.weight", "0.weight", "7.2.a", "9.b"), "layer1.0.conv1.weight conv1.weight layer4.2.a"),
     ],
@@ -129,6 +132,16 @@ def test_an_average_beside_the_weights_is_taken(ema, raw, tmp_path):
         assert any(ema.partition(".")[0] in note for note in read.notes)
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_average_of_parameters_has_the_other_statistics(steps, tmp_path):
+    raw = network(1, prefix="model.") | {"model.bn1.running_mean": np.ones(2, np.float32)}
+    counts = {"model.bn1.num_batches_tracked": np.array(3), "ema.n_averaged": np.array(steps)}
+    read = read_state_dict(write(tmp_path / "w.safetensors", raw | network(2, prefix="ema.") | counts))
+    assert {name: array[0] for name, array in read.tensors.items()} == {STEM: 2, "a.bias": 2, "bn1.running_mean": 1}
+    assert any("1 tensors that the average lacks" in note for note in read.notes)
+    assert any("no step" in note for note in read.notes) == (steps == 0)
+
+
 def test_what_to_take_must_be_there_and_one(tmp_path):
     refused(write(tmp_path / "a.safetensors", network(1)), "ema", "ema")
     refused(write(tmp_path / "b.safetensors", network(1, prefix="ema.")), "ema", "raw")
@@ -137,6 +150,9 @@ def test_what_to_take_must_be_there_and_one(tmp_path):
     refused(path, "one, two.x", "three")
     assert {array[0] for array in read_state_dict(path, "two").tensors.values()} == {2}
     refused(write(tmp_path / "d.safetensors", network(1) | network(2, prefix="module.")), "save the one model")
+    averages = network(2, prefix="state_dict_ema.") | network(3, prefix="model_ema.")  # in timm's order
+    read = read_state_dict(write(tmp_path / "e.safetensors", network(1, prefix="model.") | averages))
+    assert {array[0] for array in read.tensors.values()} == {2}
 
 
 @pytest.mark.parametrize(
@@ -331,15 +347,6 @@ def test_checkpoints_as_people_save_them(torch, tmp_path):
         if value == 2 and form != "AveragedModel":
             assert {array[0] for array in read_state_dict(path, "raw").tensors.values()} == {1}, form
     assert read_state_dict(path).architectures == ("x",)
-
-
-@pytest.mark.parity
-def test_an_average_of_parameters_has_the_other_statistics(torch, tmp_path):
-    raw = tensors(torch, 1, **{"bn1.running_mean": torch.ones(2), "bn1.num_batches_tracked": torch.tensor(3)})
-    torch.save({"model": raw, "ema": tensors(torch, 2)}, tmp_path / "w.pth")
-    read = read_state_dict(tmp_path / "w.pth")
-    assert {name: array[0] for name, array in read.tensors.items()} == {STEM: 2, "a.bias": 2, "bn1.running_mean": 1}
-    assert any("1 tensors that the average lacks" in note for note in read.notes)
 
 
 def plain_objects(torch):

@@ -110,6 +110,9 @@ def test_arrays_are_known_by_their_pixels(tmp_path):
     pixels[7, 3, 2, 1] ^= 1
     assert differing(saved("c", {"x_train": pixels}), before) == {("train", "pixels")}
     assert differing(saved("d", {"y_test": labels}), before) == {("eval", "labels")}
+    split = open_dataset(DataConfig(name="digits")).train
+    place, half = np.arange(len(split)), len(split) // 2
+    assert split.subset(place < half).digest()["pixels"] != split.subset(place >= len(split) - half).digest()["pixels"]
     digits = digests(None, "digits")
     assert digests(None, "digits") == digits
     assert differing(digests(None, "digits", **HOLDOUT), digits) == {

@@ -180,6 +180,9 @@ def test_classes_may_be_called_like_splits(own):
         shutil.copytree(own / "val" / "cat", own / "vehicles" / name)
     dataset = evaluated(own / "vehicles")
     assert (dataset.class_names, len(dataset.eval)) == (("bus", "train"), 8)
+    for name in ("test", "extra"):  # images without labels, as of a competition, beside splits of class folders
+        shutil.copytree(own / "val" / "cat", own / name)
+    assert (evaluated(own).eval.name, evaluated(own).class_names) == ("val", ("cat", "dog", "emu"))
 
 
 @pytest.mark.parametrize("listed", ["synsets", "indices", "kaggle"])
@@ -220,10 +223,15 @@ def test_a_class_folder_may_be_a_link(own, tmp_path):
     assert len(opened(own).train) == 17
 
 
-def test_names_beyond_ascii(own):
+def test_names_beyond_ascii_and_one_that_begins_with_another(own, tmp_path):
     (own / "train" / "cat" / "0.png").rename(own / "train" / "cat" / "0 è日.png")
-    split = opened(own).train
-    assert [split.read(i).shape[-1] for i in range(7)] == [3] * 7
+    (own / "train" / "dog").rename(own / "train" / "cat è")  # a space comes before a slash
+    with tarfile.open(tmp_path / "own.tar", "w") as archive:
+        archive.add(own, arcname=".")
+    for path in (own, tmp_path / "own.tar"):
+        split = opened(path).train
+        np.testing.assert_array_equal(np.bincount(split.labels), [7, 5, 5])
+        assert [split.read(i).shape[-1] for i in range(7)] == [3] * 7
 
 
 def test_known_num_classes(photos, photos_tar):

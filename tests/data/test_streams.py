@@ -478,6 +478,7 @@ def test_evaluation_masks_what_is_damaged_in_every_process_and_names_it(spoilt, 
 def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
     data, split, damaged = spoilt
     data = dataclasses.replace(data, skip_corrupt=False)
+    monkeypatch.setattr(images, "MOST_NAMED", len(damaged))
     with pytest.raises(DamagedImageError) as met:
         take(train_batches(data, split, seed=0), 3)
     errors = [str(streams.all_damage(data, split, met.value))]
@@ -487,6 +488,7 @@ def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
     for error in errors:
         assert all(os.fsdecode(split.read.names[index]) in error for index in damaged)
         assert "3 of the 17 images of train can't be decoded" in error
+        assert "more;" not in error
         assert "\n" not in error
     monkeypatch.setattr(images, "MOST_NAMED", 1)
     assert "; and 2 more; replace" in str(streams.all_damage(data, split, met.value))

@@ -16,6 +16,7 @@ from PIL import Image
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data.sources import known_num_classes, open_dataset
 from mnv2_jax.data.streams import eval_batches, load_arrays
+from mnv2_jax.data.tfds_source import find_copy
 from mnv2_jax.errors import UserError
 
 COUNTS = {"train": 11, "validation": 5, "test": 3}
@@ -109,15 +110,21 @@ def test_a_copy_is_known_by_its_description(data_dir, tmp_path):
     own = pathlib.Path(shutil.copytree(data_dir, tmp_path / "own"))
     for record in own.rglob("*.array_record*"):
         record.write_bytes(b"")  # isn't opened for it
-    known = open_dataset(config(data_dir)).train.digest()
+    split = open_dataset(config(data_dir)).train
+    known, place = split.digest(), np.arange(len(split))
+    assert split.subset(place < 3).digest()["copy"] != split.subset(place >= len(split) - 3).digest()["copy"]
     assert {*known} == {"copy"}  # the labels lie beside the pixels
     assert open_dataset(config(own)).train.digest() == known != open_dataset(config(own)).eval.digest()
     path = own / "toy" / "1.2.0" / "dataset_info.json"
     description = json.loads(path.read_text())
-    for split in description["splits"]:
-        split["numBytes"] = str(int(split["numBytes"]) + 1)
+    for told in description["splits"]:
+        told["numBytes"] = str(int(told["numBytes"]) + 1)
+        if told["name"] == "validation":
+            told["shardLengths"] = ["0"]
     path.write_text(json.dumps(description))
-    assert open_dataset(config(own)).train.digest() != known
+    changed = open_dataset(config(own))
+    assert changed.train.digest() != known
+    assert changed.eval.name == "test"  # where validation is empty
 
 
 @pytest.mark.parametrize(("asked", "name"), [("val", "validation"), ("Dev", "validation"), ("testing", "test")])
@@ -128,8 +135,13 @@ def test_eval_split(data_dir, asked, name):
     assert dataset.notes == (f"evaluation on {name!r}; not looked at: {other!r}",)
 
 
-def test_version_may_be_named_and_classes_are_known(data_dir):
+def test_version_may_be_named_and_classes_are_known(data_dir, tmp_path):
     assert known_num_classes(config(data_dir, "tfds:toy:1.2.0")) == 3
+    for version in ("9.0.0", "10.0.0"):
+        (tmp_path / "toy" / version).mkdir(parents=True)
+        (tmp_path / "toy" / version / "dataset_info.json").touch()
+    assert find_copy("toy", str(tmp_path)).endswith("10.0.0")
+    assert find_copy("toy:9.0.0", str(tmp_path)).endswith("9.0.0")
 
 
 def test_imagenet_and_cifar10_may_be_copies_of_tfds(data_dir, tmp_path):

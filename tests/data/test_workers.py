@@ -220,7 +220,7 @@ def test_an_unreadable_image_is_the_same_line_as_without_workers(split):
 
 def test_a_worker_that_dies_is_reported(split):
     spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=True))
-    with pytest.raises(UserError, match=r"exit code 9.*data\.num_workers"):
+    with pytest.raises(UserError, match=r"has ended \(.*exit code 9\).*data\.num_workers"):
         list(eval_batches(DATA, spoilt))
     assert_no_workers()
 

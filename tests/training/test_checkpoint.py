@@ -65,10 +65,13 @@ def test_leaves_are_copies():
 
 def test_newest_survives_a_metric_that_only_falls_and_the_best_is_kept(tmp_path):
     with Checkpoints(tmp_path, KEEP) as checkpoints:
-        save(checkpoints, [(1, 0.9), (2, 0.8), (3, None), (4, 0.7), (5, 0.6)])
+        save(checkpoints, [(1, 0.9), (2, 0.9), (3, None), (4, 0.7), (5, 0.6)])  # of equals the first
         assert checkpoints.steps() == [1, 4, 5]
         assert checkpoints.restore().step == 5
         assert checkpoints.restore("best").step == 1
+    with Checkpoints(tmp_path / "none", CheckpointConfig(keep_latest=1, keep_best=0)) as checkpoints:
+        save(checkpoints, [(1, 0.9), (2, 0.8)])
+        assert checkpoints.steps() == [2]
 
 
 def test_the_best_is_remembered_over_a_restart(tmp_path):
@@ -273,8 +276,9 @@ def of_system(number, *path):
 
 
 def wrapped(error):
-    outer = ValueError("Error reading the checkpoint")
-    outer.__cause__ = error
+    """Raised from what was raised while the error was handled."""
+    inner, outer = KeyError("state"), ValueError("Error reading the checkpoint")
+    inner.__context__, outer.__cause__ = error, inner
     return outer
 
 

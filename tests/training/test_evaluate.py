@@ -1,12 +1,19 @@
 """Which images an evaluation names as its worst mistakes, and what it says where there is nothing to evaluate."""
 
+import types
+
 import numpy as np
 import pytest
 
-from mnv2_jax.config import Config
+from mnv2_jax.config import Config, build
+from mnv2_jax.data.images import DamagedImageError
+from mnv2_jax.data.sources import Dataset
+from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
-from mnv2_jax.training import verbs
-from mnv2_jax.training.evaluate import worst_mistakes
+from mnv2_jax.ops.metrics import NO_ANSWER
+from mnv2_jax.training import evaluate, verbs
+from mnv2_jax.training.evaluate import evaluate_run, make_evaluate, worst_mistakes
+from mnv2_jax.training.mesh import make_mesh
 
 
 def judged(first, size, rng, padding=0):
@@ -35,6 +42,32 @@ def test_the_worst_come_first_without_padding_however_the_images_are_batched():
 def test_without_mistakes_there_are_none():
     batch = judged(0, 8, np.random.default_rng(0))
     assert worst_mistakes([batch | {"prediction": batch["label"]}]) == []
+    assert worst_mistakes([batch | {"prediction": np.full(8, NO_ANSWER, np.int32)}]) == []
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_where_no_image_can_be_decoded_all_are_named(skips):
+    damaged = {0: "a.jpg: cut off; mend it", 1: "b.jpg: empty; mend it"}
+    split = Split("val", np.zeros(2, np.int32), lambda index: pytest.fail("read an image"))
+    experiment = types.SimpleNamespace(
+        config=build({"data": {"skip_corrupt": skips}}),
+        task=types.SimpleNamespace(metrics=lambda variables, batch: ({}, {})),
+        mesh=make_mesh(),
+        dataset=Dataset("pets", ("cat", "dog"), split, split),
+        eval_batches=lambda should_stop: lambda found: iter(found.update(damaged) or ()),
+    )
+    with pytest.raises(DamagedImageError, match=r"^2 of the 2 images of val .*cut off; b\.jpg: empty; ") as error:
+        make_evaluate(experiment)({})
+    assert str(error.value).endswith("skip_corrupt=True") != skips
+
+
+@pytest.mark.parametrize("asked", [{"norm": {"epsilon": 0.1}}, {"model": {"width": 0.5}}])
+def test_a_run_of_another_network_is_not_evaluated(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "read_run", lambda workdir: (Config(), ["cat", "dog"]))
+    monkeypatch.setattr(evaluate, "restore_variables", lambda workdir, which: (3, {}))
+    (key,) = (f"{section}.{leaf}" for section, leaves in asked.items() for leaf in leaves)
+    with pytest.raises(UserError, match=f"holds another model: {key}"):
+        evaluate_run(build(asked), tmp_path, None)
 
 
 def test_where_there_is_no_run_weights_can_be_evaluated(tmp_path):

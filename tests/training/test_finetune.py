@@ -125,6 +125,9 @@ def test_without_any_of_it_the_optimiser_is_the_plain_one():
     assert jax.tree.structure(only.tx.init(params)) == jax.tree.structure(plain.init(params))
 
 
+ONE_EPOCH = ("train.steps=none", "train.epochs=1")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -133,7 +136,7 @@ def test_without_any_of_it_the_optimiser_is_the_plain_one():
         (["finetune.train_from=('stem', 'head')", "finetune.unfreeze_epochs=(1,)"], "nothing is unfrozen"),
         (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(0,)"], "above 0"),
         (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(1e-9,)"], "further apart"),
-        (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(99,)"], "begin it earlier"),
+        (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(1,)", *ONE_EPOCH], "begin it earlier"),
         (["finetune.train_from=()"], "finetune.train_from=[]"),
     ],
 )

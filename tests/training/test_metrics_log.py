@@ -1,13 +1,18 @@
 """The log: what a torn one gives, and what is cut from it."""
 
 import json
+import struct
 import subprocess
 import sys
+import types
 import warnings
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
+from mnv2_jax.training import loop
+from mnv2_jax.training.checkpoint import Restored
 from mnv2_jax.training.metrics_log import MetricsLog, process_seconds, read_metrics
 
 
@@ -92,6 +97,16 @@ def test_metrics_are_cut_back_to_the_restored_step(tmp_path, resume_step, kept):
     assert log.seconds >= last["seconds"] + process_seconds() - 0.1
 
 
+def test_evaluations_of_steps_that_are_lost_do_not_count(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step, top1 in ((2, 0.5), (4, 0.9)):
+        log.write(step, "eval", {"top1": top1})
+    log.close()
+    experiment = types.SimpleNamespace(is_over=lambda step, top1_of: False)
+    assert loop._found(experiment, tmp_path, Restored(2, {}, {})) == (2, [(2, 0.5)], None)
+    assert loop._found(experiment, tmp_path, None) == (None, [], None)
+
+
 def test_reading_metrics_that_are_not_there(tmp_path):
     assert read_metrics(tmp_path) == []
 
@@ -111,6 +126,17 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
         assert b"train/loss" in content
         assert b"eval/loss" in content
         assert b"train/top1" not in content
+    # What the first says of later steps than the restored one no longer holds.
+    starts = [[event.step for event in events(file) if event.HasField("session_log")] for file in files]
+    assert starts == [[], [11]]
+
+
+def events(file):
+    content = file.read_bytes()
+    while content:
+        (size,) = struct.unpack_from("<Q", content)
+        yield event_pb2.Event.FromString(content[12 : 12 + size])
+        content = content[16 + size :]
 
 
 def test_process_seconds_counts_from_the_start_of_the_process():

@@ -17,7 +17,7 @@ from mnv2_jax import config as config_lib
 from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training import processes
-from mnv2_jax.training.supervisor import Stopped, Supervisor, supervise
+from mnv2_jax.training.supervisor import Stopped, supervise
 from tests import cli
 
 
@@ -34,6 +34,7 @@ def test_one_process_agrees_with_itself():
     [
         ([{"a": 1}, {"a": 1}, {"a": 2}], "a is 1 in process 0 and 2 in process 2; start all"),
         ([{"a": 1}, {}], "a is 1 in process 0 and null in process 1"),
+        ([{}, {"a": 1}], "a is null in process 0 and 1 in process 1"),
         ([{"b": "x" * 99}, {"b": "x" * 98}], r"b is \"x+… \(SHA-256 \w{8}\) in process 0"),
     ],
 )
@@ -92,24 +93,34 @@ def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-DEAF = """
-import os, signal, time
+INTERRUPTED = """
+import os, signal, sys, time
 from mnv2_jax import interrupts
-interrupts.GRACE_S = 0.2
+interrupts.GRACE_S, *pauses_s = map(float, sys.argv[1:])
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with interrupts.second_ends("interrupted", 130):
-    for _ in range(2):
+    for pause_s in pauses_s:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
         except KeyboardInterrupt:
-            pass
-    time.sleep(60)
+            print("heard", flush=True)
+            time.sleep(pause_s)
+print("closed")
 """
 
 
-def test_a_second_interrupt_ends_who_does_not_hear():
-    result = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, timeout=20, check=False)
-    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+@pytest.mark.parametrize(
+    ("times_s", "told"),
+    [
+        (("0.1", "0.3", "60"), (130, "heard\nheard\n", "interrupted\n")),  # the first alone ends nobody
+        (("10", "0", "0.1"), (0, "heard\nheard\nclosed\n", "")),
+    ],
+)
+def test_a_second_interrupt_ends_who_does_not_leave_in_time(times_s, told):
+    command = [sys.executable, "-c", INTERRUPTED, *times_s]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == told
 
 
 # --- devices ------------------------------------------------------------------------------------------------
@@ -122,14 +133,14 @@ def test_training_uncompiled_is_refused():
 
 
 def test_what_is_compiled_may_take_longer():
-    supervisor = Supervisor(2.0, 50.0)
-    with supervisor.compiling():
-        assert supervisor._limit_s == 50
-        alive = supervisor._alive
-    assert supervisor._limit_s == 2
-    assert supervisor._alive > alive
-    supervisor.should_stop()
-    assert supervisor._alive > alive + 1
+    with supervise(config_lib.FaultsConfig(step_timeout_s=20.0, compile_timeout_s=50.0)) as supervisor:
+        with supervisor.compiling():
+            assert supervisor._limit_s == 50
+            alive = supervisor._alive
+        assert supervisor._limit_s == 20
+        assert supervisor._alive > alive
+        supervisor.should_stop()
+        assert supervisor._alive > alive + 1
 
 
 @pytest.mark.parametrize(

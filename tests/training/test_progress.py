@@ -19,7 +19,7 @@ def fake_clock(times):
 
 def test_plain_lines():
     out = io.StringIO()
-    progress = Progress(1000, 100, out, clock=fake_clock([60.0, 70.0, 80.0]))
+    progress = Progress(1000, 100, out, clock=fake_clock([60.0, 70.2227, 80.0]))
     progress.update(110, 2.34567, 12345.6, 0.031)
     progress.update(120, 2.0, 999.4, 0.0)
     progress.line("saved")
@@ -27,7 +27,7 @@ def test_plain_lines():
     progress.close()
     assert out.getvalue().splitlines() == [
         "step  110/1000  loss 2.3457  12,346 images/s  data wait 3%  ? left",
-        "step  120/1000  loss 2.0000  999 images/s  data wait 0%  14:40 left",
+        "step  120/1000  loss 2.0000  999 images/s  data wait 0%  15:00 left",
         "saved",
         "step 1000/1000  loss nan  0 images/s  data wait 100%  0:00 left",
     ]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,8 +66,9 @@ def test_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
 def test_lock_is_released_by_an_exception_and_holds_against_ourselves(tmp_path):
     with pytest.raises(KeyError), run_folder.lock(tmp_path):
         raise KeyError
+    (tmp_path / ".lock").write_text("12345678901\n")  # of a process that was killed
     with run_folder.lock(tmp_path):
-        with pytest.raises(UserError, match=f"process {os.getpid()}"), run_folder.lock(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} is training"), run_folder.lock(tmp_path):
             pass
         with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal took nothing away
             pass
@@ -214,7 +216,7 @@ def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, c
     assert not warned()
     flags("--xla_force_host_platform_device_count=8", "--xla_b=2", "--xla_a=1")
     assert not warned()
-    flags("--xla_a=2")
+    flags("--xla_a=2", "--xla_b=2")
     assert "XLA_FLAGS" in warned()
     assert not warned()
     with jax.default_matmul_precision("highest"):
@@ -261,11 +263,12 @@ def test_prepare_refuses_another_teacher(tmp_path, distill, what):
     assert f"another teacher: {what} has changed since (SHA-256 cf05cf05… -> ca8dca8d…)" in one_line(error)
 
 
-def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"'thesis\.tex' but no config\.json"):
+@pytest.mark.parametrize("name", ["thesis.tex", ".git"])
+def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"'{re.escape(name)}' but no config\\.json"):
         run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
-    assert os.listdir(tmp_path) == ["thesis.tex"]
+    assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("broken", [b"", b'{"seed": 0', b"[]", b"\0\0\0", b'{"sed": 0}', b'{"seed": "x"}', b"\xff"])
@@ -301,6 +304,7 @@ def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
                 with pytest.raises(Killed):
                     run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
                 monkeypatch.setattr(os, "replace", rename)
+                (workdir / ".config.json.1.tmp").touch()  # which SIGKILL leaves no time to remove
                 complete = after and kill_at == 2
                 assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES) == complete
                 assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
