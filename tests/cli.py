@@ -68,7 +68,7 @@ def here(verb, *arguments):
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr("sys.argv", [verb, *map(str, arguments)])
-        patch.setattr("mnv2_jax.training.processes._start", lambda *_: None)  # JAX has started already, as one process
+        patch.setattr("jax.distributed.initialize", lambda **_: None)  # JAX has started already, as one process
         try:
             importlib.import_module(MAINS.get(verb, f"mnv2_jax.{verb}")).main()
         except UserError as error:

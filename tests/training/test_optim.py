@@ -12,7 +12,7 @@ from mnv2_jax.config import Config, OptimConfig
 from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.training.optim import Optimizer, decay_mask, make_transformation
 from mnv2_jax.training.schedules import make_schedule
-from mnv2_jax.training.state import TrainState
+from mnv2_jax.training.state import NEVER, TrainState
 from mnv2_jax.training.step import make_train_step
 
 
@@ -266,18 +266,19 @@ def test_lamb_steps_as_far_as_weights_are_long(trust_clip):
     np.testing.assert_allclose(updates["bias"], [-0.1], rtol=1e-4)  # not decayed, not scaled
 
 
-def descend(optim, steps, peak=1.0):
-    """A weight that begins at 10 and whose gradient is 1: it after each step, its average, and the logged rate."""
+def descend(optim, steps, peak=1.0, power=1):
+    """A weight w that begins at 10 and costs w ** power: it after each step, its average, and what was logged."""
 
     def loss(params, model_state, batch, key):
-        return params["w"].sum(), (model_state, {})
+        cost = (params["w"] ** power).sum()
+        return cost, (model_state, {"loss": cost})
 
     optimizer = optimizer_of(optim, peak, 10.0, 100)
     params = {"w": jnp.asarray([10.0])}
     state = TrainState(
         step=jnp.int32(0),
         seed=jnp.uint32(0),
-        first_bad_step=jnp.int32(-1),
+        first_bad_step=jnp.int32(NEVER),
         params=params,
         model_state={},
         opt_state=optimizer.tx.init(params),
@@ -287,13 +288,15 @@ def descend(optim, steps, peak=1.0):
     found = []
     for _ in range(steps):
         state, metrics = step(state, {})
-        found.append([float(x) for x in (state.params["w"][0], state.ema["params"]["w"][0], metrics["lr"])])
+        logged = (metrics[name] for name in ("lr", "loss", "grad_norm", "first_bad_step"))
+        found.append([float(x) for x in (state.params["w"][0], state.ema["params"]["w"][0], *logged)])
+        assert int(state.first_bad_step) == int(metrics["first_bad_step"])
     return np.array(found).T
 
 
 def test_the_average_takes_in_every_fourth_step():
     optim = OptimConfig(schedule="constant", momentum=0.0, ema_decay=0.75, ema_every_steps=4, ema_warmup=False)
-    _, found, _ = descend(optim, 9)
+    _, found, *_ = descend(optim, 9)
     first = 0.75 * 10 + 0.25 * 6  # the weight falls by 1 a step
     second = 0.75 * first + 0.25 * 2
     np.testing.assert_allclose(found, [10] * 3 + [first] * 4 + [second] * 2, rtol=1e-6)
@@ -301,7 +304,7 @@ def test_the_average_takes_in_every_fourth_step():
 
 def test_the_average_warms_up_as_tensorflows_and_the_logged_rate_is_the_steps_own():
     optim = OptimConfig(momentum=0.0, ema_decay=0.25, **HALVED)
-    weights, found, logged = descend(optim, 6)
+    weights, found, logged, *_ = descend(optim, 6)
     np.testing.assert_allclose(-np.diff(weights, prepend=10), logged, rtol=1e-5)
     mean, expected = 10.0, []
     for num_updates, weight in enumerate(weights, 1):
@@ -309,3 +312,18 @@ def test_the_average_warms_up_as_tensorflows_and_the_logged_rate_is_the_steps_ow
         mean = decay * mean + (1 - decay) * weight
         expected.append(mean)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_what_is_not_finite_is_remembered_as_the_first():
+    optim = OptimConfig(schedule="constant", momentum=0.0, ema_decay=0.5)
+    weights, _, _, losses, norms, bad = descend(optim, 4, peak=1e38, power=2)
+    # The first step's loss is finite, the weights that it leaves are not: it is that step which must not be kept.
+    assert np.isfinite([losses, norms])[:, 0].all()
+    assert not np.isfinite(weights).any()
+    assert not np.isfinite(losses[1:]).any()
+    assert bad.tolist() == [1, 1, 1, 1]
+    # Here the second's gradient is the first that isn't.
+    weights, _, _, losses, norms, bad = descend(optim, 4, peak=1e25, power=3)
+    assert np.isfinite(weights).tolist() == [True, False, False, False]
+    assert bad.tolist() == [NEVER, 2, 2, 2]
+    assert descend(optim, 4)[-1].tolist() == [NEVER] * 4
