@@ -8,14 +8,14 @@ from typing import Any
 _EXPORTS = {
     "Model": "mnv2_jax.models.registry",
     "ModelInfo": "mnv2_jax.models.info",
-    "Preprocessing": "mnv2_jax.models.weights",
-    "Weights": "mnv2_jax.models.weights",
-    "WeightsInfo": "mnv2_jax.models.weights",
+    "Preprocessing": "mnv2_jax.weights.file",
+    "Weights": "mnv2_jax.weights.file",
+    "WeightsInfo": "mnv2_jax.weights.file",
     "create_model": "mnv2_jax.models.registry",
     "list_models": "mnv2_jax.models.registry",
-    "load_weights": "mnv2_jax.convert.load",
+    "load_weights": "mnv2_jax.weights.load",
     "model_info": "mnv2_jax.models.info",
-    "save_weights": "mnv2_jax.models.weights",
+    "save_weights": "mnv2_jax.weights.file",
 }
 
 __all__ = list(_EXPORTS)

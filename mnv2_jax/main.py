@@ -7,7 +7,7 @@ import sys
 from mnv2_jax import config, presets
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, cluster_flags, describe_config, run_folder_type
-from mnv2_jax.training.cluster import Cluster
+from mnv2_jax.processes.cluster import Cluster
 
 
 def main() -> None:
@@ -39,12 +39,13 @@ def main() -> None:
     default = args.config.removesuffix("/config.json") if args.config.endswith("/config.json") else f"runs/{name}"
     workdir = args.workdir or run_folder_type(default)
 
-    from mnv2_jax.training import processes, verbs  # JAX takes seconds to import; a mistyped key doesn't wait for it
+    from mnv2_jax import verbs  # JAX takes seconds to import; a mistyped key doesn't wait for it
+    from mnv2_jax.processes import together
 
     out = verbs.Output(args.json)
     if args.mode == "summary":
         return verbs.summarise(settings, given, out)
-    with processes.together(Cluster(*cluster_flags(args)), settings.faults, args.mode):
+    with together.joined(Cluster(*cluster_flags(args)), settings.faults, args.mode):
         if args.mode == "train":
             verbs.train(settings, given, workdir, out)
         elif settings.init.weights is None or "init.weights" not in given_now:

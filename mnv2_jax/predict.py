@@ -24,7 +24,7 @@ from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, run_folder_type, workdir_type
 
 if TYPE_CHECKING:
-    from mnv2_jax.models.weights import Weights
+    from mnv2_jax.weights.file import Weights
 
 BATCH = 32
 """Images that are looked at together, at most."""
@@ -103,14 +103,14 @@ def main() -> None:
 
 def _open(args: argparse.Namespace) -> Weights:
     # JAX takes seconds to import; a mistyped flag or path doesn't wait for it.
-    from mnv2_jax.training import runtime
+    from mnv2_jax.processes import runtime
 
     runtime.configure()  # before JAX is used: without devices it would be the weights that can't be read
     if args.workdir is not None:
-        from mnv2_jax.training.initial import read_run_weights
+        from mnv2_jax.runs.weights import read_run_weights
 
         return read_run_weights(args.workdir, args.checkpoint)
-    from mnv2_jax.convert.load import load_weights
+    from mnv2_jax.weights.load import load_weights
 
     return load_weights(args.weights)
 
@@ -171,7 +171,7 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
     import jax  # takes seconds; a mistyped flag or path doesn't wait for it
 
     from mnv2_jax.ops.augment import normalise
-    from mnv2_jax.training import runtime
+    from mnv2_jax.processes import runtime
 
     runtime.configure()
     model, variables, info = weights

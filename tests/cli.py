@@ -31,10 +31,6 @@ OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ <
 """For XLA_FLAGS: they compile faster. Gone in jaxlib 0.11, where a flag that XLA doesn't know ends the process."""
 
 
-MAINS = {"convert": "mnv2_jax.convert.__main__"}
-"""Where the others that are packages have theirs."""
-
-
 def command(verb, *arguments):
     """The command line of ``python -m mnv2_jax.VERB``."""
     return [sys.executable, "-m", f"mnv2_jax.{verb}", *map(str, arguments)]
@@ -70,7 +66,7 @@ def here(verb, *arguments):
         patch.setattr("sys.argv", [verb, *map(str, arguments)])
         patch.setattr("jax.distributed.initialize", lambda **_: None)  # JAX has started already, as one process
         try:
-            importlib.import_module(MAINS.get(verb, f"mnv2_jax.{verb}")).main()
+            importlib.import_module(f"mnv2_jax.{verb}").main()
         except UserError as error:
             line, code = line_and_code(error)
             print(line, file=err)

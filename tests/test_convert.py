@@ -14,21 +14,20 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from mnv2_jax import config
-from mnv2_jax.convert.__main__ import main as convert
-from mnv2_jax.convert.__main__ import read_labels
-from mnv2_jax.convert.by_name import to_timm
-from mnv2_jax.convert.load import load_weights
+from mnv2_jax import config, verbs
+from mnv2_jax.convert import main as convert
+from mnv2_jax.convert import read_labels
 from mnv2_jax.data import streams
 from mnv2_jax.data.sources import Dataset, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
-from mnv2_jax.models.weights import Preprocessing, Weights, WeightsInfo, flatten, save_weights, shapes_of, unflatten
-from mnv2_jax.training import verbs
-from mnv2_jax.training.checkpoint import restore_variables
+from mnv2_jax.runs.checkpoint import restore_variables
 from mnv2_jax.training.initial import arranged, check_head, columns_of, prepare, relabel, with_weights
 from mnv2_jax.training.state import TrainState
+from mnv2_jax.weights.by_name import to_timm
+from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo, flatten, save_weights, shapes_of, unflatten
+from mnv2_jax.weights.load import load_weights
 from tests import cli
 
 REAL = pathlib.Path(os.environ["MNV2_JAX_DATA"]) if os.environ.get("MNV2_JAX_DATA") else None
@@ -384,7 +383,7 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
     ],
 )
 def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):
-    from mnv2_jax.convert.__main__ import main
+    from mnv2_jax.convert import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["convert", *(text.format(weights=weights) for text in arguments)])
@@ -397,7 +396,7 @@ def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_p
 
 @pytest.mark.parametrize(("take", "factor"), [([], 2), (["--take=raw", "--no-antialias"], 1)])
 def test_an_average_or_the_weights_of_a_checkpoint(take, factor, weights, monkeypatch, tmp_path, capsys):
-    from mnv2_jax.convert.__main__ import main
+    from mnv2_jax.convert import main
 
     state = to_timm(load_weights(weights))
     both = {f"model.{name}": array for name, array in state.items()} | {

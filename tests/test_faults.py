@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.training import run_folder
-from mnv2_jax.training.metrics_log import MetricsLog
-from mnv2_jax.training.report import save_pictures
+from mnv2_jax.report.page import save_pictures
+from mnv2_jax.runs import folder as run_folder
+from mnv2_jax.runs.metrics_log import MetricsLog
 from tests import cli
 
 NO_CACHE = {"JAX_COMPILATION_CACHE_DIR": ""}

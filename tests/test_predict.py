@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import config, predict
+from mnv2_jax import config, predict, verbs
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.weights import Weights, WeightsInfo
-from mnv2_jax.training import verbs
-from mnv2_jax.training.initial import read_run_weights
+from mnv2_jax.runs.weights import read_run_weights
+from mnv2_jax.weights.file import Weights, WeightsInfo
 from tests import cli
 
 

@@ -114,9 +114,9 @@ def main() -> None:
     if args.config is None and args.what not in ("input", "gpu"):
         raise UserError(f"{args.what} takes a config: give --config=FILE[:ARG]")
     if args.what in ("step", "infer", "compile", "memory", "input"):
-        from mnv2_jax.training import processes
+        from mnv2_jax.processes import together
 
-        processes.check_devices()
+        together.check_devices()
     _VERBS[args.what](args, overrides)
 
 

@@ -43,8 +43,8 @@ def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Run
     from mnv2_jax.bench.synthetic import normalised, random_batch, unopened
     from mnv2_jax.config import check_devices
     from mnv2_jax.nn.forms import Forms
+    from mnv2_jax.processes import runtime
     from mnv2_jax.training import mesh as meshes
-    from mnv2_jax.training import runtime
 
     runtime.configure()
     check_devices(settings, len(jax.devices()))

@@ -186,8 +186,8 @@ def digits(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     import numpy as np
 
     from mnv2_jax import config
+    from mnv2_jax.processes import runtime
     from mnv2_jax.training import mesh as meshes
-    from mnv2_jax.training import runtime
     from mnv2_jax.training.experiment import open_experiment
 
     runtime.configure()
@@ -352,8 +352,8 @@ def profile(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
 
     from mnv2_jax.bench import profile as profiles
     from mnv2_jax.bench.synthetic import random_batch, unopened
+    from mnv2_jax.processes import runtime
     from mnv2_jax.training import mesh as meshes
-    from mnv2_jax.training import runtime
 
     runtime.configure()
     experiment = unopened(_settings(sizes))

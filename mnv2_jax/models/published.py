@@ -32,7 +32,7 @@ def published(model: str) -> tuple[Mapping[str, Any], ...]:
 
       And where there is more to say:
 
-        weights: the name that `convert.hub.fetch` knows them by.
+        weights: the name that `weights.hub.fetch` knows them by.
         eval: how the images were resized and cropped; "crop 0.9" is the share of the short side.
         precision: int8 and such; float otherwise.
         training: the data or the method, where it isn't ImageNet-1k alone or isn't the usual one.

@@ -14,15 +14,15 @@ from mnv2_jax.config import Config, differences
 from mnv2_jax.data import streams
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.errors import UserError, plain
-from mnv2_jax.models.weights import Weights, WeightsInfo
 from mnv2_jax.ops.metrics import NO_ANSWER
+from mnv2_jax.processes import together
+from mnv2_jax.processes.supervisor import Stopped, Supervisor, supervise
+from mnv2_jax.runs.checkpoint import digest, restore_variables, to_leaves
+from mnv2_jax.runs.folder import read_run
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training import processes
-from mnv2_jax.training.checkpoint import digest, restore_variables, to_leaves
 from mnv2_jax.training.experiment import Experiment, config_facts, open_experiment
-from mnv2_jax.training.run_folder import read_run
-from mnv2_jax.training.supervisor import Stopped, Supervisor, supervise
 from mnv2_jax.types import Variables
+from mnv2_jax.weights.file import Weights, WeightsInfo
 
 _MOST_MISTAKES = 24
 
@@ -65,7 +65,7 @@ def make_evaluate(experiment: Experiment, supervisor: Supervisor | None = None) 
         rows = jax.device_get(judged)
         count = sum(int(batch["mask"].sum()) for batch in rows)
         if count < len(split):  # as all processes find, each of which knows what it has met itself
-            told = processes.exchange([[index, plain(line)] for index, line in damaged.items()])
+            told = together.exchange([[index, plain(line)] for index, line in damaged.items()])
             damaged = dict(sorted((index, line) for lines in told for index, line in lines))
             if not skips or not count:
                 mend = "" if skips else streams.OR_SKIP
@@ -134,7 +134,7 @@ def evaluate_run(
     """
     own, trained = read_run(workdir)
     step, variables = restore_variables(workdir, which or own.usual_checkpoint)
-    processes.agree(
+    together.agree(
         {"the checkpoint": [step, digest(to_leaves(variables))], **config_facts(config)}, config.faults.start_timeout_s
     )
     changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]

@@ -21,23 +21,23 @@ from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import Summary, summarise
 from mnv2_jax.models.registry import variable_shapes
-from mnv2_jax.models.unfold import unfold
-from mnv2_jax.models.weights import Weights, WeightsInfo
 from mnv2_jax.nn.norm import SingleValueError
 from mnv2_jax.ops.augment import normalise
+from mnv2_jax.processes import together
+from mnv2_jax.processes.supervisor import Stopped
 from mnv2_jax.tasks.classification import Classification, make_task
 from mnv2_jax.tasks.distillation import Distillation, with_teacher
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training import processes
 from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages
 from mnv2_jax.training.initial import relabel
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.schedules import make_schedule
 from mnv2_jax.training.state import TrainState, init_state
 from mnv2_jax.training.step import TrainStep, make_train_step
-from mnv2_jax.training.supervisor import Stopped
 from mnv2_jax.training.teacher import Teacher, open_teacher
 from mnv2_jax.types import Batch
+from mnv2_jax.weights.file import Weights, WeightsInfo
+from mnv2_jax.weights.unfold import unfold
 
 _MOST_STEPS = 2**31 - 1
 """What `TrainState.step` can count."""
@@ -310,7 +310,7 @@ def check_training(experiment: Experiment) -> None:
         scales don't keep its pixels level, a norm has one value a channel, the warm-up is longer than the training, or
         the teacher can't be had or is of other classes.
     """
-    processes.check_compiles()
+    together.check_compiles()
     check_trainable(experiment.dataset)
     check_policy(experiment.config.augment)
     config, total = experiment.config, experiment.total_steps

@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mnv2_jax.config import Config, ModelConfig, flatten
-from mnv2_jax.convert.hub import is_name
-from mnv2_jax.convert.load import Head, kind_of, load_weights
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.registry import from_config
-from mnv2_jax.models.weights import STRUCTURE, Preprocessing, Weights, WeightsInfo, describe
-from mnv2_jax.training.checkpoint import restore_variables
-from mnv2_jax.training.run_folder import read_run
+from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.types import PyTree
-
-
-def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | None = None) -> Weights:
-    """A run's checkpoint, with its preprocessing and its classes; None: `Config.usual_checkpoint`.
-
-    Raises:
-      UserError: if there is no run with a checkpoint.
-    """
-    settings, names = read_run(workdir)
-    model = from_config(dataclasses.replace(settings.model, num_classes=len(names)), settings.norm)
-    step, variables = restore_variables(workdir, which or settings.usual_checkpoint)
-    seen = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
-    info = WeightsInfo(
-        preprocessing=Preprocessing(**seen | {"resolution": settings.data.seen_resolution}),
-        labels=tuple(names),
-        notes=(f"step {step} of the run {workdir.name}",),
-    )
-    return Weights(model, variables, info)
-
-
-def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weights:
-    """What ``init.weights`` names: a run's folder, our file, another library's, or published weights.
-
-    Args:
-      source: path or name.
-      model: says which network a foreign file holds.
-      head: new: `Weights.absent` parts are allowed.
-
-    Raises:
-      UserError: if it can't be had, or isn't that network.
-    """
-    path = os.path.expanduser(source)
-    if os.path.isdir(path):
-        return read_run_weights(pathlib.Path(path))
-    if is_name(source) or kind_of(pathlib.Path(path)) == "ours":
-        return load_weights(source)
-    default = ModelConfig()
-    options = ("width", "width_rule", "depth", "activation")  # the padding is its library's, not asked for
-    asked = {key: getattr(model, key) for key in options if getattr(model, key) != getattr(default, key)}
-    return load_weights(source, model.name, head=head, **asked)
-
+from mnv2_jax.weights.file import STRUCTURE, Preprocessing, Weights, WeightsInfo, describe
+from mnv2_jax.weights.load import Head
 
 _TAKEN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "data.mean", "data.std")
 """Keys that weights fill in for training."""

@@ -19,23 +19,25 @@ from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import FaultError, UserError
 from mnv2_jax.json_files import read_json, write_json
-from mnv2_jax.models.unfold import are_folded
 from mnv2_jax.ops.metrics import scalars
+from mnv2_jax.processes import together
+from mnv2_jax.processes.supervisor import Stopped, Supervisor, supervise
+from mnv2_jax.report.page import NAME as REPORT
+from mnv2_jax.report.page import absent_classes, save_pictures, write_report
+from mnv2_jax.runs import folder as run_folder
+from mnv2_jax.runs.checkpoint import Checkpoints, Restored, fingerprint, from_leaves
+from mnv2_jax.runs.metrics_log import read_evaluations, read_metrics
+from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training import processes, run_folder
-from mnv2_jax.training.checkpoint import Checkpoints, Restored, fingerprint, from_leaves
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import Experiment, best_of, check_training, config_facts
 from mnv2_jax.training.finetune import stage_at
-from mnv2_jax.training.initial import arranged, check_network, open_weights, with_weights
-from mnv2_jax.training.metrics_log import read_evaluations, read_metrics
+from mnv2_jax.training.initial import arranged, check_network, with_weights
 from mnv2_jax.training.recorder import Recorder
-from mnv2_jax.training.report import NAME as REPORT
-from mnv2_jax.training.report import absent_classes, save_pictures, write_report
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.training.step import Metrics
-from mnv2_jax.training.supervisor import Stopped, Supervisor, supervise
 from mnv2_jax.types import Batch
+from mnv2_jax.weights.unfold import are_folded
 
 SUMMARY, EVALUATION = "summary.json", "evaluation.json"
 
@@ -64,17 +66,17 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
     """
     check_training(experiment)
     config = experiment.config
-    processes.agree({**config_facts(config), **experiment.facts()}, config.faults.start_timeout_s)
+    together.agree({**config_facts(config), **experiment.facts()}, config.faults.start_timeout_s)
     with supervise(config.faults) as supervisor, contextlib.ExitStack() as stack:
         with supervisor.compiling():
             checkpoints, restored, found = None, None, None
-            if processes.is_first():
+            if together.is_first():
                 checkpoints = stack.enter_context(_open_folder(experiment, workdir))
                 restored = checkpoints.restore()
                 found = _found(experiment, workdir, restored)
-            found = Found(*processes.from_first(found))
+            found = Found(*together.from_first(found))
             if found.summary is not None:
-                if processes.is_first():
+                if together.is_first():
                     print(f"{workdir}: finished already, at step {found.step}; nothing to do", file=stream)
                 return found.summary
             start, total = found.step or 0, experiment.total_steps
@@ -98,7 +100,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
                     summary = _finish(experiment, workdir, recorder, *result)
             if result is None:
                 recorder.say("stopped and saved; the same command goes on from here")
-            return processes.from_first(summary)
+            return together.from_first(summary)
 
 
 @contextlib.contextmanager
@@ -106,7 +108,7 @@ def _open_folder(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Chec
     """Locks the run's folder, and makes sure that it is of this run."""
     run_folder.refuse_foreign(workdir)
     # A machine that has died keeps its lock on a network's file system for a while.
-    with run_folder.lock(workdir, _LOCK_S if processes.are_several() else 0.0):
+    with run_folder.lock(workdir, _LOCK_S if together.are_several() else 0.0):
         run_folder.prepare(workdir, experiment.config, experiment.facts(), meshes.describe(experiment.mesh))
         with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
             yield checkpoints
@@ -157,7 +159,7 @@ def _run(
         recorder.check(state)  # what isn't finite is never kept
         recorder.share_skipped()
         with recorder.speed.stopped():
-            if processes.are_several():
+            if together.are_several():
                 _agree_on(state, step, f"a machine computes wrongly, and nothing was saved; {_AGAIN}")
             if checkpoints is not None:
                 checkpoints.save(step, state, metric)
@@ -181,7 +183,7 @@ def _run(
         except Stopped:
             continue
         except UserError as error:  # an image that doesn't decode
-            if not processes.are_several():  # the others have theirs, and don't come to save with us
+            if not together.are_several():  # the others have theirs, and don't come to save with us
                 save(step, None)
             if isinstance(error, DamagedImageError):
                 all_of_them = streams.all_damage(config.data, experiment.dataset.train, error)
@@ -270,15 +272,15 @@ def _begin(experiment: Experiment, found: Found, restored: Restored | None, reco
                 weights = experiment.unfolded(weights)
             if config.init.head == "load":
                 weights = arranged(weights, experiment.dataset)
-            state = processes.broadcast(with_weights(state, weights, config.init.head))
+            state = together.broadcast(with_weights(state, weights, config.init.head))
             state = meshes.put(experiment.mesh, state)
-        if processes.are_several():
+        if together.are_several():
             _agree_on(state, 0, "start all with the same weights, on the same kind of machine")
         return state
     like = jax.eval_shape(experiment.init_state)
     empty = functools.partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
     saved = empty(like) if restored is None else from_leaves(restored.leaves, like)
-    state = meshes.put(experiment.mesh, processes.broadcast(saved))
+    state = meshes.put(experiment.mesh, together.broadcast(saved))
     recorder.say(f"restored the state {_agree_on(state, found.step, _AGAIN)[:16]}")
     return state
 
@@ -286,7 +288,7 @@ def _begin(experiment: Experiment, found: Found, restored: Restored | None, reco
 def _agree_on(state: TrainState, step: int, mend: str) -> str:
     """The fingerprint of a state, of which every process has the same copy."""
     copy = fingerprint(state)
-    processes.agree({f"the state after step {step}": copy}, mend=mend, kind=FaultError)
+    together.agree({f"the state after step {step}": copy}, mend=mend, kind=FaultError)
     return copy
 
 

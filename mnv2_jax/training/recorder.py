@@ -11,21 +11,14 @@ import jax
 from mnv2_jax.errors import NonFiniteLossError, plain
 from mnv2_jax.json_files import write_text, writing
 from mnv2_jax.ops.metrics import scalars
-from mnv2_jax.training import processes
+from mnv2_jax.processes import together
+from mnv2_jax.runs.folder import SKIPPED, read_skipped
+from mnv2_jax.runs.metrics_log import MetricsLog
+from mnv2_jax.runs.progress import Progress
 from mnv2_jax.training.experiment import Experiment
-from mnv2_jax.training.metrics_log import MetricsLog
-from mnv2_jax.training.progress import Progress
 from mnv2_jax.training.speed import Speed
 from mnv2_jax.training.state import NEVER, TrainState
 from mnv2_jax.training.step import Metrics
-
-SKIPPED = "skipped.txt"
-
-
-def read_skipped(workdir: pathlib.Path) -> list[str]:
-    """The images that a run has skipped, a line each, as they were met; a line that was cut off counts for nothing."""
-    path = workdir / SKIPPED
-    return path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
 
 
 class Recorder:
@@ -81,7 +74,7 @@ class Recorder:
         """
         if not self._experiment.config.data.skip_corrupt:
             return
-        told = [tuple(entry) for entries in processes.exchange(self._unshared) for entry in entries]
+        told = [tuple(entry) for entries in together.exchange(self._unshared) for entry in entries]
         self._unshared = []
         if self._log is None:
             return

@@ -22,21 +22,22 @@ import numpy as np
 import tqdm
 
 from mnv2_jax.config import Config, DistillConfig, ModelConfig
-from mnv2_jax.convert.load import load_weights
 from mnv2_jax.data import streams
 from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError, machine_fault
 from mnv2_jax.models.registry import Model, from_config
-from mnv2_jax.models.weights import Weights, write_file
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.ops.random import step_key
+from mnv2_jax.runs.weights import open_weights, read_run_weights
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.tasks.distillation import TEACHER_LOGITS, Distillation
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.initial import columns_of, open_weights, read_run_weights
+from mnv2_jax.training.initial import columns_of
 from mnv2_jax.training.mesh import HostBatch
 from mnv2_jax.types import Array, Batch, PyTree
+from mnv2_jax.weights.file import Weights, write_file
+from mnv2_jax.weights.load import load_weights
 
 DTYPE: Literal["bfloat16"] = "bfloat16"
 """The teacher's compute type; its logits are float32."""

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from mnv2_jax.bench import torch_rival
-from mnv2_jax.convert import by_name, names
 from mnv2_jax.models.counting import summarise
-from mnv2_jax.models.weights import flatten
-from tests.convert import torch_networks
+from mnv2_jax.weights import by_name, names
+from mnv2_jax.weights.file import flatten
 from tests.models import golden
+from tests.weights import torch_networks
 
 timm = torch_rival.import_timm()
 import torchvision  # noqa: E402  behind timm, for which its operators may have been defined

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.convert.load import load_weights
 from mnv2_jax.models.network import DROP_PATH_RULES
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.nn.initializers import INITS
+from mnv2_jax.weights.load import load_weights
 
 pytestmark = pytest.mark.parity
 

@@ -5,13 +5,14 @@ import types
 import numpy as np
 import pytest
 
+from mnv2_jax import verbs
 from mnv2_jax.config import Config, build
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.ops.metrics import NO_ANSWER
-from mnv2_jax.training import evaluate, verbs
+from mnv2_jax.training import evaluate
 from mnv2_jax.training.evaluate import evaluate_run, make_evaluate, worst_mistakes
 from mnv2_jax.training.mesh import make_mesh
 

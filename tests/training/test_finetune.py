@@ -14,10 +14,10 @@ import pytest
 from mnv2_jax import config as configs
 from mnv2_jax.config import FinetuneConfig, OptimConfig
 from mnv2_jax.errors import UserError
+from mnv2_jax.runs.weights import read_run_weights
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import best_of, check_training, open_experiment
 from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages, stage_at
-from mnv2_jax.training.initial import read_run_weights
 from mnv2_jax.training.optim import make_transformation
 from tests import cli
 

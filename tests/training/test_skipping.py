@@ -14,8 +14,9 @@ from mnv2_jax import config as config_lib
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.tfds_source import TfdsLabels
+from mnv2_jax.runs.folder import read_skipped
 from mnv2_jax.training import loop
-from mnv2_jax.training.recorder import Recorder, read_skipped
+from mnv2_jax.training.recorder import Recorder
 from tests import cli
 
 

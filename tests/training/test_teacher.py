@@ -14,12 +14,10 @@ import pytest
 
 from mnv2_jax import config as configs
 from mnv2_jax.config import DistillConfig
-from mnv2_jax.convert.load import load_weights
 from mnv2_jax.data.sources import Dataset, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model, variable_shapes
-from mnv2_jax.models.weights import Preprocessing, Weights, WeightsInfo, save_weights
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.ops.random import stream_key
 from mnv2_jax.tasks.distillation import TEACHER_LOGITS
@@ -29,6 +27,8 @@ from mnv2_jax.training.experiment import check_training, open_experiment
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.state import TrainState, init_state
 from mnv2_jax.training.step import make_train_step
+from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo, save_weights
+from mnv2_jax.weights.load import load_weights
 from tests import cli
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.5, 0.3)

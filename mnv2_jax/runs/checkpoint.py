@@ -1,0 +1,353 @@
+"""Checkpoints: Orbax writes them in the background, a digest proves them, `meta` remembers how good they were.
+
+A state is saved as a flat dict of host arrays, `params.stem.kernel: ...`, so it can be read back on any number of
+devices, with or without the code that made it. Orbax does not notice a flipped bit in array data; the SHA-256 of
+each leaf does, and then the checkpoint before it is taken, loudly.
+
+Every process has the whole state, and the first writes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from mnv2_jax.config import CheckpointConfig
+from mnv2_jax.errors import UserError, machine_fault
+from mnv2_jax.json_files import reading, writing
+from mnv2_jax.runs.metrics_log import read_evaluations
+from mnv2_jax.types import PyTree, Variables
+
+Leaves = dict[str, np.ndarray]
+
+_UNKNOWN = float("-inf")
+"""The metric of a checkpoint that was saved without being evaluated."""
+
+_CHUNK = 2**24
+"""Bytes that are read at a time."""
+_OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RecursionError)
+"""What Orbax, tensorstore, parsers and our digests raise where a file isn't what was written."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read and proved."""
+
+    step: int
+    leaves: Leaves
+    meta: dict[str, Any]
+
+
+def to_leaves(tree: PyTree) -> Leaves:
+    """A pytree as a flat dict of host copies; waits for the device. Keys are paths joined by dots."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    # Copies: on a CPU the host array may be the device buffer itself, which the next step overwrites.
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in paths}
+
+
+def from_leaves(leaves: Leaves, like: PyTree) -> PyTree:
+    """The inverse of `to_leaves`, in the structure of ``like``.
+
+    Raises:
+      UserError: if names, shapes or types differ, naming the first.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    wanted = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+    if odd := sorted(wanted.keys() ^ leaves.keys()):
+        raise UserError(f"the checkpoint's arrays are not this config's: {odd[0]!r} is on one side only")
+    for name, leaf in wanted.items():
+        if (leaf.shape, leaf.dtype) != (leaves[name].shape, leaves[name].dtype):
+            raise UserError(
+                f"the checkpoint's {name!r} is {leaves[name].dtype}{list(leaves[name].shape)}, this config's is"
+                f" {leaf.dtype}{list(leaf.shape)}"
+            )
+    return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in wanted])
+
+
+def digest(leaves: Leaves) -> dict[str, str]:
+    """SHA-256 of each leaf's type, shape and bytes."""
+    return {
+        name: hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()).hexdigest()
+        for name, leaf in leaves.items()
+    }
+
+
+def fingerprint(state: PyTree) -> str:
+    """SHA-256 of the `digest` of a state's leaves."""
+    return _digest_of_json(digest(to_leaves(state)))
+
+
+class _KeepLatestAndBest(policies.PreservationPolicy):
+    """Orbax's `BestN` forgets every metric at a restart (0.12.8), and so deletes the best; this one is told them."""
+
+    def __init__(self, keep: CheckpointConfig, metrics: Mapping[int, float]):
+        self._keep, self._metrics = keep, metrics
+
+    def should_preserve(
+        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
+    ) -> Sequence[bool]:
+        steps = [info.step for info in checkpoints]
+        evaluated = [step for step in steps if self._metrics.get(step, _UNKNOWN) > _UNKNOWN]
+        best = sorted(
+            evaluated, key=lambda step: (self._metrics[step], -step)
+        )  # the first of equals, as the log has it
+        kept = {*steps[-self._keep.keep_latest :], *best[len(best) - self._keep.keep_best :]}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run. Use as a context manager: leaving it waits for what is being written."""
+
+    def __init__(self, workdir: pathlib.Path, keep: CheckpointConfig | None = None):
+        """Opens the folder; without ``keep`` it is only read. Of several processes the first alone writes."""
+        self.folder = workdir.resolve() / "checkpoints"
+        self._manager: ocp.CheckpointManager | None = None
+        self._workdir = workdir
+        if keep is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: can't be made ({error.strerror}); mend that or move it away"
+                ) from error
+            # What a killed process had begun. Orbax would do it, in a thread that outlives an early exit.
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_KeepLatestAndBest(keep, self._metrics),
+                    save_decision_policy=policies.FixedIntervalPolicy(1),
+                    # Orbax would have every process take part: in barriers, and in the folder.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        primary_host=0, active_processes={0}, barrier_sync_key_prefix="process_0"
+                    ),
+                    create=False,
+                ),
+            )
+
+    @functools.cached_property
+    def _metrics(self) -> dict[int, float]:
+        """How good each checkpoint is."""
+        logged = {step: line.get("top1") for step, line in read_evaluations(self._workdir).items()}
+        return {step: self._read_metric(step, logged.get(step)) for step in self.steps()}
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._manager is None:
+            return
+        if exception[0] is None:
+            self.wait()
+        with contextlib.suppress(Exception):  # it is on its way already, or `wait` would have raised it
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The finished checkpoints, oldest first.
+
+        Raises:
+          UserError: if the folder can't be read.
+        """
+        with reading(self.folder):
+            if not self.folder.is_dir():
+                return []
+            return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+
+    def save(self, step: int, state: PyTree, metric: float | None) -> None:
+        """Copies the state and writes it in the background; waits for the write before it.
+
+        Does nothing if that step is the newest checkpoint already.
+
+        Args:
+          step: steps done.
+          state: any pytree of arrays.
+          metric: what the best checkpoint is best at (higher is better); None if it wasn't evaluated.
+
+        Raises:
+          UserError: if the checkpoint before could not be written.
+        """
+        assert self._manager is not None
+        if self._manager.latest_step() == step:
+            return
+        leaves = to_leaves(state)
+        meta = {"step": step, "metric": metric}
+        self._metrics[step] = _UNKNOWN if metric is None else metric
+        with self._errors_of_writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(leaves),
+                    digest=ocp.args.JsonSave({"state": digest(leaves), "meta": _digest_of_json(meta)}),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: if a checkpoint could not be written.
+        """
+        assert self._manager is not None
+        with self._errors_of_writing():
+            self._manager.wait_until_finished()
+
+    def note_metric(self, step: int, metric: float) -> None:
+        """Tells how good a checkpoint is that was saved before it was evaluated; the log keeps it."""
+        self._metrics[step] = metric
+
+    @contextlib.contextmanager
+    def _errors_of_writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a full disk comes as OSError, or as tensorstore's ValueError, the cause at its end
+            reason = " ".join(str(error).split())[-160:].rpartition(": ")[2] or type(error).__name__
+            raise UserError(
+                f"{self.folder}: a checkpoint can't be written ({reason}); the older ones are intact: make room and"
+                " start again"
+            ) from error
+
+    def restore(self, which: Literal["latest", "best"] = "latest") -> Restored | None:
+        """Reads the newest or the best checkpoint; None if there is none yet.
+
+        One that is damaged is reported on stderr, and the one before it is taken; then, and if the folder was opened
+        to write, the damaged ones are moved to `checkpoints.damaged/`.
+
+        Raises:
+          UserError: if there are checkpoints and all are damaged, or if the machine doesn't let one be read; nothing is
+            moved.
+        """
+        damaged: list[int] = []
+        for step in self._ranked(which):
+            folder = self.folder / str(step)
+            try:
+                restored = self._read(step)
+            except Exception as error:
+                if (fault := _fault(error, folder)) is not None:
+                    raise UserError(f"{folder}: can't be read ({fault}); mend that and start again") from error
+                reason = " ".join(str(error).split())[:160] or type(error).__name__
+                print(f"warning: checkpoint {step} is damaged ({reason}); trying another", file=sys.stderr)
+                damaged.append(step)
+            else:
+                for bad in damaged if self._manager is not None else []:
+                    self._put_aside(bad)
+                return restored
+        if damaged:
+            raise UserError(
+                f"{self.folder}: all {len(damaged)} checkpoints are damaged; restore one from a backup, or begin anew"
+                " with another --workdir"
+            )
+        return None
+
+    def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
+        if which == "latest":
+            return self.steps()[::-1]
+        return sorted(self.steps(), key=lambda step: self._metrics.get(step, _UNKNOWN), reverse=True)
+
+    def _read_metric(self, step: int, logged: float | None) -> float:
+        """How good a checkpoint is by its own `meta`, or by the log if it was evaluated after it was saved."""
+        try:
+            with reading(self.folder / str(step)):
+                metric = _read_json(self.folder / str(step) / "meta")["metric"]
+            metric = logged if metric is None else metric
+            return _UNKNOWN if metric is None else float(metric)
+        except _OF_DAMAGE:
+            return _UNKNOWN  # `restore` will find out and say so
+
+    def _read(self, step: int) -> Restored:
+        folder = self.folder / str(step)
+        reader = ocp.PyTreeCheckpointHandler()
+        names = reader.metadata(folder / "state").tree
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        leaves = dict(reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
+        proof, meta = _read_json(folder / "digest"), _read_json(folder / "meta")
+        found = digest(leaves)
+        if found != proof["state"]:
+            wrong = sorted(n for n in found.keys() | proof["state"].keys() if found.get(n) != proof["state"].get(n))
+            raise ValueError(f"{len(wrong)} arrays differ from their digest, the first: {wrong[0]}")
+        if _digest_of_json(meta) != proof["meta"] or meta["step"] != step:
+            raise ValueError("meta differs from its digest")
+        return Restored(step, leaves, meta)
+
+    def _put_aside(self, step: int) -> None:
+        aside = self.folder.with_name("checkpoints.damaged")
+        with writing(aside):
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            if target.exists():
+                shutil.rmtree(target)
+            (self.folder / str(step)).rename(target)
+        assert self._manager is not None
+        self._manager.reload()
+
+
+def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Variables]:
+    """The variables that a run evaluates with (its moving average, if it has one), as NumPy arrays.
+
+    Raises:
+      UserError: if the run has no checkpoint.
+    """
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(which)
+    if restored is None:
+        raise UserError(f"{workdir}: no checkpoint there yet; train first, or give another run")
+    nested: dict[str, Any] = {}
+    for name, leaf in restored.leaves.items():
+        *keys, last = name.split(".")
+        node = nested
+        for key in keys:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return restored.step, nested.get("ema") or {"params": nested["params"], **nested["model_state"]}
+
+
+def _fault(error: Exception, folder: pathlib.Path) -> str | None:
+    """What kept a checkpoint from being read, where that isn't what its files hold; None: it is damaged."""
+    try:
+        jax.devices()
+    except Exception as of_jax:  # an assertion without a word, where what the platform needs isn't installed
+        reason = " ".join(str(of_jax).split())[:160] or "there are no such devices here"
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}"
+    if (fault := machine_fault(error)) is not None:
+        return fault
+    if not isinstance(error, _OF_DAMAGE):
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    try:
+        # tensorstore takes a file that can't be read for an empty one, and Orbax a folder for one that isn't there.
+        for path, _, names in os.walk(folder, onerror=_raise):
+            for name in names:
+                with open(os.path.join(path, name), "rb") as file:
+                    while file.read(_CHUNK):
+                        pass
+    except (OSError, MemoryError) as of_file:
+        return machine_fault(of_file)
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _digest_of_json(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(folder: pathlib.Path) -> dict[str, Any]:
+    """What `JsonSave` wrote."""
+    tree = json.loads((folder / "metadata").read_text())
+    if not isinstance(tree, dict):
+        raise ValueError(f"{folder.name} is not a JSON object")
+    return tree

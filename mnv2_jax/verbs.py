@@ -1,0 +1,172 @@
+"""What the command line asks for, with its answer printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple, TextIO
+
+from mnv2_jax import outputs
+from mnv2_jax.config import Config, build, to_dict
+from mnv2_jax.data.sources import known_num_classes
+from mnv2_jax.errors import UserError
+from mnv2_jax.json_files import jsonable
+from mnv2_jax.models import counting
+from mnv2_jax.models.registry import from_config
+from mnv2_jax.ops.metrics import scalars
+from mnv2_jax.processes import runtime, together
+from mnv2_jax.processes.supervisor import Stopped
+from mnv2_jax.runs import folder as run_folder
+from mnv2_jax.runs.weights import open_weights
+from mnv2_jax.training import evaluate as evaluation
+from mnv2_jax.training import loop
+from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.initial import check_head, check_network, prepare
+
+
+class Output(NamedTuple):
+    """Where a verb prints: for people, or one JSON object on standard output with all text on standard error."""
+
+    as_json: bool
+
+    @property
+    def text(self) -> TextIO:
+        """The stream for people."""
+        return sys.stderr if self.as_json else sys.stdout
+
+    def note(self, line: str) -> None:
+        """Says something beside the answer, on standard error."""
+        if together.is_first():
+            print(line, file=sys.stderr)
+
+    def answer(self, tree: Mapping[str, Any], text: str = "") -> None:
+        """Prints the answer in the one form or the other; of several processes the first does."""
+        if not together.is_first():
+            return
+        if self.as_json:
+            print(json.dumps(jsonable(tree), allow_nan=False))
+        elif text:
+            print(text)
+
+
+def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Output) -> None:
+    """Trains a run to its end, or goes on with it; ``given`` are the keys that are said, see `config.given`.
+
+    It is in the run's folder what came of it: a standard output that is closed or broken doesn't stop it.
+    """
+    outputs.drop_errors(sys.stdout)
+    together.check_compiles()
+    runtime.configure()
+    saved = _saved_config(workdir)
+    if config.init.weights is None and config.init.head == "new":
+        raise UserError("init.head='new' is a new head for init.weights, which are not set; give --config.init.weights")
+    config, weights = prepare(config, given, saved=saved)
+    experiment = open_experiment(config)
+    if config.init.weights is not None and saved is None:
+        weights = weights or open_weights(config.init.weights, config.model, config.init.head)
+        check_network(config, weights)
+        check_head(config, weights, experiment.dataset)
+    del weights  # read again when the run begins: they would stay in memory all through training
+    summary = loop.train(experiment, workdir, out.text)
+    out.answer({"stopped": True} if summary is None else summary)
+
+
+def _saved_config(workdir: pathlib.Path) -> Config | None:
+    """Of the run that the folder holds, if any; process 0 looks."""
+    found = None
+    if together.is_first() and (workdir / run_folder.CONFIG).is_file():
+        found = to_dict(run_folder.read_run(workdir)[0])
+    told = together.from_first(found)
+    return None if told is None else build(told)
+
+
+def evaluate(
+    config: Config,
+    given_now: Collection[str],
+    workdir: pathlib.Path,
+    which: Literal["latest", "best"] | None,
+    out: Output,
+) -> None:
+    """Evaluates a checkpoint of a run, on any devices; at `data.resolution` where that is among the overrides given."""
+    if not workdir.exists():
+        raise UserError(
+            f"{workdir}: no run is there; train it first, give the --workdir of another, or evaluate weights by"
+            " --config.init.weights=FILE"
+        )
+    runtime.configure()
+    if "data.resolution" in given_now and "data.eval_resolution" not in given_now:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
+    try:
+        step, split, result = evaluation.evaluate_run(config, workdir, which, out.note)
+    except Stopped:
+        return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
+    resolution = config.data.seen_resolution
+    _answer_evaluation(f"{workdir}, step {step}", split, resolution, result, out, step=step)
+
+
+def evaluate_weights(config: Config, given: Collection[str], out: Output) -> None:
+    """Evaluates `init.weights` as they are, on images as their publisher sees them."""
+    runtime.configure()
+    if config.init.head != "load" and "init.head" in given:
+        raise UserError(f"init.head={config.init.head!r}: a new head has learnt nothing to evaluate; leave it out")
+    config, weights = prepare(config, given, evaluates=True)
+    assert config.init.weights is not None
+    weights = weights or open_weights(config.init.weights, config.model)
+    check_network(config, weights)
+    classes = f"init.weights={config.init.weights!r}", weights.info, weights.model.num_classes
+    experiment = open_experiment(config, evaluates=True, classes=classes)
+    for note in experiment.dataset.notes:
+        out.note(note)
+    try:
+        split, result = evaluation.evaluate_weights(experiment, weights)
+    except Stopped:
+        return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
+    _answer_evaluation(
+        str(config.init.weights), split, config.data.seen_resolution, result, out, weights=config.init.weights
+    )
+
+
+def _answer_evaluation(
+    what: str, split: str, resolution: int, result: Mapping[str, Any], out: Output, **facts: Any
+) -> None:
+    skipped = result.get("skipped", [])
+    for line in skipped:
+        out.note(f"left out: {line}")
+    if unanswered := result["count"] - sum(map(sum, result["confusion"])):
+        out.note(f"of {unanswered} images the network's outputs are not numbers: they count as wrong")
+    lines = [
+        f"{what}: {split} at {resolution} px, top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
+        f" {result['loss']:.4f}, ECE {result['ece']:.4f}, {result['count']} images"
+        + (f", without {len(skipped)} that can't be decoded" if skipped else "")
+    ]
+    lines += [
+        f"  {row['label']:<30} {row['accuracy']:>8.2%}  of {row['count']}"
+        for row in result["per_class"]
+        if row["count"]
+    ]
+    if len(result["confusion"]) <= 30:
+        lines += ["confusion, a row a true class:"]
+        lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in result["confusion"]]
+    tables = {key: result[key] for key in ("per_class", "confusion", "calibration", "skipped") if key in result}
+    out.answer({**facts, "split": split, "resolution": resolution, "eval": scalars(result), **tables}, "\n".join(lines))
+
+
+def summarise(config: Config, given: Collection[str], out: Output) -> None:
+    """Prints the layer table of a config's model; reads no data."""
+    runtime.configure()
+    config, weights = prepare(config, given)
+    loaded = weights.model.num_classes if weights and config.init.head == "load" else None
+    classes = config.model.num_classes or loaded or known_num_classes(config.data)
+    model = from_config(dataclasses.replace(config.model, num_classes=classes), config.norm)
+    summary = counting.summarise(model, config.data.seen_resolution)
+    rows = [("layer", "output", "params", "MAdds")]
+    for layer in summary.layers:
+        shape = "×".join(map(str, layer.output_shape or ()))
+        rows.append((layer.name, shape, f"{layer.params:,}", f"{layer.madds:,}"))
+    rows.append(("total", "", f"{summary.params:,}", f"{summary.madds:,}"))
+    name_width = max(len(row[0]) for row in rows)
+    lines = [f"{name:<{name_width}}  {shape:>14}  {params:>11}  {madds:>13}" for name, shape, params, madds in rows]
+    out.answer(dataclasses.asdict(summary), "\n".join(lines))

@@ -1,0 +1,316 @@
+"""Reads the weights in TFLite (LiteRT) files with the flatbuffer bindings of the `tflite` package: no TensorFlow.
+
+Integers become the floats that they stand for. Norms are folded into the convolutions in these files.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.weights.layers import (
+    LARGEST,
+    ForeignLayer,
+    ForeignNetwork,
+    Kind,
+    as_float32,
+    one_of,
+    pads_of,
+    reading,
+    without_softmax,
+)
+
+_KINDS: dict[str, Kind] = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
+_Triple = tuple[float, float, float]
+_OPTIONS = {
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "ADD": "AddOptions",
+}
+_LAYOUT = {"conv": (1, 2, 3, 0), "depthwise": (1, 2, 0, 3), "dense": (1, 0)}  # from [o, r, s, i], [1, r, s, c], [k, c]
+_PADDINGS = ("same", "valid")  # by their numbers
+_ACTIVATIONS = {  # operators, and fused into one
+    "RELU": "relu",
+    "RELU6": "relu6",
+    "RELU_N1_TO_1": "relu_n1_to_1",
+    "RELU_0_TO_1": "relu_0_to_1",
+    "LEAKY_RELU": "leaky_relu",
+    "ELU": "elu",
+    "GELU": "gelu",
+    "TANH": "tanh",
+    "SIGN_BIT": "sign_bit",
+    "HARD_SWISH": "hard_swish",
+    "LOGISTIC": "sigmoid",
+    "SOFTMAX": "softmax",
+}
+_DTYPES = {
+    "FLOAT32": "<f4",
+    "FLOAT16": "<f2",
+    "INT8": "i1",
+    "UINT8": "u1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+}
+_LOWEST = {"UINT8": 0, "INT8": -128}
+_ARITHMETIC = {"MUL", "ADD", "SUB", "DIV"}  # with a vector, after a layer: a norm that wasn't folded
+_STRANGE = {
+    "TRANSPOSE_CONV",
+    "CONV_3D",
+    "BATCH_MATMUL",
+    "PRELU",
+    "CUSTOM",
+    "WHILE",
+    "IF",
+    "CALL",
+    "STABLEHLO_COMPOSITE",
+}
+_PREPARING = {"QUANTIZE", "DEQUANTIZE", "PAD"}  # what changes no real value
+_MOST = 10_000
+"""Operators or tensors: a MobileNet has some hundreds, a damaged length millions."""
+
+
+def read_tflite(path: pathlib.Path) -> ForeignNetwork:
+    """Reads the convolutions and dense layers of the first subgraph, in the order of its operators.
+
+    Raises:
+      UserError: if the file can't be read, or holds an operator with weights that no MobileNet has.
+    """
+    try:
+        import tflite
+    except ImportError as error:
+        raise UserError(f"{path}: reading TFLite files needs tflite; pip install 'mnv2_jax[convert]'") from error
+    with reading(path, "TFLite"):
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if content[4:8] != b"TFL3":
+            raise UserError(f"not a TFLite file, bytes 4 to 8 are {content[4:8]!r} and not b'TFL3'; give another")
+        if len(content) > LARGEST:
+            raise UserError(f"it has more than {LARGEST >> 20} MiB, as no MobileNet has; give another")
+        graph = _Graph(tflite, tflite.Model.GetRootAsModel(content, 0))
+        mean, std = graph.preprocessing()
+        return ForeignNetwork(
+            source="tflite",
+            layers=graph.layers(),
+            folded=True,
+            epsilon=None,
+            resolution=graph.resolution(),
+            mean=mean,
+            std=std,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Op:
+    code: str
+    options: Any
+    fused: str
+    """The activation in it: NONE, RELU, ..."""
+    inputs: list[int]
+    """Numbers of tensors; -1 where an optional one is left out."""
+    outputs: list[int]
+
+
+class _Graph:
+    """The first subgraph of a model."""
+
+    def __init__(self, tflite: Any, model: Any) -> None:
+        self._model = model
+        self._graph = model.Subgraphs(0)
+        lengths = self._graph.OperatorsLength(), self._graph.TensorsLength(), model.OperatorCodesLength()
+        if max(lengths) > _MOST:
+            raise UserError(f"it has more than {_MOST} operators or tensors, as no MobileNet has; give another file")
+        codes, fusions = _names(tflite.BuiltinOperator), _names(tflite.ActivationFunctionType)
+        self._types = _names(tflite.TensorType)
+
+        def op(raw: Any) -> _Op:
+            name = codes[model.OperatorCodes(raw.OpcodeIndex()).BuiltinCode()]
+            options, fused = None, "NONE"
+            if name in _OPTIONS and (table := raw.BuiltinOptions()) is not None:
+                options = getattr(tflite, _OPTIONS[name])()
+                options.Init(table.Bytes, table.Pos)
+                fused = fusions[options.FusedActivationFunction()]
+            inputs, outputs = _vector(raw.InputsAsNumpy()).tolist(), _vector(raw.OutputsAsNumpy()).tolist()
+            return _Op(name, options, fused, inputs, outputs)
+
+        self._ops = [op(self._graph.Operators(i)) for i in range(lengths[0])]
+        self._makers = {tensor: each for each in self._ops for tensor in each.outputs}
+        self._users: dict[int, list[_Op]] = collections.defaultdict(list)
+        for each in self._ops:
+            for tensor in each.inputs:
+                self._users[tensor].append(each)
+        # Files in float16 widen their weights by operators.
+        self._widened = {each.outputs[0]: each.inputs[0] for each in self._ops if each.code == "DEQUANTIZE"}
+        self._room = LARGEST
+
+    def layers(self) -> tuple[ForeignLayer, ...]:
+        found: list[ForeignLayer] = []
+        for op in self._ops:
+            if op.code in _KINDS:
+                found.append(self._layer(op))
+            elif op.code in _STRANGE or (found and op.code in _ARITHMETIC and any(map(self._is_vector, op.inputs))):
+                raise UserError(
+                    f"it has a {op.code} with weights, as no MobileNet with folded norms has; give another file"
+                )
+        if not found:
+            raise UserError("it holds no convolutions or dense layers; give another file")
+        return without_softmax(found)
+
+    def resolution(self) -> int | None:
+        tensor = self._tensor(self._graph.Inputs(0))
+        signature = _vector(tensor.ShapeSignatureAsNumpy()).tolist() or _vector(tensor.ShapeAsNumpy()).tolist()
+        match signature:
+            case [_, int(height), int(width), _] if height == width > 0:
+                return height
+        return None
+
+    def preprocessing(self) -> tuple[_Triple | None, _Triple | None]:
+        """Mean and deviation of a quantised image that comes to the first layer as it is."""
+        tensor = self._tensor(self._graph.Inputs(0))
+        lowest = _LOWEST.get(self._types[tensor.Type()])
+        before = itertools.takewhile(lambda op: op.code not in _KINDS, self._ops)
+        scale, zero, _ = _quantisation(tensor)
+        if (
+            lowest is None
+            or scale.shape != (1,)
+            or not 0 < scale[0] < np.inf
+            or {op.code for op in before} - _PREPARING
+        ):
+            return None, None
+        mean, std = (int(zero[0]) - lowest) / 255, 1 / (255 * float(scale[0]))
+        return (mean, mean, mean), (std, std, std)
+
+    def _layer(self, op: _Op) -> ForeignLayer:
+        kind = _KINDS[op.code]
+        name = self._tensor(op.outputs[0]).Name().decode(errors="replace")
+        if kind == "depthwise" and (multiplier := op.options.DepthMultiplier()) != 1:
+            raise UserError(
+                f"layer {name!r} has a depth multiplier of {multiplier}; only 1 can be read, give another file"
+            )
+        if kind == "dense" and op.options.WeightsFormat():
+            raise UserError(f"layer {name!r} has shuffled weights; give a file that was converted without")
+        kernel = self._array(op.inputs[1], name)
+        if kernel.ndim != len(_LAYOUT[kind]):
+            raise UserError(
+                f"layer {name!r} has a kernel {list(kernel.shape)}, as no {kind} layer has; give another file"
+            )
+        arrays = {"kernel": np.ascontiguousarray(kernel.transpose(_LAYOUT[kind]))}
+        if len(op.inputs) > 2 and op.inputs[2] >= 0:
+            arrays["bias"] = self._array(op.inputs[2], name)
+        return ForeignLayer(name, kind, arrays, self._activation(op), **self._window(op, kind, name))
+
+    def _window(self, op: _Op, kind: Kind, name: str) -> dict[str, Any]:
+        """Stride, dilation and pads of a convolution."""
+        told = op.options
+        if kind == "dense" or told is None:
+            return {}
+        return {
+            "stride": one_of(name, "stride", (told.StrideH(), told.StrideW())),
+            "dilation": one_of(name, "dilation", (told.DilationHFactor(), told.DilationWFactor())),
+            "pads": pads_of(name, _PADDINGS[told.Padding()], self._zeros(op.inputs[0], name)),
+        }
+
+    def _zeros(self, number: int, name: str) -> tuple[tuple[int, ...], ...] | None:
+        """Rows and columns before and after that an operator adds to make a tensor."""
+        maker = self._makers.get(number)
+        if maker and maker.code in ("QUANTIZE", "DEQUANTIZE"):
+            maker = self._makers.get(maker.inputs[0])
+        if not maker or maker.code not in ("PAD", "PADV2"):
+            return None
+        sizes = self._tensor(maker.inputs[1])
+        added = self._bytes(sizes).view(_DTYPES[self._types[sizes.Type()]]).tolist()
+        other = maker.code == "PADV2" and self._array(maker.inputs[2], name).any()
+        if len(added) != 8 or any(added[:2] + added[6:]) or other:
+            raise UserError(f"the map before layer {name!r} is padded other than with zeros around; give another file")
+        return (added[2], added[3]), (added[4], added[5])
+
+    def _activation(self, op: _Op) -> str | None:
+        """Fused into the operator, or into the range of its output, or an operator of its own."""
+        if op.fused != "NONE":
+            return _ACTIVATIONS.get(op.fused, op.fused.lower())
+        output = self._tensor(op.outputs[0])
+        scale, zero, _ = _quantisation(output)
+        if scale.shape == (1,) and zero[0] == _LOWEST.get(self._types[output.Type()]) and abs(255 * scale[0] - 6) < 0.1:
+            return "relu6"
+        following = {user.code: user for user in self._users[op.outputs[0]]}
+        for code, activation in _ACTIVATIONS.items():
+            if code in following:
+                return "swish" if code == "LOGISTIC" and "MUL" in following else activation
+        shifted = following.get("ADD")  # relu6(x + 3) / 6, perhaps times x
+        if shifted and sum(map(self._is_constant, shifted.inputs)) == 1 and self._activation(shifted) == "relu6":
+            return "hard_swish" if "MUL" in following else "hard_sigmoid"
+        return None
+
+    # --- tensors ------------------------------------------------------------------------------------------------
+
+    def _tensor(self, number: int) -> Any:
+        if not 0 <= number < self._graph.TensorsLength():
+            raise IndexError(f"there is no tensor {number}")
+        return self._graph.Tensors(number)
+
+    def _bytes(self, tensor: Any) -> np.ndarray:
+        """uint8 [n]; empty for what isn't constant."""
+        if not 0 <= tensor.Buffer() < self._model.BuffersLength():
+            raise IndexError(f"there is no buffer {tensor.Buffer()}")
+        return _vector(self._model.Buffers(tensor.Buffer()).DataAsNumpy())
+
+    def _is_constant(self, number: int) -> bool:
+        return number >= 0 and self._bytes(self._tensor(number)).size > 0
+
+    def _is_vector(self, number: int) -> bool:
+        """Whether it is a constant of several numbers other than shapes."""
+        if not self._is_constant(number):
+            return False
+        tensor = self._tensor(number)
+        return self._types[tensor.Type()] not in ("INT32", "INT64") and _vector(tensor.ShapeAsNumpy()).prod() > 1
+
+    def _array(self, number: int, name: str) -> np.ndarray:
+        """The floats that a constant tensor stands for."""
+        tensor = self._tensor(self._widened.get(number, number))
+        kind = self._types[tensor.Type()]
+        content = self._bytes(tensor)
+        if kind not in _DTYPES or tensor.Sparsity() is not None:
+            raise UserError(f"layer {name!r} has {kind} or sparse weights; give one of {', '.join(_DTYPES)}")
+        if not content.size:
+            raise UserError(f"the weights of layer {name!r} aren't in the file; give one that holds them")
+        values = content.view(_DTYPES[kind]).reshape(_vector(tensor.ShapeAsNumpy()).tolist())
+        self._room -= 4 * values.size  # several layers may share a tensor
+        if self._room < 0:
+            raise UserError(f"its weights have more than {LARGEST >> 20} MiB, as no MobileNet has; give another file")
+        if values.dtype.kind == "f":
+            return as_float32(values)
+        scale, zero, axis = _quantisation(tensor)
+        if not scale.size:
+            raise UserError(f"layer {name!r} has {kind} weights without a scale; give another file")
+        if scale.size > 1:  # one for each channel
+            if scale.size != values.shape[axis]:
+                raise ValueError(f"{scale.size} scales for {values.shape[axis]} channels")
+            along = [-1 if i == axis else 1 for i in range(values.ndim)]
+            scale, zero = scale.reshape(along), zero.reshape(along)
+        with np.errstate(all="ignore"):
+            return as_float32((values.astype(np.float64) - zero) * scale)
+
+
+def _names(table: type) -> dict[int, str]:
+    return {number: name for name, number in vars(table).items() if isinstance(number, int)}
+
+
+def _vector(found: Any) -> np.ndarray:
+    """The bindings give 0 for a vector that is left out."""
+    return found if isinstance(found, np.ndarray) else np.empty(0, np.int64)
+
+
+def _quantisation(tensor: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scales and zero points [n], both empty for floats, and the axis that they belong to if n isn't 1."""
+    found = tensor.Quantization()
+    if found is None:
+        return np.empty(0), np.empty(0), 0
+    scale, zero = _vector(found.ScaleAsNumpy()).astype(np.float64), _vector(found.ZeroPointAsNumpy())
+    return scale, zero if zero.size else np.zeros(scale.shape, np.int64), found.QuantizedDimension()

@@ -1,0 +1,203 @@
+"""What one process does of what several do, and how one that has got stuck is noticed."""
+
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2_jax import config as config_lib
+from mnv2_jax.errors import FaultError, UserError, line_and_code
+from mnv2_jax.processes import together
+from mnv2_jax.processes.supervisor import Stopped, supervise
+from mnv2_jax.training import mesh as meshes
+from tests import cli
+
+
+def test_one_process_agrees_with_itself():
+    assert together.exchange({"a": 1}) == [{"a": 1}]
+    assert together.from_first([1]) == [1]
+    together.agree({"a": 1})
+    tree = {"a": np.float32(-0.0)}
+    assert together.broadcast(tree) is tree
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ([{"a": 1}, {"a": 1}, {"a": 2}], "a is 1 in process 0 and 2 in process 2; start all"),
+        ([{"a": 1}, {}], "a is 1 in process 0 and null in process 1"),
+        ([{}, {"a": 1}], "a is null in process 0 and 1 in process 1"),
+        ([{"b": "x" * 99}, {"b": "x" * 98}], r"b is \"x+… \(SHA-256 \w{8}\) in process 0"),
+    ],
+)
+def test_what_differs_is_named(monkeypatch, told, message):
+    monkeypatch.setattr(together, "exchange", lambda facts, timeout_s: told)
+    with pytest.raises(UserError, match=message):
+        together.agree(told[0])
+    with pytest.raises(FaultError, match="mend this"):
+        together.agree(told[0], mend="mend this", kind=FaultError)
+
+
+def test_a_mesh_is_in_the_order_of_the_processes():
+    """A TPU numbers its devices by where they stand."""
+    backwards = meshes.make_mesh(jax.devices()[::-1])
+    assert [device.id for device in backwards.devices.flat] == sorted(device.id for device in jax.devices())
+
+
+# --- the watch over the loop --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_signals_become_a_question(sent):
+    before = signal.getsignal(sent)
+    with supervise(config_lib.FaultsConfig()) as supervisor:
+        assert not supervisor.should_stop()
+        os.kill(os.getpid(), sent)
+        assert supervisor.should_stop()
+        assert supervisor.should_stop()
+    assert signal.getsignal(sent) == before
+
+
+def test_what_was_ignored_under_nohup_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with supervise(config_lib.FaultsConfig()) as supervisor:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not supervisor.should_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
+    def batches():
+        yield 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+
+    with supervise(config_lib.FaultsConfig()) as supervisor:
+        each = supervisor.each(batches())
+        assert next(each) == 1
+        with pytest.raises(Stopped):
+            next(each)
+        assert supervisor.should_stop()
+        with pytest.raises(Stopped):
+            next(supervisor.each(iter([2])))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from mnv2_jax import interrupts
+interrupts.GRACE_S, *pauses_s = map(float, sys.argv[1:])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with interrupts.second_ends("interrupted", 130):
+    for pause_s in pauses_s:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("heard", flush=True)
+            time.sleep(pause_s)
+print("closed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("times_s", "told"),
+    [
+        (("0.1", "0.3", "60"), (130, "heard\nheard\n", "interrupted\n")),  # the first alone ends nobody
+        (("10", "0", "0.1"), (0, "heard\nheard\nclosed\n", "")),
+    ],
+)
+def test_a_second_interrupt_ends_who_does_not_leave_in_time(times_s, told):
+    command = [sys.executable, "-c", INTERRUPTED, *times_s]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == told
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def test_training_uncompiled_is_refused():
+    with jax.disable_jit(), pytest.raises(UserError, match="JAX_DISABLE_JIT"):
+        together.check_compiles()
+    together.check_compiles()
+
+
+def test_what_is_compiled_may_take_longer():
+    with supervise(config_lib.FaultsConfig(step_timeout_s=20.0, compile_timeout_s=50.0)) as supervisor:
+        with supervisor.compiling():
+            assert supervisor._limit_s == 50
+            alive = supervisor._alive
+        assert supervisor._limit_s == 20
+        assert supervisor._alive > alive
+        supervisor.should_stop()
+        assert supervisor._alive > alive + 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("a is b;\n mend it"), ("error: a is b; mend it", 2)),
+        (FaultError("gone"), ("error: gone", 75)),
+        (KeyboardInterrupt(), ("interrupted", 130)),
+        (
+            OSError(errno.ENOSPC, "no room", "x.json"),
+            ("error: x.json: can't be written (no room); make room and start again", 2),
+        ),
+        (OSError(errno.ENAMETOOLONG, "too long", "x.py"), ("error: x.py: too long; mend that or correct the path", 2)),
+        (OSError(errno.EMFILE, "too many", "x.py"), ("error: x.py: too many; mend that or correct the path", 2)),
+        (OSError(errno.ENOENT, "not there", "x.py"), None),
+        (BrokenPipeError(errno.EPIPE, "a worker's"), None),
+        (KeyError("a bug"), None),
+    ],
+)
+def test_what_is_said_of_an_error(error, told):
+    assert line_and_code(error) == told
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch):
+    monkeypatch.setattr(together, "_PORT_S", 0.6)
+    with socket.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as gRPC does
+        other.bind(("::", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is taken"):
+            together._check_port(f"localhost:{port}")
+    together._check_port(f"localhost:{port}")
+
+
+STUCK = """
+import sys, threading, time
+from mnv2_jax.config import FaultsConfig
+from mnv2_jax.processes.supervisor import supervise
+with supervise(FaultsConfig(step_timeout_s=2.0, compile_timeout_s=60.0)) as supervisor:
+    for _ in range(4):
+        time.sleep(1)
+        supervisor.should_stop()
+    print("moving", flush=True)
+    with supervisor.compiling():
+        time.sleep(3)
+    print("compiled", flush=True)
+    def waits_for_ever(): time.sleep(3600)
+    waits_for_ever()
+"""
+
+
+def test_who_does_not_ask_in_time_is_ended_with_every_threads_traceback():
+    result = subprocess.run(
+        [sys.executable, "-c", STUCK], env=cli.environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 75
+    assert result.stdout == "moving\ncompiled\n"
+    assert re.search(r"most recent call first.*in watch.*in waits_for_ever", result.stderr, re.DOTALL)
+    assert "error: stuck for 2 s" in result.stderr.splitlines()[-1]

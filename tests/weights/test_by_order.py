@@ -1,0 +1,439 @@
+"""What is read off a file beside its arrays."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.registry import create_model
+from mnv2_jax.weights import by_order, load
+from mnv2_jax.weights.by_order import (
+    facts_of,
+    is_binary,
+    leaves_of,
+    num_classes,
+    of_two_classes,
+    without_other_head,
+)
+from mnv2_jax.weights.file import shapes_of, unflatten
+from mnv2_jax.weights.keras_files import read_keras
+from mnv2_jax.weights.layers import ForeignLayer, ForeignNetwork
+from mnv2_jax.weights.tflite_files import read_tflite
+from mnv2_jax.weights.unfold import are_folded
+
+V1, V2, V3 = "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"
+PATH = pathlib.Path("w")
+HALVING = {
+    V1: ["stem", *(f"block_{i}/depthwise" for i in (2, 4, 6, 12))],
+    V2: ["stem", *(f"block_{i}/depthwise" for i in (2, 4, 7, 14))],
+    V3: ["stem", *(f"block_{i}/depthwise" for i in (1, 2, 4, 9))],
+}
+TWOS = (2, 2, 2, 2, 2)
+
+
+# --- networks made by hand --------------------------------------------------------------------------------------
+
+
+def followed_by(ours, name):
+    """relu6, the default of V1 and V2; V3-Small's blocks have relu up to the third."""
+    block, _, layer = ours.partition("/")
+    if layer == "project" or ours == "classifier":
+        return None
+    if "squeeze_excite" in layer:
+        return "relu" if layer.endswith("reduce") else "hard_sigmoid"
+    if name == V3:
+        return "relu" if block in ("block_1", "block_2", "block_3") else "hard_swish"
+    return "relu6"
+
+
+names_of = functools.cache(lambda model: [row.name for row in summarise(model, 64).layers])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _traced_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_order, "summarise", functools.cache(summarise))
+        yield
+
+
+def foreign(name, change=lambda ours, kernel: {}, resolution=96, source="keras"):
+    """The network of a name as a file, every layer of which is changed."""
+    model = create_model(name, 2, width=0.25 if name == V1 else 0.35)
+    shapes = shapes_of(model)
+    layers = []
+    for ours in names_of(model):
+        shape = shapes.get(f"params/{ours}/kernel")
+        if shape is None:
+            continue
+        kind = "dense" if ours == "classifier" else "depthwise" if shape[2:3] == (1,) else "conv"
+        shape = (1, 1, *shape) if kind == "conv" and len(shape) == 2 else shape
+        said = {"activation": followed_by(ours, name)}
+        if kind != "dense":
+            said |= dict(stride=2 if ours in HALVING[name] else 1, dilation=1, pads="same")
+            said |= change(ours, shape[0])
+        layers.append(ForeignLayer(ours, kind, {"kernel": np.ones(shape, np.float32)}, **said))
+    known = dict(source=source, folded=True, epsilon=None, resolution=resolution, mean=None, std=None)
+    return model, ForeignNetwork(layers=tuple(layers), **known)
+
+
+def facts(name, change=lambda ours, kernel: {}, **rest):
+    return facts_of(PATH, *foreign(name, change, **rest))
+
+
+def on(layers, **said):
+    return lambda ours, kernel: said if ours in layers else {}
+
+
+@pytest.mark.parametrize("name", [V1, V2, V3])
+def test_what_is_published(name):
+    assert facts(name) == dict(strides=TWOS, padding="same")
+
+
+@pytest.mark.parametrize("name", [V1, V2, V3])
+def test_a_file_of_weights_says_nothing(name):
+    nothing = dict.fromkeys(("stride", "dilation", "pads", "activation"))
+    assert facts(name, lambda ours, kernel: nothing) == {}
+
+
+@pytest.mark.parametrize("name", [V1, V2, V3])
+@pytest.mark.parametrize("strides", [(1, 1, 1, 1, 1), (1, 2, 2, 2, 2), (2, 2, 1, 1, 2)])
+def test_strides_stand_at_the_published_places(name, strides):
+    asked = dict(zip(HALVING[name], strides, strict=True))
+    change = lambda ours, kernel: {"stride": asked.get(ours, 1)}  # noqa: E731
+    assert facts(name, change) == dict(strides=strides, padding="same")
+
+
+def symmetric(ours, kernel):
+    return {"pads": (kernel // 2, kernel // 2)} if kernel > 1 else {"pads": "valid"}
+
+
+@pytest.mark.parametrize("name", [V1, V2, V3])
+@pytest.mark.parametrize("resolution", [None, 75, 96, 225])
+def test_zeros_as_of_pytorch(name, resolution):
+    assert facts(name, symmetric, resolution=resolution)["padding"] == "symmetric"
+    # Converters write "same" where that is the same.
+    change = lambda ours, kernel: symmetric(ours, kernel) if ours in HALVING[name] else {}  # noqa: E731
+    assert facts(name, change, resolution=resolution)["padding"] == "symmetric"
+    first = lambda ours, kernel: {"stride": 1, "pads": "same"} if ours == "stem" else change(ours, kernel)  # noqa: E731
+    assert facts(name, first, resolution=resolution) == dict(strides=(1, 2, 2, 2, 2), padding="symmetric")
+
+
+def padded(name, *pads):
+    """By the halving layers, for kernels of 3; those of 5 have one more on both sides."""
+    given = dict(zip(HALVING[name], pads, strict=True))
+
+    def change(ours, kernel):
+        pads = given.get(ours, "same")
+        return {"pads": pads if pads in ("same", "valid") else tuple(zeros + kernel // 2 - 1 for zeros in pads)}
+
+    return change
+
+
+@pytest.mark.parametrize(("name", "padding"), [(V1, "keras_v1"), (V2, "same"), (V3, "same")])
+@pytest.mark.parametrize("stem", ["same", (0, 1)])
+@pytest.mark.parametrize("resolution", [None, 96])
+def test_zeros_as_of_keras_at_even_sizes(name, padding, stem, resolution):
+    change = padded(name, stem, *[(0, 1)] * 4)
+    assert facts(name, change, resolution=resolution)["padding"] == padding
+
+
+@pytest.mark.parametrize("name", [V2, V3])
+def test_zeros_as_of_keras_at_sizes_that_are_odd_in_places(name):
+    change = padded(name, "same", (0, 1), (1, 1), (0, 1), (1, 1))  # 75, 38, 19, 10, 5
+    assert facts(name, change, resolution=75)["padding"] == "same"
+    with pytest.raises(UserError, match=rf"layer {HALVING[name][2]} has padding \(1, 1\) zeros"):
+        facts(name, change, resolution=96)
+
+
+def test_keras_mobilenet_pads_after_the_map_at_any_size():
+    assert facts(V1, padded(V1, "same", *[(0, 1)] * 4), resolution=75)["padding"] == "keras_v1"
+    with pytest.raises(UserError, match="layer stem has padding"):
+        facts(V1, padded(V1, (0, 1), *[(0, 1)] * 4), resolution=75)
+
+
+@pytest.mark.parametrize(
+    ("pads", "at"),
+    [
+        (["same", "valid", "same", "same", "same"], 1),
+        (["valid", (1, 1), (1, 1), (1, 1), (1, 1)], 0),
+        (["same", (1, 1), (1, 1), (1, 1), (1, 1)], 1),
+        (["same", (0, 1), (0, 1), (0, 1), "valid"], 4),
+        ([(1, 1), (1, 1), (1, 1), (0, 1), (1, 1)], 3),
+        ([(1, 1), (1, 1), "same", (1, 1), (1, 1)], 2),
+        (["same", (1, 0), (1, 0), (1, 0), (1, 0)], 1),
+    ],
+)
+def test_other_paddings_are_refused(pads, at):
+    with pytest.raises(UserError, match=rf"^w: layer {HALVING[V1][at]} has padding .*; give another file"):
+        facts(V1, padded(V1, *pads))
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        (dict(stride=2), "a stride of 2 and a dilation of 1, where mobilenet_v1 has 1 and 1"),
+        (dict(dilation=2), "a stride of 1 and a dilation of 2"),
+        (dict(pads="valid"), "padding valid with a kernel of 3 and a stride of 1"),
+        (dict(pads=(0, 2)), r"padding \(0, 2\) zeros before and after"),
+        (dict(activation="tanh"), "after layer block_3/depthwise comes tanh, where mobilenet_v1 has relu6"),
+        (dict(activation="relu"), "comes relu6, where mobilenet_v1 has relu"),
+        (dict(activation=None), "comes no activation that we know, where mobilenet_v1 has relu6"),
+    ],
+)
+def test_a_layer_unlike_ours_is_refused(said, match):
+    with pytest.raises(UserError, match=match):
+        facts(V1, on(["block_3/depthwise"], **said))
+
+
+def test_strides_of_the_halving_layers_are_1_or_2():
+    for said in (dict(stride=3), dict(stride=0), dict(dilation=2)):
+        with pytest.raises(UserError, match="where mobilenet_v1 has 1 or 2 and 1"):
+            facts(V1, on(["stem"], **said))
+
+
+@pytest.mark.parametrize(("name", "activation"), [(V1, "relu"), (V2, "relu")])
+def test_relu_is_an_option_of_v1_and_v2(name, activation):
+    change = lambda ours, kernel: {"activation": activation if followed_by(ours, name) else None}  # noqa: E731
+    assert facts(name, change) == dict(strides=TWOS, padding="same", activation="relu")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "activation"),
+    [
+        (V2, "block_3/project", "relu6"),
+        (V2, "stem", "swish"),
+        (V3, "block_1/depthwise", "relu6"),
+        (V3, "block_9/expand", "relu"),
+        (V3, "stem", "hard_sigmoid"),
+    ],
+)
+def test_every_layer_has_the_activation_of_ours(name, layer, activation):
+    with pytest.raises(UserError, match=f"after layer {layer} comes {activation}, where {name} has"):
+        facts(name, on([layer], activation=activation))
+
+
+def test_tflite_may_hide_an_activation_in_a_range():
+    assert facts(V1, on(["stem"], activation=None), source="tflite") == dict(strides=TWOS, padding="same")
+    with pytest.raises(UserError, match="comes tanh"):
+        facts(V1, on(["stem"], activation="tanh"), source="tflite")
+
+
+def test_layers_that_are_missing_are_listed():
+    model, network = foreign(V1)
+    fewer = ForeignNetwork(**{**vars(network), "layers": network.layers[1:]})
+    with pytest.raises(UserError, match=r"not the weights of mobilenet_v1 .*missing: classifier"):
+        facts_of(PATH, model, fewer)
+
+
+def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_files():
+    model, network = foreign(V1)
+    assert are_folded(model, unflatten(leaves_of(PATH, model, network)))  # as in TFLite's files: its norms only add
+    rng, layers = np.random.default_rng(0), []
+    for layer in network.layers:
+        channels = layer.arrays["kernel"].shape[-1]
+        if layer.kind == "dense":
+            layers.append(layer)
+            continue
+        layers.append(dataclasses.replace(layer, arrays={**layer.arrays, "bias": rng.normal(size=channels)}))
+        norm = {leaf: rng.uniform(1, 2, channels) for leaf in ("scale", "bias", "mean", "var")}
+        layers.append(ForeignLayer(f"{layer.name}_norm", "norm", norm))
+    network = dataclasses.replace(network, layers=tuple(layers), folded=False, epsilon=0.02)
+    read, leaves, _ = load._convert(PATH, network, "keras", V1, {"width": 0.25}, None, "load")
+    assert read.module.norm.epsilon == 0.02
+    assert read == dataclasses.replace(model, module=read.module)
+    before, after = (next(x.arrays for x in layers if x.name == f"block_2/depthwise{end}") for end in ("", "_norm"))
+    np.testing.assert_array_equal(leaves["batch_stats/block_2/depthwise_norm/mean"], after["mean"] - before["bias"])
+    np.testing.assert_array_equal(leaves["params/block_2/depthwise_norm/bias"], after["bias"])
+
+
+# --- what comes behind the mean ---------------------------------------------------------------------------------
+
+
+def behind(name, *widths):
+    """The network of a name, whose layers behind the mean are dense ones of these widths instead."""
+    model, network = foreign(name)
+    parts = model.module.head_parts
+    before = shapes_of(model)[f"params/{parts[0]}/kernel"][0]
+    layers = [layer for layer in network.layers if layer.name not in parts]
+    for number, width in enumerate(widths):
+        said = {"activation": "hard_swish"} if number < len(widths) - 1 else {}
+        layers.append(ForeignLayer(f"d{number}", "dense", {"kernel": np.ones((before, width), np.float32)}, **said))
+        before = width
+    return model, dataclasses.replace(network, layers=tuple(layers))
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "absent", "is_refused"),
+    [
+        (V1, [], ("classifier",), False),
+        (V2, [], ("classifier",), False),
+        (V3, [], ("hidden", "classifier"), False),
+        (V2, [2], (), False),
+        (V2, [100, 3], ("classifier",), True),
+        (V3, [1024], ("classifier",), False),
+        (V3, [1024, 2], (), False),
+        (V3, [7], ("hidden", "classifier"), True),
+        (V3, [1024, 64, 7], ("classifier",), True),
+    ],
+)
+def test_heads_that_are_missing_or_others(name, widths, absent, is_refused):
+    model, network = behind(name, *widths)
+    if is_refused:
+        with pytest.raises(UserError, match=rf"^w: behind the mean it has .*dense d{len(widths) - 1} \[.*head=new"):
+            without_other_head(PATH, model, network, "load")
+    else:
+        assert without_other_head(PATH, model, network, "load") == (network, absent)
+    left, found = without_other_head(PATH, model, network, "new")
+    assert found == absent
+    leaves = leaves_of(PATH, model, left, absent)
+    assert set(leaves) == set(shapes_of(model, absent))
+    # No layer of these files has a bias, nor has a converter's that left out zeros.
+    assert not any(np.any(leaf) for place, leaf in leaves.items() if place.endswith("/bias"))
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_one_logit_is_two_classes(activation):
+    model, network = behind(V2, 1)
+    *others, last = network.layers
+    last = dataclasses.replace(last, arrays={**last.arrays, "bias": np.full(1, 3, np.float32)}, activation=activation)
+    assert not is_binary(behind(V2, 2)[1])
+    for widened in (last, dataclasses.replace(last, arrays={"kernel": last.arrays["kernel"]})):
+        network = dataclasses.replace(network, layers=(*others, widened))
+        assert without_other_head(PATH, model, network, "load") == (network, ())
+        assert is_binary(network)
+        leaves = leaves_of(PATH, model, of_two_classes(network))
+        np.testing.assert_array_equal(leaves["params/classifier/kernel"], [[0, 1]] * 1280)
+        np.testing.assert_array_equal(leaves["params/classifier/bias"], [0, 3 if "bias" in widened.arrays else 0])
+
+
+@pytest.mark.parametrize(("units", "activation"), [(2, "sigmoid"), (2, "relu"), (1, "tanh")])
+def test_last_layers_that_give_no_logits(units, activation):
+    model, network = behind(V2, units)
+    *others, last = network.layers
+    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(last, activation=activation)))
+    with pytest.raises(UserError, match=rf"dense d0 \[1280, {units}\] with {activation}"):
+        without_other_head(PATH, model, network, "load")
+    assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
+    pooled = dataclasses.replace(behind(V2, 2)[1], strange=("pool (GlobalMaxPooling2D)",))
+    with pytest.raises(UserError, match=r"behind the mean it has pool \(GlobalMaxPooling2D\)"):
+        without_other_head(PATH, model, pooled, "load")
+    *others, hidden, last = behind(V2, 100, 3)[1].layers  # a hidden layer without an activation is no classifier
+    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(hidden, activation=None), last))
+    assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
+
+
+# --- what it says of images -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "unsaid", "said"),
+    [
+        (V2, {}, None),
+        (V2, {"rescaling": True}, "'rescaling'"),
+        (V3, {"rescaling_3": True, "tf.math.multiply": True}, None),
+        (V3, {"rescaling": True, "rescaling_1": False}, "'rescaling_1'"),
+        (V3, {"normalization": True}, "'normalization'"),
+    ],
+)
+def test_numbers_that_only_a_config_says_are_asked_for(name, unsaid, said):
+    network = dataclasses.replace(foreign(name)[1], unsaid=unsaid)
+    load._check_pixels(PATH, network, name, {"mean": (0, 0, 0), "std": (1, 1, 1)})
+    with pytest.raises(UserError, match=rf"^w: has a layer {said} .*--mean and --std$") if said else nullcontext():
+        load._check_pixels(PATH, network, name, {"mean": (0, 0, 0)})
+
+
+def test_what_a_file_says_of_images_wins_over_the_custom():
+    told = dict(mean=(0.0, 0.1, 0.2), std=(1.0, 0.9, 0.8), resolution=48, view={"eval_crop": "central"})
+    network = foreign(V2)[1]
+    found = load._preprocessing(PATH, dataclasses.replace(network, **told), "keras", V2)
+    assert (found.mean, found.std, found.resolution) == (told["mean"], told["std"], 48)
+    assert (found.eval_crop, found.interpolation, found.antialias) == ("central", "bilinear", False)
+    smooth = dataclasses.replace(network, view={"interpolation": "bicubic", "antialias": True})
+    assert load._preprocessing(PATH, smooth, "keras", V2).antialias
+    assert not load._preprocessing(PATH, network, "tflite", V2).antialias
+    with pytest.raises(UserError, match=r"^w: .*data\.std"):
+        load._preprocessing(PATH, dataclasses.replace(network, std=(300.0,) * 3), "keras", V2)
+
+
+# --- files by others --------------------------------------------------------------------------------------------
+
+
+def read(path, name, width):
+    network = read_tflite(path) if path.suffix == ".tflite" else read_keras(path)
+    return facts_of(path, create_model(name, num_classes(path, network), width=width), network)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "width", "said"),
+    [
+        ("vww_96.h5", V1, 0.25, {"activation": "relu"}),
+        ("vww_96_float.tflite", V1, 0.25, {"activation": "relu"}),
+        ("mobilenet_v1_0.25_128_quant.tflite", V1, 0.25, {}),
+        ("tf2_mobilenet_v2_1.0_224_ptq.tflite", V2, 1.0, {}),
+    ],
+)
+def test_published_files(file, name, width, said, real_data):
+    assert read(real_data / "weights" / file, name, width) == dict(strides=TWOS, padding="same", **said)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ({"strides": [1, 1]}, dict(strides=(1, 1, 1, 1, 1), padding="same", activation="relu")),
+        ({"dilation_rate": [2, 2]}, "and a dilation of 2, where mobilenet_v1 has"),
+        ({"padding": "valid"}, "has padding valid"),
+        ({"activation": "tanh"}, "comes tanh, where mobilenet_v1 has relu6"),
+        ({"activation": "swish"}, "comes swish, where mobilenet_v1 has relu6"),
+        ({"activation": "linear"}, "comes no activation that we know"),
+        ({"strides": [2, 1]}, "has another stride for rows than for columns"),
+    ],
+)
+def test_an_edited_config(edit, expected, real_data, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "w.h5"
+    shutil.copyfile(real_data / "weights" / "vww_96.h5", path)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        for layer in config["config"]["layers"]:
+            is_activation = layer["class_name"] == "Activation"
+            if is_activation or "Conv2D" in layer["class_name"]:
+                layer["config"] |= {key: value for key, value in edit.items() if is_activation == (key == "activation")}
+        del file.attrs["model_config"]
+        file.attrs["model_config"] = json.dumps(config)
+    if isinstance(expected, dict):
+        assert read(path, V1, 0.25) == expected
+    else:
+        with pytest.raises(UserError, match=expected) as error:
+            read(path, V1, 0.25)
+        assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras with NumPy 2
+@pytest.mark.parametrize("size", [96, 75])
+@pytest.mark.parametrize(
+    ("theirs", "options", "name", "padding"),
+    [
+        ("MobileNet", {"alpha": 0.25}, V1, "keras_v1"),
+        ("MobileNetV2", {}, V2, "same"),
+        ("MobileNetV3Small", {}, V3, "same"),
+        ("MobileNetV3Large", {}, "mobilenet_v3_large", "same"),
+        ("MobileNetV3Small", {"minimalistic": True}, "mobilenet_v3_small_minimalistic", "same"),
+    ],
+)
+def test_keras_applications(theirs, options, name, padding, size, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+    model = getattr(keras.applications, theirs)(weights=None, classes=7, input_shape=(size, size, 3), **options)
+    for form in ("h5", "keras"):
+        model.save(tmp_path / f"m.{form}")
+        assert read(tmp_path / f"m.{form}", name, options.get("alpha", 1.0)) == dict(strides=TWOS, padding=padding)
+    model.save_weights(tmp_path / "m.weights.h5")
+    assert read(tmp_path / "m.weights.h5", name, options.get("alpha", 1.0)) == {}
