@@ -23,7 +23,8 @@ from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.processes import together
 from mnv2_jax.processes.supervisor import Stopped, Supervisor, supervise
 from mnv2_jax.report.page import NAME as REPORT
-from mnv2_jax.report.page import absent_classes, save_pictures, write_report
+from mnv2_jax.report.page import save_pictures, write_report
+from mnv2_jax.report.sections import absent_classes
 from mnv2_jax.runs import folder as run_folder
 from mnv2_jax.runs.checkpoint import Checkpoints, Restored, fingerprint, from_leaves
 from mnv2_jax.runs.metrics_log import read_evaluations, read_metrics

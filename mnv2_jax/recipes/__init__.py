@@ -1,0 +1,99 @@
+"""Recipes: tables of deltas from the defaults in `config`.
+
+What the authors published stands here number for number; `tests/test_recipes.py` compares each with a file of facts.
+Where their paper or README is silent, the number is that of their code, named beside it. What holds for all of them:
+
+* `optim.reference_lr` and `data.batch_size` are those of the source, over all its devices.
+* `norm.group_size` is what one device of the source had, but at most 128, so that eight devices get whole groups,
+  and 32 where it isn't known or batches have several sizes. From 16 images on it hardly matters (Wu & He,
+  arXiv:1803.08494, figure 1).
+* PyTorch's `amp` computed in float16; bfloat16 here, which needs no loss scaling.
+* `model.init` draws every kind of layer as the source's code does, and `model.drop_path_rule` drops paths so.
+* `model.padding` and `model.width_rule` are the config file's: they belong to the network.
+
+What to expect is the published top-1 ± 0.3, as the docstrings of `configs/` say. Nobody has published how far seeds
+spread; but MobileNetV2 came out within 0.2 where four groups trained it by the paper's schedule, with RMSProp or SGD
+(paper 72.0, TF-slim 71.8, torchvision 71.878, mmpretrain 71.86), and MobileNetV4's authors print 83.4 and 83.7 for the
+same Hybrid-L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.recipes.corenet import CORENET_V1, CORENET_V2, CORENET_V3_LARGE
+from mnv2_jax.recipes.garden import PAPER_V4, TFMG_V1, TFMG_V2, TFMG_V3_LARGE, TFMG_V3_SMALL, TFMG_V4, by_column
+from mnv2_jax.recipes.own import CIFAR, DIGITS, FINETUNE, SCRATCH
+from mnv2_jax.recipes.slim import PAPER, TF_SLIM_V2
+from mnv2_jax.recipes.timm import EFFICIENTNET_JAX, TIMM_V3_LARGE_RA
+from mnv2_jax.recipes.torchvision import (
+    DLI14_V2,
+    DLI14_V2_BEST,
+    MMPRETRAIN_V2,
+    TORCHVISION_V2_V1,
+    TORCHVISION_V3_LARGE_V2,
+    TORCHVISION_V3_V1,
+    dli14_v3,
+    torchvision_v2_v2,
+)
+from mnv2_jax.recipes.tree import Recipe, Tree
+
+RECIPES: Mapping[str, Recipe] = {
+    "paper": PAPER,
+    "tf_slim_v2": TF_SLIM_V2,
+    "tfmg_v1": TFMG_V1,
+    "tfmg_v2": TFMG_V2,
+    "tfmg_v3_large": TFMG_V3_LARGE,
+    "tfmg_v3_small": TFMG_V3_SMALL,
+    "paper_v4": by_column(PAPER_V4),
+    "tfmg_v4": by_column(TFMG_V4),
+    "corenet_v1": CORENET_V1,
+    "corenet_v2": CORENET_V2,
+    "corenet_v3_large": CORENET_V3_LARGE,
+    "torchvision_v2_IMAGENET1K_V1": TORCHVISION_V2_V1,
+    "torchvision_v2_IMAGENET1K_V2": torchvision_v2_v2,
+    "torchvision_v3_V1": TORCHVISION_V3_V1,
+    "torchvision_v3_large_V2": TORCHVISION_V3_LARGE_V2,
+    "mmpretrain_v2": MMPRETRAIN_V2,
+    "dli14_v2": DLI14_V2,
+    "dli14_v2_best": DLI14_V2_BEST,
+    "dli14_v3": dli14_v3,
+    "timm_v3_large_ra": TIMM_V3_LARGE_RA,
+    "efficientnet_jax_default": EFFICIENTNET_JAX,
+    "cifar": CIFAR,
+    "digits": DIGITS,
+    "scratch": SCRATCH,
+    "finetune": FINETUNE,
+}
+"""By the names of the file of facts; `paper` is MobileNetV2's."""
+
+REFUSED: Mapping[str, str] = {
+    "paper_v1": "the paper gives no learning rate, batch size or epochs; the nearest that runs: tfmg_v1",
+    "paper_v3": "the paper gives no epochs and a decay that reads in two ways; the nearest that runs: tfmg_v3_large or"
+    " tfmg_v3_small",
+    "timm_v2_ra": "its author never published the command; the nearest that runs: timm_v3_large_ra",
+    "timm_v2_050_lamb": "its batch size and warm-up stand only in a file attached to issue 1021 of"
+    " pytorch-image-models, which we don't have; the nearest that runs: timm_v3_large_ra",
+    "timm_ra4": "its hyperparameters stand only in a gist that we don't have; the nearest that runs: paper_v4",
+    "paper_v4_distill": "it needs JFT-300M, which isn't public; the nearest that runs: paper_v4",
+}
+"""Recipes with a hyperparameter that we can't know, and which it is."""
+
+
+def resolve(name: str, model: str, width: float) -> Tree:
+    """What a recipe says for a network.
+
+    Args:
+      name: a key of `RECIPES`.
+      model: a name of `models.registry`.
+      width: its width multiplier.
+
+    Raises:
+      UserError: where it says nothing of that network.
+    """
+    recipe = RECIPES[name]
+    try:
+        return recipe(model, width) if callable(recipe) else recipe
+    except UserError as error:
+        raise UserError(f"recipe={name}: {error}") from error

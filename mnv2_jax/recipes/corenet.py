@@ -1,0 +1,59 @@
+"""CoreNet."""
+
+from __future__ import annotations
+
+from mnv2_jax.recipes.tree import Recipe, Tree, but
+
+
+def _corenet(dropout: float, **sections: Tree) -> Recipe:
+    """projects/mobilenet_v*/classification/*.yaml; dropout shrinks with the width (modeling/models/classification).
+
+    Its V1 has no activation after depthwise convolutions and its V1 and V2 keep some widths: model.width_rule=corenet.
+    """
+    base: Tree = dict(
+        model=dict(init="kaiming_fan_out", dtype="bfloat16"),
+        norm=dict(decay=0.9, epsilon=1e-5),
+        data=dict(
+            name="imagenet",
+            crop_area=(0.08, 1.0),
+            crop_ratio=(3 / 4, 4 / 3),
+            scales=(128, 192, 224, 288, 320),  # sampler/utils.py: five from 128 to 320, rounded to multiples of 32
+            mean=(0.0, 0.0, 0.0),  # pixels from 0 to 1
+            std=(1.0, 1.0, 1.0),
+        ),
+        loss=dict(label_smoothing=0.1),
+        optim=dict(
+            name="sgd",
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=4e-5,
+            weight_decay_on="no_norm_bias",
+            schedule="cosine",
+            cosine_from="start",  # optims/scheduler/cosine.py
+            update_every="epoch",
+            ema_decay=0.9995,
+            ema_warmup=False,
+        ),
+        train=dict(epochs=300.0),
+    )
+    tree = but(base, **sections)
+
+    def recipe(name: str, width: float) -> Tree:
+        del name
+        return but(tree, model=dict(dropout=min(dropout, round(dropout * width, 3))))
+
+    return recipe
+
+
+_CORENET_OPTIM = dict(reference_lr=0.4, final_lr=2e-4, warmup_steps=7500, warmup_init_lr=0.05)
+
+CORENET_V2 = _corenet(0.2, data=dict(batch_size=1024), optim=_CORENET_OPTIM | dict(reference_batch_size=1024))
+
+CORENET_V1 = _corenet(0.1, data=dict(batch_size=512), optim=_CORENET_OPTIM | dict(reference_batch_size=512))
+
+CORENET_V3_LARGE = _corenet(
+    0.2,
+    model=dict(init="corenet_v3"),
+    data=dict(batch_size=2048),
+    optim=dict(reference_lr=0.8, reference_batch_size=2048, final_lr=4e-4, warmup_steps=3000, warmup_init_lr=0.1),
+)

@@ -1,0 +1,147 @@
+"""Charts as SVG that lies in the page.
+
+matplotlib draws them in placeholder colours, which become the page's CSS variables: so they follow light and dark, and
+their text is text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mnv2_jax.report.words import text
+
+_POINTS = 300
+_TICKS = (1, 2, 2.5, 5, 10)
+
+_INK, _MUTED, _GRID, _MAIN, _SECOND = (f"#00000{digit}" for digit in range(1, 6))
+_COLOURS = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _MAIN: "--main", _SECOND: "--second"}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "mnv2_jax",  # the same run gives the same bytes
+    "font.size": 9.0,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "legend.frameon": False,
+    "legend.labelcolor": _MUTED,
+    "lines.linewidth": 1.6,
+}
+
+
+def curves(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, accuracy, learning rate and speed over steps, of what the log has."""
+    panels = (
+        # caption, key of metrics.jsonl, splits, unit of one
+        ("Loss", "loss", ("train", "eval"), "{:g}"),
+        ("Top-1 accuracy", "top1", ("train", "eval"), "{:.4g} %"),
+        ("Learning rate", "lr", ("train",), "{:g}"),
+        ("Images per second", "images_per_second", ("train",), "{:,.0f}"),
+    )
+    figures = []
+    for caption, key, splits, form in panels:
+        series = {split: points for split in splits if len(points := _series(metrics, split, key))}
+        if not series:
+            continue
+        scale = 100 if key == "top1" else 1
+
+        def draw(figure: Figure, series: Any = series, key: str = key, form: str = form, scale: int = scale) -> None:
+            axes = figure.add_subplot()
+            for split, points in series.items():
+                name = {"train": "training batches", "eval": "evaluation"}[split]
+                colour = _SECOND if split == "eval" else _MAIN
+                _plot(axes, points * (1, scale), colour, name, dots=split == "eval")
+            if len(series) > 1:
+                axes.legend(loc="best")
+            if key in ("lr", "images_per_second"):
+                axes.set_ylim(bottom=0)
+            axes.set_xlim(left=0)
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=_TICKS))
+            axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+            axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_TICKS))
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: form.format(value)))
+
+        figures.append(_figure(_svg(draw, f"{caption} over steps"), caption))
+    return f"<section><h2>Learning curves</h2><div class=charts>{''.join(figures)}</div></section>" if figures else ""
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+    """How often the network was right, by how sure it was, over how many images there were of each."""
+    count = np.array([row["count"] for row in bins], float)
+    filled = count > 0
+    accuracy = np.array([row["accuracy"] or 0 for row in bins], float)
+    confidence = np.array([row["confidence"] or 0 for row in bins], float)
+    width = 1 / len(bins)
+    left = np.arange(len(bins)) * width
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        above.bar(left[filled], accuracy[filled], width * 0.92, align="edge", color=_MAIN, alpha=0.55)
+        above.plot((0, 1), (0, 1), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
+        above.plot(confidence[filled], accuracy[filled], "o", color=_SECOND, markersize=3.5, label="mean confidence")
+        above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
+        above.legend(loc="upper left")
+        below.bar(left, count, width * 0.92, align="edge", color=_MUTED, alpha=0.55)
+        below.set(xlabel="confidence", ylabel="images")
+        below.yaxis.set_major_locator(ticker.MaxNLocator(2, integer=True))
+        below.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+
+    return _figure(_svg(draw, "Accuracy by confidence", (5.0, 3.6)), "Reliability: is it right as often as it is sure?")
+
+
+def _svg(draw: Callable[[Figure], None], label: str, size: tuple[float, float] = (5.0, 2.6)) -> str:
+    """A figure (size in inches) as inline SVG that fills its container."""
+    file = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # What a drawing of its own would need: its namespaces, its metadata and a style that would hold for the page.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    assert view_box is not None
+    svg = f'<svg {view_box[0]} role="img" aria-label="{text(label)}">' + svg[svg.index(">") + 1 :]
+    for placeholder, variable in _COLOURS.items():
+        svg = svg.replace(placeholder, f"var({variable})")
+    return svg
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure class=chart><figcaption>{caption}</figcaption>{svg}</figure>"
+
+
+def _series(metrics: Sequence[Mapping[str, Any]], split: str, key: str) -> np.ndarray:
+    """[n, 2] of step and value; lines whose value wasn't finite are left out."""
+    points = [(line["step"], line[key]) for line in metrics if line.get("split") == split and line.get(key) is not None]
+    return np.array(points, float).reshape(-1, 2)
+
+
+def _plot(axes: Axes, points: np.ndarray, colour: str, label: str, dots: bool = False) -> None:
+    """A line; one of many points becomes its mean over stretches, within the band of their extremes."""
+    if len(points) > 2 * _POINTS:
+        stretches = np.array_split(points, _POINTS)
+        low, high = (np.array([extreme(part[:, 1]) for part in stretches]) for extreme in (np.min, np.max))
+        points = np.array([part.mean(axis=0) for part in stretches])
+        axes.fill_between(points[:, 0], low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(*points.T, color=colour, label=label, marker="o" if dots or len(points) == 1 else None, markersize=3.5)

@@ -1,0 +1,40 @@
+"""Text, numbers and tables as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from typing import Any
+
+
+def text(value: Any) -> str:
+    """Any value, its markup escaped."""
+    return html.escape(str(value))
+
+
+def percent(fraction: float | None) -> str:
+    """As ``97.22 %``; a dash for None."""
+    return "–" if fraction is None else f"{100 * fraction:.2f}\N{NO-BREAK SPACE}%"
+
+
+def number(value: float | None, form: str = ",.0f") -> str:
+    """By a format; a dash for None."""
+    return "–" if value is None else format(value, form)
+
+
+def short(value: float | None) -> str:
+    """As ``2.24 M``, with the exact number a hover away."""
+    if value is None:
+        return "–"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f'<span title="{value:,.0f}">{value / size:.3g} {unit}</span>'
+    return f"{value:,.0f}"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], css: str = "") -> str:
+    """A table of ready cells; the first column is text, the others are numbers."""
+    titles = "".join(f"<th scope=col>{cell}</th>" for cell in head)
+    lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class=scroll><table class="{css}"><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
