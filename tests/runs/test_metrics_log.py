@@ -140,6 +140,6 @@ def events(file):
 
 
 def test_process_seconds_counts_from_the_start_of_the_process():
-    code = "import time; time.sleep(0.3); from mnv2_jax.training import metrics_log as r; print(r.process_seconds())"
+    code = "import time; time.sleep(0.3); from mnv2_jax.runs import metrics_log as r; print(r.process_seconds())"
     seconds = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     assert 0.3 <= seconds < 30
