@@ -74,6 +74,12 @@ class Layers:
         """Depthwise convolution ``name``, norm, and the activation where there is one."""
         return self._finish(self.depthwise(name=name, **window)(x), train, name, act)
 
+    def squeeze_excite(self, y: Array, features: int, name: str) -> Array:
+        """Dense layer ``name`` of a squeeze-excite, [b, c] to [b, features]."""
+        bias_init = self.inits.squeeze_excite_bias(y.shape[-1])
+        mapped: Array = self.dense(features, kernel_init=self.inits.squeeze_excite, bias_init=bias_init, name=name)(y)
+        return mapped
+
     def _finish(self, x: Array, train: bool, name: str, act: Activation | None) -> Array:
         normalised: Array = self.norm(name=f"{name}_norm")(x, train, act)
         return normalised
@@ -133,15 +139,9 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Scales [b, h, w, c]."""
         y = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-        y = jax.nn.relu(self._dense(y, self.squeezed, "reduce"))
-        gate = jax.nn.hard_sigmoid(self._dense(y, x.shape[-1], "expand"))
+        y = jax.nn.relu(self.layers.squeeze_excite(y, self.squeezed, "reduce"))
+        gate = jax.nn.hard_sigmoid(self.layers.squeeze_excite(y, x.shape[-1], "expand"))
         return x * gate[:, None, None].astype(x.dtype)
-
-    def _dense(self, y: Array, features: int, name: str) -> Array:
-        inits = self.layers.inits
-        bias_init = inits.squeeze_excite_bias(y.shape[-1])
-        mapped: Array = self.layers.dense(features, kernel_init=inits.squeeze_excite, bias_init=bias_init, name=name)(y)
-        return mapped
 
 
 class InvertedResidual(nn.Module):

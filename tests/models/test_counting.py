@@ -7,6 +7,7 @@ import pytest
 
 from mnv2_jax.models.counting import summarise
 from mnv2_jax.models.registry import create_model
+from mnv2_jax.weights.file import shapes_of
 
 ROWS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "complexity.json").read_text())["complexity"]
 
@@ -44,7 +45,10 @@ def one_of_each(rows):
 def test_counts_are_those_of_the_literature(row):
     params = row["params"]
     classes = next(n for n in (1000, 100, 10) if f"trainable_{n}" in params)
-    summary = summarise(model_of(row, classes), row["resolution"])
+    model = model_of(row, classes)
+    summary = summarise(model, row["resolution"])
+    paths = {path.rpartition("/")[0].removeprefix("params/") for path in shapes_of(model) if path.startswith("params/")}
+    assert {layer.name for layer in summary.layers if layer.name.rpartition("/")[2] != "attention"} == paths
     assert summary.params == params[f"trainable_{classes}"]
     assert summary.madds == row["madds"][f"classes_{classes}"]
     classifier = summary.layers[-1]
