@@ -519,6 +519,7 @@ def test_command_line_names_the_nearest_flag():
 def test_help_is_complete():
     shown = run("--help")
     assert shown.returncode == 0
+    assert shown.stdout.startswith("usage: python -m mnv2_jax.main ")
     for key in config.flatten(dataclasses.asdict(config.Config())):
         assert key in shown.stdout
     assert "recipe" in shown.stdout
