@@ -301,7 +301,7 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
     model.train()
     # The schedule's first steps have less than the peak, too; a network that has diverged isn't what is to be timed.
     lr = settings.peak_lr / 100
-    tx = optimizer(optim, model, lr, device.type)
+    tx = optimizer(optim, model, lr)
     average = None if optim.ema_decay is None else ModelEmaV3(model, optim.ema_decay, use_warmup=optim.ema_warmup)
     weights = list(model.parameters())
     called = torch.compile(model) if compiled else model
@@ -412,14 +412,13 @@ def _nothing() -> None:
 # --- the optimiser -------------------------------------------------------------------------------------------
 
 
-def optimizer(optim: OptimConfig, model: Any, lr: float, kind: str) -> Any:
+def optimizer(optim: OptimConfig, model: Any, lr: float) -> Any:
     """PyTorch's or timm's optimiser of the same sums as ours, by the fastest implementation that it has.
 
     Args:
       optim: as in `training.optim`; clipping is the caller's.
       model: whose parameters it gets, in two groups.
       lr: a constant.
-      kind: of the device, ``cuda`` or ``cpu``.
 
     Raises:
       Unavailable: if neither has it.
