@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnv2_jax.models.info import ModelInfo as ModelInfo
+    from mnv2_jax.models.info import model_info as model_info
+    from mnv2_jax.models.registry import Model as Model
+    from mnv2_jax.models.registry import create_model as create_model
+    from mnv2_jax.models.registry import list_models as list_models
+    from mnv2_jax.weights.file import Preprocessing as Preprocessing
+    from mnv2_jax.weights.file import Weights as Weights
+    from mnv2_jax.weights.file import WeightsInfo as WeightsInfo
+    from mnv2_jax.weights.file import save_weights as save_weights
+    from mnv2_jax.weights.load import load_weights as load_weights
 
 _EXPORTS = {
     "Model": "mnv2_jax.models.registry",

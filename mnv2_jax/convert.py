@@ -44,7 +44,6 @@ LIBRARIES = get_args(Source)
 def main() -> None:
     """Flags, weights, file."""
     parser = Parser("Converts weights into one file for this project, or back for timm.", _HELP_AFTER)
-    parser.prog = "python -m mnv2_jax.convert"
     parser.add_argument("--model", metavar="NAME", help="which network the file holds, as mobilenet_v2")
     parser.add_argument("--width", type=float, help="its width multiplier (default: 1.0)")
     parser.add_argument("--width_rule", metavar="RULE", help="how its widths round (default: the library's)")

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import pathlib
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -22,6 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, epilog: str = ""):
         super().__init__(
+            prog=_command(),
             description=description,
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,6 +66,12 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             raise UserError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].partition('=')[0], flags)}")
         return args, overrides
+
+
+def _command() -> str | None:
+    """``python -m mnv2_jax.main`` as it was typed; None, which is argparse's own word, for a file that was run."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def workdir_type(text: str) -> pathlib.Path:

@@ -53,7 +53,6 @@ examples:
 def main() -> None:
     """Flags, images, answer."""
     parser = Parser("Prints the most probable classes of images, by a trained run or by weights.", _HELP_AFTER)
-    parser.prog = "python -m mnv2_jax.predict"
     parser.add_argument("--workdir", type=run_folder_type, help="the run's folder")
     parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or a name of published weights")
     parser.add_argument(

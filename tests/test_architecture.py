@@ -1,11 +1,17 @@
-"""Imports go down, and only those who should know of linen, devices and TensorFlow do."""
+"""Imports go down, and only those who should know of linen, shardings and TensorFlow do; what is promised is there."""
 
 import ast
+import collections
+import itertools
 import pathlib
+import re
+import symtable
+import tomllib
 
 import pytest
 
 import mnv2_jax
+from mnv2_jax import config
 
 ROOT = pathlib.Path(mnv2_jax.__file__).parent
 ROOMS = (
@@ -82,3 +88,35 @@ def test_configs_import_only_presets():
     for path in sorted((ROOT.parent / "configs").glob("*.py")):
         ours = {name for name in imports(path) if name.startswith(("mnv2_jax", "configs"))}
         assert ours <= {"mnv2_jax.presets"}, path
+
+
+def test_names_in_docstrings_and_comments_exist():
+    """Those of ours with a dot: `module.function`, `Class.method`, `optim.peak_lr`."""
+    bound = collections.defaultdict(set)
+    for path in FILES:
+        source, place = path.read_text(), path.parent if path.name == "__init__.py" else path
+        module = symtable.symtable(source, str(path), "exec")
+        bound[place.parent.name].add(place.stem)
+        bound[place.stem].update(module.get_identifiers())
+        for inner in module.get_children():
+            if inner.get_type() == "class":
+                bound[inner.get_name()].update(inner.get_identifiers(), re.findall(r"\bself\.(\w+)", source))
+    keys = config.flatten(config.to_dict(config.Config()))
+    for path in FILES:
+        for name in re.findall(r"(?<!`)`([A-Za-z_]\w*(?:\.\w+)+)`(?!`)", path.read_text()):
+            for owner, owned in itertools.pairwise(name.split(".")):
+                assert name in keys or owner not in bound or owned in bound[owner], f"{path}: `{name}`"
+
+
+def test_every_file_is_in_the_wheel():
+    """setuptools takes packages, and of other files what it is told."""
+    told = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mnv2_jax"]
+    others = {path for path in ROOT.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == {path for pattern in told for path in ROOT.glob(pattern)}
+    assert ROOT / "py.typed" in others
+    assert all((path.parent / "__init__.py").exists() for path in {*FILES, *others})
+
+
+def test_type_checkers_see_what_is_exported():
+    seen = {name.rpartition(".")[2] for name in imports(ROOT / "__init__.py") if name.startswith("mnv2_jax.")}
+    assert seen == set(mnv2_jax.__all__)

@@ -159,6 +159,29 @@ def test_learning_rate_of_a_runs_json_follows_the_batch_unless_it_was_set(tmp_pa
     assert config.load(str(tmp_path / "mine.json"))[0] == "mine"
 
 
+def test_a_key_that_is_gone_is_passed_over_in_files_where_nothing_was_said(tmp_path):
+    (tmp_path / "w1_0.py").write_text(pathlib.Path(W1).read_text() + OLD)
+    tree = config.to_dict(config.load(W1)[1])
+    for trust_clip in (False, True, None):
+        tree["optim"]["trust_clip"] = trust_clip
+        (tmp_path / "config.json").write_text(json.dumps(tree))
+        for spec in (str(tmp_path / "config.json"), f"{tmp_path / 'w1_0.py'}:{trust_clip}"):
+            if trust_clip is False:
+                assert config.load(spec)[1] == config.load(W1)[1]
+                continue
+            with pytest.raises(UserError, match=rf"^optim\.trust_clip={trust_clip}: ") as caught:
+                config.load(spec)
+            assert "\n" not in str(caught.value)
+
+
+OLD = """
+def get_config(arg, new=get_config):
+    found = new()
+    found.optim.trust_clip = {"False": False, "True": True, "None": None}[arg]
+    return found
+"""
+
+
 def test_a_recipe_brings_its_data_unless_others_are_asked_for():
     assert config.load(f"{W1}:recipe=cifar")[1].data.name == "cifar10"
     assert config.load(f"{W1}:recipe=cifar,data=digits")[1].data.name == "digits"
@@ -290,6 +313,9 @@ REFUSED = [
     ("", ["distill.teacher=a", "distill.weight=0"], "distill.weight=0 leaves nothing to learn from distill.teacher"),
     ("", ["distill.logits=a.npz", "distill.weight=0"], "raise it, or set distill.logits to None"),
     ("recipe=paper_v3", [], "can't be run"),
+    ("", ["optim.name=lamb"], "optim.name='lamb' is not a choice"),
+    ("", ["optim.trust_clip=False"], "--config.optim.trust_clip"),
+    ("", ["optim.trust_clip=True"], "optim.trust_clip=True"),
 ]
 
 
@@ -416,7 +442,6 @@ IDLE = [
     ("", ["augment.erase_fill=noise"], "augment.erase_fill", "augment.erase_probability above 0"),
     ("", ["augment.cutmix_share=0.1", "augment.mixup_alpha=1"], "augment.cutmix_share", "augment.cutmix_alpha above 0"),
     ("", ["distill.temperature=2"], "distill.temperature", "distill.teacher or distill.logits set"),
-    ("", ["optim.trust_clip=True"], "optim.trust_clip", "optim.name=lamb"),
     ("", ["model.drop_path_rule=flat"], "model.drop_path_rule", "model.drop_path above 0"),
     ("recipe=corenet_v2", ["optim.warmup_epochs=1"], "optim.warmup_epochs", "optim.warmup_steps=None"),
     ("data=digits", ["data.skip_corrupt=True"], "data.skip_corrupt", "images to decode"),
@@ -494,6 +519,7 @@ def test_command_line_names_the_nearest_flag():
 def test_help_is_complete():
     shown = run("--help")
     assert shown.returncode == 0
+    assert shown.stdout.startswith("usage: python -m mnv2_jax.main ")
     for key in config.flatten(dataclasses.asdict(config.Config())):
         assert key in shown.stdout
     assert "recipe" in shown.stdout

@@ -1,7 +1,9 @@
 """Training, evaluation and summary through the command line."""
 
+import importlib
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -141,3 +143,14 @@ def test_a_path_that_can_be_is_taken(monkeypatch, tmp_path):
     assert run_folder_type("~/ä b/c") == tmp_path / "ä b" / "c"
     assert str(run_folder_type("~nobody_has_this_name/x")) == "~nobody_has_this_name/x"
     assert str(run_folder_type("runs/x" + "y" * 240)) == "runs/x" + "y" * 240
+
+
+@pytest.mark.parametrize("door", ["main", "predict", "convert", "data.prepare.__main__", "bench.__main__"])
+def test_help_begins_with_the_command(door, monkeypatch, capsys):
+    module = importlib.import_module(f"mnv2_jax.{door}")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module.__spec__)  # as `python -m` does
+    monkeypatch.setattr("sys.argv", [module.__file__, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m mnv2_jax.{door.removesuffix('.__main__')} ")

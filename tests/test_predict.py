@@ -134,7 +134,6 @@ def test_help_is_complete():
         "--top",
         "--json",
         "IMAGE_OR_FOLDER",
-        "python -m mnv2_jax.predict",
     ):
         assert flag in result.stdout
 

@@ -28,7 +28,7 @@ def test_one_convolution_by_hand():
     found = roofline.needs_of(stem, kernels(stem=KERNELS["stem"]), IMAGE)
     image, out, madds = 8 * 8 * 3, FLOAT * 4 * 4 * 4, 4 * 4 * 4 * 27
     train = 2 * image + 3 * out  # read forward and backward, no gradient; written, and backward read with its gradient
-    assert found == (train, train, image + out, madds, 2 * madds)
+    assert found == (train, image + out, madds, 2 * madds)
 
 
 def residual_network(variables, x):
@@ -44,17 +44,16 @@ def by_hand():
     each = FLOAT * 4 * 4 * 4
     taken_and_given = 4 * each + FLOAT * (4 + 5)
     train = 3 * taken_and_given + 3 * each + each  # the addition; the mean
-    separate = 4 * (2 * each + FLOAT * 4) + 5 * (2 * each + FLOAT * 5) + 4 * each
-    return train, separate, taken_and_given + each
+    return train, taken_and_given + each
 
 
 def test_a_residual_network_by_hand():
     found = roofline.needs_of(residual_network, kernels(**KERNELS), IMAGE)
     first = roofline.needs_of(stem, kernels(stem=KERNELS["stem"]), IMAGE)
     rest = by_hand()
-    assert found[:3] == tuple(a + b for a, b in zip(first, rest, strict=False))
+    assert found[:2] == tuple(a + b for a, b in zip(first, rest, strict=False))
     madds = 4 * 4 * 4 * 9 + 4 * 4 * 4 * 4 + 4 * 5
-    assert found[3:] == (first.madds + madds, first.train_madds + 3 * madds)
+    assert found[2:] == (first.madds + madds, first.train_madds + 3 * madds)
     jitted = roofline.needs_of(jax.jit(jax.checkpoint(residual_network)), kernels(**KERNELS), IMAGE)
     assert jitted == found
     larger = roofline.needs_of(residual_network, kernels(**KERNELS), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
@@ -78,18 +77,17 @@ def test_attention_keeps_its_scores():
 def test_mobilenet_v2():
     found = roofline.needs(create_model("mobilenet_v2", 1000), 224, "bfloat16")
     assert found.train_bytes == pytest.approx(82e6, rel=0.03)
-    assert found.train_bytes_separate == pytest.approx(122e6, rel=0.03)
     assert found.madds == 300_774_272
     stem = 112 * 112 * 32 * 27
     assert found.train_madds == 3 * found.madds - stem
-    assert found.infer_bytes < found.train_bytes < found.train_bytes_separate
+    assert found.infer_bytes < found.train_bytes
 
 
 def test_the_type_is_that_of_the_maps():
     model = create_model("mobilenet_v2", 10, depth=0.3)
     half, whole = (roofline.needs(model, 64, dtype) for dtype in ("bfloat16", "float32"))
-    assert all(1.7 * a < b < 2 * a for a, b in zip(half[:3], whole[:3], strict=True))
-    assert half[3:] == whole[3:]
+    assert all(1.7 * a < b < 2 * a for a, b in zip(half[:2], whole[:2], strict=True))
+    assert half[2:] == whole[2:]
 
 
 def test_the_device_is_measured(monkeypatch):
@@ -110,7 +108,7 @@ def test_the_scarcer_of_the_two_bounds():
 def test_shares_of_what_was_measured(monkeypatch):
     monkeypatch.setattr(roofline, "measured_bandwidth", lambda: 1e9)
     monkeypatch.setattr(roofline, "measured_rate", lambda dtype: 1e15)
-    monkeypatch.setattr(roofline, "needs", lambda *of: roofline.Needs(3_000_000, 4_000_000, 1_000_000, 5, 15))
+    monkeypatch.setattr(roofline, "needs", lambda *of: roofline.Needs(3_000_000, 1_000_000, 5, 15))
     settings = config.build({"model": {"num_classes": 10}, "data": {"batch_size": 4}})
     rows = [{"name": "ours", "ms": 24.0}, {"name": "torch", "unavailable": "no torch"}]
     for what, bound_ms, share in (("train", 12, 1 / 2), ("infer", 4, 1 / 6)):

@@ -62,7 +62,6 @@ _REPEATS = {"step": 7, "infer": 7, "compile": 1, "input": 10}
 
 def _parser() -> Parser:
     parser = Parser("Measures ratios within one run; pod: compiles for TPUs.", _HELP_AFTER)
-    parser.prog = "python -m mnv2_jax.bench"
     parser.add_argument("what", choices=tuple(_VERBS), help="what to measure")
     parser.add_argument("--config", metavar="FILE[:ARG]", help="as for mnv2_jax.main; input can do without")
     parser.add_argument(

@@ -13,11 +13,11 @@ the values of a convolution's input and output:
                    needs it) and the input as written (I: for the kernel's gradient and for the mask of the
                    activation), writes the gradient of the normalised input (I), the sums that the norm before needs at
                    the end of it.                                                                        2I + 2O
-      separately   The input's gradient reads O, O and I, writes I; the kernel's gradient reads O, O and I.  3I + 4O
 
-so 3I + 3O in training with the two gradients in one kernel, 4I + 5O in two. Beyond that:
+so 3I + 3O in training. (With a kernel for each of the two gradients, which both read O, O and I, it would be 4I + 5O.)
+Beyond that:
 
-- Images are bytes (uint8), and no gradient of them is computed: 2I + 3O for the first layer, one kernel or two.
+- Images are bytes (uint8), and no gradient of them is computed: 2I + 3O for the first layer.
 - A residual addition happens where the sum is loaded first: one read more, of the skipped map, and one write, of the
   sum, which its later readers would otherwise add up again; backward, one read more, of the gradient that skips.
 - A mean over a map (squeeze-excite; before the classifier) reads it once more forward, since its norm's statistics
@@ -32,8 +32,8 @@ parameter and step (MobileNetV2 1.0: 0.1 GB, at 256 images a step 0.4 MB an imag
 without: the map before the last mean, whose gradient is known from one value a channel (MobileNetV2: 0.1 MB), and the
 input once for the mask where there is no activation before a convolution.
 
-MobileNetV2 1.0 at 224 px in bfloat16 needs 81.5 MB an image in training, 119.9 MB with separate kernels. With images in
-bfloat16 and a gradient of theirs, as in any other layer, it would be 82.1 MB and 122.4 MB.
+MobileNetV2 1.0 at 224 px in bfloat16 needs 81.5 MB an image in training. With images in bfloat16 and a gradient of
+theirs, as in any other layer, it would be 82.1 MB.
 """
 
 from __future__ import annotations
@@ -60,8 +60,6 @@ class Needs(NamedTuple):
 
     train_bytes: int
     """Every convolution one kernel with norm and activation in it, its two gradients one kernel."""
-    train_bytes_separate: int
-    """Likewise, but the gradients of input and kernel two kernels."""
     infer_bytes: int
     madds: int
     """Multiply-adds forward."""
@@ -89,16 +87,15 @@ def needs_of(apply: Callable[[Any, Any], Any], variables: Any, image: jax.ShapeD
     closed = jax.make_jaxpr(apply)(variables, image)
     walk = _Walk()
     walk.follow(closed.jaxpr, [*[_NOTHING] * len(jax.tree.leaves(variables)), _IMAGE])
-    train = separate = infer = madds = train_madds = 0
+    train = infer = madds = train_madds = 0
     for layer in walk.layers:
         taken, given = layer.taken_bytes, layer.given_bytes
         infer += taken + given
         madds += layer.madds
         train += 2 * taken + 3 * given if layer.is_first else 3 * (taken + given)
-        separate += 2 * taken + 3 * given if layer.is_first else 4 * taken + 5 * given
         train_madds += layer.madds * (2 if layer.is_first else 3)
     again = 3 * sum(walk.added_bytes) + sum(walk.averaged_bytes)
-    return Needs(train + again, separate + again, infer + sum(walk.added_bytes), madds, train_madds)
+    return Needs(train + again, infer + sum(walk.added_bytes), madds, train_madds)
 
 
 _Origin = frozenset[int]

@@ -301,9 +301,8 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
     model.train()
     # The schedule's first steps have less than the peak, too; a network that has diverged isn't what is to be timed.
     lr = settings.peak_lr / 100
-    tx = optimizer(optim, model, lr, device.type)
+    tx = optimizer(optim, model, lr)
     average = None if optim.ema_decay is None else ModelEmaV3(model, optim.ema_decay, use_warmup=optim.ema_warmup)
-    clip = None if optim.name == "lamb" else optim.clip_grad_norm  # timm's lamb does it itself
     weights = list(model.parameters())
     called = torch.compile(model) if compiled else model
     autocast = _autocast(settings.model, device.type)
@@ -318,8 +317,8 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
                     called(x), targets, label_smoothing=settings.loss.label_smoothing
                 )
             (loss / accumulate if accumulate > 1 else loss).backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(weights, clip)
+        if optim.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(weights, optim.clip_grad_norm)
         tx.step()
         tx.zero_grad(set_to_none=True)
         done += 1
@@ -413,14 +412,13 @@ def _nothing() -> None:
 # --- the optimiser -------------------------------------------------------------------------------------------
 
 
-def optimizer(optim: OptimConfig, model: Any, lr: float, kind: str) -> Any:
+def optimizer(optim: OptimConfig, model: Any, lr: float) -> Any:
     """PyTorch's or timm's optimiser of the same sums as ours, by the fastest implementation that it has.
 
     Args:
-      optim: as in `training.optim`; clipping is the caller's, but for lamb.
+      optim: as in `training.optim`; clipping is the caller's.
       model: whose parameters it gets, in two groups.
       lr: a constant.
-      kind: of the device, ``cuda`` or ``cpu``.
 
     Raises:
       Unavailable: if neither has it.
@@ -437,10 +435,7 @@ def optimizer(optim: OptimConfig, model: Any, lr: float, kind: str) -> Any:
         if optim.name != "adamw" or optim.weight_decay:
             raise Unavailable(f"optim.l2={optim.l2:g}: PyTorch has it in Adam only, without a decoupled weight decay")
         decay = optim.l2
-    # timm's lamb takes "decayed" from the decay, ours from the group.
-    extra: dict[str, Any] = {"always_adapt": True} if optim.name == "lamb" else {}
-    groups: list[dict[str, Any]] = [dict(params=decayed, weight_decay=decay, **extra)]
-    groups += [dict(params=rest, weight_decay=0.0)]
+    groups: list[dict[str, Any]] = [dict(params=decayed, weight_decay=decay), dict(params=rest, weight_decay=0.0)]
     made = _OPTIMIZERS[optim.name](optim, [group for group in groups if group["params"]], lr)
     assert isinstance(made, torch.optim.Optimizer)
     return made
@@ -500,22 +495,8 @@ def _adamw(optim: OptimConfig, groups: _Groups, lr: float) -> Any:
     return kind(groups, lr, (optim.b1, optim.b2), optim.epsilon, fused=True)
 
 
-def _lamb(optim: OptimConfig, groups: _Groups, lr: float) -> Any:
-    from timm.optim import Lamb
-
-    return Lamb(
-        groups,
-        lr,
-        betas=(optim.b1, optim.b2),
-        eps=optim.epsilon,
-        max_grad_norm=optim.clip_grad_norm,
-        trust_clip=optim.trust_clip,
-    )
-
-
 _OPTIMIZERS: Mapping[str, Callable[[OptimConfig, _Groups, float], Any]] = {
     "sgd": _sgd,
     "rmsprop": _rmsprop,
     "adamw": _adamw,
-    "lamb": _lamb,
 }

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mnv2_jax.config.checks import check
-from mnv2_jax.config.schema import Config, flatten
+from mnv2_jax.config.schema import GONE, Config, flatten
 from mnv2_jax.errors import UserError, nearest
 
 
@@ -77,6 +77,10 @@ def _build(cls: type, tree: Any, prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in tree.items():
+        if prefix + key in GONE:
+            if value == GONE[prefix + key]:
+                continue
+            raise UserError(f"{prefix + key}={value!r}: there is no such option any more; leave it out")
         if key not in hints:
             raise UserError(f"unknown config key {prefix + key!r}{_suggest(prefix + key)}")
         hint = hints[key]

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
 
-from mnv2_jax.config.schema import Config, flatten
+from mnv2_jax.config.schema import GONE, Config, flatten
 from mnv2_jax.errors import UserError
 
 _INF = math.inf
@@ -90,8 +90,8 @@ def _mixes(config: Config) -> bool:
     return config.augment.mixup_alpha > 0 or config.augment.cutmix_alpha > 0
 
 
-def _adaptive(config: Config) -> bool:
-    return config.optim.name in ("adamw", "lamb")
+def _is_adamw(config: Config) -> bool:
+    return config.optim.name == "adamw"
 
 
 def _warms_up(config: Config) -> bool:
@@ -168,14 +168,13 @@ READ_WHEN: Mapping[str, tuple[str, Callable[[Config], bool]]] = {
         "optim.name=rmsprop and optim.momentum above 0",
         lambda c: c.optim.name == "rmsprop" and c.optim.momentum > 0,
     ),
-    "optim.b1": ("optim.name=adamw or lamb", _adaptive),
-    "optim.b2": ("optim.name=adamw or lamb", _adaptive),
-    "optim.l2": ("optim.name=adamw or lamb", _adaptive),
-    "optim.trust_clip": ("optim.name=lamb", lambda c: c.optim.name == "lamb"),
-    "optim.epsilon": ("optim.name=rmsprop, adamw or lamb", lambda c: c.optim.name != "sgd"),
+    "optim.b1": ("optim.name=adamw", _is_adamw),
+    "optim.b2": ("optim.name=adamw", _is_adamw),
+    "optim.l2": ("optim.name=adamw", _is_adamw),
+    "optim.epsilon": ("optim.name=rmsprop or adamw", lambda c: c.optim.name != "sgd"),
     "optim.weight_decay_on": (
-        "optim.weight_decay or optim.l2 above 0, or optim.name=lamb",
-        lambda c: c.optim.weight_decay > 0 or c.optim.l2 > 0 or c.optim.name == "lamb",
+        "optim.weight_decay or optim.l2 above 0",
+        lambda c: c.optim.weight_decay > 0 or c.optim.l2 > 0,
     ),
     "optim.warmup_epochs": ("optim.warmup_steps=None", lambda c: c.optim.warmup_steps is None),
     "optim.warmup_init_lr": (
@@ -212,6 +211,8 @@ def check_read(config: Config, keys: Collection[str]) -> None:
       UserError: naming the key and with what it is read.
     """
     for key in keys:
+        if key in GONE:
+            raise UserError(f"--config.{key}: there is no such option any more; leave it out")
         wanted, is_read = READ_WHEN.get(key, ("", lambda _: True))
         if not is_read(config):
             raise UserError(f"--config.{key} changes nothing here: it is read with {wanted}; set that, or leave it out")

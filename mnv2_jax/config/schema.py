@@ -225,7 +225,7 @@ class FinetuneConfig:
 class OptimConfig:
     """Optimiser and learning-rate schedule; times are in epochs and need not be whole."""
 
-    name: Literal["sgd", "rmsprop", "adamw", "lamb"] = "sgd"
+    name: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     peak_lr: float | None = None
     """Unset: reference_lr * (batch_size / reference_batch_size)."""
     reference_lr: float = 0.1
@@ -243,19 +243,17 @@ class OptimConfig:
     lr_in_momentum: bool = True
     """rmsprop: the momentum adds up updates (TensorFlow, Keras, timm); False: it adds up scaled gradients (PyTorch)."""
     b1: float = 0.9
-    """adamw, lamb."""
+    """adamw."""
     b2: float = 0.999
-    """adamw, lamb."""
-    trust_clip: bool = False
-    """lamb: no layer's step is made longer by its trust ratio (timm's lambc)."""
+    """adamw."""
     epsilon: float = 1e-8
-    """rmsprop (see `epsilon_in_sqrt`), adamw and lamb (outside the root)."""
+    """rmsprop (see `epsilon_in_sqrt`), adamw (outside the root)."""
     weight_decay: float = 0.0
-    """sgd, rmsprop: L2 added to the gradient. adamw, lamb: decoupled, times the learning rate."""
+    """sgd, rmsprop: L2 added to the gradient. adamw: decoupled, times the learning rate."""
     weight_decay_on: Literal["all", "no_norm", "no_norm_bias", "no_depthwise"] = "no_norm_bias"
     """no_norm: biases of other layers are decayed. no_depthwise: not norms, biases and depthwise kernels."""
     l2: float = 0.0
-    """adamw, lamb: L2 added to the gradient besides, on the same parameters."""
+    """adamw: L2 added to the gradient besides, on the same parameters."""
     schedule: Literal["constant", "cosine", "exponential", "step"] = "cosine"
     warmup_epochs: float = 0.0
     """Linear from warmup_init_lr to the peak."""
@@ -393,6 +391,9 @@ MAY_DIFFER = (
 )
 """Prefixes of the keys that may differ when a run is continued: none changes a bit of what is trained, unless an image
 is damaged, where a run without `data.skip_corrupt` can't go on at all."""
+
+GONE: Mapping[str, Any] = {"optim.trust_clip": False}
+"""Keys of older versions, each with what it was where nothing was said: there, it is passed over."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:

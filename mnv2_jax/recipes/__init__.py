@@ -73,12 +73,12 @@ REFUSED: Mapping[str, str] = {
     "paper_v3": "the paper gives no epochs and a decay that reads in two ways; the nearest that runs: tfmg_v3_large or"
     " tfmg_v3_small",
     "timm_v2_ra": "its author never published the command; the nearest that runs: timm_v3_large_ra",
-    "timm_v2_050_lamb": "its batch size and warm-up stand only in a file attached to issue 1021 of"
-    " pytorch-image-models, which we don't have; the nearest that runs: timm_v3_large_ra",
+    "timm_v2_050_lamb": "its optimiser, LAMB, isn't here, and its batch size and warm-up stand only in a file attached"
+    " to issue 1021 of pytorch-image-models, which we don't have; the nearest that runs: timm_v3_large_ra",
     "timm_ra4": "its hyperparameters stand only in a gist that we don't have; the nearest that runs: paper_v4",
     "paper_v4_distill": "it needs JFT-300M, which isn't public; the nearest that runs: paper_v4",
 }
-"""Recipes with a hyperparameter that we can't know, and which it is."""
+"""Recipes with something that we can't know or haven't, and what it is."""
 
 
 def resolve(name: str, model: str, width: float) -> Tree:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import optax
 from jaxtyping import Float
 
 from mnv2_jax.config import DistillConfig
@@ -87,4 +87,4 @@ def soft_loss(
       temperature: T, above 0.
     """
     student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
-    return temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(axis=-1)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mnv2_jax.config import OptimConfig
@@ -44,10 +43,7 @@ def make_transformation(optim: OptimConfig, schedule: optax.Schedule) -> optax.G
     - rmsprop is, by (rms_init, epsilon_in_sqrt, lr_in_momentum): TF1's and timm's RMSpropTF (1, True, True), Keras'
       (0, True, True) or PyTorch's (0, False, False).
     - adamw takes it decoupled (Loshchilov & Hutter, arXiv:1711.05101).
-    - lamb (You et al., arXiv:1904.00962) gives each layer's step, weight decay included, the length of its weights
-      times the learning rate. As in timm, only where `weight_decay_on` decays: norms and biases follow Adam. timm's
-      is besides clip_grad_norm=1, epsilon=1e-6.
-    - What `l2` adds to the gradient of adamw and lamb comes after clipping and before the moments.
+    - What `l2` adds to the gradient of adamw comes after clipping and before the moments.
     """
 
     def mask(params: PyTree) -> PyTree:
@@ -81,24 +77,4 @@ def _adamw(optim: OptimConfig, schedule: optax.Schedule, mask: _Mask) -> optax.G
     return optax.adamw(schedule, optim.b1, optim.b2, optim.epsilon, weight_decay=optim.weight_decay, mask=mask)
 
 
-def _lamb(optim: OptimConfig, schedule: optax.Schedule, mask: _Mask) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon),
-        optax.add_decayed_weights(optim.weight_decay, mask),
-        _scale_by_trust_ratio(mask, optim.trust_clip),
-        optax.scale_by_learning_rate(schedule),
-    )
-
-
-_RULES = {"sgd": _sgd, "rmsprop": _rmsprop, "adamw": _adamw, "lamb": _lamb}
-
-
-def _scale_by_trust_ratio(mask: _Mask, clip: bool) -> optax.GradientTransformation:
-    """Each update that ``mask`` names gets the length of its weights; with ``clip`` none gets longer by it."""
-
-    def scaled(update: Array, param: Array, named: bool) -> Array:
-        lengths = jnp.linalg.norm(param.reshape(-1)), jnp.linalg.norm(update.reshape(-1))
-        ratio = jnp.where(jnp.minimum(*lengths) > 0, lengths[0] / lengths[1], 1.0)
-        return update * (jnp.minimum(ratio, 1.0) if clip else ratio) if named else update
-
-    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates, params, mask(params)))
+_RULES = {"sgd": _sgd, "rmsprop": _rmsprop, "adamw": _adamw}

@@ -40,7 +40,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(task: Task, optimizer: Optimizer, seed: int, *, use_ema: bool) -> TrainState:
-    """The state before the first step. Pure; `mesh.init_state` compiles it."""
+    """The state before the first step. Pure; `mesh.compile_init` compiles it."""
     variables: dict[str, Any] = dict(task.init(stream_key(seed, "init")))
     params = variables.pop("params")
     return TrainState(

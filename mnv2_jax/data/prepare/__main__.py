@@ -26,7 +26,6 @@ def main() -> None:
         "\nand val/ (a folder for each WordNet id, val also flat with the development kit or LOC_val_solution.csv); or"
         "\nILSVRC/Data/CLS-LOC of Kaggle; or imagenet2012/ of TFDS. Killed at any point, the same command goes on.",
     )
-    parser.prog = "python -m mnv2_jax.data.prepare"
     parser.add_argument("what", choices=("imagenet", "verify"), help="what to do")
     parser.add_argument("folder", nargs="?", type=workdir_type, help="verify: the prepared folder")
     parser.add_argument("--source", type=workdir_type, help="where the images are")
