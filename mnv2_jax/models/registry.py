@@ -70,7 +70,7 @@ _DEFAULT_NORM = NormConfig()
 class Model:
     """A network without its weights; equal and of the same hash where its options are equal.
 
-    Variables are plain nested dicts, ``{"params": ..., "batch_stats": ...}``.
+    Variables are plain nested dicts, ``{"params": ..., "batch_stats": ...}``. ``module`` is for this file only.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Model:
           out has no gradient.
         """
         x = jnp.asarray(x)
-        parts = self.module.parts
+        parts = self.parts
         frozen = parts[: parts.index(self.module.train_from)] if train else ()
         if frozen:
             params = {
@@ -136,12 +136,37 @@ class Model:
         return inputs
 
     def training_from(self, part: str) -> Model:
-        """The same model, of whose ``module.parts`` only this one and what comes after it are trained."""
+        """The same model, of whose `parts` only this one and what comes after it are trained."""
         return dataclasses.replace(self, module=self.module.clone(train_from=part))
 
     def with_forms(self, forms: Forms) -> Model:
         """The same model, its convolutions computed in these forms: the same function up to rounding."""
         return dataclasses.replace(self, module=self.module.clone(forms=forms))
+
+    @property
+    def options(self) -> ModelConfig:
+        """What it was built of; its ``num_classes`` is set."""
+        return self.module.model
+
+    @property
+    def norm(self) -> NormConfig:
+        """Of all its batch norms."""
+        return self.module.norm
+
+    @property
+    def plan(self) -> Plan:
+        """Its blocks, and its layers before and behind them."""
+        return self.module.plan
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What has parameters, in order; those of a part x are named x and x_norm."""
+        return self.module.parts
+
+    @property
+    def head_parts(self) -> tuple[str, ...]:
+        """Those of `parts` that come behind the mean: what a file of weights may lack."""
+        return self.module.head_parts
 
     @property
     def endpoint_strides(self) -> dict[str, int]:
