@@ -35,11 +35,17 @@ def _family(plan: Callable[..., Plan], tables: Mapping[str, Any], **facts: Any) 
 
 
 _MODELS: dict[str, Architecture] = {
-    "mobilenet_v1": Architecture(mobilenet_v1.plan, ("width", "activation"), ("standard", "corenet")),
-    "mobilenet_v2": Architecture(
+    **_family(
+        mobilenet_v1.plan,
+        {"mobilenet_v1": mobilenet_v1.TABLE_1},
+        options=("width", "activation"),
+        width_rules=("standard", "corenet"),
+    ),
+    **_family(
         mobilenet_v2.plan,
-        ("width", "activation", "depth"),
-        ("standard", "corenet", "divisor4", "fixed_stem_head"),
+        {"mobilenet_v2": mobilenet_v2.TABLE_2},
+        options=("width", "activation", "depth"),
+        width_rules=("standard", "corenet", "divisor4", "fixed_stem_head"),
     ),
     **_family(
         mobilenet_v3.plan,
@@ -61,7 +67,7 @@ _MODELS: dict[str, Architecture] = {
             "mobilenet_v4_hybrid_large": mobilenet_v4.HYBRID_LARGE,
         },
     ),
-    "resnet50": Architecture(resnet.plan, options=()),
+    **_family(resnet.plan, {"resnet50": resnet.RESNET_50}, options=()),
 }
 _DEFAULT_NORM = NormConfig()
 

@@ -224,10 +224,10 @@ def _activation_of(ours: str, plan: Plan) -> str | None:
     block, _, layer = ours.partition("/")
     if not layer:
         return plan.act
-    make: Any = plan.blocks[int(block.removeprefix("block_")) - 1].make
-    if layer in _LINEAR or (layer == "depthwise" and make.keywords.get("linear_depthwise")):
+    options = plan.blocks[int(block.removeprefix("block_")) - 1].options
+    if layer in _LINEAR or (layer == "depthwise" and options.get("linear_depthwise")):
         return None
-    return _SQUEEZE_EXCITE.get(layer, make.keywords.get("act"))
+    return _SQUEEZE_EXCITE.get(layer, options.get("act"))
 
 
 def leaves_of(

@@ -184,7 +184,7 @@ def test_v3_channels_are_those_of_the_literature(table):
     model = create_model(f"mobilenet_v3_{size}", CLASSES, width=float(width), width_rule=rule)
     plan, expected = model.plan, dict(GOLDEN[table])
     acts = {"relu": "RE", "hard_swish": "HS"}
-    assert [[acts[block.make.keywords["act"]], block.stride] for block in plan.blocks] == [
+    assert [[acts[block.options["act"]], block.stride] for block in plan.blocks] == [
         [act, stride] for *_, act, stride, _ in expected["blocks"]
     ]
     expected["blocks"] = [row[:5] for row in expected["blocks"]]
