@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 import mnv2_jax
+from tests.conftest import SHAPED
 
 ROOT = pathlib.Path(mnv2_jax.__file__).parent
 ROOMS = (
@@ -67,6 +68,13 @@ def test_libraries_stay_in_their_rooms(path):
         assert not packages & {"flax", "jax", "optax"}
     if any("sharding" in name or "partitioning" in name for name in names):
         assert path in (ROOT / "training" / "mesh.py", ROOT / "nn" / "partition.py")
+
+
+def test_shapes_in_signatures_are_checked():
+    for path in FILES:
+        shapes = {name for name in imports(path) if name.startswith("jaxtyping.")} - {"jaxtyping.DTypeLike"}
+        if room(path) in ("nn", "ops") and shapes:
+            assert ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).startswith(SHAPED), path
 
 
 def test_every_room_has_its_place():
