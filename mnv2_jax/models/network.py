@@ -37,9 +37,9 @@ class Block:
     """One block of a table, with everything decided but its channels in."""
 
     module: type[nn.Module]
-    """Of `nn.blocks`."""
+    """A class of `nn.blocks`."""
     options: FrozenDict[str, Any]
-    """The module's attributes but ``layers``, ``stride`` and ``dilation``, which are the network's to give."""
+    """Its attributes but ``layers``, ``stride`` and ``dilation``, which the network gives."""
     stride: int
     """As published: 1 or 2."""
     stage: int

@@ -151,17 +151,17 @@ class Model:
 
     @property
     def options(self) -> ModelConfig:
-        """What it was built of; its ``num_classes`` is set."""
+        """The config that it was built from, its ``num_classes`` set."""
         return self.module.model
 
     @property
     def norm(self) -> NormConfig:
-        """Of all its batch norms."""
+        """The options of its batch norms."""
         return self.module.norm
 
     @property
     def plan(self) -> Plan:
-        """Its blocks, and its layers before and behind them."""
+        """The channels of its layers, and its blocks."""
         return self.module.plan
 
     @property
