@@ -4,6 +4,7 @@ b  images in a batch            h, w   height and width in pixels (rows, columns
 c  channels                     k      classes
 i, o  channels in and out       g, n   batch-norm groups, images in a group
 r, s  rows and columns of a convolution kernel
+p, q  rows and columns of what a convolution gives: h and w over its stride
 
 Images are NHWC. ``uint8`` images run over 0..255, ``float`` images are normalised.
 """

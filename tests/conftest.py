@@ -12,11 +12,16 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
+import jaxtyping
 import pytest
 from absl import flags
 
 from tests import cli
 
+SHAPED = ("mnv2_jax.ops", *(f"mnv2_jax.nn.{name}" for name in ("conv", "depthwise_triton", "normalise", "norm_triton")))
+"""What has shapes in its signatures: every call is checked. Not all of `nn`, whose norms and forms hold functions in
+functions, which would be decorated anew in every trace."""
+jaxtyping.install_import_hook(SHAPED, "beartype.beartype")  # before these are imported
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiles in two thirds of the time; see `optimized`
 # Several tests compile the same step; the commands they run, too, which take the folder from the environment. Each

@@ -12,10 +12,11 @@ import pytest
 
 import mnv2_jax
 from mnv2_jax import config
+from tests.conftest import SHAPED
 
 ROOT = pathlib.Path(mnv2_jax.__file__).parent
 ROOMS = (
-    {"types", "errors", "interrupts", "json_files", "outputs"},
+    {"types", "errors", "interrupts", "json_files", "outputs", "registry"},
     {"config", "recipes", "presets", "flags"},
     {"nn", "ops", "processes"},
     {"models"},
@@ -73,6 +74,47 @@ def test_libraries_stay_in_their_rooms(path):
         assert not packages & {"flax", "jax", "optax"}
     if any("sharding" in name or "partitioning" in name for name in names):
         assert path in (ROOT / "training" / "mesh.py", ROOT / "nn" / "partition.py")
+
+
+OF_NO_TASK = [
+    *(ROOT / "data" / f"{name}.py" for name in ("streams", "workers", "shared", "views/base")),
+    *(
+        ROOT / "training" / f"{name}.py"
+        for name in ("begin", "evaluate", "experiment", "feeds", "loop", "mesh", "plan", "programs", "run", "speed")
+    ),
+    *(ROOT / "training" / f"{name}.py" for name in ("state", "step", "writer")),
+    *(path for name in ("runs", "processes") for path in sorted((ROOT / name).glob("*.py"))),
+    ROOT / "tasks" / "base.py",
+    ROOT / "registry.py",
+    ROOT / "verbs.py",
+    ROOT / "report" / "page.py",
+]
+"""What a task that isn't shipped goes through as classification does."""
+
+
+@pytest.mark.parametrize("path", OF_NO_TASK, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_trunk_knows_no_task(path):
+    tree = ast.parse(path.read_text())
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        keys = node.keys if isinstance(node, ast.Dict) else []
+        keys = [node.slice] if isinstance(node, ast.Subscript) else keys
+        if isinstance(node, ast.Call):
+            keys = node.args[:1]
+            is_test = isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+            assert not (is_test and getattr(node.args[0], "id", getattr(node.args[0], "attr", "")) == "task"), path
+        names |= {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+    assert not names & {"label", "top1", "top5", "confusion", "teacher_logits"}
+    of_tasks = {"mnv2_jax.data.views", "mnv2_jax.tasks", "mnv2_jax.report.sections"}
+    allowed = ("mnv2_jax.data.views.base.", "mnv2_jax.tasks.base.")
+    assert not [n for n in imports(path) if n.startswith(tuple(of_tasks)) and not n.startswith(allowed)]
+
+
+def test_shapes_in_signatures_are_checked():
+    for path in FILES:
+        shapes = {name for name in imports(path) if name.startswith("jaxtyping.")} - {"jaxtyping.DTypeLike"}
+        if room(path) in ("nn", "ops") and shapes:
+            assert ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).startswith(SHAPED), path
 
 
 def test_every_room_has_its_place():

@@ -510,7 +510,7 @@ def test_keras_and_tflite_files_of_one_network_agree():
     # What the file's authors exported: the TFLite runtime's outputs are compared in the parity tests.
     files = [REAL / "weights" / name for name in ("vww_96.h5", "vww_96_float.tflite")]
     both = [load_weights(file, "mobilenet_v1", width=0.25) for file in files]
-    assert {read.model.module.model.activation for read in both} == {"relu"}
+    assert {read.model.options.activation for read in both} == {"relu"}
     images = np.random.default_rng(0).uniform(0, 1, (4, 96, 96, 3)).astype(np.float32)
     outputs = [np.asarray(jax.nn.softmax(read.model.apply(read.variables, images)[0])) for read in both]
     np.testing.assert_allclose(*outputs, atol=1e-4)

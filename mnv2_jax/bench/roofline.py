@@ -76,8 +76,7 @@ def needs(model: Model, resolution: int, dtype: DTypeLike) -> Needs:
       dtype: of the computation and of the maps; dense layers and what they are given are float32 at least.
     """
     name: Any = jnp.dtype(dtype).name
-    settings = dataclasses.replace(model.module.model, dtype=name)
-    typed = dataclasses.replace(model, module=model.module.clone(model=settings))
+    typed = from_config(dataclasses.replace(model.options, dtype=name), model.norm)
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     return needs_of(lambda variables, x: typed.apply(variables, x)[0], variable_shapes(model), image)
 

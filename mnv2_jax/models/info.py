@@ -68,7 +68,7 @@ def model_info(name: str, **options: Any) -> ModelInfo:
     summary = summarise(model, resolution)
     rows = published(name)
     if "width" in options or "depth" in options:
-        own = model.module.model
+        own = model.options
         rows = tuple(row for row in rows if (row["width"], row.get("depth", 1.0)) == (own.width, own.depth))
     return ModelInfo(
         name=name,

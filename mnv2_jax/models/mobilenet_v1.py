@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
+
+from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.network import Block, Plan
 from mnv2_jax.nn.blocks import DepthwiseSeparable
 from mnv2_jax.nn.channels import make_divisible
 
-STEM_CHANNELS = 32
-STAGES = (
-    # Table 1: (channels, stride) of each depthwise-separable block. In the margin: the input at 224 px.
-    ((64, 1),),  # 112×112×32
-    ((128, 2), (128, 1)),  # 112×112×64
-    ((256, 2), (256, 1)),  # 56×56×128
-    ((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),  # 28×28×256
-    ((1024, 2), (1024, 1)),  # 14×14×512
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A stage: ``repeats`` blocks, the first of which has the stride."""
+
+    channels: int
+    repeats: int
+    stride: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A whole network."""
+
+    stem: int
+    stages: tuple[Row, ...]
+
+
+TABLE_1 = Table(
+    # In the margin: the input of the stage at 224 px.
+    stem=32,
+    stages=(
+        Row(channels=64, repeats=1, stride=1),  # 112×112×32
+        Row(channels=128, repeats=2, stride=2),  # 112×112×64
+        Row(channels=256, repeats=2, stride=2),  # 56×56×128
+        Row(channels=512, repeats=6, stride=2),  # 28×28×256
+        Row(channels=1024, repeats=2, stride=2),  # 14×14×512
+    ),
 )
 
 
-def plan(model: ModelConfig) -> Plan:
+def plan(model: ModelConfig, table: Table) -> Plan:
     """The network of a config.
 
     Channels are cut to whole numbers, at least 8 (slim, Keras; the paper's counts). The activation is ReLU6 (slim,
@@ -37,17 +59,16 @@ def plan(model: ModelConfig) -> Plan:
 
     act = model.activation or "relu6"
     return Plan(
-        stem=scaled(STEM_CHANNELS),
+        stem=scaled(table.stem),
         blocks=tuple(
             Block(
-                make=functools.partial(
-                    DepthwiseSeparable, features=scaled(channels), act=act, linear_depthwise=is_corenet
-                ),
-                stride=stride,
+                module=DepthwiseSeparable,
+                options=FrozenDict(features=scaled(row.channels), act=act, linear_depthwise=is_corenet),
+                stride=row.stride if repeat == 0 else 1,
                 stage=stage,
             )
-            for stage, rows in enumerate(STAGES)
-            for channels, stride in rows
+            for stage, row in enumerate(table.stages)
+            for repeat in range(row.repeats)
         ),
         act=act,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
+
+from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.network import Block, Plan
@@ -13,8 +14,8 @@ from mnv2_jax.nn.channels import make_divisible
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A row of the paper's table 2: ``repeats`` blocks, the first of which has the stride."""
+class Row:
+    """A stage: ``repeats`` blocks, the first of which has the stride."""
 
     expand_ratio: int
     channels: int
@@ -22,21 +23,32 @@ class Stage:
     stride: int
 
 
-STEM_CHANNELS = 32
-STAGES = (
-    # Table 2: t, c, n, s. In the margin: the input of the stage at 224 px.
-    Stage(expand_ratio=1, channels=16, repeats=1, stride=1),  # 112×112×32
-    Stage(expand_ratio=6, channels=24, repeats=2, stride=2),  # 112×112×16
-    Stage(expand_ratio=6, channels=32, repeats=3, stride=2),  # 56×56×24
-    Stage(expand_ratio=6, channels=64, repeats=4, stride=2),  # 28×28×32
-    Stage(expand_ratio=6, channels=96, repeats=3, stride=1),  # 14×14×64
-    Stage(expand_ratio=6, channels=160, repeats=3, stride=2),  # 14×14×96
-    Stage(expand_ratio=6, channels=320, repeats=1, stride=1),  # 7×7×160
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A whole network."""
+
+    stem: int
+    stages: tuple[Row, ...]
+    head: int
+
+
+TABLE_2 = Table(
+    # The columns are t, c, n and s. In the margin: the input of the stage at 224 px.
+    stem=32,
+    stages=(
+        Row(expand_ratio=1, channels=16, repeats=1, stride=1),  # 112×112×32
+        Row(expand_ratio=6, channels=24, repeats=2, stride=2),  # 112×112×16
+        Row(expand_ratio=6, channels=32, repeats=3, stride=2),  # 56×56×24
+        Row(expand_ratio=6, channels=64, repeats=4, stride=2),  # 28×28×32
+        Row(expand_ratio=6, channels=96, repeats=3, stride=1),  # 14×14×64
+        Row(expand_ratio=6, channels=160, repeats=3, stride=2),  # 14×14×96
+        Row(expand_ratio=6, channels=320, repeats=1, stride=1),  # 7×7×160
+    ),
+    head=1280,
 )
-HEAD_CHANNELS = 1280
 
 
-def plan(model: ModelConfig) -> Plan:
+def plan(model: ModelConfig, table: Table) -> Plan:
     """The network of a config.
 
     Channels are rounded to multiples of 8, the head's grow with widths above 1 only. The other width rules: divisor4
@@ -47,17 +59,21 @@ def plan(model: ModelConfig) -> Plan:
     rule = model.width_rule
     divisor = 4 if rule == "divisor4" else 8
     act = model.activation or "relu6"
-    before = stem = make_divisible(
-        STEM_CHANNELS * (1 if rule in ("corenet", "fixed_stem_head") else model.width), divisor
-    )
+    before = stem = make_divisible(table.stem * (1 if rule in ("corenet", "fixed_stem_head") else model.width), divisor)
     blocks = []
-    for index, stage in enumerate(STAGES):
-        channels = make_divisible(stage.channels * model.width, divisor)
-        is_inner = 0 < index < len(STAGES) - 1
-        for repeat in range(math.ceil(stage.repeats * model.depth) if is_inner else stage.repeats):
-            hidden = None if stage.expand_ratio == 1 else before * stage.expand_ratio
-            make = functools.partial(InvertedResidual, features=channels, hidden=hidden, act=act)
-            blocks.append(Block(make=make, stride=stage.stride if repeat == 0 else 1, stage=index))
+    for stage, row in enumerate(table.stages):
+        channels = make_divisible(row.channels * model.width, divisor)
+        is_inner = 0 < stage < len(table.stages) - 1
+        for repeat in range(math.ceil(row.repeats * model.depth) if is_inner else row.repeats):
+            hidden = None if row.expand_ratio == 1 else before * row.expand_ratio
+            blocks.append(
+                Block(
+                    module=InvertedResidual,
+                    options=FrozenDict(features=channels, hidden=hidden, act=act),
+                    stride=row.stride if repeat == 0 else 1,
+                    stage=stage,
+                )
+            )
             before = channels
-    head = HEAD_CHANNELS * (1 if rule == "fixed_stem_head" else max(1.0, model.width))
+    head = table.head * (1 if rule == "fixed_stem_head" else max(1.0, model.width))
     return Plan(stem=stem, blocks=tuple(blocks), head=make_divisible(head, divisor), act=act)

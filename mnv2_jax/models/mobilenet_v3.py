@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
+
+from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.network import Block, Plan
@@ -13,53 +16,91 @@ from mnv2_jax.nn.blocks import InvertedResidual
 from mnv2_jax.nn.channels import make_divisible
 
 
-class Row(NamedTuple):
-    """A row of the paper's tables 1 and 2, in their order."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A block."""
 
     kernel_size: int
-    hidden: int
-    """Channels of the depthwise convolution, "exp size"."""
+    expanded_channels: int
+    """Of the depthwise convolution."""
     channels: int
     squeeze_excite: bool
-    act: Activation
+    activation: Activation
     stride: int
 
 
-class Table(NamedTuple):
-    """A whole network: its stages, and the channels of the dense layer behind the mean."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A whole network."""
 
+    stem: int
     stages: tuple[tuple[Row, ...], ...]
     hidden: int
+    """Channels of the dense layer behind the mean."""
 
 
 RE: Activation = "relu"
 HS: Activation = "hard_swish"
-STEM_CHANNELS = 16
+
 LARGE = Table(
-    # Table 1: kernel, exp size, #out, SE, NL, s. In the margin: the input of the stage at 224 px.
+    # Table 1: kernel, exp size, #out, SE, NL and s. In the margin: the input of the stage at 224 px.
+    stem=16,
     stages=(
-        (Row(3, 16, 16, False, RE, 1),),  # 112×112×16
-        (Row(3, 64, 24, False, RE, 2), Row(3, 72, 24, False, RE, 1)),  # 112×112×16
-        (Row(5, 72, 40, True, RE, 2), Row(5, 120, 40, True, RE, 1), Row(5, 120, 40, True, RE, 1)),  # 56×56×24
-        (
-            Row(3, 240, 80, False, HS, 2),  # 28×28×40
-            Row(3, 200, 80, False, HS, 1),
-            Row(3, 184, 80, False, HS, 1),
-            Row(3, 184, 80, False, HS, 1),
+        (  # 112×112×16
+            Row(kernel_size=3, expanded_channels=16, channels=16, squeeze_excite=False, activation=RE, stride=1),
         ),
-        (Row(3, 480, 112, True, HS, 1), Row(3, 672, 112, True, HS, 1)),  # 14×14×80
-        (Row(5, 672, 160, True, HS, 2), Row(5, 960, 160, True, HS, 1), Row(5, 960, 160, True, HS, 1)),  # 14×14×112
+        (  # 112×112×16
+            Row(kernel_size=3, expanded_channels=64, channels=24, squeeze_excite=False, activation=RE, stride=2),
+            Row(kernel_size=3, expanded_channels=72, channels=24, squeeze_excite=False, activation=RE, stride=1),
+        ),
+        (  # 56×56×24
+            Row(kernel_size=5, expanded_channels=72, channels=40, squeeze_excite=True, activation=RE, stride=2),
+            Row(kernel_size=5, expanded_channels=120, channels=40, squeeze_excite=True, activation=RE, stride=1),
+            Row(kernel_size=5, expanded_channels=120, channels=40, squeeze_excite=True, activation=RE, stride=1),
+        ),
+        (  # 28×28×40
+            Row(kernel_size=3, expanded_channels=240, channels=80, squeeze_excite=False, activation=HS, stride=2),
+            Row(kernel_size=3, expanded_channels=200, channels=80, squeeze_excite=False, activation=HS, stride=1),
+            Row(kernel_size=3, expanded_channels=184, channels=80, squeeze_excite=False, activation=HS, stride=1),
+            Row(kernel_size=3, expanded_channels=184, channels=80, squeeze_excite=False, activation=HS, stride=1),
+        ),
+        (  # 14×14×80
+            Row(kernel_size=3, expanded_channels=480, channels=112, squeeze_excite=True, activation=HS, stride=1),
+            Row(kernel_size=3, expanded_channels=672, channels=112, squeeze_excite=True, activation=HS, stride=1),
+        ),
+        (  # 14×14×112
+            Row(kernel_size=5, expanded_channels=672, channels=160, squeeze_excite=True, activation=HS, stride=2),
+            Row(kernel_size=5, expanded_channels=960, channels=160, squeeze_excite=True, activation=HS, stride=1),
+            Row(kernel_size=5, expanded_channels=960, channels=160, squeeze_excite=True, activation=HS, stride=1),
+        ),
     ),
     hidden=1280,
 )
 SMALL = Table(
     # Table 2. It also has an SE behind the last 1×1 convolution, which no implementation has.
+    stem=16,
     stages=(
-        (Row(3, 16, 16, True, RE, 2),),  # 112×112×16
-        (Row(3, 72, 24, False, RE, 2), Row(3, 88, 24, False, RE, 1)),  # 56×56×16
-        (Row(5, 96, 40, True, HS, 2), Row(5, 240, 40, True, HS, 1), Row(5, 240, 40, True, HS, 1)),  # 28×28×24
-        (Row(5, 120, 48, True, HS, 1), Row(5, 144, 48, True, HS, 1)),  # 14×14×40
-        (Row(5, 288, 96, True, HS, 2), Row(5, 576, 96, True, HS, 1), Row(5, 576, 96, True, HS, 1)),  # 14×14×48
+        (  # 112×112×16
+            Row(kernel_size=3, expanded_channels=16, channels=16, squeeze_excite=True, activation=RE, stride=2),
+        ),
+        (  # 56×56×16
+            Row(kernel_size=3, expanded_channels=72, channels=24, squeeze_excite=False, activation=RE, stride=2),
+            Row(kernel_size=3, expanded_channels=88, channels=24, squeeze_excite=False, activation=RE, stride=1),
+        ),
+        (  # 28×28×24
+            Row(kernel_size=5, expanded_channels=96, channels=40, squeeze_excite=True, activation=HS, stride=2),
+            Row(kernel_size=5, expanded_channels=240, channels=40, squeeze_excite=True, activation=HS, stride=1),
+            Row(kernel_size=5, expanded_channels=240, channels=40, squeeze_excite=True, activation=HS, stride=1),
+        ),
+        (  # 14×14×40
+            Row(kernel_size=5, expanded_channels=120, channels=48, squeeze_excite=True, activation=HS, stride=1),
+            Row(kernel_size=5, expanded_channels=144, channels=48, squeeze_excite=True, activation=HS, stride=1),
+        ),
+        (  # 14×14×48
+            Row(kernel_size=5, expanded_channels=288, channels=96, squeeze_excite=True, activation=HS, stride=2),
+            Row(kernel_size=5, expanded_channels=576, channels=96, squeeze_excite=True, activation=HS, stride=1),
+            Row(kernel_size=5, expanded_channels=576, channels=96, squeeze_excite=True, activation=HS, stride=1),
+        ),
     ),
     hidden=1024,
 )
@@ -67,11 +108,8 @@ SMALL = Table(
 
 def minimalistic(table: Table) -> Table:
     """Without what some accelerators are slow at: 5×5 kernels, squeeze-excite, hard-swish (TF-slim's)."""
-    return table._replace(
-        stages=tuple(
-            tuple(row._replace(kernel_size=3, squeeze_excite=False, act=RE) for row in stage) for stage in table.stages
-        )
-    )
+    plain = functools.partial(dataclasses.replace, kernel_size=3, squeeze_excite=False, activation=RE)
+    return dataclasses.replace(table, stages=tuple(tuple(map(plain, stage)) for stage in table.stages))
 
 
 class WidthRule(NamedTuple):
@@ -119,27 +157,33 @@ def plan(model: ModelConfig, table: Table) -> Plan:
     """
     rule = WIDTH_RULES[model.width_rule]
     last = table.stages[-1][-1]
-    before, full = make_divisible(STEM_CHANNELS * rule.stem(model.width)), STEM_CHANNELS
+    before, full = make_divisible(table.stem * rule.stem(model.width)), table.stem
     stem, blocks = before, []
-    for index, stage in enumerate(table.stages):
-        for row in stage:
+    for stage, rows in enumerate(table.stages):
+        for row in rows:
             channels = make_divisible(row.channels * model.width)
+            expanded = row.expanded_channels
             by_ratio = rule.expanded == "ratio"
-            hidden = make_divisible(before * (row.hidden / full) if by_ratio else row.hidden * model.width)
-            make = functools.partial(
-                InvertedResidual,
-                features=channels,
-                hidden=None if hidden == before else hidden,
-                act=row.act,
-                kernel_size=row.kernel_size,
-                squeezed=make_divisible(hidden / 4) if row.squeeze_excite else None,
+            hidden = make_divisible(before * (expanded / full) if by_ratio else expanded * model.width)
+            blocks.append(
+                Block(
+                    module=InvertedResidual,
+                    options=FrozenDict(
+                        features=channels,
+                        hidden=None if hidden == before else hidden,
+                        act=row.activation,
+                        kernel_size=row.kernel_size,
+                        squeezed=make_divisible(hidden / 4) if row.squeeze_excite else None,
+                    ),
+                    stride=row.stride,
+                    stage=stage,
+                )
             )
-            blocks.append(Block(make=make, stride=row.stride, stage=index))
             before, full = channels, row.channels
     return Plan(
         stem=stem,
         blocks=tuple(blocks),
         head=6 * before if rule.head == "ratio" else make_divisible(6 * last.channels * model.width),
         hidden=make_divisible(table.hidden * rule.dense(model.width)),
-        act=last.act,
+        act=last.activation,
     )

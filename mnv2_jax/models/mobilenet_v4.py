@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+import dataclasses
+from typing import Any, TypeAlias
 
 import flax.linen as nn
+from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.network import Block, Plan
@@ -20,219 +20,229 @@ from mnv2_jax.nn.blocks import (
 from mnv2_jax.nn.channels import make_divisible
 
 
-class Conv(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conv:
     """Convolution, norm, activation."""
 
     kernel_size: int
-    stride: int
     channels: int
+    stride: int
 
 
-class Fused(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fused:
     """The fused inverted bottleneck."""
 
     kernel_size: int
-    stride: int
-    channels: int
     expand_ratio: int
+    channels: int
+    stride: int
 
 
-class UIB(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UIB:
     """The universal inverted bottleneck; a kernel of 0 is none."""
 
     start_kernel_size: int
     kernel_size: int
-    stride: int
-    channels: int
     expand_ratio: int
+    channels: int
+    stride: int
 
 
-class MQA(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MQA:
     """Mobile multi-query attention."""
 
     heads: int
     key_dim: int
     kv_stride: int
     channels: int
+    stride: int = 1
 
 
 Row: TypeAlias = Conv | Fused | UIB | MQA
 
 
-class Table(NamedTuple):
-    """A whole network, by stages."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A whole network."""
 
     stem: int
     stages: tuple[tuple[Row, ...], ...]
-    act: Activation = "relu"
+    hidden: int
+    """Channels of the dense layer behind the mean."""
+    activation: Activation = "relu"
     layer_scale: bool = False
 
-
-HIDDEN_CHANNELS = 1280
 
 CONV_SMALL = Table(
     # At 224 px.
     stem=32,
     stages=(
         (  # 112×112×32
-            Conv(3, 2, 32),
-            Conv(1, 1, 32),
+            Conv(kernel_size=3, channels=32, stride=2),
+            Conv(kernel_size=1, channels=32, stride=1),
         ),
         (  # 56×56×32
-            Conv(3, 2, 96),
-            Conv(1, 1, 64),
+            Conv(kernel_size=3, channels=96, stride=2),
+            Conv(kernel_size=1, channels=64, stride=1),
         ),
         (  # 28×28×64
-            UIB(5, 5, 2, 96, 3),
-            UIB(0, 3, 1, 96, 2),
-            UIB(0, 3, 1, 96, 2),
-            UIB(0, 3, 1, 96, 2),
-            UIB(0, 3, 1, 96, 2),
-            UIB(3, 0, 1, 96, 4),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=3, channels=96, stride=2),
+            UIB(start_kernel_size=0, kernel_size=3, expand_ratio=2, channels=96, stride=1),
+            UIB(start_kernel_size=0, kernel_size=3, expand_ratio=2, channels=96, stride=1),
+            UIB(start_kernel_size=0, kernel_size=3, expand_ratio=2, channels=96, stride=1),
+            UIB(start_kernel_size=0, kernel_size=3, expand_ratio=2, channels=96, stride=1),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=96, stride=1),
         ),
         (  # 14×14×96
-            UIB(3, 3, 2, 128, 6),
-            UIB(5, 5, 1, 128, 4),
-            UIB(0, 5, 1, 128, 4),
-            UIB(0, 5, 1, 128, 3),
-            UIB(0, 3, 1, 128, 4),
-            UIB(0, 3, 1, 128, 4),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=6, channels=128, stride=2),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=128, stride=1),
+            UIB(start_kernel_size=0, kernel_size=5, expand_ratio=4, channels=128, stride=1),
+            UIB(start_kernel_size=0, kernel_size=5, expand_ratio=3, channels=128, stride=1),
+            UIB(start_kernel_size=0, kernel_size=3, expand_ratio=4, channels=128, stride=1),
+            UIB(start_kernel_size=0, kernel_size=3, expand_ratio=4, channels=128, stride=1),
         ),
         (  # 7×7×128
-            Conv(1, 1, 960),
+            Conv(kernel_size=1, channels=960, stride=1),
         ),
     ),
+    hidden=1280,
 )
 CONV_MEDIUM = Table(
     # At 256 px.
     stem=32,
     stages=(
         (  # 128×128×32
-            Fused(3, 2, 48, 4),
+            Fused(kernel_size=3, expand_ratio=4, channels=48, stride=2),
         ),
         (  # 64×64×48
-            UIB(3, 5, 2, 80, 4),
-            UIB(3, 3, 1, 80, 2),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=80, stride=2),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=2, channels=80, stride=1),
         ),
         (  # 32×32×80
-            UIB(3, 5, 2, 160, 6),
-            UIB(3, 3, 1, 160, 4),
-            UIB(3, 3, 1, 160, 4),
-            UIB(3, 5, 1, 160, 4),
-            UIB(3, 3, 1, 160, 4),
-            UIB(3, 0, 1, 160, 4),
-            UIB(0, 0, 1, 160, 2),
-            UIB(3, 0, 1, 160, 4),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=6, channels=160, stride=2),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=160, stride=1),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=160, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=160, stride=1),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=160, stride=1),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=160, stride=1),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=2, channels=160, stride=1),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=160, stride=1),
         ),
         (  # 16×16×160
-            UIB(5, 5, 2, 256, 6),
-            UIB(5, 5, 1, 256, 4),
-            UIB(3, 5, 1, 256, 4),
-            UIB(3, 5, 1, 256, 4),
-            UIB(0, 0, 1, 256, 4),
-            UIB(3, 0, 1, 256, 4),
-            UIB(3, 5, 1, 256, 2),
-            UIB(5, 5, 1, 256, 4),
-            UIB(0, 0, 1, 256, 4),
-            UIB(0, 0, 1, 256, 4),
-            UIB(5, 0, 1, 256, 2),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=6, channels=256, stride=2),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=2, channels=256, stride=1),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=2, channels=256, stride=1),
         ),
         (  # 8×8×256
-            Conv(1, 1, 960),
+            Conv(kernel_size=1, channels=960, stride=1),
         ),
     ),
+    hidden=1280,
 )
 CONV_LARGE = Table(
     # At 384 px.
     stem=24,
     stages=(
         (  # 192×192×24
-            Fused(3, 2, 48, 4),
+            Fused(kernel_size=3, expand_ratio=4, channels=48, stride=2),
         ),
         (  # 96×96×48
-            UIB(3, 5, 2, 96, 4),
-            UIB(3, 3, 1, 96, 4),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=96, stride=2),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=96, stride=1),
         ),
         (  # 48×48×96
-            UIB(3, 5, 2, 192, 4),
-            UIB(3, 3, 1, 192, 4),
-            UIB(3, 3, 1, 192, 4),
-            UIB(3, 3, 1, 192, 4),
-            UIB(3, 5, 1, 192, 4),
-            UIB(5, 3, 1, 192, 4),
-            UIB(5, 3, 1, 192, 4),
-            UIB(5, 3, 1, 192, 4),
-            UIB(5, 3, 1, 192, 4),
-            UIB(5, 3, 1, 192, 4),
-            UIB(3, 0, 1, 192, 4),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=192, stride=2),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=192, stride=1),
         ),
         (  # 24×24×192
-            UIB(5, 5, 2, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 3, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 3, 1, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=2),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
         ),
         (  # 12×12×512
-            Conv(1, 1, 960),
+            Conv(kernel_size=1, channels=960, stride=1),
         ),
     ),
+    hidden=1280,
 )
 HYBRID_MEDIUM = Table(
     # At 256 px.
     stem=32,
     stages=(
         (  # 128×128×32
-            Fused(3, 2, 48, 4),
+            Fused(kernel_size=3, expand_ratio=4, channels=48, stride=2),
         ),
         (  # 64×64×48
-            UIB(3, 5, 2, 80, 4),
-            UIB(3, 3, 1, 80, 2),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=80, stride=2),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=2, channels=80, stride=1),
         ),
         (  # 32×32×80
-            UIB(3, 5, 2, 160, 6),
-            UIB(0, 0, 1, 160, 2),
-            UIB(3, 3, 1, 160, 4),
-            UIB(3, 5, 1, 160, 4),
-            MQA(4, 64, 2, 160),
-            UIB(3, 3, 1, 160, 4),
-            MQA(4, 64, 2, 160),
-            UIB(3, 0, 1, 160, 4),
-            MQA(4, 64, 2, 160),
-            UIB(3, 3, 1, 160, 4),
-            MQA(4, 64, 2, 160),
-            UIB(3, 0, 1, 160, 4),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=6, channels=160, stride=2),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=2, channels=160, stride=1),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=160, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=160, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=2, channels=160),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=160, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=2, channels=160),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=160, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=2, channels=160),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=160, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=2, channels=160),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=160, stride=1),
         ),
         (  # 16×16×160
-            UIB(5, 5, 2, 256, 6),
-            UIB(5, 5, 1, 256, 4),
-            UIB(3, 5, 1, 256, 4),
-            UIB(3, 5, 1, 256, 4),
-            UIB(0, 0, 1, 256, 2),
-            UIB(3, 5, 1, 256, 2),
-            UIB(0, 0, 1, 256, 2),
-            UIB(0, 0, 1, 256, 4),
-            MQA(4, 64, 1, 256),
-            UIB(3, 0, 1, 256, 4),
-            MQA(4, 64, 1, 256),
-            UIB(5, 5, 1, 256, 4),
-            MQA(4, 64, 1, 256),
-            UIB(5, 0, 1, 256, 4),
-            MQA(4, 64, 1, 256),
-            UIB(5, 0, 1, 256, 4),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=6, channels=256, stride=2),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=2, channels=256, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=2, channels=256, stride=1),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=2, channels=256, stride=1),
+            UIB(start_kernel_size=0, kernel_size=0, expand_ratio=4, channels=256, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=1, channels=256),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=256, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=1, channels=256),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=256, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=1, channels=256),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=256, stride=1),
+            MQA(heads=4, key_dim=64, kv_stride=1, channels=256),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=256, stride=1),
         ),
         (  # 8×8×256
-            Conv(1, 1, 960),
+            Conv(kernel_size=1, channels=960, stride=1),
         ),
     ),
+    hidden=1280,
     layer_scale=True,
 )
 HYBRID_LARGE = Table(
@@ -240,54 +250,55 @@ HYBRID_LARGE = Table(
     stem=24,
     stages=(
         (  # 192×192×24
-            Fused(3, 2, 48, 4),
+            Fused(kernel_size=3, expand_ratio=4, channels=48, stride=2),
         ),
         (  # 96×96×48
-            UIB(3, 5, 2, 96, 4),
-            UIB(3, 3, 1, 96, 4),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=96, stride=2),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=96, stride=1),
         ),
         (  # 48×48×96
-            UIB(3, 5, 2, 192, 4),
-            UIB(3, 3, 1, 192, 4),
-            UIB(3, 3, 1, 192, 4),
-            UIB(3, 3, 1, 192, 4),
-            UIB(3, 5, 1, 192, 4),
-            UIB(5, 3, 1, 192, 4),
-            UIB(5, 3, 1, 192, 4),
-            MQA(8, 48, 2, 192),
-            UIB(5, 3, 1, 192, 4),
-            MQA(8, 48, 2, 192),
-            UIB(5, 3, 1, 192, 4),
-            MQA(8, 48, 2, 192),
-            UIB(5, 3, 1, 192, 4),
-            MQA(8, 48, 2, 192),
-            UIB(3, 0, 1, 192, 4),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=192, stride=2),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=3, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=3, kernel_size=5, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            MQA(heads=8, key_dim=48, kv_stride=2, channels=192),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            MQA(heads=8, key_dim=48, kv_stride=2, channels=192),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            MQA(heads=8, key_dim=48, kv_stride=2, channels=192),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=192, stride=1),
+            MQA(heads=8, key_dim=48, kv_stride=2, channels=192),
+            UIB(start_kernel_size=3, kernel_size=0, expand_ratio=4, channels=192, stride=1),
         ),
         (  # 24×24×192
-            UIB(5, 5, 2, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 3, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 0, 1, 512, 4),
-            UIB(5, 3, 1, 512, 4),
-            UIB(5, 5, 1, 512, 4),
-            MQA(8, 64, 1, 512),
-            UIB(5, 0, 1, 512, 4),
-            MQA(8, 64, 1, 512),
-            UIB(5, 0, 1, 512, 4),
-            MQA(8, 64, 1, 512),
-            UIB(5, 0, 1, 512, 4),
-            MQA(8, 64, 1, 512),
-            UIB(5, 0, 1, 512, 4),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=2),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=3, expand_ratio=4, channels=512, stride=1),
+            UIB(start_kernel_size=5, kernel_size=5, expand_ratio=4, channels=512, stride=1),
+            MQA(heads=8, key_dim=64, kv_stride=1, channels=512),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            MQA(heads=8, key_dim=64, kv_stride=1, channels=512),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            MQA(heads=8, key_dim=64, kv_stride=1, channels=512),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
+            MQA(heads=8, key_dim=64, kv_stride=1, channels=512),
+            UIB(start_kernel_size=5, kernel_size=0, expand_ratio=4, channels=512, stride=1),
         ),
         (  # 12×12×512
-            Conv(1, 1, 960),
+            Conv(kernel_size=1, channels=960, stride=1),
         ),
     ),
-    act="gelu",
+    hidden=1280,
+    activation="gelu",
     layer_scale=True,
 )
 
@@ -299,38 +310,31 @@ def plan(model: ModelConfig, table: Table) -> Plan:
     of every block to multiples of 8 and leaves the stem and the hidden layer as they are.
     """
 
-    def block(row: Row) -> Callable[..., nn.Module]:
+    def block(row: Row, stage: int) -> Block:
+        module, options = _module_of(row, table)
         features = make_divisible(row.channels * model.width)
-        match row:
-            case Conv():
-                return functools.partial(ConvBlock, features=features, kernel_size=row.kernel_size, act=table.act)
-            case Fused():
-                make = functools.partial(FusedInvertedResidual, kernel_size=row.kernel_size)
-                return functools.partial(make, features=features, expand_ratio=row.expand_ratio, act=table.act)
-            case UIB():
-                return functools.partial(
-                    UniversalInvertedBottleneck,
-                    features=features,
-                    expand_ratio=row.expand_ratio,
-                    start_kernel_size=row.start_kernel_size,
-                    kernel_size=row.kernel_size,
-                    act=table.act,
-                    layer_scale=table.layer_scale,
-                )
-            case MQA():
-                attention = functools.partial(MobileAttention, heads=row.heads, key_dim=row.key_dim)
-                return functools.partial(attention, features=features, kv_stride=row.kv_stride)
+        return Block(module=module, options=FrozenDict(features=features, **options), stride=row.stride, stage=stage)
 
     return Plan(
         stem=table.stem,
-        blocks=tuple(
-            Block(make=block(row), stride=1, stage=index, attends=True)
-            if isinstance(row, MQA)
-            else Block(make=block(row), stride=row.stride, stage=index)
-            for index, stage in enumerate(table.stages)
-            for row in stage
-        ),
-        hidden=HIDDEN_CHANNELS,
+        blocks=tuple(block(row, stage) for stage, rows in enumerate(table.stages) for row in rows),
+        hidden=table.hidden,
         hidden_norm=True,
-        act=table.act,
+        act=table.activation,
     )
+
+
+def _module_of(row: Row, table: Table) -> tuple[type[nn.Module], dict[str, Any]]:
+    """And its options, but for its channels."""
+    match row:
+        case Conv():
+            return ConvBlock, dict(kernel_size=row.kernel_size, act=table.activation)
+        case Fused():
+            options = dict(kernel_size=row.kernel_size, expand_ratio=row.expand_ratio)
+            return FusedInvertedResidual, dict(options, act=table.activation)
+        case UIB():
+            options = dict(start_kernel_size=row.start_kernel_size, kernel_size=row.kernel_size)
+            shared = dict(act=table.activation, layer_scale=table.layer_scale)
+            return UniversalInvertedBottleneck, dict(options, expand_ratio=row.expand_ratio, **shared)
+        case MQA():
+            return MobileAttention, dict(heads=row.heads, key_dim=row.key_dim, kv_stride=row.kv_stride)

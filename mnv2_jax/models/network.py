@@ -15,11 +15,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.models.classifier import Classifier
 from mnv2_jax.nn.activations import Activation, activate
-from mnv2_jax.nn.blocks import Layers, bind_layers, drop_path, max_pool
+from mnv2_jax.nn.blocks import Layers, MobileAttention, bind_layers, drop_path, max_pool
 from mnv2_jax.nn.conv import Conv, DepthwiseConv
 from mnv2_jax.nn.forms import AUTO, Forms
 from mnv2_jax.nn.initializers import INITS
@@ -35,14 +36,14 @@ STRIDES = 5
 class Block:
     """One block of a table, with everything decided but its channels in."""
 
-    make: Callable[..., nn.Module]
-    """A block of `nn.blocks`, called with ``layers``, ``stride``, ``dilation`` and ``name``."""
+    module: type[nn.Module]
+    """A class of `nn.blocks`."""
+    options: FrozenDict[str, Any]
+    """Its attributes but ``layers``, ``stride`` and ``dilation``, which the network gives."""
     stride: int
     """As published: 1 or 2."""
     stage: int
-    """Which row of the family's table it belongs to, from 0."""
-    attends: bool = False
-    """Whether it is attention."""
+    """Which stage of the family's table it belongs to, from 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def _timm(plan: Plan, index: int) -> float:
 def _garden(plan: Plan, index: int) -> float:
     """Its attention ignores ``flat_stochastic_depth_drop_rate=false``; its other blocks are counted with the stem, the
     pooling and the layers behind them."""
-    if plan.blocks[index - 1].attends:
+    if plan.blocks[index - 1].module is MobileAttention:
         return 1.0
     count = 1 + len(plan.blocks) + bool(plan.head) + 2 * bool(plan.hidden)
     return (index + 1) / count
@@ -204,7 +205,8 @@ class Network(nn.Module):
         for index, (block, way) in enumerate(zip(plan.blocks, ways, strict=True), 1):
             name = f"block_{index}"
             mine = self._with_drop_path(layers, index, dropout_keys) if trained[name] else layers
-            x = block.make(layers=mine, stride=way.stride, dilation=way.dilation, name=name)(x, trained[name])
+            options = dict(block.options, layers=mine, stride=way.stride, dilation=way.dilation)
+            x = block.module(**options, name=name)(x, trained[name])
             points[name] = x
         if plan.head:
             x = points["head"] = layers.conv_norm(x, trained["head"], plan.head, "head", plan.act)

@@ -35,11 +35,17 @@ def _family(plan: Callable[..., Plan], tables: Mapping[str, Any], **facts: Any) 
 
 
 _MODELS: dict[str, Architecture] = {
-    "mobilenet_v1": Architecture(mobilenet_v1.plan, ("width", "activation"), ("standard", "corenet")),
-    "mobilenet_v2": Architecture(
+    **_family(
+        mobilenet_v1.plan,
+        {"mobilenet_v1": mobilenet_v1.TABLE_1},
+        options=("width", "activation"),
+        width_rules=("standard", "corenet"),
+    ),
+    **_family(
         mobilenet_v2.plan,
-        ("width", "activation", "depth"),
-        ("standard", "corenet", "divisor4", "fixed_stem_head"),
+        {"mobilenet_v2": mobilenet_v2.TABLE_2},
+        options=("width", "activation", "depth"),
+        width_rules=("standard", "corenet", "divisor4", "fixed_stem_head"),
     ),
     **_family(
         mobilenet_v3.plan,
@@ -61,7 +67,7 @@ _MODELS: dict[str, Architecture] = {
             "mobilenet_v4_hybrid_large": mobilenet_v4.HYBRID_LARGE,
         },
     ),
-    "resnet50": Architecture(resnet.plan, options=()),
+    **_family(resnet.plan, {"resnet50": resnet.RESNET_50}, options=()),
 }
 _DEFAULT_NORM = NormConfig()
 
@@ -70,7 +76,7 @@ _DEFAULT_NORM = NormConfig()
 class Model:
     """A network without its weights; equal and of the same hash where its options are equal.
 
-    Variables are plain nested dicts, ``{"params": ..., "batch_stats": ...}``.
+    Variables are plain nested dicts, ``{"params": ..., "batch_stats": ...}``. ``module`` is for this file only.
     """
 
     name: str
@@ -102,7 +108,7 @@ class Model:
           out has no gradient.
         """
         x = jnp.asarray(x)
-        parts = self.module.parts
+        parts = self.parts
         frozen = parts[: parts.index(self.module.train_from)] if train else ()
         if frozen:
             params = {
@@ -136,12 +142,37 @@ class Model:
         return inputs
 
     def training_from(self, part: str) -> Model:
-        """The same model, of whose ``module.parts`` only this one and what comes after it are trained."""
+        """The same model, of whose `parts` only this one and what comes after it are trained."""
         return dataclasses.replace(self, module=self.module.clone(train_from=part))
 
     def with_forms(self, forms: Forms) -> Model:
         """The same model, its convolutions computed in these forms: the same function up to rounding."""
         return dataclasses.replace(self, module=self.module.clone(forms=forms))
+
+    @property
+    def options(self) -> ModelConfig:
+        """The config that it was built from, its ``num_classes`` set."""
+        return self.module.model
+
+    @property
+    def norm(self) -> NormConfig:
+        """The options of its batch norms."""
+        return self.module.norm
+
+    @property
+    def plan(self) -> Plan:
+        """The channels of its layers, and its blocks."""
+        return self.module.plan
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What has parameters, in order; those of a part x are named x and x_norm."""
+        return self.module.parts
+
+    @property
+    def head_parts(self) -> tuple[str, ...]:
+        """Those of `parts` that come behind the mean: what a file of weights may lack."""
+        return self.module.head_parts
 
     @property
     def endpoint_strides(self) -> dict[str, int]:

@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+
+from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.network import Block, Plan
 from mnv2_jax.nn.blocks import Bottleneck
 
-EXPANSION = 4
-RESNET_50 = (
-    # Table 1: (channels of the 3×3 convolution, blocks, stride of the first).
-    (64, 3, 1),  # 56×56×64 at 224 px
-    (128, 4, 2),  # 56×56×256
-    (256, 6, 2),  # 28×28×512
-    (512, 3, 2),  # 14×14×1024
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A stage: ``repeats`` blocks, the first of which has the stride."""
+
+    hidden: int
+    """Channels of the 3×3 convolution."""
+    channels: int
+    repeats: int
+    stride: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A whole network."""
+
+    stem: int
+    stages: tuple[Row, ...]
+
+
+RESNET_50 = Table(
+    # Table 1. In the margin: the input of the stage at 224 px.
+    stem=64,
+    stages=(
+        Row(hidden=64, channels=256, repeats=3, stride=1),  # 56×56×64
+        Row(hidden=128, channels=512, repeats=4, stride=2),  # 56×56×256
+        Row(hidden=256, channels=1024, repeats=6, stride=2),  # 28×28×512
+        Row(hidden=512, channels=2048, repeats=3, stride=2),  # 14×14×1024
+    ),
 )
 
 
-def plan(model: ModelConfig) -> Plan:
+def plan(model: ModelConfig, table: Table) -> Plan:
     """The network; nothing of the config changes its channels."""
     del model
     return Plan(
-        stem=64,
+        stem=table.stem,
         stem_kernel_size=7,
         stem_pool=True,
         blocks=tuple(
             Block(
-                make=functools.partial(Bottleneck, features=EXPANSION * channels, hidden=channels),
-                stride=stride if repeat == 0 else 1,
+                module=Bottleneck,
+                options=FrozenDict(features=row.channels, hidden=row.hidden),
+                stride=row.stride if repeat == 0 else 1,
                 stage=stage,
             )
-            for stage, (channels, repeats, stride) in enumerate(RESNET_50)
-            for repeat in range(repeats)
+            for stage, row in enumerate(table.stages)
+            for repeat in range(row.repeats)
         ),
         act="relu",
     )

@@ -24,7 +24,7 @@ def conv(
     dilation: int = 1,
     padding: Padding = "same",
     forms: Forms = AUTO,
-) -> Float[Array, "b h/stride w/stride o"]:
+) -> Float[Array, "b p q o"]:
     """Convolves over all channels.
 
     Args:
@@ -51,7 +51,7 @@ def depthwise_conv(
     dilation: int = 1,
     padding: Padding = "same",
     forms: Forms = AUTO,
-) -> Float[Array, "b h/stride w/stride c"]:
+) -> Float[Array, "b p q c"]:
     """Convolves each channel with a kernel of its own; arguments as for `conv`.
 
     Raises:

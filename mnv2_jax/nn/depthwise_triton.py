@@ -290,7 +290,7 @@ def _gather(operand: Array, kernel: Array, rows: _Axis, columns: _Axis, interpre
 @functools.partial(jax.jit, static_argnames=("window", "interpret"))  # layers that are alike are traced once
 def value(
     x: Float[Array, "b h w c"], kernel: Float[Array, "r s 1 c"], window: Window, interpret: bool = False
-) -> Float[Array, "b h/stride w/stride c"]:
+) -> Float[Array, "b p q c"]:
     """The convolution, in the type of x.
 
     Args:
@@ -310,7 +310,7 @@ def value(
 
 @functools.partial(jax.jit, static_argnames=("window", "size", "interpret"))
 def input_gradient(
-    dy: Float[Array, "b h/stride w/stride c"],
+    dy: Float[Array, "b p q c"],
     kernel: Float[Array, "r s 1 c"],
     window: Window,
     size: tuple[int, int],
@@ -449,7 +449,7 @@ def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int]
 @functools.partial(jax.jit, static_argnames=("window", "kernel_size", "interpret", "plan"))
 def kernel_gradient(
     x: Float[Array, "b h w c"],
-    dy: Float[Array, "b h/stride w/stride c"],
+    dy: Float[Array, "b p q c"],
     window: Window,
     kernel_size: tuple[int, int],
     interpret: bool = False,

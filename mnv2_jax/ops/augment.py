@@ -98,7 +98,7 @@ def _shift_hue(image: Float[AnyArray, "h w 3"], turns: Float[Array, ""]) -> Floa
 
 
 _JITTERS: tuple[Callable[[Array, Array], Array], ...] = (
-    lambda image, factor: _blend(image, 0, factor),  # brightness
+    lambda image, factor: _blend(image, 0.0, factor),  # brightness
     lambda image, factor: _blend(image, _grey(image).mean(), factor),  # contrast
     lambda image, factor: _blend(image, _grey(image), factor),  # saturation
     _shift_hue,
@@ -235,8 +235,8 @@ def draw_erased(
     key: Key,
     height: int,
     width: int,
-    probability: float,
-    area: tuple[float, float],
+    probability: float | Array,
+    area: tuple[float | Array, float | Array],
     ratio: tuple[float, float],
 ) -> tuple[Int[AnyArray, " 2"], Int[AnyArray, " 2"]]:
     """The rectangle of one image's `random_erasing`: its first row and column, and those after its last.

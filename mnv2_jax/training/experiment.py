@@ -96,14 +96,14 @@ class Experiment:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is trained from which step on."""
-        return make_stages(self.config.finetune, self.steps_per_epoch, self.task.model.module.parts)
+        return make_stages(self.config.finetune, self.steps_per_epoch, self.task.model.parts)
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
         """One for each stage, by this data's epochs."""
         config = self.config
         schedule = make_schedule(config.optim, config.peak_lr, self.steps_per_epoch, self.total_steps)
-        factor, parts = config.finetune.backbone_lr_factor, self.task.model.module.parts
+        factor, parts = config.finetune.backbone_lr_factor, self.task.model.parts
         return make_optimizers(config.optim, factor, schedule, self.stages, parts)
 
     def train_step(self, stage: int) -> TrainStep:

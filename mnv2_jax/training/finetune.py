@@ -37,7 +37,7 @@ def make_stages(finetune: FinetuneConfig, steps_per_epoch: float, parts: Sequenc
     Args:
       finetune: see `config.FinetuneConfig`.
       steps_per_epoch: need not be whole.
-      parts: `Network.parts`.
+      parts: `Model.parts`.
 
     Raises:
       UserError: for a stage that doesn't unfreeze anything.
@@ -87,7 +87,7 @@ def make_optimizers(
       backbone_lr_factor: of all parts but the classifier.
       schedule: the learning rate by step.
       stages: see `make_stages`.
-      parts: `Network.parts`.
+      parts: `Model.parts`.
     """
     if len(stages) == 1 and stages[0].train_from == parts[0] and backbone_lr_factor == 1:
         return (Optimizer(make_transformation(optim, schedule), schedule),)

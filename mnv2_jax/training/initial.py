@@ -58,9 +58,9 @@ def prepare(
         return _take(config, keys, flatten(dataclasses.asdict(saved))), None
     weights = open_weights(config.init.weights, config.model, "load" if evaluates else config.init.head)
     check_network(config, weights, given)
-    own = weights.model.module
+    own = weights.model
     held = {
-        "model": dataclasses.asdict(own.model),
+        "model": dataclasses.asdict(own.options),
         "norm": dataclasses.asdict(own.norm),
         "data": dataclasses.asdict(weights.info.preprocessing),
     }
@@ -81,7 +81,7 @@ def check_network(config: Config, weights: Weights, given: Collection[str] = ())
     Raises:
       UserError: naming all options that differ, as flags.
     """
-    own, default, asked = weights.model.module.model, ModelConfig(), config.model
+    own, default, asked = weights.model.options, ModelConfig(), config.model
 
     def is_open(key: str) -> bool:
         is_default = getattr(asked, key) == getattr(default, key)
@@ -169,7 +169,7 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
       UserError: naming what differs, or the part.
     """
     if config.init.head == "new":
-        parts, first = weights.model.module.parts, config.finetune.train_from[0]
+        parts, first = weights.model.parts, config.finetune.train_from[0]
         frozen = parts[: parts.index(first)] if first in parts else ()  # another name is refused elsewhere
         if held_back := [part for part in weights.absent if part in frozen]:
             raise UserError(

@@ -137,8 +137,8 @@ def _digest(tree: PyTree) -> str:
 
 def _answer(weights: Weights, dataset: Dataset) -> Callable[[PyTree, Array], Array]:
     """``(variables, normalised images [b, h, w, 3]) -> float32 [b, k]``, a column for each class of the data."""
-    own = weights.model.module
-    model: Model = from_config(dataclasses.replace(own.model, dtype=DTYPE), own.norm)
+    own = weights.model
+    model: Model = from_config(dataclasses.replace(own.options, dtype=DTYPE), own.norm)
     columns = columns_of(weights.info, model.num_classes, dataset)
 
     def answer(variables: PyTree, images: Array) -> Array:

@@ -51,13 +51,13 @@ def without_other_head(
       head: load: nothing is taken out.
 
     Returns:
-      The state dict, the parts among `Network.head_parts` that it doesn't have (then), and what was done. One whose
+      The state dict, the parts among `Model.head_parts` that it doesn't have (then), and what was done. One whose
       other tensors aren't the model's stays as it is.
 
     Raises:
       UserError: naming the tensors behind the mean, if they aren't ours and are to be loaded.
     """
-    shapes, parts = shapes_of(model), model.module.head_parts
+    shapes, parts = shapes_of(model), model.head_parts
     body = _match(model, state, table, parts)
     if body.missing or body.wrong:
         return state, (), []
@@ -158,7 +158,7 @@ def to_timm(weights: Weights) -> dict[str, np.ndarray]:
       UserError: if timm has no such network.
     """
     model = weights.model
-    own, default = model.module.model, ModelConfig()
+    own, default = model.options, ModelConfig()
     family = names.family_of(model.name)
     lacking = {
         "model.padding='keras_v1'": own.padding == "keras_v1",
@@ -169,7 +169,7 @@ def to_timm(weights: Weights) -> dict[str, np.ndarray]:
     }
     if found := [what for what, lacks in lacking.items() if lacks]:
         raise UserError(f"timm has no {describe(model)}: not {found[0]}")
-    table = names.TABLES["timm", family](model.module.plan)
+    table = names.TABLES["timm", family](model.plan)
     state: dict[str, np.ndarray] = {}
     for path, array in flatten(weights.variables).items():
         layer, leaf = _split(path)
@@ -186,7 +186,7 @@ def to_timm(weights: Weights) -> dict[str, np.ndarray]:
 
 def timm_options(weights: Weights) -> dict[str, Any]:
     """What ``timm.create_model`` is to be called with besides the name, for the same outputs."""
-    own, norm = weights.model.module.model, weights.model.module.norm
+    own, norm = weights.model.options, weights.model.norm
     options: dict[str, Any] = {"num_classes": weights.model.num_classes}
     if own.name != "resnet50":
         options |= {"pad_type": "" if own.padding == "symmetric" else "same", "bn_eps": norm.epsilon}

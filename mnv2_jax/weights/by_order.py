@@ -59,13 +59,13 @@ def without_other_head(
       head: load: nothing is taken out.
 
     Returns:
-      The network and those of `Network.head_parts` that it doesn't have (then). A network whose other layers aren't
+      The network and those of `Model.head_parts` that it doesn't have (then). A network whose other layers aren't
       the model's stays as it is.
 
     Raises:
       UserError: naming the layers behind the mean, if they aren't ours and are to be loaded.
     """
-    shapes, parts = shapes_of(model), model.module.head_parts
+    shapes, parts = shapes_of(model), model.head_parts
     ours = _ours(model, shapes)
     body = {kind: [name for name in names if name not in parts] for kind, names in ours.items()}
     products, norms = _products(network), [layer for layer in network.layers if layer.kind == "norm"]
@@ -139,7 +139,7 @@ def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork, absent: 
     pairs = dict(_pairs(model, network, shapes, f"{path}: not the weights of {describe(model)}"))
     pairs = {ours: layer for ours, layer in pairs.items() if layer.kind != "norm"}
     kernels = {ours: shapes[f"params/{ours}/kernel"] for ours in pairs}
-    halving = _halving(model.module.plan, [ours for ours, (size, *rest) in kernels.items() if rest[1:] and size > 1])
+    halving = _halving(model.plan, [ours for ours, (size, *rest) in kernels.items() if rest[1:] and size > 1])
     for ours, layer in pairs.items():
         strides = (1, 2) if ours in halving else (1,)
         if layer.stride not in (None, *strides) or layer.dilation not in (None, 1):
@@ -201,7 +201,7 @@ def _activation(
     path: pathlib.Path, model: Model, network: ForeignNetwork, pairs: Mapping[str, ForeignLayer]
 ) -> dict[str, str]:
     """relu, where a family that has the choice has that; and every layer has the same as ours."""
-    plan = model.module.plan
+    plan = model.plan
     said = {layer.activation for layer in pairs.values()}
     has_choice = family_of(model.name) in ("mobilenet_v1", "mobilenet_v2")
     chosen = next((name for name in _RELUS if name in said), None) if has_choice else None
@@ -224,10 +224,10 @@ def _activation_of(ours: str, plan: Plan) -> str | None:
     block, _, layer = ours.partition("/")
     if not layer:
         return plan.act
-    make: Any = plan.blocks[int(block.removeprefix("block_")) - 1].make
-    if layer in _LINEAR or (layer == "depthwise" and make.keywords.get("linear_depthwise")):
+    options = plan.blocks[int(block.removeprefix("block_")) - 1].options
+    if layer in _LINEAR or (layer == "depthwise" and options.get("linear_depthwise")):
         return None
-    return _SQUEEZE_EXCITE.get(layer, make.keywords.get("act"))
+    return _SQUEEZE_EXCITE.get(layer, options.get("act"))
 
 
 def leaves_of(
@@ -267,7 +267,7 @@ def leaves_of(
             leaves[place] = array
     for norm, bias in biases.items():
         if network.folded:
-            leaves |= _identity(norm, bias, model.module.norm.epsilon)
+            leaves |= _identity(norm, bias, model.norm.epsilon)
         elif (mean := leaves.get(f"batch_stats/{norm}/mean")) is not None and mean.shape == bias.shape:
             leaves[f"batch_stats/{norm}/mean"] = mean - bias
     missing = sorted(set(shapes) - set(leaves))

@@ -70,8 +70,8 @@ class Weights(NamedTuple):
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Those of `Network.head_parts` that a file without them didn't hold; a training draws them anew."""
-        return tuple(part for part in self.model.module.head_parts if part not in self.variables["params"])
+        """Those of `Model.head_parts` that a file without them didn't hold; a training draws them anew."""
+        return tuple(part for part in self.model.head_parts if part not in self.variables["params"])
 
 
 def save_weights(
@@ -97,8 +97,8 @@ def save_weights(
     _check_labels(info, model.num_classes, str(path))
     about = {
         "version": _VERSION,
-        "model": dataclasses.asdict(model.module.model),
-        "norm": dataclasses.asdict(model.module.norm),
+        "model": dataclasses.asdict(model.options),
+        "norm": dataclasses.asdict(model.norm),
         "info": dataclasses.asdict(info),
     }
     content = safetensors.numpy.save(
@@ -239,7 +239,7 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def shapes_of(model: Model, without: tuple[str, ...] = ()) -> Mapping[str, tuple[int, ...]]:
-    """Shapes of a model's variables by path, as in `flatten`, but for those of some of its `Network.parts`."""
+    """Shapes of a model's variables by path, as in `flatten`, but for those of some of its `Model.parts`."""
     paths = {
         tuple(key.key for key in path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(variable_shapes(model))
@@ -283,7 +283,7 @@ def raise_mismatch(problems: Mapping[str, Sequence[str]], what: str) -> None:
 
 def describe(model: Model) -> str:
     """The name and those options that aren't the default, as ``mobilenet_v2 width=0.35 with 10 classes``."""
-    own, default = model.module.model, config.ModelConfig()
+    own, default = model.options, config.ModelConfig()
     options = [f"{key}={getattr(own, key)}" for key in STRUCTURE if getattr(own, key) != getattr(default, key)]
     return " ".join([own.name, *options, f"with {model.num_classes} classes"])
 

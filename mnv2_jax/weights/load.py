@@ -234,7 +234,7 @@ def _convert(
         network = build(num_classes)
         leaves = by_order.leaves_of(path, network, foreign, absent)
     else:
-        table = names.TABLES[library, family](sketch.module.plan)
+        table = names.TABLES[library, family](sketch.plan)
         network = build(by_name.num_classes(foreign.tensors, table))
         state, absent, notes = by_name.without_other_head(path, network, foreign.tensors, table, head)
         _check_head(path, absent, head)

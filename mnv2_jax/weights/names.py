@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -43,20 +42,6 @@ ANCHORS = (
     Anchor("4.0.conv1.weight", "torchvision", _RESNET),
 )
 """Those whole first: the others are looked for where none of them is."""
-
-
-def kind_of(block: Block) -> type:
-    """The class in `nn.blocks` that the block is made by."""
-    make: Any = block.make
-    while isinstance(make, functools.partial):
-        make = make.func
-    assert isinstance(make, type)
-    return make
-
-
-def _has(block: Block, option: str) -> bool:
-    make: Any = block.make
-    return bool(make.keywords.get(option))
 
 
 def _numbered(plan: Plan) -> Iterator[tuple[str, Block, int, int]]:
@@ -111,8 +96,7 @@ def timm(plan: Plan) -> Names:
     else:
         names |= {"head": "conv_head", "head_norm": "bn2"}
     for ours, block, stage, place in _numbered(plan):
-        kind = kind_of(block)
-        table = _TIMM_BLOCKS.get(kind) or _TIMM_BLOCKS[kind, _has(block, "hidden")]
+        table = _TIMM_BLOCKS.get(block.module) or _TIMM_BLOCKS[block.module, bool(block.options["hidden"])]
         names |= {f"{ours}/{layer}": f"blocks.{stage}.{place}.{theirs}" for layer, theirs in table.items()}
     return names
 
@@ -127,7 +111,7 @@ def torchvision_v2(plan: Plan) -> Names:
     names |= {"head": f"features.{end}.0", "head_norm": f"features.{end}.1"}
     for index, (ours, block, _, _) in enumerate(_numbered(plan), 1):
         at = f"features.{index}.conv"
-        layers = [*(["expand"] if _has(block, "hidden") else []), "depthwise"]
+        layers = [*(["expand"] if block.options["hidden"] else []), "depthwise"]
         for place, layer in enumerate(layers):
             names |= {f"{ours}/{layer}": f"{at}.{place}.0", f"{ours}/{layer}_norm": f"{at}.{place}.1"}
         names |= {f"{ours}/project": f"{at}.{len(layers)}", f"{ours}/project_norm": f"{at}.{len(layers) + 1}"}
@@ -141,8 +125,8 @@ def torchvision_v3(plan: Plan) -> Names:
     names |= {"hidden": "classifier.0", "classifier": "classifier.3"}
     names |= {"head": f"features.{end}.0", "head_norm": f"features.{end}.1"}
     for index, (ours, block, _, _) in enumerate(_numbered(plan), 1):
-        layers = [*(["expand"] if _has(block, "hidden") else []), "depthwise"]
-        layers += [*(["squeeze_excite"] if _has(block, "squeezed") else []), "project"]
+        layers = [*(["expand"] if block.options["hidden"] else []), "depthwise"]
+        layers += [*(["squeeze_excite"] if block.options["squeezed"] else []), "project"]
         for place, layer in enumerate(layers):
             at = f"features.{index}.block.{place}"
             if layer == "squeeze_excite":
@@ -179,9 +163,8 @@ def corenet(plan: Plan) -> Names:
     layer, place = 1, -1
     for ours, block, _, _ in _numbered(plan):
         layer, place = (layer + 1, 0) if block.stride == 2 else (layer, place + 1)
-        kind = kind_of(block)
-        at = f"layer_{layer}.{place if kind is blocks.DepthwiseSeparable else f'mv2_block_{place}'}"
-        for mine, theirs in _CORENET_BLOCKS[kind].items():
+        at = f"layer_{layer}.{place if block.module is blocks.DepthwiseSeparable else f'mv2_block_{place}'}"
+        for mine, theirs in _CORENET_BLOCKS[block.module].items():
             names |= {f"{ours}/{mine}": f"{at}.{theirs}.block.conv", f"{ours}/{mine}_norm": f"{at}.{theirs}.block.norm"}
     return names
 

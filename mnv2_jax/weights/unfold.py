@@ -18,7 +18,7 @@ from mnv2_jax.types import PyTree, Variables
 
 def are_folded(model: Model, variables: Variables) -> bool:
     """Whether no norm of these variables scales or shifts by statistics."""
-    epsilon = model.module.norm.epsilon
+    epsilon = model.norm.epsilon
     norms = [dict(own, **held) for _, own, held in _norms(variables["params"], variables["batch_stats"])]
     return bool(norms) and all(
         not np.any(norm["mean"]) and np.allclose(norm["scale"] / np.sqrt(norm["var"] + epsilon), 1, rtol=0, atol=1e-6)
@@ -38,7 +38,7 @@ def unfold(model: Model, variables: Variables, inputs: Mapping[str, Mapping[str,
       NumPy variables. A norm y = a x + b with the input's mean m and variance v has scale a sqrt(v + epsilon), bias
       b + a m, mean m and variance v.
     """
-    epsilon = model.module.norm.epsilon
+    epsilon = model.norm.epsilon
     params, stats = _copied(variables["params"]), _copied(variables["batch_stats"])
     for path, own, held in _norms(params, stats):
         mean = np.asarray(inputs[path]["mean"], np.float64)

@@ -29,19 +29,19 @@ DIGITS = 13
 
 
 def timm_network(model):
-    return torch_rival.network(model.module.model, model.module.norm, summarise(model, 32).params)
+    return torch_rival.network(model.options, model.norm, summarise(model, 32).params)
 
 
 def timm_tf_network(model):
     """Of timm's tf_ networks, which pad as TensorFlow does."""
-    own, norm = model.module.model, model.module.norm
+    own, norm = model.options, model.norm
     options = dict(num_classes=model.num_classes, pad_type="same", bn_eps=norm.epsilon)
     return mobilenetv3._gen_mobilenet_v3(f"{torch_rival.NETWORKS[model.name]}_100", own.width, **options)
 
 
 def torchvision_network(model):
     """Its epsilon is torchvision's, whatever ours is."""
-    width, classes = model.module.model.width, {"num_classes": model.num_classes}
+    width, classes = model.options.width, {"num_classes": model.num_classes}
     if model.name == "resnet50":
         return torchvision.models.resnet50(**classes)
     if model.name == "mobilenet_v2":
@@ -89,7 +89,7 @@ def fill(reference, library, model, variables):
         name: tag.reshape(tensor.shape)
         for (name, tensor), tag in zip(tensors.items(), np.split(tags, ends[:-1]), strict=True)
     }
-    table = names.TABLES[library, names.family_of(model.name)](model.module.plan)
+    table = names.TABLES[library, names.family_of(model.name)](model.plan)
     places, _ = by_name.leaves_of(pathlib.Path(library), model, state, table)
     np.testing.assert_array_equal(np.sort(np.concatenate([place.ravel() for place in places.values()])), tags)
     ours, values = flatten(variables), np.empty(len(tags))

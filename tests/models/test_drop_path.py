@@ -84,7 +84,7 @@ def test_attention_of_the_gardens_networks_has_the_peak_and_the_other_blocks_cou
 
 @pytest.mark.parametrize(("name", "blocks"), [("mobilenet_v2", 17), ("mobilenet_v3_large", 16)])
 def test_timm_divides_by_its_blocks_among_which_is_the_last_convolution_of_v3(name, blocks):
-    plan = create_model(name, 2).module.plan
+    plan = create_model(name, 2).plan
     shares = [DROP_PATH_RULES["timm"](plan, index) for index in range(1, len(plan.blocks) + 1)]
     np.testing.assert_allclose(shares, np.arange(len(plan.blocks)) / blocks)
 

@@ -41,7 +41,7 @@ def shapes_of(name: str, width: float):
 
 def shapes(model: Model):
     """As `traced`, once for all models that differ in how they compute only."""
-    return shapes_of(model.name, model.module.model.width)
+    return shapes_of(model.name, model.options.width)
 
 
 def weights(variables):
@@ -127,7 +127,7 @@ def test_endpoints_have_their_strides_and_types(name):
     model = create(name, dtype="bfloat16", padding="symmetric")
     variables, strides = shapes(model), model.endpoint_strides
     points = jax.eval_shape(model.endpoints, variables, abstract(2, 65, 97, 3))
-    blocks = [f"block_{i}" for i in range(1, len(model.module.plan.blocks) + 1)]
+    blocks = [f"block_{i}" for i in range(1, len(model.plan.blocks) + 1)]
     pool, head = ["pool"] * (name == "resnet50"), ["head"] * ("head" in outer(name))
     assert list(strides) == ["stem", *pool, *blocks, *head]
     assert list(strides.values()) == sorted(strides.values())
@@ -182,9 +182,9 @@ def test_v3_channels_are_those_of_the_literature(table):
     size, width, rule = table.split("_")
     rule = {"slim": "standard"}.get(rule, rule)
     model = create_model(f"mobilenet_v3_{size}", CLASSES, width=float(width), width_rule=rule)
-    plan, expected = model.module.plan, dict(GOLDEN[table])
+    plan, expected = model.plan, dict(GOLDEN[table])
     acts = {"relu": "RE", "hard_swish": "HS"}
-    assert [[acts[block.make.keywords["act"]], block.stride] for block in plan.blocks] == [
+    assert [[acts[block.options["act"]], block.stride] for block in plan.blocks] == [
         [act, stride] for *_, act, stride, _ in expected["blocks"]
     ]
     expected["blocks"] = [row[:5] for row in expected["blocks"]]
@@ -236,7 +236,7 @@ def test_padding_of_keras_v1_differs_at_odd_sizes_only():
 
 def shortened(model: Model) -> Model:
     """The network with the first block of each kind and those that halve the map: others repeat them."""
-    params, published = shapes(model)["params"], model.module.plan
+    params, published = shapes(model)["params"], model.plan
     seen, kept = set(), []
     for index, block in enumerate(published.blocks, 1):
         kind = jax.tree.structure(params[f"block_{index}"])
@@ -248,7 +248,7 @@ def shortened(model: Model) -> Model:
     def plan_of(_) -> Plan:
         return short
 
-    return dataclasses.replace(model, module=Network(model.module.model, model.module.norm, plan_of))
+    return dataclasses.replace(model, module=Network(model.options, model.norm, plan_of))
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.config import ModelConfig
 from mnv2_jax.models.classifier import Classifier, dropout
-from mnv2_jax.models.mobilenet_v2 import plan
 from mnv2_jax.models.registry import Model, create_model
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "mobilenet_v2.json").read_text())
@@ -44,10 +42,11 @@ def images(batch, height, width=None, dtype=np.float32):
 def test_channels_are_those_of_the_literature(table):
     rule = "corenet" if "corenet" in table else "standard"
     for width, expected in GOLDEN[table].items():
-        params = shapes(create_model("mobilenet_v2", 10, width=float(width), width_rule=rule))["params"]
+        model = create_model("mobilenet_v2", 10, width=float(width), width_rule=rule)
+        params = shapes(model)["params"]
         channels = {name: jax.tree.map(lambda leaf: leaf.shape[-1], tree) for name, tree in params.items()}
         rows, before = [], channels["stem"]["kernel"]
-        for index, block in enumerate(plan(ModelConfig(width=float(width), width_rule=rule)).blocks, 1):
+        for index, block in enumerate(model.plan.blocks, 1):
             here = channels[f"block_{index}"]
             after = here["project"]["kernel"]
             residual = block.stride == 1 and before == after

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.models.network import DROP_PATH_RULES
-from mnv2_jax.models.registry import create_model
+from mnv2_jax.models.registry import create_model, from_config
 from mnv2_jax.nn.initializers import INITS
 from mnv2_jax.weights.load import load_weights
 
@@ -38,10 +38,7 @@ def compare(init, model, library, name, tmp_path, **options):
     torch = pytest.importorskip("torch")
     torch.save(model.state_dict(), tmp_path / "model.pth")
     weights = load_weights(tmp_path / "model.pth", name, library=library, **options)
-    ours = dataclasses.replace(
-        weights.model,
-        module=weights.model.module.clone(model=dataclasses.replace(weights.model.module.model, init=init)),
-    )
+    ours = from_config(dataclasses.replace(weights.model.options, init=init), weights.model.norm)
     drawn = ours.init(jax.random.key(0, impl="unsafe_rbg"), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     paths = jax.tree_util.tree_flatten_with_path(drawn)[0]
     for (path, mine), theirs in zip(paths, jax.tree.leaves(weights.variables), strict=True):
@@ -75,7 +72,7 @@ def test_timm(theirs, ours, options, operators, tmp_path):
 def test_timm_drops_paths_at_the_same_rates(theirs, ours, operators):
     timm = pytest.importorskip("timm", reason="pip install .[parity]")
     blocks = [block for stage in timm.create_model(theirs, drop_path_rate=0.2).blocks for block in stage]
-    plan = create_model(ours, 2).module.plan
+    plan = create_model(ours, 2).plan
     for index, block in zip(range(1, len(plan.blocks) + 1), blocks, strict=False):
         rate = getattr(block.drop_path, "drop_prob", 0.0)
         assert rate == pytest.approx(0.2 * DROP_PATH_RULES["timm"](plan, index)), index

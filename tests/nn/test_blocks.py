@@ -135,7 +135,7 @@ def test_max_pool_keeps_the_largest_below_zero_too():
 
 @pytest.mark.parametrize(("stride", "features", "adds"), [(1, 8, True), (2, 8, False), (1, 12, False)])
 def test_blocks_add_their_input_where_the_shape_allows(stride, features, adds):
-    x = images(2, 4, 4, 8).astype(np.float32)
+    x = jnp.asarray(images(2, 4, 4, 8), jnp.float32)
     for name in ("squeeze_excite", "fused", "extra_depthwise"):
         block = BLOCKS[name](layers=bind(jnp.float32), stride=stride, features=features)
         state = jax.tree.map(jnp.zeros_like, variables(block, x))

@@ -2,6 +2,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -23,6 +24,12 @@ def arrays(kind, size, kernel_size, dtype, seed=0):
     i, o = {"depthwise": (1, 5), "pointwise": (5, 6), "image": (3, 6)}[kind]
     x = rng.standard_normal((4, size, size + 1, 5 if kind == "depthwise" else i))
     return jnp.asarray(x, dtype), jnp.asarray(rng.standard_normal((kernel_size, kernel_size, i, o)), dtype)
+
+
+def test_a_shape_that_the_signature_denies_is_refused():
+    x, kernel = arrays("pointwise", 4, 1, jnp.float32)
+    with pytest.raises(jaxtyping.TypeCheckError, match="'kernel'"):
+        conv.conv(x, kernel[0])
 
 
 def value_and_gradients(form, x, kernel, window):

@@ -99,7 +99,7 @@ def test_statistics_are_float32_where_the_network_is_bfloat16():
 def test_a_constant_channel_gives_the_bias(form):
     """Whose variance in one pass may come out as less than nothing."""
     channels = np.linspace(200, 600, 64, dtype=np.float32)
-    y, _ = train(np.broadcast_to(channels, (6, 3, 3, 64)), 6, variables(64), form=form)
+    y, _ = train(jnp.asarray(np.broadcast_to(channels, (6, 3, 3, 64))), 6, variables(64), form=form)
     np.testing.assert_allclose(y, np.broadcast_to(variables(64)["params"]["bias"], y.shape), atol=0.05)
 
 

@@ -225,7 +225,7 @@ def test_evaluation_chooses_between_the_scored_classes():
     found = task.summarise(jax.jit(task.metrics)({"params": PARAMS}, batch)[0])
     whole = task.summarise(jax.jit(make(AugmentConfig()).metrics)({"params": PARAMS}, batch)[0])
 
-    normal = augment.normalise(batch["image"], task.data.mean, task.data.std)
+    normal = augment.normalise(jnp.asarray(batch["image"]), task.data.mean, task.data.std)
     logits = np.asarray(apply({"params": PARAMS}, normal)[0])[:, list(scored)]
     labels = np.searchsorted(scored, batch["label"])
     assert found["top1"] == pytest.approx((logits.argmax(axis=1) == labels).mean())

@@ -98,7 +98,7 @@ def parts():
         TEACHER_LOGITS: drawn(8, 10).astype(np.float32),
     }
     variables = task.init(jax.random.key(0))
-    return task, variables["params"], {"batch_stats": variables["batch_stats"]}, batch
+    return task, variables["params"], {"batch_stats": variables["batch_stats"]}, jax.tree.map(jnp.asarray, batch)
 
 
 def test_the_loss_is_the_weighted_sum_of_both(parts):
@@ -142,7 +142,7 @@ def test_no_gradient_reaches_the_teacher(parts):
 
 def test_it_is_evaluated_as_the_student(parts):
     task, params, state, batch = parts
-    variables, whole = {"params": params, **state}, {**batch, "mask": np.ones(8, bool)}
+    variables, whole = {"params": params, **state}, {**batch, "mask": jnp.ones(8, bool)}
     (sums, _), (alone, _) = task.metrics(variables, whole), task.student.metrics(variables, whole)
     assert task.summarise(jax.device_get(sums)) == task.student.summarise(jax.device_get(alone))
     assert task.model is task.student.model

@@ -246,8 +246,8 @@ def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_fi
         layers.append(ForeignLayer(f"{layer.name}_norm", "norm", norm))
     network = dataclasses.replace(network, layers=tuple(layers), folded=False, epsilon=0.02)
     read, leaves, _ = load._convert(PATH, network, "keras", V1, {"width": 0.25}, None, "load")
-    assert read.module.norm.epsilon == 0.02
-    assert read == dataclasses.replace(model, module=read.module)
+    assert read.norm.epsilon == 0.02
+    assert read.options == model.options
     before, after = (next(x.arrays for x in layers if x.name == f"block_2/depthwise{end}") for end in ("", "_norm"))
     np.testing.assert_array_equal(leaves["batch_stats/block_2/depthwise_norm/mean"], after["mean"] - before["bias"])
     np.testing.assert_array_equal(leaves["params/block_2/depthwise_norm/bias"], after["bias"])
@@ -259,7 +259,7 @@ def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_fi
 def behind(name, *widths):
     """The network of a name, whose layers behind the mean are dense ones of these widths instead."""
     model, network = foreign(name)
-    parts = model.module.head_parts
+    parts = model.head_parts
     before = shapes_of(model)[f"params/{parts[0]}/kernel"][0]
     layers = [layer for layer in network.layers if layer.name not in parts]
     for number, width in enumerate(widths):

@@ -52,7 +52,7 @@ def test_every_tensor_of_a_library_finds_its_place(key, tmp_path):
     state = state_dict(key)
     model, variables, info = load_weights(write(tmp_path / "w.safetensors", state), name)
     assert (model.name, model.num_classes, info.source) == (name, 1000, library)
-    assert model.module.model.padding == "symmetric"
+    assert model.options.padding == "symmetric"
     assert info.labels == imagenet.class_names()
     # The same numbers, each once: what went in is what came out, whatever the order of the axes.
     ours = np.sort(np.concatenate([leaf.ravel() for leaf in flatten(variables).values()]))
@@ -90,9 +90,9 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
     plain = load_weights(write(tmp_path / "a.safetensors", state), "mobilenet_v3_large")
     by_flag = load_weights(tmp_path / "a.safetensors", "mobilenet_v3_large", library="timm_tf")
     by_name = load_weights(write(tmp_path / "tf_mobilenetv3_large_100.safetensors", state), "mobilenet_v3_large")
-    assert (plain.model.module.model.padding, plain.info.preprocessing.antialias) == ("symmetric", True)
+    assert (plain.model.options.padding, plain.info.preprocessing.antialias) == ("symmetric", True)
     for read in (by_flag, by_name):
-        assert (read.model.module.model.padding, read.model.module.norm.epsilon) == ("same", 1e-3)
+        assert (read.model.options.padding, read.model.norm.epsilon) == ("same", 1e-3)
         assert (read.info.source, read.info.preprocessing.mean) == ("timm_tf", (0.5, 0.5, 0.5))
         assert not read.info.preprocessing.antialias
 
@@ -110,7 +110,7 @@ def test_the_architecture_said_in_the_file(said, expected, tmp_path):
     path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v3_large"), **said)
     model, _, info = load_weights(path)
     assert model.name == "mobilenet_v3_large"
-    assert (info.source, model.module.model.padding, model.module.norm.epsilon) == expected
+    assert (info.source, model.options.padding, model.norm.epsilon) == expected
     assert any(next(iter(said.values())) in note for note in info.notes)
     assert load_weights(path, "mobilenet_v3_large", library="timm").info.source == "timm"
     with pytest.raises(UserError, match=r"w\.safetensors is mobilenet_v3_large, not mobilenet_v1"):

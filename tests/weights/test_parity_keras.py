@@ -6,6 +6,7 @@ import os
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -202,5 +203,6 @@ def test_probabilities_of_models_that_prepare_their_images(name, keras, tmp_path
         weights = load_weights(saved(model, tmp_path / f"m.{form}"), ours[0], **ours[1])
         wanted = weights.info.preprocessing
         assert wanted.resolution == 64
-        logits, _ = weights.model.apply(weights.variables, normalise(PIXELS.astype(np.uint8), wanted.mean, wanted.std))
+        images = normalise(jnp.asarray(PIXELS, jnp.uint8), wanted.mean, wanted.std)
+        logits, _ = weights.model.apply(weights.variables, images)
         np.testing.assert_allclose(jax.nn.softmax(logits), theirs, atol=1e-5)

@@ -13,7 +13,7 @@ NETWORKS = ("mobilenet_v2", "mobilenet_v4_conv_small")  # without and with a nor
 
 def folded(model, seed):
     """Random variables, of which each norm only adds, as `convert` makes them of a TFLite file."""
-    rng, epsilon = np.random.default_rng(seed), model.module.norm.epsilon
+    rng, epsilon = np.random.default_rng(seed), model.norm.epsilon
 
     def of(path, leaf):
         name, shape = path[-1].key, leaf.shape
