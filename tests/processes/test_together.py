@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -135,33 +136,40 @@ def test_training_uncompiled_is_refused():
     together.check_compiles()
 
 
-def test_what_is_compiled_may_take_longer(monkeypatch):
-    ended = queue.SimpleQueue()
+@pytest.fixture
+def ends(monkeypatch):
+    """What a watch that looks often ends the process with, if it does."""
+    said, never = queue.SimpleQueue(), threading.Event()
+
+    def fail(*told):
+        said.put(told)
+        never.wait()  # as the true one, it doesn't return
+
     monkeypatch.setattr(supervisor_lib, "_TICK_S", 0.02)
     monkeypatch.setattr("faulthandler.dump_traceback", lambda *_, **__: None)
-    monkeypatch.setattr(together, "fail", lambda *told: ended.put(told))
-    with supervise(config_lib.FaultsConfig(step_timeout_s=0.4, compile_timeout_s=60.0)) as supervisor:
+    monkeypatch.setattr(together, "fail", fail)
+    return said
+
+
+def test_what_is_compiled_may_take_longer(ends):
+    with supervise(config_lib.FaultsConfig(step_timeout_s=0.6, compile_timeout_s=60.0)) as supervisor:
         with supervisor.compiling():
-            time.sleep(0.6)
-        for _ in range(6):  # who asks isn't stuck
-            time.sleep(0.1)
+            time.sleep(0.8)
+        for _ in range(5):  # who asks isn't stuck
+            time.sleep(0.15)
             assert not supervisor.should_stop()
-        assert ended.empty()
-        line, code = ended.get(timeout=10)
-    assert "stuck for 0.4 s" in line
+        assert ends.empty()
+        line, code = ends.get(timeout=10)
+    assert "stuck for 0.6 s" in line
     assert code == 75
 
 
-def test_what_is_compiled_may_not_take_for_ever(monkeypatch):
-    ended = queue.SimpleQueue()
-    monkeypatch.setattr(supervisor_lib, "_TICK_S", 0.02)
-    monkeypatch.setattr("faulthandler.dump_traceback", lambda *_, **__: None)
-    monkeypatch.setattr(together, "fail", lambda *told: ended.put(told))
+def test_what_is_compiled_may_not_take_for_ever(ends):
     with (
         supervise(config_lib.FaultsConfig(step_timeout_s=0.1, compile_timeout_s=0.3)) as supervisor,
         supervisor.compiling(),
     ):
-        assert "stuck for 0.3 s" in ended.get(timeout=10)[0]
+        assert "stuck for 0.3 s" in ends.get(timeout=10)[0]
 
 
 @pytest.mark.parametrize(
