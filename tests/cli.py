@@ -59,9 +59,12 @@ def run(verb, *arguments, devices=1, cwd=None):
     )
 
 
-def here(verb, *arguments):
-    """As `run`, in this process, which is ten times as fast: for what ends before or without a training."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+def here(verb, *arguments, stdout=None):
+    """As `run`, in this process, which is ten times as fast: for what ends before or without a training.
+
+    ``stdout`` is an `io.StringIO` that does something when it is written to.
+    """
+    out, err, code = stdout or io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr("sys.argv", [verb, *map(str, arguments)])
         patch.setattr("jax.distributed.initialize", lambda **_: None)  # JAX has started already, as one process

@@ -142,6 +142,17 @@ def settings(**tree):
     return config.build({"model": SMALL, "data": {"batch_size": COUNT}} | tree)
 
 
+DESCRIBED = {
+    "model": "mobilenet_v2",
+    "width": 0.1,
+    "dtype": "float32",
+    "resolution": 224,
+    "batch": 4,
+    "optimizer": "sgd",
+}
+"""What the commands say of them."""
+
+
 def assert_gone(ids):
     for path in ids.iterdir():
         with pytest.raises(ProcessLookupError):
@@ -173,7 +184,7 @@ def test_turns_are_compared_one_by_one(stubs, monkeypatch, cores):
         f"{ended} 3: it said nothing",
         "out of memory",
     ]
-    text = contest.table({"what": "step", **door._described(settings()), "rows": rows})
+    text = contest.table({"what": "step", **DESCRIBED, "rows": rows})
     assert "the train step of mobilenet_v2 0.1, 224 px, batch 4, float32, sgd" in text
     assert "(0.33 to 1.00)" in text
     assert "halts          not measured: out of memory" in text
@@ -216,7 +227,17 @@ def test_the_commands_print_what_was_compared(stubs, monkeypatch, capfd):
     monkeypatch.setattr(contest, "RIVALS", {"torch": entries("slow")[1:], "xla": entries("missing")[1:]})
     assert bench(monkeypatch, "infer", DIGITS, "--against=torch,xla", "--repeats=2", "--json") == 0
     found = json.loads(capfd.readouterr().out)
-    assert (found["what"], found["model"], found["batch"]) == ("infer", "mobilenet_v2", 32)
+    assert found.keys() == {"what", "rows", *DESCRIBED}
+    of_digits = {
+        "model": "mobilenet_v2",
+        "width": 0.25,
+        "dtype": "float32",
+        "resolution": 16,
+        "batch": 32,
+        "optimizer": "sgd",
+    }
+    assert {key: found[key] for key in DESCRIBED} == of_digits
+    assert found["what"] == "infer"
     assert [row["name"] for row in found["rows"]] == ["ours", "slow", "missing"]
     assert bench(monkeypatch, "compile", DIGITS, "--against=torch,xla", "--repeats=2") == 0
     text = capfd.readouterr().out
@@ -241,7 +262,7 @@ def test_memory(stubs):
     # Of 1000 + 10 bytes an image, in steps of 2 images on each of 2 devices.
     largest = {"images": 400, "program_bytes": 5000, "limit_bytes": 5000, "was_run": True}
     assert found["largest"] == largest
-    text = costs.memory_table({**door._described(settings()), **found})
+    text = costs.memory_table(DESCRIBED | found)
     assert "400 images, 0.0 of 0.0 GB (run)" in text
     assert_gone(stubs)
 

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -15,7 +17,9 @@ import pytest
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.errors import FaultError, UserError, line_and_code
+from mnv2_jax.processes import supervisor as supervisor_lib
 from mnv2_jax.processes import together
+from mnv2_jax.processes.cluster import Cluster
 from mnv2_jax.processes.supervisor import Stopped, supervise
 from mnv2_jax.training import mesh as meshes
 from tests import cli
@@ -132,15 +136,40 @@ def test_training_uncompiled_is_refused():
     together.check_compiles()
 
 
-def test_what_is_compiled_may_take_longer():
-    with supervise(config_lib.FaultsConfig(step_timeout_s=20.0, compile_timeout_s=50.0)) as supervisor:
+@pytest.fixture
+def ends(monkeypatch):
+    """What a watch that looks often ends the process with, if it does."""
+    said, never = queue.SimpleQueue(), threading.Event()
+
+    def fail(*told):
+        said.put(told)
+        never.wait()  # as the true one, it doesn't return
+
+    monkeypatch.setattr(supervisor_lib, "_TICK_S", 0.02)
+    monkeypatch.setattr("faulthandler.dump_traceback", lambda *_, **__: None)
+    monkeypatch.setattr(together, "fail", fail)
+    return said
+
+
+def test_what_is_compiled_may_take_longer(ends):
+    with supervise(config_lib.FaultsConfig(step_timeout_s=0.6, compile_timeout_s=60.0)) as supervisor:
         with supervisor.compiling():
-            assert supervisor._limit_s == 50
-            alive = supervisor._alive
-        assert supervisor._limit_s == 20
-        assert supervisor._alive > alive
-        supervisor.should_stop()
-        assert supervisor._alive > alive + 1
+            time.sleep(0.8)
+        for _ in range(5):  # who asks isn't stuck
+            time.sleep(0.15)
+            assert not supervisor.should_stop()
+        assert ends.empty()
+        line, code = ends.get(timeout=10)
+    assert "stuck for 0.6 s" in line
+    assert code == 75
+
+
+def test_what_is_compiled_may_not_take_for_ever(ends):
+    with (
+        supervise(config_lib.FaultsConfig(step_timeout_s=0.1, compile_timeout_s=0.3)) as supervisor,
+        supervisor.compiling(),
+    ):
+        assert "stuck for 0.3 s" in ends.get(timeout=10)[0]
 
 
 @pytest.mark.parametrize(
@@ -166,14 +195,23 @@ def test_what_is_said_of_an_error(error, told):
 
 def test_a_port_that_is_taken_is_refused(monkeypatch):
     monkeypatch.setattr(together, "_PORT_S", 0.6)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "8482")  # `joined` sets it where it isn't
+    initialized = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda **given: initialized.append(given["coordinator_address"]))
     with socket.socket(socket.AF_INET6) as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as gRPC does
         other.bind(("::", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is taken"):
-            together._check_port(f"localhost:{port}")
-    together._check_port(f"localhost:{port}")
+        first = Cluster(f"localhost:{port}", 1, 0)
+        with (
+            pytest.raises(UserError, match=f"port {port} is taken"),
+            together.joined(first, config_lib.FaultsConfig(), "train"),
+        ):
+            pytest.fail("joined")
+        assert initialized == []
+    with together.joined(first, config_lib.FaultsConfig(), "train"):
+        assert initialized == [first.coordinator_address]
 
 
 STUCK = """

@@ -56,6 +56,15 @@ def followed_by(ours, name):
 names_of = functools.cache(lambda model: [row.name for row in summarise(model, 64).layers])
 
 
+def loaded(network, name, **preprocessing):
+    """The weights of a network as `foreign` makes them, as a file in which it was found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "kind_of", lambda path: network.source)
+        patch.setattr(load, f"read_{network.source}", lambda path: network)
+        width = 0.25 if name == V1 else 0.35
+        return load.load_weights(PATH, name, width=width, width_rule="standard", preprocessing=preprocessing or None)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _traced_once():
     with pytest.MonkeyPatch.context() as patch:
@@ -245,12 +254,13 @@ def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_fi
         norm = {leaf: rng.uniform(1, 2, channels) for leaf in ("scale", "bias", "mean", "var")}
         layers.append(ForeignLayer(f"{layer.name}_norm", "norm", norm))
     network = dataclasses.replace(network, layers=tuple(layers), folded=False, epsilon=0.02)
-    read, leaves, _ = load._convert(PATH, network, "keras", V1, {"width": 0.25}, None, "load")
+    read, variables, _ = loaded(network, V1)
     assert read.norm.epsilon == 0.02
     assert read.options == model.options
     before, after = (next(x.arrays for x in layers if x.name == f"block_2/depthwise{end}") for end in ("", "_norm"))
-    np.testing.assert_array_equal(leaves["batch_stats/block_2/depthwise_norm/mean"], after["mean"] - before["bias"])
-    np.testing.assert_array_equal(leaves["params/block_2/depthwise_norm/bias"], after["bias"])
+    statistics, params = (variables[kind]["block_2"]["depthwise_norm"] for kind in ("batch_stats", "params"))
+    np.testing.assert_array_equal(statistics["mean"], after["mean"] - before["bias"])
+    np.testing.assert_array_equal(params["bias"], after["bias"])
 
 
 # --- what comes behind the mean ---------------------------------------------------------------------------------
@@ -344,22 +354,22 @@ def test_last_layers_that_give_no_logits(units, activation):
 )
 def test_numbers_that_only_a_config_says_are_asked_for(name, unsaid, said):
     network = dataclasses.replace(foreign(name)[1], unsaid=unsaid)
-    load._check_pixels(PATH, network, name, {"mean": (0, 0, 0), "std": (1, 1, 1)})
+    loaded(network, name, mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(UserError, match=rf"^w: has a layer {said} .*--mean and --std$") if said else nullcontext():
-        load._check_pixels(PATH, network, name, {"mean": (0, 0, 0)})
+        loaded(network, name, mean=(0, 0, 0))
 
 
 def test_what_a_file_says_of_images_wins_over_the_custom():
     told = dict(mean=(0.0, 0.1, 0.2), std=(1.0, 0.9, 0.8), resolution=48, view={"eval_crop": "central"})
     network = foreign(V2)[1]
-    found = load._preprocessing(PATH, dataclasses.replace(network, **told), "keras", V2)
+    found = loaded(dataclasses.replace(network, **told), V2).info.preprocessing
     assert (found.mean, found.std, found.resolution) == (told["mean"], told["std"], 48)
     assert (found.eval_crop, found.interpolation, found.antialias) == ("central", "bilinear", False)
     smooth = dataclasses.replace(network, view={"interpolation": "bicubic", "antialias": True})
-    assert load._preprocessing(PATH, smooth, "keras", V2).antialias
-    assert not load._preprocessing(PATH, network, "tflite", V2).antialias
+    assert loaded(smooth, V2).info.preprocessing.antialias
+    assert not loaded(dataclasses.replace(network, source="tflite"), V2).info.preprocessing.antialias
     with pytest.raises(UserError, match=r"^w: .*data\.std"):
-        load._preprocessing(PATH, dataclasses.replace(network, std=(300.0,) * 3), "keras", V2)
+        loaded(dataclasses.replace(network, std=(300.0,) * 3), V2)
 
 
 # --- files by others --------------------------------------------------------------------------------------------
