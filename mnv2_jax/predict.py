@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import sys
@@ -24,11 +23,11 @@ from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, run_folder_type, workdir_type
 
 if TYPE_CHECKING:
+    from mnv2_jax.tasks.base import Answers
     from mnv2_jax.weights.file import Weights
 
 BATCH = 32
 """Images that are looked at together, at most."""
-TOP = 5
 
 _HELP_AFTER = """\
 An image is seen as evaluation sees it: resized, cropped and normalised as the run's config or the weights say. Nothing
@@ -59,7 +58,7 @@ def main() -> None:
         "--checkpoint", choices=("latest", "best"), help="of the run (default: latest; best with patience)"
     )
     parser.add_argument(
-        "--top", type=_at_least_one, metavar="K", help=f"classes an image, at most all (default: {TOP})"
+        "--top", type=_at_least_one, metavar="K", help="answers an image, as classes (default: 5, at most all)"
     )
     parser.add_argument("--json", action="store_true", help="a JSON list on standard output, nothing else there")
     parser.add_argument(
@@ -89,15 +88,12 @@ def main() -> None:
     paths, others = find_images(args.images)
     for line in folder.left_out(others):
         print(line, file=sys.stderr)
-    answers = predict(_open(args), paths, args.top or TOP)
     if args.json:
-        print(json.dumps(answers))
+        print(json.dumps(predict(_open(args), paths, args.top)))
         return
-    width = max(len(row["label"]) for answer in answers for row in answer["top"])
-    for answer in answers:
-        print(answer["path"])
-        for row in answer["top"]:
-            print(f"  {row['label']:<{width}}  {row['probability']:8.4f}")
+    means, answers = answers_for(_open(args), paths, args.top)
+    for path, answer in zip(paths, answers, strict=True):
+        print(path, *(f"  {line}" for line in means.to_text(answer)), sep="\n")
 
 
 def _open(args: argparse.Namespace) -> Weights:
@@ -122,10 +118,10 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError("--store-logits needs --config, whose training images it goes through; as configs/w0_35.py")
     _, settings = config.load(args.config, overrides)
 
-    from mnv2_jax.training import teacher
+    from mnv2_jax.training.storing import store_logits
 
     outputs.drop_errors(sys.stdout)  # the answer is the file
-    count = teacher.store_logits(args.store_logits, _open(args), settings)
+    count = store_logits(args.store_logits, _open(args), settings)
     print(f"{args.store_logits}: logits of {count} images; learn from them by --config.distill.logits")
 
 
@@ -153,37 +149,51 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     return images, others
 
 
-def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[str, Any]]:
-    """Classifies image files.
+def predict(weights: Weights, paths: Sequence[str], top: int | None = None) -> list[dict[str, Any]]:
+    """Looks at image files; see `answers_for`.
+
+    Returns:
+      For each image its "path" and what `Answers.to_json` gives: of a classification ``"top": [{"index", "label",
+      "probability"}]``, the most probable class first.
+    """
+    means, answers = answers_for(weights, paths, top)
+    return [{"path": path, **means.to_json(answer)} for path, answer in zip(paths, answers, strict=True)]
+
+
+def answers_for(weights: Weights, paths: Sequence[str], top: int | None = None) -> tuple[Answers, list[Any]]:
+    """Looks at image files.
 
     Args:
       weights: a model, its variables, and how it wants images.
       paths: of image files, at least one.
-      top: how many classes an image, at least 1; at most all are given.
+      top: how many answers an image at most, where its task has several; None: what is usual.
 
     Returns:
-      For each image ``{"path", "top": [{"index", "label", "probability"}]}``, the most probable class first.
+      What answers mean, and the answer for each image.
 
     Raises:
       UserError: if an image can't be read, naming all that can't be decoded, or if weights give no numbers.
     """
     import jax  # takes seconds; a mistyped flag or path doesn't wait for it
+    import jax.numpy as jnp
 
     from mnv2_jax.ops.augment import normalise
     from mnv2_jax.processes import runtime
+    from mnv2_jax.registry import TASKS
 
     runtime.configure()
     model, variables, info = weights
     data = config.build({"data": dataclasses.asdict(info.preprocessing)}).data
-    labels = info.labels or tuple(str(index) for index in range(model.num_classes))
+    means: Answers = TASKS.find(info.task).answers(weights, top)
     variables = jax.device_put(variables)
 
     @jax.jit
-    def best(variables: Any, images: Any) -> Any:
-        logits, _ = model.apply(variables, normalise(images, data.mean, data.std))
-        return jax.lax.top_k(jax.nn.softmax(logits), min(top, model.num_classes))
+    def answer(variables: Any, images: Any) -> Any:
+        outputs, _ = model.apply(variables, normalise(images, data.mean, data.std))
+        finite = [jnp.isfinite(leaf.reshape(len(images), -1)).all(axis=1) for leaf in jax.tree.leaves(outputs)]
+        return means.decode(outputs), jnp.stack(finite).all(axis=0)
 
-    answers: list[dict[str, Any]] = []
+    answers: list[Any] = []
     damaged: list[str] = []
     # Every batch has the same size, and few sizes are possible: one compilation, which the cache often has.
     size = min(BATCH, 1 << (len(paths) - 1).bit_length())
@@ -197,15 +207,14 @@ def predict(weights: Weights, paths: Sequence[str], top: int = 5) -> list[dict[s
                 damaged.append(str(error))
         if damaged:  # there will be no answer; the rest is only looked through
             continue
-        probabilities, indices = jax.device_get(best(variables, images))
-        for path, values, places in zip(chunk, probabilities.tolist(), indices.tolist(), strict=False):
-            if not all(map(math.isfinite, values)):
+        found, is_number = jax.device_get(answer(variables, images))
+        for row, path in enumerate(chunk):
+            if not is_number[row]:
                 raise UserError(f"{path}: the network's outputs are not numbers; its weights are no good, give others")
-            rows = zip(places, values, strict=True)
-            answers.append({"path": path, "top": [{"index": i, "label": labels[i], "probability": p} for i, p in rows]})
+            answers.append(jax.tree.map(lambda leaf, row=row: leaf[row], found))
     if damaged:
         raise damaged_images(damaged, f"{len(paths):,} images")
-    return answers
+    return means, answers
 
 
 def _read(path: str, data: config.DataConfig) -> np.ndarray:

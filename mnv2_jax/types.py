@@ -24,12 +24,13 @@ Key: TypeAlias = jax.Array
 Batch: TypeAlias = Mapping[str, Array]
 """What one step reads; every leaf has the batch as its first axis. Training batches are whole, so they have no mask.
 
-image: uint8 [b, h, w, 3]       label: int32 [b]
 index: int32 [b], place of the image in its split
 epoch: int32 [b], how often the split has been gone through before, times `augment.repeats`, plus the number of the
        repeat (training)
-teacher_logits: float32 [b, k], what a teacher says of the images (distillation)
 mask:  bool [b], False for the rows that only pad the last batch (evaluation)
+
+The other keys are those of the task's view and columns: image: uint8 [b, h, w, 3], and of a classification
+label: int32 [b] and teacher_logits: float32 [b, k], where a teacher's are stored.
 """
 
 Variables: TypeAlias = Mapping[str, PyTree]

@@ -15,16 +15,15 @@ from mnv2_jax.data.sources import known_num_classes
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import jsonable
 from mnv2_jax.models import counting
-from mnv2_jax.models.registry import from_config
-from mnv2_jax.ops.metrics import scalars
 from mnv2_jax.processes import runtime, together
 from mnv2_jax.processes.supervisor import Stopped
 from mnv2_jax.runs import folder as run_folder
 from mnv2_jax.runs.weights import open_weights
+from mnv2_jax.tasks.base import Evaluation, kind_of
 from mnv2_jax.training import evaluate as evaluation
 from mnv2_jax.training import loop
-from mnv2_jax.training.experiment import open_experiment
-from mnv2_jax.training.initial import check_head, check_network, prepare
+from mnv2_jax.training.experiment import Setup, open_experiment, open_setup
+from mnv2_jax.training.initial import check_network, prepare
 
 
 class Output(NamedTuple):
@@ -68,7 +67,7 @@ def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Ou
     if config.init.weights is not None and saved is None:
         weights = weights or open_weights(config.init.weights, config.model, config.init.head)
         check_network(config, weights)
-        check_head(config, weights, experiment.dataset)
+        experiment.kind.check_head(config, weights, experiment.dataset)
     del weights  # read again when the run begins: they would stay in memory all through training
     summary = loop.train(experiment, workdir, out.text)
     out.answer({"stopped": True} if summary is None else summary)
@@ -100,11 +99,10 @@ def evaluate(
     if "data.resolution" in given_now and "data.eval_resolution" not in given_now:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     try:
-        step, split, result = evaluation.evaluate_run(config, workdir, which, out.note)
+        step, setup, found = evaluation.evaluate_run(config, workdir, which, out.note)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
-    resolution = config.data.seen_resolution
-    _answer_evaluation(f"{workdir}, step {step}", split, resolution, result, out, step=step)
+    _answer_evaluation(f"{workdir}, step {step}", setup, found, out, step=step)
 
 
 def evaluate_weights(config: Config, given: Collection[str], out: Output) -> None:
@@ -117,41 +115,25 @@ def evaluate_weights(config: Config, given: Collection[str], out: Output) -> Non
     weights = weights or open_weights(config.init.weights, config.model)
     check_network(config, weights)
     classes = f"init.weights={config.init.weights!r}", weights.info, weights.model.num_classes
-    experiment = open_experiment(config, evaluates=True, classes=classes)
-    for note in experiment.dataset.notes:
+    setup = open_setup(config, classes=classes)
+    for note in setup.dataset.notes:
         out.note(note)
     try:
-        split, result = evaluation.evaluate_weights(experiment, weights)
+        found = evaluation.evaluate_weights(setup, weights)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
-    _answer_evaluation(
-        str(config.init.weights), split, config.data.seen_resolution, result, out, weights=config.init.weights
-    )
+    _answer_evaluation(str(config.init.weights), setup, found, out, weights=config.init.weights)
 
 
-def _answer_evaluation(
-    what: str, split: str, resolution: int, result: Mapping[str, Any], out: Output, **facts: Any
-) -> None:
-    skipped = result.get("skipped", [])
-    for line in skipped:
-        out.note(f"left out: {line}")
-    if unanswered := result["count"] - sum(map(sum, result["confusion"])):
-        out.note(f"of {unanswered} images the network's outputs are not numbers: they count as wrong")
-    lines = [
-        f"{what}: {split} at {resolution} px, top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss"
-        f" {result['loss']:.4f}, ECE {result['ece']:.4f}, {result['count']} images"
-        + (f", without {len(skipped)} that can't be decoded" if skipped else "")
-    ]
-    lines += [
-        f"  {row['label']:<30} {row['accuracy']:>8.2%}  of {row['count']}"
-        for row in result["per_class"]
-        if row["count"]
-    ]
-    if len(result["confusion"]) <= 30:
-        lines += ["confusion, a row a true class:"]
-        lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in result["confusion"]]
-    tables = {key: result[key] for key in ("per_class", "confusion", "calibration", "skipped") if key in result}
-    out.answer({**facts, "split": split, "resolution": resolution, "eval": scalars(result), **tables}, "\n".join(lines))
+def _answer_evaluation(what: str, setup: Setup, found: Evaluation, out: Output, **facts: Any) -> None:
+    for line in (*(f"left out: {line}" for line in found.skipped), *found.notes):
+        out.note(line)
+    split, resolution = setup.dataset.eval.name, setup.config.data.seen_resolution
+    without = f", without {len(found.skipped)} that can't be decoded" if found.skipped else ""
+    headline = f"{what}: {split} at {resolution} px, {setup.task.headline(found.scalars)}{without}"
+    skipped = {"skipped": list(found.skipped)} if setup.config.data.skip_corrupt else {}
+    answer = {**facts, "split": split, "resolution": resolution, "eval": dict(found.scalars), **found.tables, **skipped}
+    out.answer(answer, "\n".join([headline, *setup.task.details(found)]))
 
 
 def summarise(config: Config, given: Collection[str], out: Output) -> None:
@@ -160,7 +142,7 @@ def summarise(config: Config, given: Collection[str], out: Output) -> None:
     config, weights = prepare(config, given)
     loaded = weights.model.num_classes if weights and config.init.head == "load" else None
     classes = config.model.num_classes or loaded or known_num_classes(config.data)
-    model = from_config(dataclasses.replace(config.model, num_classes=classes), config.norm)
+    model = kind_of(config).model(config.model, config.norm, classes)
     summary = counting.summarise(model, config.data.seen_resolution)
     rows = [("layer", "output", "params", "MAdds")]
     for layer in summary.layers:

@@ -23,7 +23,8 @@ from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.runs.checkpoint import restore_variables
-from mnv2_jax.training.initial import arranged, check_head, columns_of, prepare, relabel, with_weights
+from mnv2_jax.tasks.classes import arranged, check_head, columns_of, relabel
+from mnv2_jax.training.initial import prepare, with_weights
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.weights.by_name import to_timm
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo, flatten, save_weights, shapes_of, unflatten

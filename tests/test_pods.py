@@ -52,10 +52,12 @@ def test_each_collective_is_counted_once():
 def test_the_count_of_a_real_program():
     mesh = meshes.make_mesh(jax.devices())
 
-    def step(state, batch):
-        return state + batch.sum(0), {"largest": batch.max()}
+    def step(state, frozen, batch):
+        return state + frozen + batch.sum(0), {"largest": batch.max()}
 
-    compiled = meshes.compile_train_step(mesh, step).lower(jnp.zeros((3, 5)), jnp.zeros((8, 3, 5))).compile()
+    compiled = (
+        meshes.compile_train_step(mesh, step).lower(jnp.zeros((3, 5)), jnp.zeros(()), jnp.zeros((8, 3, 5))).compile()
+    )
     counts, reduced = collectives(compiled.as_text())
     assert set(counts) == {"all-reduce"}
     assert reduced == 4 * (3 * 5 + 1)

@@ -55,7 +55,7 @@ def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Run
     arguments: tuple[Any, ...]
     if what == "train":
         function: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
-        arguments = state, batch
+        arguments = state, {}, batch
     else:
         images = jax.jit(lambda batch: normalised(experiment, batch))(batch)
         function = jax.jit(lambda variables, images: model.apply(variables, images)[0])

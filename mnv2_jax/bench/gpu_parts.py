@@ -189,18 +189,19 @@ def digits(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     from mnv2_jax.processes import runtime
     from mnv2_jax.training import mesh as meshes
     from mnv2_jax.training.experiment import open_experiment
+    from mnv2_jax.training.feeds import train_batches
 
     runtime.configure()
     experiment = open_experiment(config.load(f"{ROOT / 'configs' / 'w0_35.py'}:data=digits", sizes.digits)[1])
     step = meshes.compile_train_step(experiment.mesh, experiment.train_step(0))
     init = meshes.compile_init(experiment.mesh, experiment.init_state)
-    batches = experiment.train_batches()(0)
+    batches = train_batches(experiment)
     one, other = init(), init()
     differs = None
     losses = []
     for number, batch in zip(range(1, 81), batches, strict=False):
-        one, metrics = step(one, batch)
-        other, _ = step(other, batch)
+        one, metrics = step(one, {}, batch)
+        other, _ = step(other, {}, batch)
         losses.append(float(metrics["loss"]))
         pairs = zip(*(jax.tree.leaves(jax.device_get(state)) for state in (one, other)), strict=True)
         if differs is None and not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
@@ -360,12 +361,12 @@ def profile(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     state: Any = meshes.compile_init(experiment.mesh, experiment.init_state)()
     batch = random_batch(experiment)
     step: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, {}, batch).compile()
 
     def steps() -> None:
         nonlocal state
         for _ in range(sizes.profiled_steps):
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, {}, batch)
         jax.block_until_ready((state, metrics))
 
     steps()

@@ -20,6 +20,7 @@ from mnv2_jax.data.policies import check_policy
 from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.sources import check_trainable, open_dataset
 from mnv2_jax.data.split import Split
+from mnv2_jax.data.views.classification import TrainView
 from mnv2_jax.data.workers import Batches, in_order, num_cores
 from mnv2_jax.errors import UserError
 
@@ -54,7 +55,8 @@ def time_input(
     check_policy(settings.augment)
     config.check_devices(settings, 1)
     split = dataset.train
-    if split.in_memory or streams.fits(data, split, True, settings.augment):
+    view = TrainView(data, settings.augment)
+    if split.in_memory or streams.fits_training(data, view, split):
         raise UserError(
             f"data.name={settings.data.name!r} is kept in memory as arrays, without an input pipeline; give image"
             " files that are cropped at random, as --data=folder:PATH"
@@ -63,9 +65,10 @@ def time_input(
     cores = max(1, min(workers, num_cores()))
     ours = streams.train_batches(
         data,
+        view,
         split,
         settings.seed,
-        augment=settings.augment,
+        repeats=settings.augment.repeats,
         shapes=config.batch_shapes(settings),
         group_size=settings.norm.group_size,
     )

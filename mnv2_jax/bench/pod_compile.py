@@ -73,7 +73,7 @@ def compile_step(settings: config.Config, topology: str) -> dict[str, Any]:
         raise UserError(f"--topology={topology}: {_first_line(error)}") from error
     experiment = unopened(with_classes(settings), described.devices)
     step: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
-    lowered = step.lower(jax.eval_shape(experiment.init_state), abstract_batch(experiment))
+    lowered = step.lower(jax.eval_shape(experiment.init_state), {}, abstract_batch(experiment))
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()

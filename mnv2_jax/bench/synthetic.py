@@ -17,11 +17,14 @@ from mnv2_jax.data.sources import Dataset, known_num_classes
 from mnv2_jax.data.split import Split
 from mnv2_jax.nn.forms import Forms
 from mnv2_jax.ops.augment import normalise
-from mnv2_jax.tasks.classification import make_task
-from mnv2_jax.tasks.distillation import TEACHER_LOGITS, Distillation, with_teacher
+from mnv2_jax.tasks.base import kind_of
+from mnv2_jax.tasks.classification import Classification, make_task
+from mnv2_jax.tasks.distillation import Distillation
+from mnv2_jax.tasks.teacher import TEACHER_LOGITS, Teacher
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.experiment import Experiment
+from mnv2_jax.training.experiment import Experiment, Setup, plan_experiment
 from mnv2_jax.training.initial import prepare
+from mnv2_jax.training.plan import make_plan
 from mnv2_jax.types import Array, Batch
 
 
@@ -55,11 +58,15 @@ def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Form
     assert settings.model.num_classes is not None
     names = tuple(map(str, range(settings.model.num_classes)))
     split = Split("train", np.zeros(IMAGENET_IMAGES, np.int32), read)
-    mesh = meshes.make_mesh(devices)
+    mesh, distill = meshes.make_mesh(devices), settings.distill
     student = make_task(settings, names, [1] * len(names))
-    student = student.with_forms(forms or meshes.fastest_forms(mesh, settings.model.dtype))
+    task: Classification | Distillation = student
+    if distill.teacher is not None or distill.logits is not None:  # what it says is in the batch
+        task = Distillation(student=student, teacher=Teacher(), temperature=distill.temperature, weight=distill.weight)
+    task = task.with_forms(forms or meshes.fastest_forms(mesh, settings.model.dtype))
     dataset = Dataset(settings.data.name, names, train=split, eval=split)
-    return Experiment(config=settings, dataset=dataset, task=with_teacher(student, settings.distill), mesh=mesh)
+    setup = Setup(config=settings, dataset=dataset, kind=kind_of(settings), task=task, mesh=mesh)
+    return plan_experiment(setup, make_plan(settings, IMAGENET_IMAGES, task.model.parts))
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

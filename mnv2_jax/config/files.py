@@ -15,6 +15,7 @@ from mnv2_jax.config.checks import check_read
 from mnv2_jax.config.schema import Config, flatten
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
+from mnv2_jax.registry import TASKS
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
@@ -48,6 +49,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
     else:
         tree, name = _run_python(path, arg), path.stem
+        if modules := TASKS.modules_of(str(tree.get("task"))):  # which the file has imported
+            tree.setdefault("modules", modules)
     for override in overrides:
         _set(tree, override)
     config = build(tree)

@@ -349,6 +349,10 @@ class Config:
 
     seed: int = 0
     """Of the initial weights, the data order, augmentation and dropout."""
+    task: str = "classification"
+    """What is learnt: a name that `tasks.base.register_task` has made known."""
+    modules: tuple[str, ...] = ()
+    """Modules outside the package that register what the config names; filled in where they are imported by then."""
     model: ModelConfig = ModelConfig()
     init: InitConfig = InitConfig()
     norm: NormConfig = NormConfig()

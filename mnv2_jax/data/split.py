@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -30,6 +30,9 @@ class Labels(Protocol):
 
     def __array__(self) -> np.ndarray: ...
 
+
+Example: TypeAlias = Mapping[str, Any]
+"""An image of a split as "image", and what is known of it: "label", an int."""
 
 Rows: TypeAlias = slice | np.ndarray
 """Which of a reader's images: a slice, or int [n]."""
@@ -69,6 +72,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def example(self, index: int) -> Example:
+        """Everything that is known of an image.
+
+        Raises:
+          UserError: naming the file, if it can't be read; it may be found later that its pixels can't be decoded.
+        """
+        image = self.read(index)
+        return {"image": image, "label": int(self.labels[index])}  # after it: a record that holds both is read once
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of what is known of the images without opening a file, by the kind of it.

@@ -19,30 +19,23 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mnv2_jax.config import AugmentConfig, DataConfig
+from mnv2_jax.config import DataConfig
 from mnv2_jax.data import shared
-from mnv2_jax.data.images import (
-    MOST_NAMED,
-    DamagedImageError,
-    Picture,
-    damaged_images,
-    evaluation_view,
-    random_resized_view,
-)
-from mnv2_jax.data.policies import apply_policy
+from mnv2_jax.data.images import MOST_NAMED, DamagedImageError, damaged_images
 from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.split import Split
+from mnv2_jax.data.views.base import Draw, View
 from mnv2_jax.data.workers import Batches, in_order, num_cores
 from mnv2_jax.errors import UserError
 
 RESIDENT_BYTES = 512 * 2**20
 """Most that a split may take on a device; the network and its activations want the rest."""
 
-_PLAIN = AugmentConfig()
 OR_SKIP = "; or go on without: --config.data.skip_corrupt=True"
 """What else can be done about them in a run."""
 _LOOK_S, _LOOK_IMAGES = 30.0, 64
@@ -131,92 +124,98 @@ def _shuffled(count: int, seed: np.random.SeedSequence) -> np.ndarray:
 # --- filling it ---------------------------------------------------------------------------------------------
 
 
-def fits(data: DataConfig, split: Split, training: bool, augment: AugmentConfig = _PLAIN) -> bool:
+def fits(view: View, split: Split) -> bool:
     """Whether the split can be kept on a device: each image has one view only, and they all are small enough."""
-    one_view = not training or (data.crop != "random_resized" and augment.policy == "none" and not data.scales)
-    skips = training and data.skip_corrupt and not split.in_memory  # which batches tell of
-    resolution = data.resolution if training else data.seen_resolution
-    return one_view and not skips and len(split) * resolution**2 * 3 <= RESIDENT_BYTES
+    return not view.varies and len(split) * sum(array.size_bytes for array in view.spec.values()) <= RESIDENT_BYTES
+
+
+def fits_training(data: DataConfig, view: View, split: Split) -> bool:
+    """As `fits`, where batches have one shape and say nothing of images that were skipped."""
+    return fits(view, split) and not data.scales and (split.in_memory or not data.skip_corrupt)
 
 
 def load_arrays(
     data: DataConfig,
+    view: View,
     split: Split,
     poll: Callable[[], None] = lambda: None,
     damaged: dict[int, str] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The deterministic view of every image, in the order of the split.
+) -> NumpyBatch:
+    """The views of all images, in the order of the split.
 
     Args:
-      data: how images are cropped. For training unset `eval_resolution`, so that it is `resolution`.
+      data: `num_workers` is read.
+      view: without a draw.
       split: what is loaded.
       poll: called every few images, since this can take minutes; it may raise to give up.
       damaged: takes what can't be decoded, as in `without_damaged`; unset: there must be none.
 
     Returns:
-      Images, uint8 [n, resolution, resolution, 3], black where they can't be decoded, and labels, int32 [n].
+      The arrays of the view's spec, [n, ...]; zero where an image can't be decoded.
 
     Raises:
       UserError: naming the image file that can't be read, or all that can't be decoded.
     """
-    size, resolution = len(split), data.seen_resolution
-    images = np.zeros((size, resolution, resolution, 3), np.uint8)
-    labels = np.zeros(size, np.int32)
+    size = len(split)
+    whole = {name: np.zeros((size, *array.shape), array.dtype) for name, array in view.spec.items()}
     found: dict[int, str] = {}
-    for batch in without_damaged(data, split, eval_batches(data, split, batch_size=min(size, 64)), found):
+    for batch in without_damaged(view, split, eval_batches(data, view, split, batch_size=min(size, 64)), found):
         poll()
         index, mask = batch["index"], batch["mask"]
-        images[index[mask]], labels[index[mask]] = batch["image"][mask], batch["label"][mask]
+        for name, array in whole.items():
+            array[index[mask]] = batch[name][mask]
     if damaged is not None:
         damaged.update(found)
     elif found:
         raise damage(split, found)
-    return images, labels
+    return whole
 
 
 def train_batches(
     data: DataConfig,
+    view: View,
     split: Split,
     seed: int,
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
     resident: bool = False,
-    augment: AugmentConfig = _PLAIN,
+    repeats: int = 1,
     shapes: tuple[tuple[int, int], ...] = (),
     group_size: int = 1,
 ) -> Batches:
     """The endless batches of training, from a step on. Close the iterator to end its worker processes.
 
     Args:
-      data: how images are cropped, `resolution`, `batch_size` (b, over all processes) and `num_workers`.
+      data: `resolution`, `batch_size` (b, over all processes), `skip_corrupt` and `num_workers` are read.
+      view: what an image becomes.
       split: what is trained on.
-      seed: of the order and the crops.
+      seed: of the order and the views.
       start_step: number of the first batch.
       process: (p, P): of each batch, rows p * b / P up to (p + 1) * b / P are given.
-      resident: images and labels are with the caller; only index and epoch are given.
-      augment: what is done to images on the host, after the crop, and how often an image is repeated.
+      resident: the views are with the caller; only index and epoch are given.
+      repeats: how often an image stands in a row, each time with another draw.
       shapes: (resolution, b) of the batches instead, each once in as many steps.
       group_size: of the norms; the repeats of an image lie in different groups. Must divide b.
 
     Yields:
-      index, epoch: int32 [b / P]; unless resident image: uint8 [b / P, resolution, resolution, 3] and label:
-      int32 [b / P]. With `data.skip_corrupt` an image that can't be decoded is replaced by the next of the split that
-      can; index, label and crop are then that one's, and skipped, int32 [b / P], says how many were passed over: the
-      images (index - 1, ..., index - skipped) % n.
+      index, epoch: int32 [b / P]; unless resident the arrays of the view's spec, [b / P, ...]. With `data.skip_corrupt`
+      an image that can't be decoded is replaced by the next of the split that can; index and view are then that one's,
+      and skipped, int32 [b / P], says how many were passed over: the images (index - 1, ..., index - skipped) % n.
 
     Raises:
       UserError: naming the image file that can't be read.
     """
-    stream = IndexStream(len(split), seed, augment.repeats)
+    stream = IndexStream(len(split), seed, repeats)
     shape_stream = ShapeStream(shapes or ((data.resolution, data.batch_size),), seed)
     for _, batch_size in shape_stream.shapes:
         _rows(batch_size, process)  # refuses now what would fail in a worker
-    make = _TrainBatch(data, augment, split, seed, process, stream, shape_stream, group_size, resident)
+    make = _TrainBatch(data, view, split, seed, process, stream, shape_stream, group_size, resident)
     return in_order(make, start_step, sys.maxsize, 0 if resident else num_workers(data, split))
 
 
 def eval_batches(
     data: DataConfig,
+    view: View,
     split: Split,
     batch_size: int | None = None,
     process: tuple[int, int] = (0, 1),
@@ -225,19 +224,20 @@ def eval_batches(
     """Every image of a split exactly once, in order; the rows that fill the last batch up have mask False.
 
     Args:
-      data: how images are cropped, `eval_batch_size` and `num_workers`.
+      data: `eval_batch_size` and `num_workers` are read.
+      view: what an image becomes, without a draw.
       split: what is evaluated.
       batch_size: over all processes; None: `data.eval_batch_size`.
       process: as in `train_batches`; all processes get the same number of batches.
-      resident: images and labels are with the caller; only index and mask are given.
+      resident: the views are with the caller; only index and mask are given.
 
     Yields:
-      As `train_batches`, with mask: bool [b / P] instead of epoch. Rows of padding have index 0, label 0 and a black
-      image. Where images can't be decoded, their rows are masked and black, too, and damaged: bool [b / P] says which
-      they are (`without_damaged`).
+      As `train_batches`, with mask: bool [b / P] instead of epoch. Rows of padding have index 0 and zeros. Where images
+      can't be decoded, their rows are masked and zero, too, and damaged: bool [b / P] says which they are
+      (`without_damaged`).
     """
     batch_size = data.eval_batch_size if batch_size is None else batch_size
-    make = _EvalBatch(data, split, batch_size, _rows(batch_size, process), resident)
+    make = _EvalBatch(view, split, batch_size, _rows(batch_size, process), resident)
     num_batches = -(-len(split) // batch_size)
     workers = 0 if resident else min(num_workers(data, split), num_batches)
     if data.num_workers is None:
@@ -251,7 +251,7 @@ class _TrainBatch:
     """Step number -> batch; what a worker process is sent."""
 
     data: DataConfig
-    augment: AugmentConfig
+    view: View
     split: Split
     seed: int
     process: tuple[int, int]
@@ -264,33 +264,25 @@ class _TrainBatch:
         resolution, batch_size, first = self.shapes.at(step)
         positions = np.arange(batch_size) if self.stream.repeats == 1 else _spread(batch_size, self.group_size)
         batch = self.stream.take(first + positions[_rows(batch_size, self.process)])
-        if not self.resident:
-            sized = dataclasses.replace(self, data=dataclasses.replace(self.data, resolution=resolution))
-            tries = len(self.split) if self.data.skip_corrupt else 1
-            read = functools.partial(_first_sound, self.split, sized._view, tries)
-            filled = _filled(resolution, self.split, batch, range(len(batch["index"])), read)
-            if not self.data.skip_corrupt:
-                del filled["skipped"]
-            batch |= filled
-        return batch
+        if self.resident:
+            return batch
+        view, epochs = self.view.at(resolution), batch["epoch"].tolist()
+        tries = len(self.split) if self.data.skip_corrupt else 1
 
-    def _view(self, image: Picture, index: int, epoch: int) -> np.ndarray:
-        data, place = self.data, (self.seed, epoch, index)
-        if data.crop == "random_resized":
-            view = random_resized_view(image, data, np.random.default_rng(place))
-        else:
-            view = evaluation_view(image, data, data.resolution)
-        if self.augment.policy == "none":
-            return view
-        # Draws of its own, so that a policy leaves the crops as they are.
-        return apply_policy(view, self.augment, np.random.default_rng((*place, 1)), data.mean)
+        def read(row: int, index: int) -> _Filling:
+            return _first_sound(self.split, view, tries, index, lambda place: (self.seed, epochs[row], place))
+
+        filled = _filled(view, batch["index"], range(len(epochs)), read)
+        if not self.data.skip_corrupt:
+            del filled["skipped"]
+        return batch | filled
 
 
 @dataclasses.dataclass(frozen=True)
 class _EvalBatch:
     """Batch number -> batch."""
 
-    data: DataConfig
+    view: View
     split: Split
     batch_size: int
     rows: slice
@@ -301,56 +293,62 @@ class _EvalBatch:
         mask = index < len(self.split)
         batch = {"index": np.where(mask, index, 0).astype(np.int32), "mask": mask}
         if not self.resident:
-            batch |= _filled(
-                self.data.seen_resolution, self.split, batch, np.flatnonzero(mask).tolist(), self._sound_or_none
-            )
+            batch |= _filled(self.view, batch["index"], np.flatnonzero(mask).tolist(), self._sound_or_none)
             damaged = batch.pop("skipped").astype(bool)
             if damaged.any():
                 batch |= {"mask": mask & ~damaged, "damaged": damaged}
         return batch
 
-    def _sound_or_none(self, index: int, epoch: int) -> tuple[np.ndarray | None, int, int]:
-        del epoch
+    def _sound_or_none(self, row: int, index: int) -> _Filling:
+        del row
         try:
-            return evaluation_view(self.split.read(index), self.data), index, 0
+            return _Filling(self.view(self.split.example(index), None), index, 0)
         except DamagedImageError:
-            return None, index, 1
+            return _Filling(None, index, 1)
 
 
-def _filled(
-    resolution: int,
-    split: Split,
-    batch: NumpyBatch,
-    rows: Iterable[int],
-    read: Callable[[int, int], tuple[np.ndarray | None, int, int]],
-) -> NumpyBatch:
-    """The images and labels of these rows, black and 0 in the others; with their index and skipped.
+class _Filling(NamedTuple):
+    """What a row is filled with."""
 
-    ``read`` makes of an index and its epoch the view, [resolution, resolution, 3], or none, which is black; the index
-    that it is of; and how many images were skipped.
+    view: Mapping[str, Any] | None
+    """None: zeros."""
+    place: int
+    """Index of the image that it is of."""
+    skipped: int
+    """How many images were passed over for it."""
+
+
+def _filled(view: View, indices: np.ndarray, rows: Iterable[int], read: Callable[[int, int], _Filling]) -> NumpyBatch:
+    """The arrays of a view's spec for a batch, zero but in ``rows``; with their index and skipped.
+
+    ``read`` is given a row and the index of its image.
     """
-    indices = batch["index"].copy()
     size = len(indices)
-    labels, skipped = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    epochs = batch.get("epoch", np.zeros(size, np.int32))
-    images = shared.empty((size, resolution, resolution, 3))
-    images[sorted(set(range(size)).difference(rows))] = 0
+    batch = {name: _empty((size, *array.shape), array.dtype) for name, array in view.spec.items()}
+    batch |= {"index": indices.copy(), "skipped": np.zeros(size, np.int32)}
+    others = sorted(set(range(size)).difference(rows))
+    for name in view.spec:
+        batch[name][others] = 0
     for row in rows:
-        view, indices[row], skipped[row] = read(int(indices[row]), int(epochs[row]))
-        images[row] = 0 if view is None else view
-        labels[row] = split.labels[int(indices[row])]  # after its image: a record that holds both is read once
-    return {"image": images, "label": labels, "index": indices, "skipped": skipped}
+        found, batch["index"][row], batch["skipped"][row] = read(row, int(indices[row]))
+        for name in view.spec:
+            batch[name][row] = 0 if found is None else found[name]
+    return batch
 
 
-def _first_sound(
-    split: Split, view: Callable[[Picture, int, int], np.ndarray], tries: int, index: int, epoch: int
-) -> tuple[np.ndarray, int, int]:
-    """The view of an image, or of the first after it that can be decoded, its index, and how many were skipped."""
+def _empty(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Pictures lie in shared memory; what is smaller is sent."""
+    is_picture = dtype is np.uint8 and len(shape) > 2
+    return shared.empty(shape) if is_picture else np.empty(shape, dtype)
+
+
+def _first_sound(split: Split, view: View, tries: int, index: int, draw: Callable[[int], Draw]) -> _Filling:
+    """The view of an image, or of the first after it that can be decoded."""
     damage: list[DamagedImageError] = []
     while len(damage) < tries:
         place = (index + len(damage)) % len(split)
         try:
-            return view(split.read(place), place, epoch), place, len(damage)
+            return _Filling(view(split.example(place), draw(place)), place, len(damage))
         except DamagedImageError as error:
             damage.append(error)
     if tries == 1:
@@ -371,14 +369,14 @@ def skipped_images(split: Split, batch: NumpyBatch) -> dict[int, str]:
         for index, skipped in zip(batch["index"].tolist(), batch["skipped"].tolist(), strict=True)
         for back in range(skipped, 0, -1)
     ]
-    return _lines(split, passed, np.asarray)
+    return _lines(passed, functools.partial(_decode, split))
 
 
-def without_damaged(data: DataConfig, split: Split, batches: Batches, found: dict[int, str]) -> Iterator[NumpyBatch]:
+def without_damaged(view: View, split: Split, batches: Batches, found: dict[int, str]) -> Batches:
     """The same batches (`eval_batches`) without their "damaged".
 
     Args:
-      data: how images are cropped.
+      view: by which they were made.
       split: what the batches are of.
       batches: closed at the end.
       found: takes a line that names the file for each image that can't be decoded, by its index.
@@ -387,15 +385,20 @@ def without_damaged(data: DataConfig, split: Split, batches: Batches, found: dic
         for batch in batches:
             if "damaged" in batch:
                 indices = batch["index"][batch.pop("damaged")].tolist()
-                found |= _lines(split, indices, lambda image: evaluation_view(image, data))
+                found |= _lines(indices, lambda index: view(split.example(index), None))
             yield batch
 
 
-def _lines(split: Split, indices: Iterable[int], decode: Callable[[Picture], np.ndarray]) -> dict[int, str]:
+def _decode(split: Split, index: int) -> np.ndarray:
+    return np.asarray(split.read(index))
+
+
+def _lines(indices: Iterable[int], look: Callable[[int], Any]) -> dict[int, str]:
+    """What is wrong with the images that can't be looked at."""
     found: dict[int, str] = {}
     for index in indices:
         try:
-            decode(split.read(index))
+            look(index)
         except DamagedImageError as error:
             found[index] = str(error)
     return found
@@ -422,7 +425,7 @@ def all_damage(data: DataConfig, split: Split, met: DamagedImageError) -> Damage
     with contextlib.closing(in_order(_Look(split), 0, num_batches, num_workers(data, split))) as batches:
         for batch in batches:
             looked += len(batch["index"])
-            lines |= _lines(split, batch["index"][batch["damaged"]].tolist(), np.asarray)
+            lines |= _lines(batch["index"][batch["damaged"]].tolist(), functools.partial(_decode, split))
             if time.monotonic() > deadline:
                 break
     if looked == len(split) and lines:
@@ -442,7 +445,7 @@ class _Look:
 
     def __call__(self, number: int) -> NumpyBatch:
         index = np.arange(number * _LOOK_IMAGES, min((number + 1) * _LOOK_IMAGES, len(self.split)))
-        damaged = [bool(_lines(self.split, [place], np.asarray)) for place in index.tolist()]
+        damaged = [bool(_lines([place], functools.partial(_decode, self.split))) for place in index.tolist()]
         return {"index": index, "damaged": np.array(damaged)}
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from mnv2_jax.models.registry import Model, variable_shapes
+from mnv2_jax.models.base import Model
+from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.nn.forms import LIBRARY
 
 
@@ -63,7 +64,7 @@ def summarise(model: Model, resolution: int) -> Summary:
     ends = {name.rpartition("/")[0]: place for name, place in order.items()}
 
     def place_of(name: str) -> tuple[int, str]:
-        followed = order.get(name.removesuffix("_norm"), ends[name.rpartition("/")[0]])
+        followed = order.get(name.removesuffix("_norm"), ends.get(name.rpartition("/")[0], -1))
         return order.get(name, followed), name
 
     names.sort(key=place_of)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mnv2_jax import config
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
+from mnv2_jax.models import base, mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
 from mnv2_jax.models.network import Network, Plan, part_of
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.nn.norm import INPUTS
@@ -191,7 +191,7 @@ def _draw(module: Network, key: Key, channels: int) -> Variables:
 
 
 @functools.cache
-def variable_shapes(model: Model) -> Variables:
+def variable_shapes(model: base.Model) -> Variables:
     """`jax.ShapeDtypeStruct`s of a model's variables, which the size of images doesn't change."""
     shapes: Variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     return shapes

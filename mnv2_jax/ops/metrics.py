@@ -96,12 +96,3 @@ def summarise_classification(sums: Mapping[str, Any], class_names: tuple[str, ..
             for c, a, n in zip(confidence, accuracy, sums["bin_count"], strict=True)
         ],
     }
-
-
-SCALARS = ("top1", "top5", "loss", "ece", "count")
-"""The part of a summary that goes into logs."""
-
-
-def scalars(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a summary without its tables."""
-    return {key: summary[key] for key in SCALARS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -47,23 +47,35 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Loss, accuracy, learning rate and speed over steps, of what the log has."""
-    panels = (
-        # caption, key of metrics.jsonl, splits, unit of one
-        ("Loss", "loss", ("train", "eval"), "{:g}"),
-        ("Top-1 accuracy", "top1", ("train", "eval"), "{:.4g} %"),
-        ("Learning rate", "lr", ("train",), "{:g}"),
-        ("Images per second", "images_per_second", ("train",), "{:,.0f}"),
-    )
+class Panel(NamedTuple):
+    """A chart of one value over steps."""
+
+    caption: str
+    key: str
+    """In metrics.jsonl."""
+    splits: tuple[str, ...]
+    form: str
+    """Of a number on its axis."""
+    scale: float = 1
+    """What the log's values are multiplied by."""
+
+
+_LOSS = Panel("Loss", "loss", ("train", "eval"), "{:g}")
+_PACE = (
+    Panel("Learning rate", "lr", ("train",), "{:g}"),
+    Panel("Images per second", "images_per_second", ("train",), "{:,.0f}"),
+)
+
+
+def curves(metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel] = ()) -> str:
+    """Loss, what ``panels`` say, learning rate and speed over steps, of what the log has."""
     figures = []
-    for caption, key, splits, form in panels:
+    for caption, key, splits, form, scale in (_LOSS, *panels, *_PACE):
         series = {split: points for split in splits if len(points := _series(metrics, split, key))}
         if not series:
             continue
-        scale = 100 if key == "top1" else 1
 
-        def draw(figure: Figure, series: Any = series, key: str = key, form: str = form, scale: int = scale) -> None:
+        def draw(figure: Figure, series: Any = series, key: str = key, form: str = form, scale: float = scale) -> None:
             axes = figure.add_subplot()
             for split, points in series.items():
                 name = {"train": "training batches", "eval": "evaluation"}[split]

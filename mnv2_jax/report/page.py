@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
-import math
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -15,21 +15,51 @@ from PIL import Image
 from mnv2_jax import config as config_lib
 from mnv2_jax.data.split import Split
 from mnv2_jax.json_files import read_json, write_bytes, write_text, writing
-from mnv2_jax.report.charts import curves
-from mnv2_jax.report.sections import evaluation, mistakes, skipped
-from mnv2_jax.report.words import number, percent, short, table, text
-from mnv2_jax.runs.folder import read_skipped
+from mnv2_jax.report.charts import Panel, curves
+from mnv2_jax.report.words import number, short, table, text
+from mnv2_jax.runs.folder import SKIPPED, read_skipped
 from mnv2_jax.runs.metrics_log import read_metrics
 from mnv2_jax.runs.progress import duration
 
-NAME, PICTURES = "report.html", "mistakes"
+NAME, PICTURES = "report.html", "examples"
+_SHOWN = 50
+
+Facts: TypeAlias = Mapping[str, Any]
+"""What a JSON file of a run folder holds."""
 
 
-def write_report(workdir: pathlib.Path) -> pathlib.Path:
+def _no_sentences(summary: Facts, dataset: Facts) -> Sequence[str]:
+    del summary, dataset
+    return ()
+
+
+def _no_sections(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) -> str:
+    del evaluation, dataset, pictures
+    return ""
+
+
+class Page(NamedTuple):
+    """What a task has on the page besides what all have."""
+
+    lead: Callable[[Facts, Facts], Sequence[str]] = _no_sentences
+    """From summary.json and dataset.json to sentences, HTML: what was reached."""
+    tiles: Mapping[str, tuple[str, Callable[[Any], str]]] = {}
+    """By the name of a scalar: what it is called, and how it is written. Empty: all, as they are."""
+    panels: Sequence[Panel] = ()
+    """Curves of further values of the log."""
+    sections: Callable[[Facts, Facts, Mapping[int, str]], str] = _no_sections
+    """From evaluation.json, dataset.json and the pictures of its examples (HTML, by index) to HTML."""
+
+
+PLAIN = Page()
+
+
+def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
     """Writes ``report.html`` from what the run folder holds; a file that isn't there yet leaves its section out.
 
     Args:
       workdir: a run folder with any of summary, evaluation, config, dataset, provenance (.json), metrics.jsonl.
+      page: the task's.
 
     Returns:
       The page's path.
@@ -41,17 +71,17 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
         name: read_json(path) if (path := workdir / f"{name}.json").exists() else {}
         for name in ("summary", "evaluation", "config", "dataset", "provenance")
     }
-    metrics = read_metrics(workdir)
-    title = _title(read["config"], read["dataset"]) or workdir.resolve().name
+    summary, evaluation, dataset = read["summary"], read["evaluation"], read["dataset"]
+    title = _title(read["config"], dataset) or workdir.resolve().name
+    sections = page.sections(evaluation, dataset, _pictures(workdir, evaluation)) if evaluation else ""
     body = "\n".join(
         (
             f"<header><p class=eyebrow>{text(workdir.resolve().name)}</p><h1>{text(title)}</h1>",
-            f"{_lead(read['summary'], read['dataset'])}</header>",
-            _tiles(read["summary"]),
-            curves(metrics),
-            evaluation(read["evaluation"], read["dataset"]),
-            mistakes(read["evaluation"].get("mistakes"), read["dataset"].get("class_names") or [], workdir / PICTURES),
-            skipped(read["summary"], read_skipped(workdir)),
+            f"<p class=lead>{' '.join(_lead(page, summary, dataset))}</p></header>",
+            _tiles(page, summary),
+            curves(read_metrics(workdir), page.panels),
+            sections,
+            _skipped(summary, read_skipped(workdir)),
             _config(read["config"]),
             _provenance(read["provenance"]),
         )
@@ -62,7 +92,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def save_pictures(workdir: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
-    """Writes ``mistakes/INDEX.png``, at most 160 pixels wide and high, for these images of a split, and no others."""
+    """Writes ``examples/INDEX.png``, at most 160 pixels wide and high, for these images of a split, and no others."""
     folder = workdir / PICTURES
     shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
@@ -82,46 +112,32 @@ def _title(config: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
     return f"{model['name']} ×{model['width']:g} on {dataset.get('name', config['data']['name'])}"
 
 
-def _lead(summary: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
-    """One sentence: what was reached on how many images, and how sure so many images can make us."""
-    scores = summary.get("eval", {})
-    sentences = []
-    top1, count = scores.get("top1"), scores.get("count")
-    if top1 is not None and count:
-        low, high = _wilson(top1, int(count))
-        split = f" of the {text(dataset['eval_split'])} split" if dataset.get("eval_split") else ""
-        sentences.append(
-            f"<strong>{percent(top1)}</strong> top-1 on {number(count)} images{split}"
-            f" (95 % interval {100 * low:.1f} to {100 * high:.1f})."
-        )
-    best = summary.get("best", {})
-    if best and best["step"] != summary.get("steps"):
-        sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['top1'])}.")
+def _pictures(workdir: pathlib.Path, evaluation: Facts) -> dict[int, str]:
+    """The examples' pictures that are there, as HTML."""
+    paths = {
+        example["index"]: workdir / PICTURES / f"{example['index']}.png" for example in evaluation.get("examples", ())
+    }
+    return {
+        index: f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for index, path in paths.items()
+        if path.exists()
+    }
+
+
+def _lead(page: Page, summary: Facts, dataset: Facts) -> list[str]:
+    sentences = [*page.lead(summary, dataset)]
     if dataset.get("num_train"):
         classes = len(dataset.get("class_names") or ())
         sentences.append(f"Trained on {number(dataset['num_train'])} images of {number(classes)} classes.")
-    return f"<p class=lead>{' '.join(sentences)}</p>"
+    return sentences
 
 
-def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927): unlike the normal one it stays within 0 to 1."""
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def _tiles(summary: Mapping[str, Any]) -> str:
+def _tiles(page: Page, summary: Facts) -> str:
     if not summary:
         return ""
-    scores = summary.get("eval", {})
-    seconds = summary.get("seconds")
-    tiles = {
-        "top-1": percent(scores.get("top1")),
-        "top-5": percent(scores.get("top5")),
-        "loss": number(scores.get("loss"), ".4f"),
-        "calibration error": percent(scores.get("ece")),
-        "images evaluated": number(scores.get("count")),
+    scores, seconds = summary.get("eval", {}), summary.get("seconds")
+    named = page.tiles or {name: (name, text) for name in scores}
+    tiles = {label: written(scores.get(name)) for name, (label, written) in named.items()} | {
         "parameters": short(summary.get("params")),
         "MAdds an image": short(summary.get("madds")),
         "steps": number(summary.get("steps")),
@@ -130,6 +146,20 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     }
     cells = (f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
     return f"<dl class=tiles>{''.join(cells)}</dl>"
+
+
+def _skipped(summary: Facts, lines: Sequence[str]) -> str:
+    """How many images can't be decoded, and which."""
+    times, evaluated = summary.get("skipped"), summary.get("eval_skipped")
+    if not times and not evaluated and not lines:
+        return ""
+    items = "".join(f"<li>{text(line)}</li>" for line in lines[:_SHOWN])
+    more = f"<p class=note>and {len(lines) - _SHOWN:,} more in {SKIPPED}</p>" if len(lines) > _SHOWN else ""
+    return (
+        f"<section><h2>Skipped images</h2><p class=note>Images that can't be decoded: {number(len(lines))};"
+        f" skipped over all epochs: {number(times)} times; left out of the evaluation:"
+        f" {number(evaluated)}.</p><ul class=note>{items}</ul>{more}</section>"
+    )
 
 
 def _config(config: Mapping[str, Any]) -> str:

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import base64
 import io
-import pathlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mnv2_jax.report.charts import reliability
+from mnv2_jax.report.charts import Panel, reliability
+from mnv2_jax.report.page import Facts, Page
 from mnv2_jax.report.words import number, percent, table, text
-from mnv2_jax.runs.folder import SKIPPED
 
 _NAMED_CLASSES = 30
 """Up to so many the confusion matrix is a table with names; beyond that it is a picture."""
 _WORST_CLASSES, _PAIRS = 20, 8
-_ABSENT_CLASSES, _SHOWN = 5, 50
+_ABSENT_CLASSES = 5
 
 
-def evaluation(evaluation: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
-    """Confusion, calibration and accuracy by class; "" without an evaluation."""
-    if not evaluation:
-        return ""
+def _lead(summary: Facts, dataset: Facts) -> list[str]:
+    """What was reached on how many images, and how sure so many images can make us."""
+    scores, best, sentences = summary.get("eval", {}), summary.get("best", {}), []
+    top1, count = scores.get("top1"), scores.get("count")
+    if top1 is not None and count:
+        low, high = _wilson(top1, int(count))
+        split = f" of the {text(dataset['eval_split'])} split" if dataset.get("eval_split") else ""
+        sentences.append(
+            f"<strong>{percent(top1)}</strong> top-1 on {number(count)} images{split}"
+            f" (95 % interval {100 * low:.1f} to {100 * high:.1f})."
+        )
+    if best and best["step"] != summary.get("steps"):
+        sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['top1'])}.")
+    return sentences
+
+
+def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927): unlike the normal one it stays within 0 to 1."""
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) -> str:
+    """Confusion, calibration and accuracy by class, and the worst mistakes."""
     names = list(dataset.get("class_names") or ()) or [str(row["label"]) for row in evaluation["per_class"]]
     counts = [row["count"] for row in evaluation["per_class"]]
     absent = absent_classes(dataset.get("eval_split", "the split"), names, counts)
@@ -38,6 +60,7 @@ def evaluation(evaluation: Mapping[str, Any], dataset: Mapping[str, Any]) -> str
         f"<h3>Confusion matrix</h3><p class=note>Rows are the true classes, columns the predicted ones; shades are"
         f" shares of the row.</p>{wide}"
         f"<h3>Accuracy by class</h3>{_classes(evaluation['per_class'], names)}</section>"
+        f"{_mistakes(evaluation.get('examples', ()), names, pictures)}"
     )
 
 
@@ -132,14 +155,14 @@ def _classes(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -> st
     )
 
 
-def mistakes(mistakes: Sequence[Mapping[str, Any]] | None, names: Sequence[str], folder: pathlib.Path) -> str:
+def _mistakes(mistakes: Iterable[Mapping[str, Any]], names: Sequence[str], pictures: Mapping[int, str]) -> str:
     """The pictures that are there, each with what it is and what it was taken for."""
     cards = [
-        f'<figure><img alt="" src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">'
+        f"<figure>{pictures[mistake['index']]}"
         f"<figcaption>{text(names[mistake['label']])} <span class=arrow>→</span> {text(names[mistake['prediction']])}"
         f"<span class=note> {percent(mistake['confidence'])}, image {mistake['index']}</span></figcaption></figure>"
-        for mistake in (mistakes or () if names else ())
-        if (picture := folder / f"{mistake['index']}.png").exists()
+        for mistake in mistakes
+        if mistake["index"] in pictures
     ]
     if not cards:
         return ""
@@ -149,15 +172,15 @@ def mistakes(mistakes: Sequence[Mapping[str, Any]] | None, names: Sequence[str],
     )
 
 
-def skipped(summary: Mapping[str, Any], lines: Sequence[str]) -> str:
-    """How many images can't be decoded, and which."""
-    times, evaluated = summary.get("skipped"), summary.get("eval_skipped")
-    if not times and not evaluated and not lines:
-        return ""
-    items = "".join(f"<li>{text(line)}</li>" for line in lines[:_SHOWN])
-    more = f"<p class=note>and {len(lines) - _SHOWN:,} more in {SKIPPED}</p>" if len(lines) > _SHOWN else ""
-    return (
-        f"<section><h2>Skipped images</h2><p class=note>Images that can't be decoded: {number(len(lines))};"
-        f" skipped over all epochs: {number(times)} times; left out of the evaluation:"
-        f" {number(evaluated)}.</p><ul class=note>{items}</ul>{more}</section>"
-    )
+CLASSIFICATION = Page(
+    lead=_lead,
+    tiles={
+        "top1": ("top-1", percent),
+        "top5": ("top-5", percent),
+        "loss": ("loss", lambda loss: number(loss, ".4f")),
+        "ece": ("calibration error", percent),
+        "count": ("images evaluated", number),
+    },
+    panels=(Panel("Top-1 accuracy", "top1", ("train", "eval"), "{:.4g} %", 100),),
+    sections=_evaluation,
+)

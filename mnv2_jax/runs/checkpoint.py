@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from mnv2_jax.config import CheckpointConfig
 from mnv2_jax.errors import UserError, machine_fault
 from mnv2_jax.json_files import reading, writing
-from mnv2_jax.runs.metrics_log import read_evaluations
+from mnv2_jax.runs.metrics_log import read_scores
 from mnv2_jax.types import PyTree, Variables
 
 Leaves = dict[str, np.ndarray]
@@ -141,7 +141,7 @@ class Checkpoints:
     @functools.cached_property
     def _metrics(self) -> dict[int, float]:
         """How good each checkpoint is."""
-        logged = {step: line.get("top1") for step, line in read_evaluations(self._workdir).items()}
+        logged = read_scores(self._workdir)
         return {step: self._read_metric(step, logged.get(step)) for step in self.steps()}
 
     def __enter__(self) -> Checkpoints:
@@ -311,7 +311,7 @@ def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = 
         for key in keys:
             node = node.setdefault(key, {})
         node[last] = leaf
-    return restored.step, nested.get("ema") or {"params": nested["params"], **nested["model_state"]}
+    return restored.step, nested.get("ema") or {"params": nested["params"], **nested.get("model_state", {})}
 
 
 def _fault(error: Exception, folder: pathlib.Path) -> str | None:

@@ -23,7 +23,7 @@ from mnv2_jax.processes.settings import changes
 from mnv2_jax.runs.provenance import provenance
 
 LOCK, CONFIG, DATASET, PROVENANCE = ".lock", "config.json", "dataset.json", "provenance.json"
-SKIPPED = "skipped.txt"
+SUMMARY, EVALUATION, SKIPPED = "summary.json", "evaluation.json", "skipped.txt"
 
 _TEACHER, _DIGEST, _SETTINGS = "teacher", "digest", "settings"
 _DATASET_MAY_DIFFER = ("name", _TEACHER, _DIGEST)

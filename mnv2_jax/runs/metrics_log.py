@@ -20,6 +20,10 @@ import psutil
 from mnv2_jax.json_files import jsonable, reading, write_bytes, write_text, writing
 
 NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
+SCORE = "score"
+"""Key of an evaluation's line: the name of the value by which it is better than another."""
+_SCORE_OF_0_4 = "top1"
+"""Of lines that don't say so."""
 
 
 _FLUSH_S = 10.0
@@ -134,9 +138,11 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
         return [line for line in _parse(path.read_bytes()) if line is not None] if path.exists() else []
 
 
-def read_evaluations(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """The log's evaluations by step."""
-    return {line["step"]: line for line in read_metrics(workdir) if line["split"] == "eval"}
+def read_scores(workdir: pathlib.Path) -> dict[int, float]:
+    """How good the log's evaluations were, by their steps: the value that each says it is judged by."""
+    lines = (line for line in read_metrics(workdir) if line["split"] == "eval")
+    scores = ((line["step"], line.get(line.get(SCORE, _SCORE_OF_0_4))) for line in lines)
+    return {step: float(score) for step, score in scores if isinstance(score, int | float)}
 
 
 def _parse(content: bytes) -> Iterator[dict[str, Any] | None]:

@@ -8,7 +8,7 @@ import pathlib
 from typing import Literal
 
 from mnv2_jax.config import ModelConfig
-from mnv2_jax.models.registry import from_config
+from mnv2_jax.registry import TASKS
 from mnv2_jax.runs.checkpoint import restore_variables
 from mnv2_jax.runs.folder import read_run
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
@@ -23,12 +23,13 @@ def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | N
       UserError: if there is no run with a checkpoint.
     """
     settings, names = read_run(workdir)
-    model = from_config(dataclasses.replace(settings.model, num_classes=len(names)), settings.norm)
+    model = TASKS.find(settings.task, settings.modules).model(settings.model, settings.norm, len(names))
     step, variables = restore_variables(workdir, which or settings.usual_checkpoint)
     seen = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
     info = WeightsInfo(
         preprocessing=Preprocessing(**seen | {"resolution": settings.data.seen_resolution}),
         labels=tuple(names),
+        task=settings.task,
         notes=(f"step {step} of the run {workdir.name}",),
     )
     return Weights(model, variables, info)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 import optax
 from jaxtyping import Float
 
-from mnv2_jax.config import DistillConfig
+from mnv2_jax.data.views.classification import EvalView, TrainView
 from mnv2_jax.models.registry import Model
+from mnv2_jax.nn.forms import Forms
 from mnv2_jax.ops.metrics import predictions
+from mnv2_jax.tasks.base import Aux, Evaluation
 from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.tasks.teacher import TEACHER_LOGITS, Teacher
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
-
-TEACHER_LOGITS = "teacher_logits"
-"""Of a batch: float32 [b, k], what the teacher says of its images; see `training.teacher`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Distillation:
     """A `tasks.base.Task` around another, which is evaluated as it would be alone."""
 
     student: Classification
+    teacher: Teacher
     temperature: float
     weight: float
     """Of the teacher's targets, in [0, 1]; the labels' is what is left."""
@@ -34,6 +35,40 @@ class Distillation:
         """The student's."""
         return self.student.model
 
+    @property
+    def score(self) -> str:
+        """The student's."""
+        return self.student.score
+
+    @property
+    def train_view(self) -> TrainView:
+        """The student's."""
+        return self.student.train_view
+
+    @property
+    def eval_view(self) -> EvalView:
+        """The student's."""
+        return self.student.eval_view
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """The teacher's stored logits."""
+        return self.teacher.columns
+
+    @property
+    def frozen(self) -> PyTree:
+        """The teacher's variables."""
+        return self.teacher.variables
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """The student's."""
+        return self.student.notes
+
+    def with_forms(self, forms: Forms) -> Distillation:
+        """With the student's layers computed in these forms."""
+        return dataclasses.replace(self, student=self.student.with_forms(forms))
+
     def training_from(self, part: str) -> Distillation:
         """With the parts of the student before this one frozen."""
         return dataclasses.replace(self, student=self.student.training_from(part))
@@ -42,35 +77,35 @@ class Distillation:
         """The student's fresh variables."""
         return self.student.init(key)
 
-    def loss(
-        self, params: PyTree, model_state: PyTree, batch: Batch, key: Key
-    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
-        """``(1 - weight) * hard + weight * soft`` of a batch with `TEACHER_LOGITS`.
+    def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
+        """``(1 - weight) * hard + weight * soft``; the teacher sees what the student does, or its logits are stored.
 
         Metrics: loss; hard_loss, the mean of the student's `label_losses`; soft_loss, that of `soft_loss`; and top1.
         """
         images, targets = self.student.view(batch, key)
         logits, new_state = self.student.forward(params, model_state, images, batch, key)
         hard = self.student.label_losses(logits, targets).mean()
-        soft = soft_loss(logits, jax.lax.stop_gradient(batch[TEACHER_LOGITS]), self.temperature).mean()
+        told = batch[TEACHER_LOGITS] if self.teacher.answer is None else self.teacher.answer(frozen, images)
+        soft = soft_loss(logits, jax.lax.stop_gradient(told), self.temperature).mean()
         loss = (1 - self.weight) * hard + self.weight * soft
         right = (predictions(logits) == targets.larger).astype(loss.dtype)
-        return loss, (new_state, {"loss": loss, "hard_loss": hard, "soft_loss": soft, "top1": right.mean()})
+        return loss, Aux(new_state, {"loss": loss, "hard_loss": hard, "soft_loss": soft, "top1": right.mean()})
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         """The student's, by the labels alone."""
         return self.student.metrics(variables, batch)
 
-    def summarise(self, sums: PyTree) -> Mapping[str, Any]:
+    def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
         """The student's."""
-        return self.student.summarise(sums)
+        return self.student.summarise(sums, rows)
 
+    def headline(self, scalars: Mapping[str, float]) -> str:
+        """The student's."""
+        return self.student.headline(scalars)
 
-def with_teacher(student: Classification, distill: DistillConfig) -> Classification | Distillation:
-    """The task of a config: the student's own where no teacher is asked for."""
-    if distill.teacher is None and distill.logits is None:
-        return student
-    return Distillation(student=student, temperature=distill.temperature, weight=distill.weight)
+    def details(self, evaluation: Evaluation) -> list[str]:
+        """The student's."""
+        return self.student.details(evaluation)
 
 
 def soft_loss(

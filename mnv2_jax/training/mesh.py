@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mnv2_jax.nn.forms import Forms, fastest
 from mnv2_jax.ops.metrics import merge
 from mnv2_jax.training.state import TrainState
-from mnv2_jax.training.step import EvalStep, Metrics, TrainStep
+from mnv2_jax.training.step import EvalStep, TrainStep
 from mnv2_jax.types import Array, Batch, PyTree
 
 HostBatch = Mapping[str, np.ndarray]
@@ -74,10 +74,10 @@ def compile_init(mesh: Mesh, init: Callable[[], TrainState]) -> Callable[[], Tra
     return jax.jit(init, out_shardings=replicated(mesh))
 
 
-def compile_train_step(mesh: Mesh, step: TrainStep) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def compile_train_step(mesh: Mesh, step: TrainStep) -> TrainStep:
     """The step over the mesh. The state given is donated: its buffers are gone afterwards."""
     whole = replicated(mesh)
-    return jax.jit(step, in_shardings=(whole, sharded(mesh)), out_shardings=(whole, whole), donate_argnums=0)
+    return jax.jit(step, in_shardings=(whole, whole, sharded(mesh)), out_shardings=(whole, whole), donate_argnums=0)
 
 
 def compile_eval_step(mesh: Mesh, step: EvalStep) -> Callable[[PyTree, PyTree, Batch], tuple[PyTree, dict[str, Array]]]:
@@ -86,15 +86,15 @@ def compile_eval_step(mesh: Mesh, step: EvalStep) -> Callable[[PyTree, PyTree, B
 
     def add(sums: PyTree, variables: PyTree, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         new, rows = step(variables, batch)
-        return merge(sums, new), {**rows, **{name: batch[name] for name in ("index", "label", "mask")}}
+        return merge(sums, new), {**rows, "index": batch["index"], "mask": batch["mask"]}
 
     return jax.jit(add, in_shardings=(whole, whole, sharded(mesh)), out_shardings=whole, donate_argnums=0)
 
 
-def compile_teacher(mesh: Mesh, teacher: Callable[[PyTree, Array, Batch], Array]) -> Callable[..., Array]:
-    """``(variables, step, batch) -> logits``, which lie as the batch does; compiled for each shape of a batch."""
-    whole, place = replicated(mesh), sharded(mesh)
-    return jax.jit(teacher, in_shardings=(whole, whole, place), out_shardings=place)
+def compile_rows(mesh: Mesh, f: Callable[[PyTree, Batch], Array]) -> Callable[[PyTree, Batch], Array]:
+    """``(variables, batch) -> rows``, which lie as the batch does; compiled for each shape of a batch."""
+    place = sharded(mesh)
+    return jax.jit(f, in_shardings=(replicated(mesh), place), out_shardings=place)
 
 
 def put(mesh: Mesh, tree: PyTree) -> PyTree:
@@ -126,8 +126,8 @@ def make_feed(mesh: Mesh, resident: HostBatch | None) -> Callable[[HostBatch], B
 
     Args:
       mesh: where to.
-      resident: ``{"image": [n, h, w, 3], "label": [n]}`` of a whole split, which then lies on every device; a
-        host batch needs no more than "index", and its images are gathered there. None: it brings its images.
+      resident: arrays [n, ...] of a whole split, which then lie on every device; of a host batch's "index" their rows
+        are gathered there. None: it brings everything.
     """
     place = sharded(mesh)
     place_batch = functools.partial(jax.tree.map, functools.partial(jax.make_array_from_process_local_data, place))

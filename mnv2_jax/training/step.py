@@ -1,4 +1,4 @@
-"""The train step: a pure function from (state, batch) to (state, metrics). No mesh, no I/O, no host."""
+"""The train step: a pure function from (state, frozen, batch) to (state, metrics). No mesh, no I/O, no host."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import optax
 from mnv2_jax.config import Config
 from mnv2_jax.ops.hashing import batch_hash
 from mnv2_jax.ops.random import step_key
-from mnv2_jax.tasks.base import Task
-from mnv2_jax.tasks.distillation import TEACHER_LOGITS
+from mnv2_jax.tasks.base import Aux, Task
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.state import NEVER, TrainState
-from mnv2_jax.types import Array, Batch, PyTree
+from mnv2_jax.types import Array, Batch, Key, PyTree
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]
 
 
@@ -35,24 +34,20 @@ def make_train_step(
       spread: lays microbatches, arrays [accumulate_steps, b / accumulate_steps, ...], over the devices along their
         second axis; what it gives has the same values.
 
-    The metrics are this step's own: the task's, as means, ``lr``, ``grad_norm``, ``first_bad_step`` and, where it is
-    asked for, ``batch_hash``.
+    The step takes `Task.frozen` besides state and batch. Its metrics are its own: the task's, as means, ``lr``,
+    ``grad_norm``, ``first_bad_step`` and, where it is asked for, ``batch_hash``.
     """
     gradient = jax.value_and_grad(task.loss, has_aux=True)
     accumulate, group = config.optim.accumulate_steps, config.norm.group_size
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
+        known = state.params, state.model_state, frozen
         key = step_key(state.seed, state.step)
         if accumulate == 1:
-            (loss, (model_state, metrics)), grads = gradient(state.params, state.model_state, batch, key)
+            (loss, aux), grads = gradient(*known, batch, key)
         else:
-            # Every microbatch starts from the same statistics, and their results are averaged: the running
-            # statistics are linear in them, so the step is the same function as without accumulation.
             microbatches = spread(jax.tree.map(lambda x: split_batch(x, accumulate, group), batch))
-            (loss, (model_state, metrics)), grads = jax.tree.map(
-                lambda x: x / accumulate,
-                _summed(lambda b: gradient(state.params, state.model_state, b, key), microbatches),
-            )
+            (loss, aux), grads = _accumulated(task, gradient, known, microbatches, key)
         lr = optimizer.schedule(state.step)
         updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -64,13 +59,13 @@ def make_train_step(
             step=state.step + 1,
             first_bad_step=first_bad_step,
             params=params,
-            model_state=model_state,
+            model_state=aux.model_state,
             opt_state=opt_state,
-            ema=_averaged(state, {"params": params, **model_state}, config),
+            ema=_averaged(state, {"params": params, **aux.model_state}, config),
         )
-        fed = {name: array for name, array in batch.items() if name != TEACHER_LOGITS}  # computed on the devices
+        fed = {name: array for name, array in batch.items() if name not in task.columns}
         hashed = {"batch_hash": batch_hash(fed)} if config.log.batch_hash else {}
-        return new_state, metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step} | hashed
+        return new_state, aux.metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step} | hashed
 
     return step
 
@@ -85,12 +80,31 @@ def split_batch(x: Array, accumulate_steps: int, group_size: int) -> Array:
     return jnp.moveaxis(pieces, 1, 0).reshape(accumulate_steps, -1, *x.shape[1:])
 
 
-def _summed(f: Callable[[Any], Any], microbatches: PyTree) -> Any:
-    """The sum of f over the leading axis, one microbatch in memory at a time."""
-    first = jax.tree.map(lambda x: x[0], microbatches)
-    rest = jax.tree.map(lambda x: x[1:], microbatches)
-    total, _ = jax.lax.scan(lambda total, b: (jax.tree.map(jnp.add, total, f(b)), None), f(first), rest)
-    return total
+def _accumulated(
+    task: Task, gradient: Callable[..., Any], known: tuple[PyTree, PyTree, PyTree], microbatches: PyTree, key: Key
+) -> tuple[tuple[Array, Aux], PyTree]:
+    """What ``gradient`` gives of a whole batch, one microbatch in memory at a time.
+
+    Losses, their metrics and gradients count by `Aux.weight`. Every microbatch starts from the same statistics, and
+    their results are averaged: the running statistics are linear in them, so the step is the same function as without
+    accumulation.
+    """
+    count = len(jax.tree.leaves(microbatches)[0])
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), microbatches)
+    loss, aux = jax.eval_shape(task.loss, *known, one, key)  # the forward pass alone; gradients are like parameters
+
+    def add(totals: PyTree, microbatch: Batch) -> tuple[PyTree, None]:
+        (loss, aux), grads = gradient(*known, microbatch, key)
+        means, weight = (loss, aux.metrics, grads), 1.0
+        if aux.weight is not None:
+            means, weight = jax.tree.map(lambda x: x * aux.weight, means), aux.weight
+        return jax.tree.map(jnp.add, totals, ((*means, aux.model_state), jnp.asarray(weight, loss.dtype))), None
+
+    params, model_state, _ = known
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ((loss, aux.metrics, params, model_state), loss))
+    ((*sums, state), weight), _ = jax.lax.scan(add, zeros, microbatches)
+    loss, metrics, grads = jax.tree.map(lambda x: x / weight, tuple(sums))
+    return (loss, Aux(jax.tree.map(lambda x: x / count, state), metrics)), grads
 
 
 def _averaged(state: TrainState, variables: PyTree, config: Config) -> PyTree:

@@ -18,11 +18,12 @@ import safetensors
 import safetensors.numpy
 
 from mnv2_jax import config
-from mnv2_jax.config import DataConfig
+from mnv2_jax.config import Config, DataConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import reading, write_bytes
 from mnv2_jax.models.network import part_of
-from mnv2_jax.models.registry import Model, from_config, variable_shapes
+from mnv2_jax.models.registry import Model, variable_shapes
+from mnv2_jax.registry import TASKS
 from mnv2_jax.types import Variables
 
 _KEY = "mnv2_jax"
@@ -54,6 +55,8 @@ class WeightsInfo:
     """Of the logits, in their order, as people say them; empty where nobody knows."""
     class_ids: tuple[str, ...] = ()
     """As folders of images are called, where that differs: ImageNet's n01440764."""
+    task: str = Config.task
+    """What their outputs are, by `config.Config.task`."""
     source: str = "mnv2_jax"
     """Whose weights they were."""
     notes: tuple[str, ...] = ()
@@ -97,7 +100,7 @@ def save_weights(
     _check_labels(info, model.num_classes, str(path))
     about = {
         "version": _VERSION,
-        "model": dataclasses.asdict(model.options),
+        "model": dataclasses.asdict(dataclasses.replace(model.options, num_classes=model.num_classes)),
         "norm": dataclasses.asdict(model.norm),
         "info": dataclasses.asdict(info),
     }
@@ -126,10 +129,11 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         told = dict(info, preprocessing=_preprocessing(info["preprocessing"]))
         told = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
         read = WeightsInfo(**told)
-        for key, texts in (("source", (read.source,)), *((key, getattr(read, key)) for key in _TEXTS)):
+        names = {"source": (read.source,), "task": (read.task,)}
+        for key, texts in (names | {key: getattr(read, key) for key in _TEXTS}).items():
             if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
                 raise TypeError(f"{key} is no text")
-        model = from_config(settings.model, settings.norm)
+        model = TASKS.find(read.task).model(settings.model, settings.norm, settings.model.num_classes)
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

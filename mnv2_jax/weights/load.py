@@ -120,11 +120,13 @@ def load_weights(
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
     has_classes = "params/classifier/kernel" in leaves
+    classes = _classes(path, network.num_classes, known) if has_classes else {}
     info = WeightsInfo(
         preprocessing=wants,
+        labels=classes.get("labels", ()),
+        class_ids=classes.get("class_ids", ()),
         source=text if is_name else library,
         notes=(f"converted from {path.name}", *said, *notes),
-        **(_classes(path, network.num_classes, known) if has_classes else {}),
     )
     return Weights(network, unflatten(leaves), info)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data.sources import open_dataset
-from mnv2_jax.data.streams import train_batches
+from tests.data.classified import train_batches
 
 BATCH, SIZE = 64, 224
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,9 +16,9 @@ from mnv2_jax.config import DataConfig
 from mnv2_jax.data import imagenet, shards
 from mnv2_jax.data.prepare import run
 from mnv2_jax.data.sources import known_num_classes, open_dataset
-from mnv2_jax.data.streams import eval_batches, train_batches
 from mnv2_jax.errors import UserError
 from tests import cli
+from tests.data.classified import eval_batches, train_batches
 from tests.data.test_prepare import IDS, encoded, write_files
 
 COUNTS = {"train": {0: 4, 3: 5, 60: 3, 999: 4}, "val": {0: 2, 60: 2, 999: 1}}

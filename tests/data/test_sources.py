@@ -14,8 +14,8 @@ from PIL import Image
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import imagenet, imagenet_subsets
 from mnv2_jax.data.sources import CIFAR10_CLASSES, check_trainable, known_num_classes, open_dataset
-from mnv2_jax.data.streams import load_arrays
 from mnv2_jax.errors import UserError
+from tests.data.classified import load_arrays
 
 SUBSETS = pathlib.Path(imagenet_subsets.__file__).with_suffix(".json")
 DIGITS = DataConfig(name="digits", resolution=32, crop="shift", eval_crop_fraction=1.0)

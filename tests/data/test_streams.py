@@ -16,17 +16,9 @@ from mnv2_jax.data.images import DamagedImageError, evaluation_view, random_resi
 from mnv2_jax.data.policies import apply_policy
 from mnv2_jax.data.sources import MemoryReader, open_dataset
 from mnv2_jax.data.split import Split
-from mnv2_jax.data.streams import (
-    IndexStream,
-    ShapeStream,
-    eval_batches,
-    fits,
-    load_arrays,
-    skipped_images,
-    train_batches,
-    without_damaged,
-)
+from mnv2_jax.data.streams import IndexStream, ShapeStream, skipped_images
 from mnv2_jax.errors import UserError
+from tests.data.classified import eval_batches, fits, load_arrays, train_batches, without_damaged
 
 DATA = DataConfig(name="folder", resolution=16, batch_size=6, num_workers=0)
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data.sources import known_num_classes, open_dataset
-from mnv2_jax.data.streams import eval_batches, load_arrays
 from mnv2_jax.data.tfds_source import find_copy
 from mnv2_jax.errors import UserError
+from tests.data.classified import eval_batches, load_arrays
 
 COUNTS = {"train": 11, "validation": 5, "test": 3}
 

@@ -24,9 +24,9 @@ from mnv2_jax.config import DataConfig
 from mnv2_jax.data import shared
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.data.split import Split
-from mnv2_jax.data.streams import eval_batches, train_batches
 from mnv2_jax.errors import UserError
 from tests import cli
+from tests.data.classified import eval_batches, train_batches
 
 DATA = DataConfig(name="folder", resolution=16, batch_size=4, eval_batch_size=5, num_workers=2)
 
@@ -265,10 +265,11 @@ def test_the_end_of_the_main_process_is_quiet_and_takes_its_workers_along(photos
         from mnv2_jax.config import DataConfig
         from mnv2_jax.data.sources import open_dataset
         from mnv2_jax.data.streams import train_batches
+        from mnv2_jax.data.views.classification import TrainView
 
         data = DataConfig(name="folder", path={str(photos_tar)!r}, resolution=16, batch_size=4, num_workers=1)
         split = dataclasses.replace(open_dataset(data).train, name="x" * 200_000)
-        batches = train_batches(data, split, seed=0)
+        batches = train_batches(data, TrainView(data), split, seed=0)
         next(batches)
         children = psutil.Process().children(recursive=True)
         print(*(child.pid for child in children), flush=True)

@@ -54,7 +54,7 @@ def test_rates_grow_with_depth_and_only_residual_blocks_have_them(monkeypatch):
 
 def test_every_block_and_example_has_a_key_of_its_own(monkeypatch):
     model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.2).with_forms(LIBRARY)
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
     found = []
 
     def noted(y, keys, rate):

@@ -14,6 +14,7 @@ from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_json
 from mnv2_jax.report import page as report
+from mnv2_jax.report.sections import CLASSIFICATION
 from mnv2_jax.runs import folder as run_folder
 from mnv2_jax.runs.metrics_log import MetricsLog
 
@@ -81,13 +82,13 @@ def make_run(workdir, names, lines=40):
         for i in range(15)
     ]
     tables = {"per_class": per_class, "confusion": confusion, "calibration": bins}
-    write_json(workdir / "evaluation.json", {"step": lines, **scores, **tables})
+    write_json(workdir / "evaluation.json", {"step": lines, **scores, **tables, "examples": []})
     summary = {"model": "mobilenet_v2", "params": 410114, "madds": 6_170_000, "steps": lines, "seconds": 143.2}
     write_json(workdir / "summary.json", {**summary, "images_per_second": 311.3, "eval": scores})
 
 
 def render(workdir):
-    return report.write_report(workdir).read_text()
+    return report.write_report(workdir, CLASSIFICATION).read_text()
 
 
 def test_report_holds_the_run(tmp_path):
@@ -195,7 +196,7 @@ def test_a_damaged_file_is_named(tmp_path):
     make_run(tmp_path, ["a", "b"])
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary\.json"):
-        report.write_report(tmp_path)
+        report.write_report(tmp_path, CLASSIFICATION)
 
 
 def interval(workdir, share, count):
@@ -223,7 +224,7 @@ def test_worst_mistakes_are_shown_as_pictures(tmp_path):
     names = ["a<b", "c"]
     make_run(tmp_path, names)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
-    write_json(tmp_path / "evaluation.json", evaluation | {"mistakes": TWO_MISTAKES})
+    write_json(tmp_path / "evaluation.json", evaluation | {"examples": TWO_MISTAKES})
     images = np.random.default_rng(0).integers(0, 256, (4, 300, 200, 3), np.uint8)
     split = Split("val", np.array([0, 1, 1, 0], np.int32), images.__getitem__, in_memory=True)
     (tmp_path / report.PICTURES).mkdir()
@@ -232,7 +233,7 @@ def test_worst_mistakes_are_shown_as_pictures(tmp_path):
     assert sorted(path.name for path in (tmp_path / report.PICTURES).iterdir()) == ["1.png", "3.png"]
     with Image.open(tmp_path / report.PICTURES / "3.png") as picture:
         assert picture.height == 160
-    page = Page(report.write_report(tmp_path).read_text())
+    page = Page(report.write_report(tmp_path, CLASSIFICATION).read_text())
     assert "Worst mistakes" in page.text
     assert page.text.index("98.76") < page.text.index("60.00")
     assert "a<b → c" in page.text

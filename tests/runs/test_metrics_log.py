@@ -4,16 +4,13 @@ import json
 import struct
 import subprocess
 import sys
-import types
 import warnings
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from mnv2_jax.runs.checkpoint import Restored
-from mnv2_jax.runs.metrics_log import MetricsLog, process_seconds, read_metrics
-from mnv2_jax.training import loop
+from mnv2_jax.runs.metrics_log import MetricsLog, process_seconds, read_metrics, read_scores
 
 
 def write_log(workdir, steps=range(10, 60, 10)) -> bytes:
@@ -99,12 +96,12 @@ def test_metrics_are_cut_back_to_the_restored_step(tmp_path, resume_step, kept):
 
 def test_evaluations_of_steps_that_are_lost_do_not_count(tmp_path):
     log = MetricsLog(tmp_path, 0)
-    for step, top1 in ((2, 0.5), (4, 0.9)):
-        log.write(step, "eval", {"top1": top1})
+    for step, values in ((2, {"top1": 0.5}), (4, {"top1": 0.9}), (6, {"score": "miou", "top1": 1.0, "miou": 0.25})):
+        log.write(step, "eval", values)
     log.close()
-    experiment = types.SimpleNamespace(is_over=lambda step, top1_of: False)
-    assert loop._found(experiment, tmp_path, Restored(2, {}, {})) == (2, [(2, 0.5)], None)
-    assert loop._found(experiment, tmp_path, None) == (None, [], None)
+    assert read_scores(tmp_path) == {2: 0.5, 4: 0.9, 6: 0.25}
+    MetricsLog(tmp_path, 2).close()
+    assert read_scores(tmp_path) == {2: 0.5}
 
 
 def test_reading_metrics_that_are_not_there(tmp_path):

@@ -238,7 +238,7 @@ def test_other_images_of_equal_number_are_other_data(tmp_path):
         if not path.exists():
             np.savez(path, **arrays | {f"y_{split}": np.arange(40) % 10 for split in ("train", "test")})
         config = config_lib.build({"data": {"name": "cifar10", "path": str(path), "resolution": 32}})
-        return config, open_experiment(config).facts()
+        return config, open_experiment(config).facts
 
     run = tmp_path / "run"
     run.mkdir()

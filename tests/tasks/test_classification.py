@@ -14,9 +14,10 @@ from mnv2_jax.config import AugmentConfig, Config, DataConfig, LossConfig, NormC
 from mnv2_jax.errors import UserError
 from mnv2_jax.ops import augment
 from mnv2_jax.ops.losses import softmax_cross_entropy
+from mnv2_jax.ops.metrics import NO_ANSWER
 from mnv2_jax.ops.mixing import Targets
 from mnv2_jax.ops.random import example_keys, stream_key
-from mnv2_jax.tasks.classification import Classification, make_task
+from mnv2_jax.tasks.classification import Classification, make_task, worst_mistakes
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.step import split_batch
 
@@ -123,7 +124,7 @@ def test_what_is_off_costs_nothing():
     np.testing.assert_array_equal(images, jax.jit(plain)(batch, key))
     assert targets.partners is None
     assert targets.share is None
-    found = jax.jit(lambda *args: task.loss(args[0], {}, *args[1:])[0])(PARAMS, batch, key)
+    found = jax.jit(lambda *args: task.loss(args[0], {}, {}, *args[1:])[0])(PARAMS, batch, key)
     assert float(found) == float(jax.jit(loss)(PARAMS, batch, key))
 
     def primitives(f):
@@ -170,7 +171,7 @@ def test_mixed_loss_is_that_of_dense_targets_and_top1_goes_by_the_larger_share(i
         prediction = apply({"params": PARAMS}, images)[0].argmax(axis=1)
         return float((prediction == targets.labels).mean()), float((prediction == targets.partners).mean())
 
-    (images, targets), (loss, (_, logged)) = next(
+    (images, targets), (loss, (_, logged, _)) = next(
         ((images, targets), rest)
         for (images, targets), rest in found
         if 0.1 < targets.share < 0.9
@@ -192,7 +193,7 @@ def mixed_loss():
     """View and loss of a batch in twenty steps, and the weights of the classes."""
     weights = (0.5, 1.0, 1.5, 2.0, 0.25)
     task = make(AugmentConfig(mixup_alpha=1.0), class_weights=weights)
-    both = jax.jit(lambda batch, key: (task.view(batch, key), task.loss(PARAMS, {}, batch, key)))
+    both = jax.jit(lambda batch, key: (task.view(batch, key), task.loss(PARAMS, {}, {}, batch, key)))
     return [both(make_batch(), jax.random.key(step)) for step in range(20)], weights
 
 
@@ -216,20 +217,54 @@ def test_a_class_without_images_cannot_be_balanced():
     assert "\n" not in str(caught.value)
 
 
+def evaluated(task, batch):
+    sums, rows = jax.device_get(jax.jit(task.metrics)({"params": PARAMS}, batch))
+    return task.summarise(sums, {**rows, "index": np.arange(16)})
+
+
 def test_evaluation_chooses_between_the_scored_classes():
     batch = make_batch()
     scored = (0, 2, 3)
     batch["label"] = np.asarray(scored, np.int32)[batch["label"] % 3]
     batch["mask"] = np.ones(16, bool)
     task = make(AugmentConfig(), scored=scored)
-    found = task.summarise(jax.jit(task.metrics)({"params": PARAMS}, batch)[0])
-    whole = task.summarise(jax.jit(make(AugmentConfig()).metrics)({"params": PARAMS}, batch)[0])
+    found, whole = (evaluated(each, batch) for each in (task, make(AugmentConfig())))
 
     normal = augment.normalise(jnp.asarray(batch["image"]), task.data.mean, task.data.std)
     logits = np.asarray(apply({"params": PARAMS}, normal)[0])[:, list(scored)]
     labels = np.searchsorted(scored, batch["label"])
-    assert found["top1"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    assert found.scalars["top1"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
     losses = softmax_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
-    assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
-    assert np.asarray(found["confusion"])[:, [1, 4]].sum() == 0
-    assert np.asarray(whole["confusion"])[:, [1, 4]].sum() > 0
+    assert found.scalars["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert np.asarray(found.tables["confusion"])[:, [1, 4]].sum() == 0
+    assert np.asarray(whole.tables["confusion"])[:, [1, 4]].sum() > 0
+
+
+# --- worst mistakes -------------------------------------------------------------------------------------------
+
+
+def judged(size):
+    """Made-up judgements about so many images."""
+    rng = np.random.default_rng(0)
+    return {
+        "index": np.arange(100, 100 + size, dtype=np.int32),
+        "label": rng.integers(0, 3, size).astype(np.int32),
+        "prediction": rng.integers(0, 3, size).astype(np.int32),
+        "confidence": rng.uniform(size=size).astype(np.float32),
+        "loss": rng.exponential(size=size).astype(np.float32),
+    }
+
+
+def test_the_worst_come_first():
+    rows = judged(86)
+    found = worst_mistakes(rows)
+    wrong = [i for i in range(86) if rows["label"][i] != rows["prediction"][i]]
+    expected = sorted(wrong, key=lambda i: -rows["loss"][i])[:24]
+    assert [mistake["index"] for mistake in found] == [100 + i for i in expected]
+    assert all(mistake["loss"] == rows["loss"][mistake["index"] - 100] for mistake in found)
+
+
+def test_without_mistakes_there_are_none():
+    rows = judged(8)
+    assert worst_mistakes(rows | {"prediction": rows["label"]}) == []
+    assert worst_mistakes(rows | {"prediction": np.full(8, NO_ANSWER, np.int32)}) == []

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from mnv2_jax import config as configs
-from mnv2_jax.tasks.classification import make_task
-from mnv2_jax.tasks.distillation import TEACHER_LOGITS, Distillation, soft_loss, with_teacher
+from mnv2_jax.data.sources import open_dataset
+from mnv2_jax.tasks.base import kind_of
+from mnv2_jax.tasks.classification import Classification, make_task
+from mnv2_jax.tasks.distillation import Distillation, soft_loss
+from mnv2_jax.tasks.teacher import TEACHER_LOGITS, Teacher
 
 CONFIG = configs.build(
     {
@@ -88,7 +91,7 @@ class Linear:
 def parts():
     """The task and what its loss takes."""
     student = dataclasses.replace(make_task(CONFIG, NAMES), model=Linear())
-    task = with_teacher(student, CONFIG.distill)
+    task = Distillation(student=student, teacher=Teacher(), temperature=3.0, weight=0.25)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
@@ -104,8 +107,8 @@ def parts():
 def test_the_loss_is_the_weighted_sum_of_both(parts):
     task, params, state, batch = parts
     key = jax.random.key(3)
-    loss, (new_state, metrics) = jax.jit(task.loss)(params, state, batch, key)
-    hard, (alone_state, alone) = jax.jit(task.student.loss)(params, state, batch, key)
+    loss, (new_state, metrics, _) = jax.jit(task.loss)(params, state, {}, batch, key)
+    hard, (alone_state, alone, _) = jax.jit(task.student.loss)(params, state, {}, batch, key)
     images, _ = task.student.view(batch, key)
     logits, _ = task.student.forward(params, state, images, batch, key)
     soft = np.mean(np.asarray(soft_loss(logits, batch[TEACHER_LOGITS], 3.0)))
@@ -122,11 +125,11 @@ def test_weight_and_temperature_are_honoured(parts):
 
     def loss(**changes):
         changed = dataclasses.replace(task, **changes)
-        return jax.jit(changed.loss)(params, state, batch, jax.random.key(3))
+        return jax.jit(changed.loss)(params, state, {}, batch, jax.random.key(3))
 
-    none, (_, metrics) = loss(weight=0.0)
+    none, (_, metrics, _) = loss(weight=0.0)
     assert float(none) == float(metrics["hard_loss"])
-    every, (_, hot) = loss(weight=1.0, temperature=10.0)
+    every, (_, hot, _) = loss(weight=1.0, temperature=10.0)
     assert float(every) == float(hot["soft_loss"])
     assert float(hot["soft_loss"]) != pytest.approx(float(metrics["soft_loss"]), rel=1e-3)
 
@@ -135,7 +138,7 @@ def test_no_gradient_reaches_the_teacher(parts):
     task, params, state, batch = parts
 
     def loss(teacher_logits):
-        return task.loss(params, state, {**batch, TEACHER_LOGITS: teacher_logits}, jax.random.key(0))[0]
+        return task.loss(params, state, {}, {**batch, TEACHER_LOGITS: teacher_logits}, jax.random.key(0))[0]
 
     assert not np.asarray(jax.grad(loss)(batch[TEACHER_LOGITS])).any()
 
@@ -143,16 +146,17 @@ def test_no_gradient_reaches_the_teacher(parts):
 def test_it_is_evaluated_as_the_student(parts):
     task, params, state, batch = parts
     variables, whole = {"params": params, **state}, {**batch, "mask": jnp.ones(8, bool)}
-    (sums, _), (alone, _) = task.metrics(variables, whole), task.student.metrics(variables, whole)
-    assert task.summarise(jax.device_get(sums)) == task.student.summarise(jax.device_get(alone))
+    found, alone = (jax.device_get(each.metrics(variables, whole)) for each in (task, task.student))
+    rows = {**found[1], "index": np.arange(8)}
+    assert task.summarise(found[0], rows) == task.student.summarise(alone[0], rows)
     assert task.model is task.student.model
     frozen = task.training_from("classifier")
     assert frozen == dataclasses.replace(task, student=task.student.training_from("classifier"))
 
 
-def test_without_a_teacher_it_is_the_student():
-    plain = configs.build({"model": {"name": "mobilenet_v1"}})
-    student = make_task(plain, NAMES)
-    assert with_teacher(student, plain.distill) is student
-    wrapped = with_teacher(student, configs.DistillConfig(teacher="runs/x", temperature=2.0, weight=0.7))
-    assert wrapped == Distillation(student=student, temperature=2.0, weight=0.7)
+def test_without_a_teacher_and_in_an_evaluation_it_is_the_student():
+    dataset = open_dataset(CONFIG.data)
+    plain = dataclasses.replace(CONFIG, distill=configs.DistillConfig())
+    student = kind_of(plain).make(plain, dataset, False)
+    assert isinstance(student, Classification)
+    assert kind_of(CONFIG).make(CONFIG, dataset, True) == student  # the file of logits isn't asked for

@@ -1,6 +1,5 @@
 """Freezing, staged unfreezing and learning rates of their own, on the real experiment shrunk."""
 
-import dataclasses
 import functools
 import itertools
 import pathlib
@@ -16,8 +15,9 @@ from mnv2_jax.config import FinetuneConfig, OptimConfig
 from mnv2_jax.errors import UserError
 from mnv2_jax.runs.weights import read_run_weights
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.experiment import best_of, check_training, open_experiment
-from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages, stage_at
+from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.feeds import train_batches
+from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages
 from mnv2_jax.training.optim import make_transformation
 from tests import cli
 
@@ -35,11 +35,11 @@ def experiment(*overrides):
 def taken(*overrides, steps=3):
     """The state before training, and after some steps, each in its stage."""
     opened = experiment(*overrides)
-    state, batches = meshes.compile_init(opened.mesh, opened.init_state)(), opened.train_batches()(0)
+    state, batches = meshes.compile_init(opened.mesh, opened.init_state)(), train_batches(opened)
     states = [jax.tree.map(np.array, jax.device_get(state))]
     compiled = functools.cache(lambda stage: meshes.compile_train_step(opened.mesh, opened.train_step(stage)))
     for step in range(steps):
-        state, _ = compiled(stage_at(opened.stages, step))(state, next(batches))
+        state, _ = compiled(opened.plan.stage_of(step + 1))(state, {}, next(batches))
         states.append(jax.tree.map(np.array, jax.device_get(state)))
     return states
 
@@ -63,7 +63,7 @@ def test_what_is_frozen_stays_to_the_bit_and_everything_else_moves():
 def test_a_frozen_backbone_infers_with_its_running_statistics():
     opened = experiment("finetune.train_from=classifier", "model.dropout=0")
     state = taken("finetune.train_from=classifier", "model.dropout=0", steps=0)[0]
-    batch = next(opened.train_batches()(0))
+    batch = next(train_batches(opened))
     task = opened.task.training_from("classifier")
     images, _ = task.view(batch, jax.random.key(0))
     trained, new = jax.jit(lambda v, x: task.model.apply(v, x, train=True))(state.variables, images)
@@ -142,7 +142,7 @@ ONE_EPOCH = ("train.steps=none", "train.epochs=1")
 )
 def test_impossible_stages_are_one_line(overrides, said):
     with pytest.raises(UserError) as caught:
-        check_training(experiment(*overrides))
+        experiment(*overrides)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -151,17 +151,6 @@ def test_stages_by_steps():
     finetune = FinetuneConfig(train_from=("classifier", "block_1"), unfreeze_epochs=(2.0,))
     stages = make_stages(finetune, 10.5, PARTS)
     assert stages == (Stage("classifier", 0), Stage("block_1", 21))
-    assert [stage_at(stages, step) for step in (0, 20, 21, 99)] == [0, 0, 1, 1]
-
-
-def test_patience_counts_evaluations_since_the_best():
-    opened = dataclasses.replace(experiment("train.patience=2", "train.steps=100"))
-    assert not opened.is_over(3, {})
-    assert not opened.is_over(3, {1: 0.5, 2: 0.5, 3: 0.6})
-    assert not opened.is_over(4, {1: 0.5, 2: 0.6, 3: 0.6})
-    assert opened.is_over(4, {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.1})
-    assert opened.is_over(100, {})
-    assert best_of({1: 0.5, 2: 0.6, 3: 0.6}) == (2, 0.6)
 
 
 def test_training_ends_when_patience_does_and_the_same_command_says_so(tmp_path):

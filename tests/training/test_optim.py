@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from mnv2_jax.config import Config, OptimConfig
 from mnv2_jax.models.registry import create_model, variable_shapes
+from mnv2_jax.tasks.base import Aux
 from mnv2_jax.training.optim import Optimizer, decay_mask, make_transformation
 from mnv2_jax.training.schedules import make_schedule
 from mnv2_jax.training.state import NEVER, TrainState
@@ -253,9 +254,9 @@ def test_l2_of_adamw_goes_through_the_moments():
 def descend(optim, steps, peak=1.0, power=1):
     """A weight w that begins at 10 and costs w ** power: it after each step, its average, and what was logged."""
 
-    def loss(params, model_state, batch, key):
+    def loss(params, model_state, frozen, batch, key):
         cost = (params["w"] ** power).sum()
-        return cost, (model_state, {"loss": cost})
+        return cost, Aux(model_state, {"loss": cost})
 
     optimizer = optimizer_of(optim, peak, 10.0, 100)
     params = {"w": jnp.asarray([10.0])}
@@ -271,7 +272,7 @@ def descend(optim, steps, peak=1.0, power=1):
     step = jax.jit(make_train_step(types.SimpleNamespace(loss=loss), optimizer, Config(optim=optim)))
     found = []
     for _ in range(steps):
-        state, metrics = step(state, {})
+        state, metrics = step(state, {}, {})
         logged = (metrics[name] for name in ("lr", "loss", "grad_norm", "first_bad_step"))
         found.append([float(x) for x in (state.params["w"][0], state.ema["params"]["w"][0], *logged)])
         assert int(state.first_bad_step) == int(metrics["first_bad_step"])

@@ -1,6 +1,6 @@
 """Images that can't be decoded, in a run that may skip them: counted, named, and the same after an interruption."""
 
-import contextlib
+import dataclasses
 import html
 import io
 import json
@@ -15,8 +15,10 @@ from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.tfds_source import TfdsLabels
 from mnv2_jax.runs.folder import read_skipped
-from mnv2_jax.training import loop
-from mnv2_jax.training.recorder import Recorder
+from mnv2_jax.tasks.builtin import student_of
+from mnv2_jax.training.plan import make_plan
+from mnv2_jax.training.run import Found, Run
+from mnv2_jax.training.writer import open_writer
 from tests import cli
 
 
@@ -86,12 +88,14 @@ WHOLE = (
 def session(workdir, batches, start=0):
     """One session of a run that skips ``batches``, by step; gives what it said."""
     config = config_lib.build({"data": {"skip_corrupt": True}})
-    experiment = types.SimpleNamespace(config=config, total_steps=100)
-    stream = io.StringIO()
-    with contextlib.closing(Recorder(experiment, workdir, start, {}, stream)) as recorder:
+    plan = make_plan(dataclasses.replace(config, train=config_lib.TrainConfig(steps=100)), 64, ("stem",))
+    experiment = types.SimpleNamespace(config=config, plan=plan)
+    stream, found = io.StringIO(), Found(start, [], None)
+    with open_writer(experiment, workdir, None, start, stream) as writer:
+        run = Run(experiment, writer, found, None)
         for step, lines in batches.items():
-            recorder.skipped(step, len(lines), lines)
-        recorder.share_skipped()
+            run.skipped(step, len(lines), lines)
+        run.share_skipped()
     return stream.getvalue()
 
 
@@ -125,20 +129,15 @@ def test_a_run_that_skips_nothing_has_no_list(tmp_path):
 # --- classes without images ---------------------------------------------------------------------------------
 
 
-def dataset(labels, names="abcdefgh") -> Dataset:
+def said(labels):
+    """What a classification on such labels says before it is trained."""
     split = Split("val", labels, lambda index: pytest.fail("read an image"))
-    return Dataset("folder", tuple(names), split, split)
+    return student_of(config_lib.Config(), Dataset("folder", tuple("abcdefgh"), split, split), False).notes
 
 
 def test_classes_without_images_are_named():
-    assert loop._absent_classes(dataset(np.arange(8, dtype=np.int32))) == ""
-    assert (
-        loop._absent_classes(dataset(np.array([0, 0, 3, 4, 5, 6, 7], np.int32)))
-        == "val has no images of 2 of 8 classes: b, c"
-    )
-    assert (
-        loop._absent_classes(dataset(np.array([5], np.int32)))
-        == "val has no images of 7 of 8 classes: a, b, c, d, e and 2 more"
-    )
+    assert said(np.arange(8, dtype=np.int32)) == ()
+    assert said(np.array([0, 0, 3, 4, 5, 6, 7], np.int32)) == ("val has no images of 2 of 8 classes: b, c",)
+    assert said(np.array([5], np.int32)) == ("val has no images of 7 of 8 classes: a, b, c, d, e and 2 more",)
     # Labels that lie beside the pixels aren't read for it.
-    assert loop._absent_classes(dataset(TfdsLabels(None, 10**6))) == ""
+    assert said(TfdsLabels(None, 10**6)) == ()

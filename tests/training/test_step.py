@@ -16,6 +16,7 @@ import pytest
 from mnv2_jax import config as configs
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.feeds import train_batches
 from mnv2_jax.training.step import split_batch
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -56,9 +57,9 @@ def begin(opened):
 def run(opened, steps):
     """The metrics of each step, and the state after each."""
     step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
-    state, batches, found, states = begin(opened), opened.train_batches()(0), [], []
+    state, batches, found, states = begin(opened), train_batches(opened), [], []
     for _ in range(steps):
-        state, metrics = step(state, next(batches))
+        state, metrics = step(state, {}, next(batches))
         found.append({name: float(value) for name, value in metrics.items()})
         states.append(jax.device_get(state))
     return found, states
@@ -103,10 +104,10 @@ def test_float64_losses_and_statistics_agree_whatever_lies_over_several_devices(
 
 def test_gradient_is_that_of_finite_differences(x64):
     opened = experiment("model.dtype=float64")
-    state, batch = begin(opened), next(opened.train_batches()(0))
+    state, batch = begin(opened), next(train_batches(opened))
 
     def loss(params):
-        return opened.task.loss(params, state.model_state, batch, jax.random.key(0))[0]
+        return opened.task.loss(params, state.model_state, {}, batch, jax.random.key(0))[0]
 
     value_and_grad = jax.jit(jax.value_and_grad(loss))
     value, gradient = value_and_grad(state.params)
@@ -152,28 +153,28 @@ def on_four_devices():
     traced = []
     step = opened.train_step(0)
 
-    def counted(state, batch):
+    def counted(state, frozen, batch):
         traced.append(1)
-        return step(state, batch)
+        return step(state, frozen, batch)
 
     return opened, meshes.compile_train_step(opened.mesh, counted), traced
 
 
 def test_compiled_once_and_no_implicit_transfer():
     opened, compiled, traced = on_four_devices()
-    state, batches = begin(opened), opened.train_batches()(0)
+    state, batches, nothing = begin(opened), train_batches(opened), {}
     donated = state.params, state.ema
     for _ in range(4):
         batch = next(batches)
         with jax.transfer_guard("disallow"):
-            state, _ = compiled(state, batch)
+            state, _ = compiled(state, nothing, batch)
     assert len(traced) == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
 
 
 def test_at_most_two_all_reduces_on_four_devices():
     opened, step, _ = on_four_devices()
-    compiled = step.lower(begin(opened), next(opened.train_batches()(0))).compile().as_text()
+    compiled = step.lower(begin(opened), {}, next(train_batches(opened))).compile().as_text()
     collectives = collections.Counter(
         re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", compiled)
     )
@@ -183,9 +184,9 @@ def test_at_most_two_all_reduces_on_four_devices():
 
 def test_ema_averages_weights_and_their_statistics():
     opened, step, _ = on_four_devices()
-    first, batches = begin(opened), opened.train_batches()(0)
+    first, batches = begin(opened), train_batches(opened)
     before = jax.tree.map(np.copy, jax.device_get(first.ema))  # the step gives the state's buffers away
-    state, _ = step(first, next(batches))
+    state, _ = step(first, {}, next(batches))
     expected = jax.tree.map(lambda a, b: (a + b) / 2, before, {"params": state.params, **state.model_state})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
     assert set(state.variables) == {"params", "batch_stats"}
@@ -195,15 +196,15 @@ def test_ema_averages_weights_and_their_statistics():
 def test_dropout_follows_the_step_and_the_example_not_the_place():
     # Without augmentation, which follows the example, too.
     opened = experiment("model.dropout=0.5", "norm.group_size=32", "data.crop=none", "data.flip=False")
-    state, batch = begin(opened), next(opened.train_batches()(0))
+    state, batch = begin(opened), next(train_batches(opened))
     loss = jax.jit(opened.task.loss)
     order = jnp.asarray(np.random.default_rng(0).permutation(32))
     shuffled = {name: value[order] for name, value in batch.items()}
     key = jax.random.key(0)
-    here, _ = loss(state.params, state.model_state, batch, key)
-    there, _ = loss(state.params, state.model_state, shuffled, key)
-    other, _ = loss(state.params, state.model_state, batch, jax.random.key(1))
-    alike, _ = loss(state.params, state.model_state, batch | {"index": 0 * batch["index"]}, key)
+    here, _ = loss(state.params, state.model_state, {}, batch, key)
+    there, _ = loss(state.params, state.model_state, {}, shuffled, key)
+    other, _ = loss(state.params, state.model_state, {}, batch, jax.random.key(1))
+    alike, _ = loss(state.params, state.model_state, {}, batch | {"index": 0 * batch["index"]}, key)
     assert float(here) == pytest.approx(float(there), rel=1e-5)
     assert float(here) != pytest.approx(float(other), rel=1e-3)
     assert float(here) != pytest.approx(float(alike), rel=1e-3)

@@ -1,7 +1,7 @@
 """The teacher sees what the student sees, wherever it runs; stored logits are of these data and of no others."""
 
 import dataclasses
-import io
+import itertools
 import json
 import pathlib
 import shutil
@@ -9,7 +9,6 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mnv2_jax import config as configs
@@ -18,15 +17,15 @@ from mnv2_jax.data.sources import Dataset, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model, variable_shapes
-from mnv2_jax.ops.augment import normalise
-from mnv2_jax.ops.random import stream_key
-from mnv2_jax.tasks.distillation import TEACHER_LOGITS
-from mnv2_jax.training import loop, teacher
+from mnv2_jax.tasks import teacher
+from mnv2_jax.tasks.classes import columns_of
+from mnv2_jax.tasks.teacher import TEACHER_LOGITS
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.experiment import check_training, open_experiment
-from mnv2_jax.training.optim import Optimizer
-from mnv2_jax.training.state import TrainState, init_state
+from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.feeds import train_batches
+from mnv2_jax.training.state import init_state
 from mnv2_jax.training.step import make_train_step
+from mnv2_jax.training.storing import store_logits
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo, save_weights
 from mnv2_jax.weights.load import load_weights
 from tests import cli
@@ -68,9 +67,8 @@ def experiment(*overrides, devices=1):
     return open_experiment(config, jax.devices()[:devices])
 
 
-def batches_of(opened, count, start=0):
-    following = opened.train_batches()(start)
-    return [next(following) for _ in range(count)]
+def batches_of(opened, count):
+    return list(itertools.islice(train_batches(opened), count))
 
 
 @pytest.fixture
@@ -82,76 +80,30 @@ def exact(monkeypatch, x64):
 # --- the live teacher ---------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Seeing:
-    """A student whose view of a batch follows from the key, and that cost nothing to compile."""
-
-    data: configs.DataConfig
-
-    def view(self, batch, key):
-        return normalise(batch["image"], self.data.mean, self.data.std) + jax.random.normal(key), None
-
-
 def test_it_answers_for_the_students_view_in_its_own_normalisation(weights, exact):
     opened = experiment(f"distill.teacher={weights}")
-    seeing = dataclasses.replace(opened.task, student=Seeing(opened.config.data))
-    (batch,) = batches_of(dataclasses.replace(opened, task=seeing), 1, start=3)
-    key = jax.random.fold_in(stream_key(jnp.uint32(opened.config.seed), "step"), jnp.int32(3))
-    view, _ = seeing.student.view(batch, key)
+    (batch,) = batches_of(opened, 1)
+    view, _ = opened.task.student.view(batch, jax.random.key(3))
+    told = jax.jit(opened.task.teacher.answer)(opened.task.frozen, view)
     pixels = np.asarray(view, np.float64) * np.array(opened.config.data.std) + np.array(opened.config.data.mean)
     model = create_model("mobilenet_v1", 10, width=0.05, dtype="float64")
     held = load_weights(weights)
     logits, _ = jax.jit(model.apply)(held.variables, (pixels - np.array(MEAN)) / np.array(STD))
     assert np.ptp(logits, axis=0).min() > 0.01
-    np.testing.assert_allclose(batch[TEACHER_LOGITS], logits[:, ::-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(told, logits[:, ::-1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_has_the_key_by_which_its_teacher_saw():
-    opened = experiment("seed=7")
-
-    class Telling:
-        def loss(self, params, model_state, batch, key):
-            return params["w"] ** 2, (model_state, {"told": jax.random.normal(key)})
-
-    params = {"w": jnp.ones(())}
-    optimizer = Optimizer(optax.sgd(0.1), lambda step: 0.1)
-    state = TrainState(
-        step=jnp.int32(3),
-        seed=jnp.uint32(7),
-        first_bad_step=jnp.int32(-1),
-        params=params,
-        model_state={},
-        opt_state=optimizer.tx.init(params),
-        ema=None,
-    )
-    _, metrics = make_train_step(Telling(), optimizer, opened.config)(state, {})
-    assert float(metrics["told"]) == float(jax.random.normal(jax.random.fold_in(stream_key(7, "step"), 3)))
-
-
-def test_it_is_the_same_on_1_2_and_4_devices_and_after_a_restart(weights, exact):
-    found = {n: batches_of(experiment(f"distill.teacher={weights}", devices=n), 2) for n in (1, 2, 4)}
-    for n in (2, 4):
-        for one, other in zip(found[1], found[n], strict=True):
-            np.testing.assert_allclose(other[TEACHER_LOGITS], one[TEACHER_LOGITS], rtol=0, atol=1e-9)
-            assert other[TEACHER_LOGITS].sharding == other["label"].sharding
-    (resumed,) = batches_of(experiment(f"distill.teacher={weights}", devices=4), 1, start=1)
-    np.testing.assert_array_equal(resumed[TEACHER_LOGITS], found[4][1][TEACHER_LOGITS])
-    assert np.abs(found[1][0][TEACHER_LOGITS] - found[1][1][TEACHER_LOGITS]).max() > 0.01
-
-
-def test_its_weights_are_an_argument_and_it_runs_in_bfloat16_compiled_once(weights, monkeypatch):
-    traced, compile_teacher = [], meshes.compile_teacher
-
-    def telling(mesh, teacher_of):
-        return compile_teacher(mesh, lambda *arguments: traced.append(teacher_of) or teacher_of(*arguments))
-
-    monkeypatch.setattr(meshes, "compile_teacher", telling)
-    batch, *_ = batches_of(experiment(f"distill.teacher={weights}"), 3)
-    assert len(traced) == 1
-    assert batch[TEACHER_LOGITS].dtype == jnp.float32
-    closed = jax.make_jaxpr(traced[0])(load_weights(weights).variables, np.int32(0), batch)
+def test_the_loss_takes_its_weights_as_an_argument_and_asks_it_in_bfloat16(weights):
+    opened = experiment(f"distill.teacher={weights}")
+    (batch,), state = batches_of(opened, 1), jax.eval_shape(opened.init_state)
+    arguments = state.params, state.model_state, opened.task.frozen, batch, jax.random.key(0)
+    closed = jax.make_jaxpr(opened.task.loss)(*arguments)
     assert sum(np.size(const) for const in closed.consts) < 100
     assert str(closed).count("bf16") > 100
+    own = dataclasses.replace(opened.task, teacher=dataclasses.replace(opened.task.teacher, answer=None))
+    alone = jax.make_jaxpr(own.loss)(*arguments[:3], {**batch, TEACHER_LOGITS: np.zeros((32, 10))}, arguments[-1])
+    assert "bf16" not in str(alone)
+    assert abs(str(closed).count("random_bits") - str(alone).count("random_bits")) == 0  # the view is made once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +120,7 @@ class Linear:
 
 def test_the_step_is_the_same_cut_up_and_on_two_devices(weights, x64, monkeypatch):
     # A teacher that repeats some pixels, and no beta distribution: both take long to compile.
-    monkeypatch.setattr(teacher, "_answer", lambda *_: lambda variables, images: images[:, 4:14, 8, 0])
+    monkeypatch.setattr(teacher, "answers_of", lambda *_: lambda variables, images: images[:, 4:14, 8, 0])
     monkeypatch.setattr(jax.random, "beta", lambda key, a, b, dtype: jax.random.uniform(key, (), dtype))
     found = {}
     for accumulate, devices in ((1, 1), (2, 2)):
@@ -185,7 +137,7 @@ def test_the_step_is_the_same_cut_up_and_on_two_devices(weights, x64, monkeypatc
         step = meshes.compile_train_step(opened.mesh, make_train_step(task, optimizer, opened.config))
         found[accumulate] = []
         for batch in batches_of(opened, 2):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, {}, batch)
             found[accumulate].append([float(metrics[key]) for key in ("loss", "hard_loss", "soft_loss", "grad_norm")])
     # The teacher's logits are float32 under x64, too, and XLA rounds a few otherwise for two devices.
     np.testing.assert_allclose(found[2], found[1], rtol=1e-7)
@@ -215,7 +167,7 @@ def of_classes(*names):
 def test_classes_are_found_by_name(labels, class_ids, expected):
     count = len(labels) or 3
     info = WeightsInfo(labels=labels, class_ids=class_ids)
-    assert teacher.columns_of(info, count, of_classes("cat", "dog", "emu")).tolist() == expected
+    assert columns_of(info, count, of_classes("cat", "dog", "emu")).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -228,7 +180,7 @@ def test_classes_are_found_by_name(labels, class_ids, expected):
 )
 def test_other_classes_are_refused(labels, count, said):
     with pytest.raises(UserError, match=said):
-        teacher.columns_of(WeightsInfo(labels=labels), count, of_classes("cat", "dog", "emu"))
+        columns_of(WeightsInfo(labels=labels), count, of_classes("cat", "dog", "emu"))
 
 
 # --- which teacher ------------------------------------------------------------------------------------------
@@ -246,13 +198,9 @@ def test_a_teacher_that_cannot_be_had_is_one_line_before_anything_is_made(tmp_pa
         ([f"distill.logits={tmp_path / 'no.npz'}", "augment.mixup_alpha=0.2"], "augment.mixup_alpha=0.2 mixes them"),
         ([f"distill.logits={tmp_path / 'no.npz'}", "augment.cutmix_alpha=1"], "augment.cutmix_alpha=1 mixes them"),
     ):
-        opened = experiment(*option)  # an evaluation needs no teacher
         with pytest.raises(UserError, match=said) as error:
-            check_training(opened)
+            experiment(*option)
         assert "\n" not in str(error.value)
-        with pytest.raises(UserError):
-            loop.train(opened, tmp_path / "run", io.StringIO())
-        assert not (tmp_path / "run").exists()
 
 
 def test_a_foreign_file_is_of_the_network_that_is_named(monkeypatch):
@@ -274,18 +222,18 @@ def stored(weights, tmp_path_factory):
     """Logits of the digits."""
     path = tmp_path_factory.mktemp("stored") / "logits.npz"
     _, config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", ["data.eval_resolution=32"])
-    assert teacher.store_logits(path, load_weights(weights), config) == 1437
+    assert store_logits(path, load_weights(weights), config) == 1437
     return path
 
 
 def test_stored_logits_are_those_of_a_live_teacher_where_nothing_is_augmented(weights, stored):
     plain = ("data.crop=none", "data.flip=false", "data.eval_crop_fraction=1.0")
-    (live,) = batches_of(experiment(*plain, f"distill.teacher={weights}"), 1)
+    live = experiment(*plain, f"distill.teacher={weights}")
     (kept,) = batches_of(experiment(*plain, f"distill.logits={stored}", devices=2), 1)
     assert kept[TEACHER_LOGITS].dtype == jnp.float32
-    np.testing.assert_array_equal(kept["index"], live["index"])
-    spread = float(np.std(live[TEACHER_LOGITS]))
-    np.testing.assert_allclose(kept[TEACHER_LOGITS], live[TEACHER_LOGITS], rtol=0, atol=0.05 * spread)
+    view, _ = live.task.student.view(kept, jax.random.key(0))
+    told = jax.jit(live.task.teacher.answer)(live.task.frozen, view)
+    np.testing.assert_allclose(kept[TEACHER_LOGITS], told, rtol=0, atol=0.05 * float(np.std(told)))
     assert kept[TEACHER_LOGITS].sharding == kept["label"].sharding
 
 
@@ -356,7 +304,7 @@ def test_other_images_with_the_same_labels_are_noticed(stored):
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, weights):
     for path, said in ((tmp_path / "x.npy", "ends in .npz"), (tmp_path / "no" / "x.npz", "make the folder")):
         with pytest.raises(UserError, match=said):
-            teacher.store_logits(path, load_weights(weights), configs.Config())
+            store_logits(path, load_weights(weights), configs.Config())
 
 
 # --- a run --------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What a task makes of an example: one file a task."""

@@ -1,0 +1,77 @@
+"""An image and its label: crops in training, the published crop in evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mnv2_jax.config import AugmentConfig, DataConfig
+from mnv2_jax.data.images import evaluation_view, random_resized_view
+from mnv2_jax.data.policies import apply_policy
+from mnv2_jax.data.split import Example
+from mnv2_jax.data.views.base import Array, Draw
+
+_PLAIN = AugmentConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainView:
+    """A `View`: image uint8 [resolution, resolution, 3] and label int32 []."""
+
+    data: DataConfig
+    augment: AugmentConfig = _PLAIN
+    """Its `policy` is applied after the crop."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether crops or operations are drawn; shifts and flips are the devices'."""
+        return self.data.crop == "random_resized" or self.augment.policy != "none"
+
+    @property
+    def spec(self) -> Mapping[str, Array]:
+        """The arrays of a row."""
+        return _spec(self.data.resolution)
+
+    def at(self, resolution: int) -> TrainView:
+        """The same view of another size."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, resolution=resolution))
+
+    def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
+        """The row of an example; without a draw the deterministic crop, and no policy."""
+        data, image = self.data, example["image"]
+        if data.crop == "random_resized" and draw is not None:
+            view = random_resized_view(image, data, np.random.default_rng(draw))
+        else:
+            view = evaluation_view(image, data, data.resolution)
+        if self.augment.policy != "none" and draw is not None:
+            # Draws of its own, so that a policy leaves the crops as they are.
+            view = apply_policy(view, self.augment, np.random.default_rng((*draw, 1)), data.mean)
+        return {"image": view, "label": example["label"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalView:
+    """A `View`: the deterministic crop at the resolution of evaluation."""
+
+    data: DataConfig
+    varies = False
+
+    @property
+    def spec(self) -> Mapping[str, Array]:
+        """The arrays of a row."""
+        return _spec(self.data.seen_resolution)
+
+    def at(self, resolution: int) -> EvalView:
+        """The same view of another size."""
+        data = dataclasses.replace(self.data, resolution=resolution, eval_resolution=None)
+        return dataclasses.replace(self, data=data)
+
+    def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
+        """The row of an example; nothing is drawn."""
+        return {"image": evaluation_view(example["image"], self.data), "label": example["label"]}
+
+
+def _spec(resolution: int) -> Mapping[str, Array]:
+    return {"image": Array((resolution, resolution, 3), np.uint8), "label": Array((), np.int32)}

@@ -1,0 +1,81 @@
+"""Names under which tasks are registered, and the modules that register them.
+
+A module outside the package registers what it brings when it is imported. A config remembers its name (`modules`), so
+that whoever opens the run imports it again.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mnv2_jax.errors import UserError, nearest
+
+
+class Registry:
+    """Values by name; those of the package are imported when they are first asked for."""
+
+    def __init__(self, what: str, own: Mapping[str, str]):
+        """Knows where the package's own are.
+
+        Args:
+          what: they are, for errors: the key of the config.
+          own: modules of the package by the names that they register.
+        """
+        self._what, self._own = what, dict(own)
+        self._found: dict[str, tuple[Any, str]] = {}
+
+    def add(self, name: str, value: Any, module: str) -> None:
+        """Registers a value under a name; again from the same module, it takes the place of the one before.
+
+        Raises:
+          UserError: if the name is another module's.
+        """
+        known = self._own.get(name) or (self._found[name][1] if name in self._found else module)
+        if known != module:
+            raise UserError(f"{self._what}={name!r} is registered by {known}; give that of {module} another name")
+        self._found[name] = value, module
+
+    def find(self, name: str, modules: Iterable[str] = ()) -> Any:
+        """The value of a name.
+
+        Args:
+          name: what a config says.
+          modules: to import first.
+
+        Raises:
+          UserError: if a module can't be imported, or nobody has registered the name.
+        """
+        for module in modules:
+            _import(module)
+        if name in self._own and name not in self._found:
+            importlib.import_module(self._own[name])
+        if name not in self._found:
+            names = {*self._own, *self._found}
+            raise UserError(
+                f"{self._what}={name!r} is not registered{nearest(name, names)}; or name the module that does so, as in"
+                " --config.modules=my_package.my_task"
+            )
+        return self._found[name][0]
+
+    def modules_of(self, name: str) -> tuple[str, ...]:
+        """The modules that a run must import for this name: none for the package's own, and for what nobody knows."""
+        return (self._found[name][1],) if name in self._found and name not in self._own else ()
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's module does
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"modules: {module!r} can't be imported ({type(error).__name__}: {reason}); start where it can be found, or"
+            " put its folder on PYTHONPATH"
+        ) from error
+
+
+TASKS = Registry("task", {"classification": "mnv2_jax.tasks.builtin"})
+"""By `config.Config.task`; a `tasks.base.Kind` each."""

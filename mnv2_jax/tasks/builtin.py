@@ -1,0 +1,74 @@
+"""The tasks of the package, under the names by which a config asks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mnv2_jax.config import Config, ModelConfig, NormConfig
+from mnv2_jax.data.sources import Dataset
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import Model, from_config
+from mnv2_jax.report.sections import CLASSIFICATION, absent_classes
+from mnv2_jax.tasks.answers import top_classes
+from mnv2_jax.tasks.base import Kind, Task, register_task
+from mnv2_jax.tasks.classes import arranged, check_head, relabel
+from mnv2_jax.tasks.classification import Classification, make_task
+from mnv2_jax.tasks.distillation import Distillation
+from mnv2_jax.tasks.teacher import open_teacher
+
+
+def _network(options: ModelConfig, norm: NormConfig, num_classes: int) -> Model:
+    return from_config(dataclasses.replace(options, num_classes=num_classes), norm)
+
+
+def student_of(config: Config, dataset: Dataset, evaluates: bool) -> Classification:
+    """The classification of a config, which a teacher may be added to.
+
+    Raises:
+      UserError: if there is one class, or the config says another number of them; or see `make_task`.
+    """
+    found = len(dataset.class_names)
+    if found < 2:
+        raise UserError(f"{dataset.name} has one class ({dataset.class_names[0]!r}); classification takes two or more")
+    if config.model.num_classes not in (None, found):
+        raise UserError(
+            f"model.num_classes={config.model.num_classes}, but {dataset.name} has {found} classes; leave it unset"
+        )
+    counts = None
+    if config.loss.class_weights == "balanced" and not evaluates:  # labels that lie beside pixels take long to read
+        counts = np.bincount(np.asarray(dataset.train.labels), minlength=found).tolist()
+    notes = tuple(filter(None, [_classes_without_images(dataset)]))
+    return make_task(config, dataset.class_names, counts, dataset.scored, notes)
+
+
+def _classes_without_images(dataset: Dataset) -> str:
+    """Says which classes won't be evaluated; "" where there are none, or only a pass over the files could tell."""
+    labels, names = dataset.eval.labels, dataset.class_names
+    if not isinstance(labels, np.ndarray):
+        return ""
+    return absent_classes(dataset.eval.name, names, np.bincount(labels, minlength=len(names)).tolist())
+
+
+def _classification(config: Config, dataset: Dataset, evaluates: bool) -> Task:
+    """A classification, or where a teacher is asked for and something is trained, a distillation."""
+    student, distill = student_of(config, dataset, evaluates), config.distill
+    if evaluates or (distill.teacher is None and distill.logits is None):
+        return student
+    teacher = open_teacher(config, dataset)
+    return Distillation(student=student, teacher=teacher, temperature=distill.temperature, weight=distill.weight)
+
+
+register_task(
+    Kind(
+        name="classification",
+        model=_network,
+        make=_classification,
+        answers=top_classes,
+        page=CLASSIFICATION,
+        as_known=relabel,
+        check_head=check_head,
+        arranged=arranged,
+    )
+)

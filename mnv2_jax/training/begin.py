@@ -1,0 +1,79 @@
+"""The state that a session of a run begins with."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+
+from mnv2_jax.data import streams
+from mnv2_jax.models.registry import variable_shapes
+from mnv2_jax.ops.augment import normalise
+from mnv2_jax.processes import together
+from mnv2_jax.runs.checkpoint import from_leaves
+from mnv2_jax.runs.weights import open_weights
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.experiment import Experiment
+from mnv2_jax.training.initial import check_network, with_weights
+from mnv2_jax.training.run import AGAIN, Run, agree_on
+from mnv2_jax.training.state import TrainState
+from mnv2_jax.weights.file import Weights
+from mnv2_jax.weights.unfold import are_folded, unfold
+
+_UNFOLDING_BATCH, _UNFOLDING_BATCHES = 64, 8
+"""So many images are enough for statistics of a channel."""
+
+
+def begin(experiment: Experiment, run: Run) -> TrainState:
+    """A fresh state, or the saved one, which process 0 has restored; on the devices, and the same on all processes.
+
+    Raises:
+      UserError: if `init.weights` can't be had or are of another network.
+      FaultError: if the processes don't have the same state.
+    """
+    if run.has_checkpoint:
+        return _restored(experiment, run)
+    config, mesh = experiment.config, experiment.mesh
+    state = meshes.compile_init(mesh, experiment.init_state)()
+    if config.init.weights is not None:
+        weights = open_weights(config.init.weights, config.model, config.init.head)
+        check_network(config, weights)
+        if are_folded(weights.model, weights.variables):
+            run.say("the norms of the weights are folded; their statistics are taken from training images")
+            weights = unfolded(experiment, weights)
+        if config.init.head == "load":
+            weights = experiment.kind.arranged(weights, experiment.dataset)
+        state = meshes.put(mesh, together.broadcast(with_weights(state, weights, config.init.head)))
+    if together.are_several():
+        agree_on(state, 0, "start all with the same weights, on the same kind of machine")
+    return state
+
+
+def _restored(experiment: Experiment, run: Run) -> TrainState:
+    like = jax.eval_shape(experiment.init_state)
+    leaves = run.take_restored()
+    empty = functools.partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
+    saved = empty(like) if leaves is None else from_leaves(leaves, like)
+    state = meshes.put(experiment.mesh, together.broadcast(saved))
+    run.say(f"restored the state {agree_on(state, run.start, AGAIN)[:16]}")
+    return state
+
+
+def unfolded(experiment: Experiment, weights: Weights) -> Weights:
+    """The same weights, but norms that were folded have statistics, those of some training images."""
+    # Whole views in the order of training, which skips what is to be skipped.
+    data = dataclasses.replace(experiment.config.data, batch_size=_UNFOLDING_BATCH)
+    view = experiment.task.eval_view.at(data.resolution)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(weights.model))
+    # No norm comes behind a part that weights may lack.
+    variables = {name: {**zeros[name], **branch} for name, branch in weights.variables.items()}
+    measure = jax.jit(lambda x: weights.model.norm_inputs(variables, normalise(x, data.mean, data.std)))
+    batches = streams.train_batches(data, view, experiment.dataset.train, experiment.config.seed)
+    with contextlib.closing(batches):
+        inputs = [jax.device_get(measure(batch["image"])) for batch in itertools.islice(batches, _UNFOLDING_BATCHES)]
+    mean = jax.tree.map(lambda *means: np.mean(means, axis=0), *inputs)
+    return weights._replace(variables=unfold(weights.model, weights.variables, mean))

@@ -1,0 +1,69 @@
+"""Goes through the images to train on once, and keeps what a teacher says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import sys
+
+import numpy as np
+import tqdm
+
+from mnv2_jax.config import Config
+from mnv2_jax.data import streams
+from mnv2_jax.data.sources import check_trainable, open_dataset
+from mnv2_jax.data.views.classification import EvalView
+from mnv2_jax.errors import UserError
+from mnv2_jax.ops.augment import normalise
+from mnv2_jax.tasks.teacher import answers_of, write_logits
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.types import Array, Batch, PyTree
+from mnv2_jax.weights.file import Weights
+
+
+def store_logits(path: pathlib.Path, weights: Weights, config: Config) -> int:
+    """Writes the logits of every training image, each seen as evaluation by these weights sees it.
+
+    Args:
+      path: ends in .npz; replaced where it exists. See `tasks.teacher.write_logits`.
+      weights: the teacher.
+      config: `data` says which images.
+
+    Returns:
+      The number of images.
+
+    Raises:
+      UserError: if the data can't be read, their classes aren't the weights', or the file can't be written.
+    """
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: a file of logits ends in .npz; give it that ending")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: no file can be written there; make the folder, or give another")
+    dataset, mesh = open_dataset(config.data), meshes.make_mesh()
+    check_trainable(dataset)
+    for note in dataset.notes:
+        tqdm.tqdm.write(note, file=sys.stderr)
+    split, wanted = dataset.train, weights.info.preprocessing
+    answer = answers_of(weights, dataset)
+    data = dataclasses.replace(config.data, eval_resolution=None, **dataclasses.asdict(wanted))
+    view = EvalView(data)
+
+    def of(variables: PyTree, batch: Batch) -> Array:
+        return answer(variables, normalise(batch["image"], wanted.mean, wanted.std))
+
+    compiled, feed = meshes.compile_rows(mesh, of), meshes.make_feed(mesh, None)
+    variables = meshes.put(mesh, weights.variables)
+    logits = np.empty((len(split), len(dataset.class_names)), np.float16)
+    labels = np.empty(len(split), np.int32)
+    size = -(-min(data.eval_batch_size, len(split)) // mesh.size) * mesh.size
+    total, damaged = -(-len(split) // size), dict[int, str]()
+    batches = streams.without_damaged(view, split, streams.eval_batches(data, view, split, size), damaged)
+    for batch in tqdm.tqdm(batches, total=total, disable=None):
+        rows, mask = batch["index"][batch["mask"]], batch["mask"]
+        logits[rows] = np.asarray(compiled(variables, feed(batch)))[mask]
+        labels[rows] = batch["label"][mask]
+    if damaged:
+        raise streams.damage(split, damaged)
+    write_logits(path, dataset, logits, labels)
+    return len(split)

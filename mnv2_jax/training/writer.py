@@ -1,0 +1,208 @@
+"""What a run puts down: log, checkpoints, list of skipped images, summary and report, and lines on the terminal.
+
+Of several processes the first writes; the others have a `NoWriter`, and nobody asks which it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, TextIO
+
+from mnv2_jax.json_files import write_json, write_text, writing
+from mnv2_jax.models.counting import summarise
+from mnv2_jax.report.page import NAME as REPORT
+from mnv2_jax.report.page import save_pictures, write_report
+from mnv2_jax.runs.checkpoint import Checkpoints
+from mnv2_jax.runs.folder import EVALUATION, SKIPPED, SUMMARY, read_skipped
+from mnv2_jax.runs.metrics_log import MetricsLog, read_metrics
+from mnv2_jax.runs.progress import Progress
+from mnv2_jax.tasks.base import Evaluation
+from mnv2_jax.training.experiment import Experiment
+from mnv2_jax.training.plan import best_of
+from mnv2_jax.training.speed import Pace
+from mnv2_jax.training.state import TrainState
+
+
+class Writer(Protocol):
+    """Where a run puts down what becomes of it."""
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+
+    def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Appends to the log."""
+
+    def show(self, step: int, loss: float, pace: Pace) -> None:
+        """Shows where the training is."""
+
+    def skipped(self, lines: Iterable[str]) -> None:
+        """Names images that can't be decoded, but for those that are named already, here and in a file."""
+
+    def evaluated(self, step: int, score: float) -> None:
+        """Remembers how good a step is, whose checkpoint may have been saved before or come later."""
+
+    def save(self, step: int, state: TrainState, score: float | None) -> None:
+        """Begins to write a checkpoint."""
+
+    def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> dict[str, Any] | None:
+        """Writes evaluation.json, summary.json and the report; gives the summary."""
+
+    def wait(self) -> None:
+        """Returns when every checkpoint is on disk."""
+
+
+class NoWriter:
+    """A `Writer` of a process that writes nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def show(self, step: int, loss: float, pace: Pace) -> None:
+        """Nothing."""
+
+    def skipped(self, lines: Iterable[str]) -> None:
+        """Nothing."""
+
+    def evaluated(self, step: int, score: float) -> None:
+        """Nothing."""
+
+    def save(self, step: int, state: TrainState, score: float | None) -> None:
+        """Nothing."""
+
+    def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
+        """Nothing."""
+
+
+class FolderWriter:
+    """A `Writer` to a run's folder, which is locked."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        progress: Progress,
+    ):
+        """Takes what is open; see `open_writer`."""
+        self._experiment, self._workdir = experiment, workdir
+        self._checkpoints, self._log, self._progress = checkpoints, log, progress
+        if (workdir / SKIPPED).exists():  # without a line that was cut off: its image will be met again
+            write_text(workdir / SKIPPED, "".join(f"{line}\n" for line in read_skipped(workdir)))
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        self._progress.line(line)
+
+    def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Appends to metrics.jsonl, and to TensorBoard's files."""
+        self._log.write(step, split, values)
+
+    def show(self, step: int, loss: float, pace: Pace) -> None:
+        """Moves the bar, or prints a line."""
+        self._progress.update(step, loss, *pace)
+
+    def skipped(self, lines: Iterable[str]) -> None:
+        """Appends to the list of skipped images, and says so."""
+        known = set(read_skipped(self._workdir))
+        new = list(dict.fromkeys(line for line in lines if line not in known))
+        if new:
+            with writing(self._workdir / SKIPPED), (self._workdir / SKIPPED).open("ab") as file:
+                file.write("".join(f"{line}\n" for line in new).encode())
+        for line in new:
+            self.say(f"skipped: {line}")
+
+    def evaluated(self, step: int, score: float) -> None:
+        """Tells the checkpoints."""
+        self._checkpoints.note_metric(step, score)
+
+    def save(self, step: int, state: TrainState, score: float | None) -> None:
+        """Begins to write a checkpoint, once the one before it is written."""
+        self._checkpoints.save(step, state, score)
+
+    def wait(self) -> None:
+        """Returns when every checkpoint is on disk."""
+        self._checkpoints.wait()
+
+    def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> dict[str, Any]:
+        """Writes evaluation.json, summary.json and the report."""
+        experiment, workdir = self._experiment, self._workdir
+        config, split, task = experiment.config, experiment.dataset.eval, experiment.task
+        costs = summarise(task.model, config.data.seen_resolution)
+        best_step, best_score = best_of(scores)
+        skips = config.data.skip_corrupt
+        summary = {
+            "model": config.model.name,
+            "width": config.model.width,
+            "data": config.data.name,
+            "resolution": config.data.seen_resolution,
+            "params": costs.params,
+            "madds": costs.madds,
+            "steps": step,
+            "seconds": round(self._log.seconds, 1),
+            "images_per_second": _images_per_second(workdir),
+            **({"skipped": _skipped(workdir)} if skips else {}),
+            "eval_split": split.name,
+            **({"eval_skipped": len(evaluation.skipped)} if skips else {}),
+            "eval": dict(evaluation.scalars),
+            "best": {"step": best_step, task.score: best_score},
+        }
+        tables = {**evaluation.scalars, **evaluation.tables, "examples": list(evaluation.examples)}
+        skipped = {"skipped": list(evaluation.skipped)} if skips else {}
+        write_json(workdir / EVALUATION, {"step": step, **tables, **skipped})
+        write_json(workdir / SUMMARY, summary)
+        save_pictures(workdir, split, [example["index"] for example in evaluation.examples])
+        write_report(workdir, experiment.kind.page)
+        early = (
+            ""
+            if step == experiment.plan.total_steps
+            else f"; no better in {config.train.patience} evaluations, so ended"
+        )
+        self.say(
+            f"{split.name} {task.headline(evaluation.scalars)}, after {summary['seconds']:.0f} s"
+            f" (best {task.score}: {best_score:.4f} at step {best_step}{early})\n"
+            f"  checkpoints  {workdir / 'checkpoints'}\n"
+            f"  log          {workdir / 'metrics.jsonl'}\n"
+            f"  summary      {workdir / SUMMARY}\n"
+            f"  report       {workdir / REPORT}"
+        )
+        return summary
+
+
+@contextlib.contextmanager
+def open_writer(
+    experiment: Experiment, workdir: pathlib.Path, checkpoints: Checkpoints, start: int, stream: TextIO
+) -> Iterator[FolderWriter]:
+    """Opens the log, cut back to ``start`` steps, and the bar.
+
+    Args:
+      experiment: what is trained.
+      workdir: the run's folder, locked.
+      checkpoints: its own.
+      start: steps done.
+      stream: where text goes.
+    """
+    log = MetricsLog(workdir, start, tensorboard=experiment.config.log.tensorboard)
+    with contextlib.closing(log), contextlib.closing(Progress(experiment.plan.total_steps, start, stream)) as progress:
+        yield FolderWriter(experiment, workdir, checkpoints, log, progress)
+
+
+def _skipped(workdir: pathlib.Path) -> int:
+    """How often an image was skipped in training, over all sessions."""
+    return sum(line.get("skipped") or 0 for line in read_metrics(workdir) if line["split"] == "data")
+
+
+def _images_per_second(workdir: pathlib.Path) -> float | None:
+    """The median of the log's, over all sessions; None where no session took two steps."""
+    train = (line for line in read_metrics(workdir) if line["split"] == "train")
+    speeds = [line["images_per_second"] for line in train if line.get("images_per_second")]
+    return statistics.median(speeds) if speeds else None
