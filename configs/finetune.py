@@ -19,5 +19,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The finetune recipe, whatever the data (see `presets.preset`)."""
-    return presets.preset(arg, recipe="finetune", name="mobilenet_v2", width=1.0)
+    """The finetune recipe on a folder, or whatever data ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="folder", recipe="finetune", name="mobilenet_v2", width=1.0)

@@ -5,6 +5,8 @@ Expected of the recipe torchvision_v2_IMAGENET1K_V2: 80.858 top-1, torchvision's
 Cost: its 600 epochs of 1.28 million images at 176 px, 5.8e18 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/resnet50.py:path=IMAGENET
+
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +15,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, recipe="torchvision_v2_IMAGENET1K_V2", name="resnet50")
+    """torchvision's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="torchvision_v2_IMAGENET1K_V2", name="resnet50")

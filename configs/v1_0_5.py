@@ -5,6 +5,8 @@ Expected of the recipe tfmg_v1: not published at this width; TF-slim's 63.3 or m
 Cost: its 500 epochs of 1.28 million images, 2.9e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v1_0_5.py:path=IMAGENET
+
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +15,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, recipe="tfmg_v1", name="mobilenet_v1", width=0.5)
+    """TF model garden's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="tfmg_v1", name="mobilenet_v1", width=0.5)

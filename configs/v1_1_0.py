@@ -6,6 +6,8 @@ Cost: its 500 epochs of 1.28 million images, 1.1e18 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v1_1_0.py:path=IMAGENET
 
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
+
 Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
 
     corenet_v1  74.04  300 epochs  5.1e17  at 128 to 320 px, with --config.model.width_rule=corenet
@@ -17,5 +19,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, recipe="tfmg_v1", name="mobilenet_v1", width=1.0)
+    """TF model garden's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="tfmg_v1", name="mobilenet_v1", width=1.0)

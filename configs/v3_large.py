@@ -6,6 +6,8 @@ Cost: its 700 epochs of 1.28 million images, 5.8e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v3_large.py:path=IMAGENET
 
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
+
 Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
 
     corenet_v3_large         75.13   300 epochs  1.9e17  at 128 to 320 px
@@ -21,5 +23,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, recipe="tfmg_v3_large", name="mobilenet_v3_large")
+    """TF model garden's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="tfmg_v3_large", name="mobilenet_v3_large")

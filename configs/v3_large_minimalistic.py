@@ -5,6 +5,8 @@ Expected of the recipe tfmg_v3_large: not published for this network; about TF-s
 Cost: its 700 epochs of 1.28 million images, 5.6e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v3_large_minimalistic.py:path=IMAGENET
+
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +15,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, recipe="tfmg_v3_large", name="mobilenet_v3_large_minimalistic")
+    """TF model garden's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="tfmg_v3_large", name="mobilenet_v3_large_minimalistic")

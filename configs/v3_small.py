@@ -6,6 +6,8 @@ Cost: its 1000 epochs of 1.28 million images, 2.2e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v3_small.py:path=IMAGENET
 
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
+
 Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
 
     torchvision_v3_V1  67.668  600 epochs  1.3e17  averaged over three checkpoints, which isn't done here
@@ -18,5 +20,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, recipe="tfmg_v3_small", name="mobilenet_v3_small")
+    """TF model garden's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="tfmg_v3_small", name="mobilenet_v3_small")

@@ -6,6 +6,8 @@ Cost: its 500 epochs of 1.28 million images, 1.5e19 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v4_hybrid_l.py:path=IMAGENET
 
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
+
 Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
 
     tfmg_v4  83.7  500 epochs  1.5e19
@@ -17,5 +19,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, recipe="paper_v4", name="mobilenet_v4_hybrid_large")
+    """The paper's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="paper_v4", name="mobilenet_v4_hybrid_large")

@@ -6,6 +6,8 @@ Cost: its 412 epochs of 1.28 million images, 9.4e16 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/w0_35.py:path=IMAGENET
 
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
+
 Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
 
     dli14_v2  60.092  150 epochs  3.4e16
@@ -17,5 +19,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, name="mobilenet_v2", width=0.35)
+    """The paper's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="paper", name="mobilenet_v2", width=0.35)

@@ -5,6 +5,8 @@ Expected of the recipe paper: 74.4 top-1, TF-slim's, ± 0.3 (see `mnv2_jax.recip
 Cost: its 412 epochs of 1.28 million images, 8.1e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/w1_3.py:path=IMAGENET
+
+data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +15,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The default recipe, or what ``arg`` asks for (see `presets.preset`)."""
-    return presets.preset(arg, name="mobilenet_v2", width=1.3)
+    """The paper's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    return presets.preset(arg, data="imagenet", recipe="paper", name="mobilenet_v2", width=1.3)

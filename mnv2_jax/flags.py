@@ -108,6 +108,19 @@ def run_folder_type(text: str) -> pathlib.Path:
     return path
 
 
+def config_of_run(workdir: pathlib.Path | None) -> str:
+    """The ``--config`` of what a run was, where none is given.
+
+    Raises:
+      UserError: if there is no run.
+    """
+    if workdir is None:
+        raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"--workdir={workdir}: no run is there (no config.json); give the folder of a run")
+    return str(workdir / "config.json")
+
+
 def cluster_flags(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
     """What `Parser.add_cluster_flags` has found."""
     return args.coordinator_address, args.num_processes, args.process_id

@@ -116,7 +116,7 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(f"--store-logits goes through the training images of --config; leave {given[0]} out")
     if args.config is None:
         raise UserError("--store-logits needs --config, whose training images it goes through; as configs/w0_35.py")
-    _, settings = config.load(args.config, overrides)
+    settings = config.load(args.config, overrides).config
 
     from mnv2_jax.training.storing import store_logits
 

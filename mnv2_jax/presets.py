@@ -1,20 +1,19 @@
-"""Recipes as `ConfigDict`s, and the argument that every config file takes after its colon."""
+"""Experiments as `ConfigDict`s, and the argument that every config file takes after its colon."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-import ml_collections
-
-from mnv2_jax.config import DataConfig, ModelConfig, NormConfig
+from mnv2_jax.config import DataConfig, ModelConfig, NormConfig, Origin, Preset, Source, flatten
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.recipes import RECIPES, REFUSED, resolve
 
 RECIPE_OF_DATA = {"digits": "digits", "cifar10": "cifar", "folder": "scratch", "tfds": "scratch"}
-"""Which recipe a data set has where none is asked for; the others have that of the config file."""
+"""Which recipe a data set takes where none is asked for; the others take that of the config file."""
 
 WHATEVER_THE_DATA = ("finetune",)
-"""Recipes of config files that don't give way to that of a data set."""
+"""Recipes of config files that every data set takes."""
 
 _NATIVE_RESOLUTION = {
     "mobilenet_v4_conv_medium": 256,
@@ -30,7 +29,16 @@ def native_resolution(model: str | None) -> int:
     return _NATIVE_RESOLUTION.get(model or ModelConfig.name, DataConfig.resolution)
 
 
-ARGUMENT_KEYS = ("data", "path", "res", "recipe", "classes", "batch")
+_ARGUMENT = {
+    "data": ("data.name", "data.path"),
+    "path": ("data.path",),
+    "res": ("data.resolution", "data.eval_resolution"),
+    "recipe": (),
+    "classes": ("model.num_classes",),
+    "batch": ("data.batch_size",),
+}
+"""Keys of the argument of a config file, each with the keys of the config that it says."""
+ARGUMENT_KEYS = tuple(_ARGUMENT)
 
 
 def parse_arg(arg: str) -> dict[str, str]:
@@ -65,39 +73,38 @@ def _integer(parsed: dict[str, str], key: str) -> int:
     return value
 
 
-def preset(arg: str = "", recipe: str = "paper", **model: Any) -> ml_collections.ConfigDict:
-    """A recipe with the deltas of ``arg`` and of ``model``.
+def preset(arg: str, *, data: str, recipe: str, **model: Any) -> Preset:
+    """The experiment of a config file, or what the argument makes of it.
 
     Args:
-      arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME (unset: the
-        recipe's); path: where it lies; res: resolution in pixels, of training and evaluation; recipe: a key of
-        `recipes.RECIPES`; classes: number of classes; batch: images a step, which the recipe's schedule follows
-        (`_follow_batch`), and which sets the norm group to its largest divisor up to the recipe's.
-        Where neither it nor the recipe has a resolution, it is the network's own (`native_resolution`).
-      recipe: where ``arg`` names none: that of ImageNet, or one of `WHATEVER_THE_DATA`.
-      **model: fields of `config.ModelConfig`, as ``width=0.35``.
+      arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME; path: where it
+        lies; res: resolution in pixels, of training and evaluation; recipe: a key of `recipes.RECIPES`; classes: number
+        of classes; batch: images a step, which the recipe's schedule follows (`_follow_batch`), and which sets the norm
+        group to its largest divisor up to the recipe's. Other data than the file's take a recipe of theirs
+        (`RECIPE_OF_DATA`), another recipe data of its, unless both are said. Where neither it nor the recipe has a
+        resolution, it is the network's own (`native_resolution`).
+      data: the file's.
+      recipe: the file's.
+      **model: fields of `config.ModelConfig`, as ``name="mobilenet_v2", width=0.35``.
 
     Raises:
       UserError: for an argument that can't be used.
     """
     parsed = parse_arg(arg)
-    data, _, folder = parsed.get("data", "").partition(":")
-    if "recipe" in parsed:
-        recipe = parsed["recipe"]
-    elif recipe not in WHATEVER_THE_DATA:
-        recipe = RECIPE_OF_DATA.get(data, recipe)
-    if recipe in REFUSED:
-        raise UserError(f"recipe={recipe} can't be run: {REFUSED[recipe]}")
-    if recipe not in RECIPES:
-        raise UserError(f"recipe={recipe} is not one of ours{nearest(recipe, RECIPES)}")
-    tree = resolve(recipe, model.get("name", ModelConfig.name), model.get("width", ModelConfig.width))
-    config = ml_collections.ConfigDict(tree, convert_dict=True)
+    kind, _, folder = parsed.get("data", "").partition(":")
+    taken = parsed.get("recipe") or _usual_recipe(kind or data, data, recipe)
+    if taken in REFUSED:
+        raise UserError(f"recipe={taken} can't be run: {REFUSED[taken]}")
+    if taken not in RECIPES:
+        raise UserError(f"recipe={taken} is not one of ours{nearest(taken, RECIPES)}")
+    tree = resolve(taken, model.get("name", ModelConfig.name), model.get("width", ModelConfig.width))
+    kind = kind or (data if taken == recipe else tree["data"]["name"])
+    config = Preset(tree, convert_dict=True)
     config.model.update(model)
-    data = data or config.data.name
-    config.data.name = parsed["data"] if data == "tfds" else data
-    if data == "digits" and (folder or "path" in parsed):
+    config.data.name = parsed["data"] if kind == "tfds" else kind
+    if kind == "digits" and (folder or "path" in parsed):
         raise UserError(f"data=digits comes with scikit-learn; leave {folder or parsed['path']!r} out")
-    if folder and data != "tfds":
+    if folder and kind != "tfds":
         if "path" in parsed:
             raise UserError(f"data={parsed['data']} and path={parsed['path']} both give the path; leave one out")
         config.data.path = folder
@@ -111,13 +118,37 @@ def preset(arg: str = "", recipe: str = "paper", **model: Any) -> ml_collections
         config.model.num_classes = _integer(parsed, "classes")
     if "batch" in parsed:
         _follow_batch(config, _integer(parsed, "batch"))
+
+    values = flatten(config.to_dict())
+    origins: dict[str, Origin] = dict.fromkeys(values, "recipe")
+    origins |= dict.fromkeys((f"model.{key}" for key in model), "file")
+    origins |= {"data.name": "file"} if taken == recipe else {}
+    origins |= dict.fromkeys((key for name in parsed for key in _ARGUMENT[name]), "flag")
+    variant = _variant(config.data.name, taken, tree["data"]["name"], data, recipe)
+    config.begin(Source(taken, variant, origins, values))
     return config
 
 
-def _follow_batch(config: ml_collections.ConfigDict, batch: int) -> None:
+def _usual_recipe(kind: str, data: str, recipe: str) -> str:
+    """Which recipe data take where none is asked for, given data and recipe of the config file."""
+    return recipe if kind == data or recipe in WHATEVER_THE_DATA else RECIPE_OF_DATA.get(kind, recipe)
+
+
+def _variant(name: str, taken: str, its_data: str, data: str, recipe: str) -> str:
+    """What tells an experiment on the data ``name`` by the recipe ``taken`` from that of the config file."""
+    if (name, taken) == (data, recipe):
+        return ""
+    if taken == _usual_recipe(name.partition(":")[0], data, recipe):
+        told = name
+    else:
+        told = taken if name == its_data else f"{name}-{taken}"
+    return "-" + re.sub(r"[^\w.-]+", "_", told)  # a part of a path
+
+
+def _follow_batch(config: Preset, batch: int) -> None:
     """Sets the batch size and what hangs on it.
 
-    Learning rates change with it (that of the peak in `Config.linear_lr`), and numbers of steps so that they are as
+    Learning rates change with it (that of the peak in `Config.peak_lr`), and numbers of steps so that they are as
     many images. What is said per step of an average, `norm.decay` and `optim.ema_decay`, stays.
     """
     factor = batch / config.data.batch_size

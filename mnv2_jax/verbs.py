@@ -6,11 +6,11 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TextIO
 
 from mnv2_jax import outputs
-from mnv2_jax.config import Config, build, to_dict
+from mnv2_jax.config import Config, Loaded, build, to_dict
 from mnv2_jax.data.sources import known_num_classes
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import jsonable
@@ -51,8 +51,8 @@ class Output(NamedTuple):
             print(text)
 
 
-def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Output) -> None:
-    """Trains a run to its end, or goes on with it; ``given`` are the keys that are said, see `config.given`.
+def train(loaded: Loaded, workdir: pathlib.Path, out: Output) -> None:
+    """Trains a run to its end, or goes on with it.
 
     It is in the run's folder what came of it: a standard output that is closed or broken doesn't stop it.
     """
@@ -60,9 +60,9 @@ def train(config: Config, given: Collection[str], workdir: pathlib.Path, out: Ou
     together.check_compiles()
     runtime.configure()
     saved = _saved_config(workdir)
-    if config.init.weights is None and config.init.head == "new":
+    if loaded.config.init.weights is None and loaded.config.init.head == "new":
         raise UserError("init.head='new' is a new head for init.weights, which are not set; give --config.init.weights")
-    config, weights = prepare(config, given, saved=saved)
+    config, weights = prepare(loaded, saved=saved)
     experiment = open_experiment(config)
     if config.init.weights is not None and saved is None:
         weights = weights or open_weights(config.init.weights, config.model, config.init.head)
@@ -82,21 +82,16 @@ def _saved_config(workdir: pathlib.Path) -> Config | None:
     return None if told is None else build(told)
 
 
-def evaluate(
-    config: Config,
-    given_now: Collection[str],
-    workdir: pathlib.Path,
-    which: Literal["latest", "best"] | None,
-    out: Output,
-) -> None:
-    """Evaluates a checkpoint of a run, on any devices; at `data.resolution` where that is among the overrides given."""
+def evaluate(loaded: Loaded, workdir: pathlib.Path, which: Literal["latest", "best"] | None, out: Output) -> None:
+    """Evaluates a checkpoint of a run, on any devices; at `data.resolution` where the command line says it."""
     if not workdir.exists():
         raise UserError(
             f"{workdir}: no run is there; train it first, give the --workdir of another, or evaluate weights by"
             " --config.init.weights=FILE"
         )
     runtime.configure()
-    if "data.resolution" in given_now and "data.eval_resolution" not in given_now:
+    config, origins = loaded.config, loaded.origins
+    if origins["data.resolution"] == "flag" != origins["data.eval_resolution"]:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     try:
         step, setup, found = evaluation.evaluate_run(config, workdir, which, out.note)
@@ -105,12 +100,13 @@ def evaluate(
     _answer_evaluation(f"{workdir}, step {step}", setup, found, out, step=step)
 
 
-def evaluate_weights(config: Config, given: Collection[str], out: Output) -> None:
+def evaluate_weights(loaded: Loaded, out: Output) -> None:
     """Evaluates `init.weights` as they are, on images as their publisher sees them."""
     runtime.configure()
-    if config.init.head != "load" and "init.head" in given:
-        raise UserError(f"init.head={config.init.head!r}: a new head has learnt nothing to evaluate; leave it out")
-    config, weights = prepare(config, given, evaluates=True)
+    head = loaded.config.init.head
+    if head != "load" and "init.head" in loaded.said:
+        raise UserError(f"init.head={head!r}: a new head has learnt nothing to evaluate; leave it out")
+    config, weights = prepare(loaded, evaluates=True)
     assert config.init.weights is not None
     weights = weights or open_weights(config.init.weights, config.model)
     check_network(config, weights)
@@ -136,12 +132,12 @@ def _answer_evaluation(what: str, setup: Setup, found: Evaluation, out: Output, 
     out.answer(answer, "\n".join([headline, *setup.task.details(found)]))
 
 
-def summarise(config: Config, given: Collection[str], out: Output) -> None:
+def summarise(loaded: Loaded, out: Output) -> None:
     """Prints the layer table of a config's model; reads no data."""
     runtime.configure()
-    config, weights = prepare(config, given)
-    loaded = weights.model.num_classes if weights and config.init.head == "load" else None
-    classes = config.model.num_classes or loaded or known_num_classes(config.data)
+    config, weights = prepare(loaded)
+    theirs = weights.model.num_classes if weights and config.init.head == "load" else None
+    classes = config.model.num_classes or theirs or known_num_classes(config.data)
     model = kind_of(config).model(config.model, config.norm, classes)
     summary = counting.summarise(model, config.data.seen_resolution)
     rows = [("layer", "output", "params", "MAdds")]

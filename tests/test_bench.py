@@ -15,7 +15,7 @@ from mnv2_jax.bench import __main__ as door
 from mnv2_jax.bench import contest, costs, synthetic
 from mnv2_jax.bench.contest import OUR_ENTRY, Entry
 from mnv2_jax.bench.input import table, time_input
-from mnv2_jax.config import Config, DataConfig
+from mnv2_jax.config import Config, DataConfig, Loaded
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.nn.forms import LIBRARY
 from mnv2_jax.tasks.distillation import TEACHER_LOGITS
@@ -373,7 +373,7 @@ def photos(tmp_path_factory):
 
 def test_input_is_timed_beside_decoding(photos):
     settings = Config(data=DataConfig(name="folder", path=str(photos), resolution=32, batch_size=32, num_workers=0))
-    found = time_input(settings, None, repeats=2, turn_seconds=0.1)
+    found = time_input(Loaded("", settings, {}), repeats=2, turn_seconds=0.1, times_step=False)
     assert (found["workers"], found["cores"]) == (0, 1)
     for name in ("pipeline", "decoding"):
         assert found[name]["images_per_second"] == found[name]["images_per_second_per_core"] > 0
@@ -397,4 +397,4 @@ def test_input_needs_files_to_decode(photos):
     once = Config(data=DataConfig(name="folder", path=str(photos), crop="none"))
     for settings in (digits, once):
         with pytest.raises(UserError, match="without an input pipeline"):
-            time_input(settings, None, repeats=1)
+            time_input(Loaded("", settings, {}), repeats=1)

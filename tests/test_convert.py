@@ -149,6 +149,12 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     assert len({leaf.ctypes.data for leaf in every}) == len(every)
 
 
+def changed(loaded, section, **values):
+    """A config with other values, said by whoever had said those of before."""
+    part = dataclasses.replace(getattr(loaded.config, section), **values)
+    return loaded._replace(config=dataclasses.replace(loaded.config, **{section: part}))
+
+
 def sevens():
     """A state whose every weight is 7, with 10 classes."""
     model = create_model("mobilenet_v2", 10, width=0.25, depth=0.3, padding="symmetric")
@@ -162,15 +168,15 @@ def test_a_file_without_a_classifier_starts_a_training_and_nothing_else(weights,
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({n: x for n, x in to_timm(whole).items() if not n.startswith("classifier")}, path)
     spec, overrides = f"{cli.W0_25}:data=digits", [f"init.weights={path}", "model.depth=0.3", "init.head=new"]
-    settings, given = config.load(spec, overrides)[1], config.given(spec, overrides)
-    prepared, headless = prepare(settings, given)
+    asked = config.load(spec, overrides)
+    prepared, headless = prepare(asked)
     assert (prepared.model.padding, headless.absent) == ("symmetric", ("classifier",))
     check_head(prepared, headless, open_dataset(prepared.data))
     leaves, held = flatten(with_weights(sevens(), headless, "new").params), flatten(whole.variables["params"])
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, 7.0 if "classifier" in name else held[name], name)
-    loading = dataclasses.replace(settings, init=dataclasses.replace(settings.init, head="load"))
-    for call in (lambda: prepare(loading, given), lambda: prepare(settings, given, evaluates=True)):
+    loading = changed(asked, "init", head="load")
+    for call in (lambda: prepare(loading), lambda: prepare(asked, evaluates=True)):
         with pytest.raises(UserError, match=rf"{path}: has no classifier.*--config\.init\.head=new"):
             call()
 
@@ -209,35 +215,37 @@ def test_a_part_that_weights_lack_is_not_frozen():
 def test_weights_that_do_not_go_with_the_config(weights, overrides, said):
     overrides = [f"init.weights={weights}", *overrides]
     spec = f"{cli.W0_25}:data=digits"
-    _, settings = config.load(spec, overrides)
+    asked = config.load(spec, overrides)
     with pytest.raises(UserError, match=said) as error:
-        prepare(settings, config.given(spec, overrides), evaluates=False)
+        prepare(asked, evaluates=False)
     assert "\n" not in str(error.value)
 
 
 def test_what_the_command_line_says_wins(weights):
     spec, overrides = f"{cli.W0_25}:data=digits,res=24", [f"init.weights={weights}", "data.mean=(0, 0, 0)"]
-    _, settings = config.load(spec, overrides)
-    found, _ = prepare(settings, config.given(spec, overrides), evaluates=True)
+    loaded = config.load(spec, overrides)
+    settings, unsaid = loaded.config, loaded._replace(origins={})
+    found, _ = prepare(loaded, evaluates=True)
     assert (found.data.resolution, found.data.mean, found.data.std) == (24, (0, 0, 0), (0.7, 0.7, 0.7))
-    plain, _ = prepare(settings, [], evaluates=True)
+    plain, _ = prepare(unsaid, evaluates=True)
     assert (plain.data.resolution, plain.data.mean) == (16, (0.3, 0.3, 0.3))
     assert plain.data.antialias
-    asked = dataclasses.replace(settings, data=dataclasses.replace(settings.data, antialias=False))
-    assert prepare(asked, [], evaluates=True)[0].data.antialias  # as the weights say, not the recipe
-    assert not prepare(asked, ["data.antialias"], evaluates=True)[0].data.antialias
-    assert not prepare(asked, [], evaluates=False)[0].data.antialias
+    asked = changed(unsaid, "data", antialias=False)
+    assert prepare(asked, evaluates=True)[0].data.antialias  # as the weights say, not the recipe
+    for origin, said in {"flag": True, "json": True, "recipe": False, "file": False, "default": False}.items():
+        found, _ = prepare(asked._replace(origins={"data.antialias": origin}), evaluates=True)
+        assert found.data.antialias != said, origin
+    assert not prepare(asked, evaluates=False)[0].data.antialias
     assert settings.model.strides != plain.model.strides == (2, 2, 2, 2, 2)  # the recipe's, the weights'
-    trained, _ = prepare(settings, config.given(spec, overrides), evaluates=False)
+    trained, _ = prepare(loaded, evaluates=False)
     assert trained.data.eval_crop == settings.data.eval_crop
     assert trained.model.strides == settings.model.strides
     assert (trained.norm.decay, trained.norm.epsilon) == (0.8, 1e-5)  # the recipe's, the weights'
-    whole = dataclasses.replace(settings, model=dataclasses.replace(settings.model, width=1.0))  # nobody said so
     with pytest.raises(UserError, match=r"and model\.width=1\.0; give --config\.model\.width=0\.25"):
-        prepare(whole, [], evaluates=True)
-    larger = dataclasses.replace(settings, data=dataclasses.replace(settings.data, eval_resolution=32))  # a recipe's
-    assert prepare(larger, [], evaluates=True)[0].data.seen_resolution == 16
-    assert prepare(larger, [], evaluates=False)[0].data.seen_resolution == 32
+        prepare(changed(unsaid, "model", width=1.0), evaluates=True)
+    larger = changed(unsaid, "data", eval_resolution=32)  # a recipe's
+    assert prepare(larger, evaluates=True)[0].data.seen_resolution == 16
+    assert prepare(larger, evaluates=False)[0].data.seen_resolution == 32
 
 
 def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
@@ -245,16 +253,16 @@ def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
         f"{cli.W0_25}:data=digits",
         [f"init.weights={weights}", "data.mean=(0, 0, 0)", "norm.epsilon=0.01"],
     )
-    settings = prepare(config.load(spec, overrides)[1], config.given(spec, overrides))[0]
+    loaded = config.load(spec, overrides)
+    settings = prepare(loaded)[0]
     assert (settings.model.padding, settings.data.mean, settings.norm.epsilon) == ("symmetric", (0, 0, 0), 0.01)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict(settings)))
-    again = config.load(str(file))[1]
-    assert prepare(again, config.given(str(file))) == (settings, None)
+    assert prepare(config.load(str(file))) == (settings, None)
     # A run that is gone on with has it all, and doesn't read the weights.
     moved = dataclasses.replace(settings, init=config.InitConfig(weights="nowhere"))
-    asked = dataclasses.replace(config.load(spec, overrides)[1], init=moved.init)
-    assert prepare(asked, config.given(spec, overrides), saved=moved) == (moved, None)
+    asked = loaded._replace(config=dataclasses.replace(loaded.config, init=moved.init))
+    assert prepare(asked, saved=moved) == (moved, None)
 
 
 def test_images_of_some_classes_are_measured_among_all():
@@ -341,7 +349,7 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
         spec = f"{cli.W0_25}:data=folder:{tmp_path / top}"
         fixed = ("model.depth=0.3", "data.num_workers=0", "data.eval_batch_size=4")  # compiled once for all
         given = [f"init.weights={weights}", *fixed, *overrides]
-        verbs.evaluate_weights(config.load(spec, given)[1], config.given(spec, given), verbs.Output(True))
+        verbs.evaluate_weights(config.load(spec, given), verbs.Output(True))
         return json.loads(capsys.readouterr().out)
 
     expected = evaluate("whole")

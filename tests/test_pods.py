@@ -82,7 +82,7 @@ def test_the_step_is_compiled_without_data(monkeypatch):
 
 
 def test_the_config_arrives_as_it_was_sent():
-    _, settings = configs.load(W1_0, ["model.dtype=bfloat16", "norm.group_size=16"])
+    settings = configs.load(W1_0, ["model.dtype=bfloat16", "norm.group_size=16"]).config
     assert configs.build(json.loads(json.dumps(configs.to_dict(settings)))) == settings
 
 

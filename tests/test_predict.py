@@ -190,7 +190,7 @@ def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
 
 def test_a_run_is_evaluated_on_folders_of_its_classes(run, capsys):
     workdir, images = run
-    _, settings = config.load(str(workdir / "config.json"), ["data.name=folder", f"data.path={images}"])
+    settings = config.load(str(workdir / "config.json"), ["data.name=folder", f"data.path={images}"]).config
     verbs.evaluate(settings, [], workdir, None, verbs.Output(True))
     found, evaluation = json.loads(capsys.readouterr().out), json.loads((workdir / "evaluation.json").read_text())
     assert (found["split"], found["confusion"]) == ("images", evaluation["confusion"])

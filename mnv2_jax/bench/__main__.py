@@ -183,14 +183,11 @@ def _described(settings: config.Config) -> dict[str, Any]:
 
 
 def _input(args: argparse.Namespace, overrides: list[str]) -> None:
-    settings, given = _settings_of_input(args.config, args.data, overrides)
-    _show(args, input_bench.time_input(settings, given, args.repeats), input_bench.table)
+    loaded = _config_of_input(args.config, args.data, overrides)
+    _show(args, input_bench.time_input(loaded, args.repeats), input_bench.table)
 
 
-def _settings_of_input(
-    spec: str | None, data: str | None, overrides: list[str]
-) -> tuple[config.Config, frozenset[str]]:
-    """The config, and which of its keys were given."""
+def _config_of_input(spec: str | None, data: str | None, overrides: list[str]) -> config.Loaded:
     if data is not None:
         # A name by TFDS has colons itself; elsewhere later ones belong to the path.
         name, separator, path = data.rpartition(":") if data.startswith("tfds:") else data.partition(":")
@@ -198,10 +195,10 @@ def _settings_of_input(
             raise UserError(f"--data={data!r} is not of the form NAME:PATH, as folder:photos")
         overrides = [f"data.name={name}", f"data.path={path}", *overrides]
     if spec is not None:
-        return config.load(spec, overrides)[1], config.given(spec, overrides)
+        return config.load(spec, overrides)
     if data is None or len(overrides) > 2:
         raise UserError("input needs --data=folder:PATH, and a --config=FILE[:ARG] if it shall have other settings")
-    return config.build({"data": {"name": name, "path": path, "batch_size": 64}}), frozenset()
+    return config.Loaded("input", config.build({"data": {"name": name, "path": path, "batch_size": 64}}), {})
 
 
 # --- pod ----------------------------------------------------------------------------------------------------

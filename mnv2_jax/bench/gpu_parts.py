@@ -84,7 +84,7 @@ def _settings(sizes: Sizes, batch: int | None = None) -> Any:
     from mnv2_jax.config import build
 
     argument = f"recipe=torchvision_v2_IMAGENET1K_V1,batch={batch or sizes.batch},res={sizes.resolution}"
-    tree = presets.preset(argument, name="mobilenet_v2", width=sizes.width)
+    tree = presets.preset(argument, data="imagenet", recipe="paper", name="mobilenet_v2", width=sizes.width)
     tree.model.depth, tree.model.dtype = sizes.depth, "bfloat16"
     return with_classes(build(tree.to_dict()))
 
@@ -192,7 +192,7 @@ def digits(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     from mnv2_jax.training.feeds import train_batches
 
     runtime.configure()
-    experiment = open_experiment(config.load(f"{ROOT / 'configs' / 'w0_35.py'}:data=digits", sizes.digits)[1])
+    experiment = open_experiment(config.load(f"{ROOT / 'configs' / 'w0_35.py'}:data=digits", sizes.digits).config)
     step = meshes.compile_train_step(experiment.mesh, experiment.train_step(0))
     init = meshes.compile_init(experiment.mesh, experiment.init_state)
     batches = train_batches(experiment)

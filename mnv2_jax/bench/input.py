@@ -8,7 +8,6 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -29,15 +28,15 @@ TURN_SECONDS = 2.0
 
 
 def time_input(
-    settings: config.Config, given: Collection[str] | None, repeats: int, turn_seconds: float = TURN_SECONDS
+    loaded: config.Loaded, repeats: int, turn_seconds: float = TURN_SECONDS, *, times_step: bool = True
 ) -> dict[str, Any]:
     """Medians over turns.
 
     Args:
-      settings: which images, crops and batches, and how many worker processes.
-      given: the keys of the config that were said (see `config.given`); None: the train step isn't timed.
+      loaded: says which images, crops and batches, and how many worker processes.
       repeats: turns, at least 1.
       turn_seconds: how long each takes at least.
+      times_step: whether the train step is timed, too.
 
     Returns:
       workers: processes, 0 for none; cores: those they can use; resize: the library that resizes; pipeline and
@@ -47,6 +46,7 @@ def time_input(
     Raises:
       UserError: if the data aren't there, or are no image files.
     """
+    settings = loaded.config
     # The images to evaluate on aren't read, so they need not be there.
     whole = settings.data.name in ("digits", "cifar10", *imagenet_subsets.NAMES)
     data = dataclasses.replace(settings.data, eval_split=None if whole else "train", holdout_fraction=0.0)
@@ -89,8 +89,8 @@ def time_input(
         "decoding": {"images_per_second": decoding, "images_per_second_per_core": decoding / cores},
         "ratio": statistics.median(mine / theirs for mine, theirs in turns),
     }
-    if given is not None:
-        step = _step_rate(settings, given, repeats)
+    if times_step:
+        step = _step_rate(loaded, repeats)
         found |= {"step_images_per_second": step, "limit": "step" if step < pipeline else "input"}
     return found
 
@@ -150,12 +150,12 @@ def _rate(batches: Batches, workers: int, seconds: float) -> float:
             return count / elapsed
 
 
-def _step_rate(settings: config.Config, given: Collection[str], repeats: int) -> float:
+def _step_rate(loaded: config.Loaded, repeats: int) -> float:
     """Images a second of the train step on one batch that stays on the devices."""
     from mnv2_jax.bench.contest import OUR_ENTRY, compare
     from mnv2_jax.bench.synthetic import with_classes
     from mnv2_jax.training.initial import prepare
 
-    (row,) = compare([OUR_ENTRY], "train", with_classes(prepare(settings, given)[0]), repeats)
+    (row,) = compare([OUR_ENTRY], "train", with_classes(prepare(loaded)[0]), repeats)
     rate: float = row["images_per_second"]
     return rate

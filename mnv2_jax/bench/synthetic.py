@@ -34,7 +34,7 @@ def load(spec: str, overrides: Sequence[str]) -> Config:
     Raises:
       UserError: if it can't be used.
     """
-    return with_classes(prepare(config.load(spec, overrides)[1], config.given(spec, overrides))[0])
+    return with_classes(prepare(config.load(spec, overrides))[0])
 
 
 def with_classes(settings: Config) -> Config:

@@ -11,20 +11,19 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mnv2_jax.config.checks import check
-from mnv2_jax.config.schema import GONE, Config, flatten
+from mnv2_jax.config.options import OPTIONS
+from mnv2_jax.config.schema import GONE, Config
 from mnv2_jax.errors import UserError, nearest
 
 
 def build(tree: Mapping[str, Any]) -> Config:
-    """Turns a nested mapping into a checked `Config` with `peak_lr` filled in.
+    """Turns a nested mapping into a checked `Config`.
 
     Raises:
       UserError: naming the key, for an unknown key, a wrong type or an impossible value.
     """
     config: Config = _build(Config, tree, "")
     check(config)
-    if config.optim.peak_lr is None:
-        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, peak_lr=config.linear_lr))
     return config
 
 
@@ -37,7 +36,7 @@ def from_text(key: str, text: str) -> Any:
     Raises:
       UserError: if the text is a mapping, for which there are sections.
     """
-    hint = _hint(key)
+    hint = OPTIONS[key].type if key in OPTIONS else None
     kinds = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
     if text == "None" and type(None) in kinds:
         return None
@@ -63,14 +62,6 @@ def _names(text: str) -> list[str]:
     return [item[1:-1] if item[:1] == item[-1:] and item[:1] in ("'", '"') else item for item in items if item]
 
 
-def _hint(key: str) -> Any:
-    """The declared type of a key; None where there is no such key."""
-    hint: Any = Config
-    for name in key.split("."):
-        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
-    return hint
-
-
 def _build(cls: type, tree: Any, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
         raise UserError(f"config key {prefix[:-1]!r} is a section, not a value ({tree!r}); set one of its keys")
@@ -91,11 +82,10 @@ def _build(cls: type, tree: Any, prefix: str) -> Any:
 
 def _suggest(key: str) -> str:
     """The nearest declared key: of the same section where there is one that is close, else of all."""
-    every = flatten(dataclasses.asdict(Config()))
     section = key.rpartition(".")[0]
-    siblings = {k for k in every if k.rpartition(".")[0] == section}
+    siblings = {k for k in OPTIONS if k.rpartition(".")[0] == section}
     hint = nearest(key, siblings) if siblings else ""
-    return hint if "did you mean" in hint else nearest(key, every)
+    return hint if "did you mean" in hint else nearest(key, OPTIONS)
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

@@ -8,25 +8,24 @@ import pathlib
 import re
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from mnv2_jax.config.build import build, from_text
 from mnv2_jax.config.checks import check_read
-from mnv2_jax.config.schema import Config, flatten
+from mnv2_jax.config.options import OPTIONS
+from mnv2_jax.config.origins import Loaded, Origin, Preset, Source
+from mnv2_jax.config.schema import flatten, linear_lr
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
 from mnv2_jax.registry import TASKS
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
+def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     """Reads ``FILE.py[:ARG]`` or ``FILE.json`` and applies overrides.
 
     Args:
       spec: the value of ``--config``.
       overrides: ``a.b=value`` each; later ones win. See `from_text` for the values.
-
-    Returns:
-      The name of the config (the file's stem; the run's folder for a ``config.json``) and the `Config`.
 
     Raises:
       UserError: on anything that can't be read, isn't declared, is out of range, or is overridden for nothing.
@@ -43,30 +42,16 @@ def load(spec: str, overrides: Sequence[str] = ()) -> tuple[str, Config]:
             siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
             hint = nearest(str(path), siblings) if siblings else "; no config is there"
         raise UserError(f"--config={spec}: no file {str(path)!r}{hint}")
-    if path.suffix == ".json":
-        tree = read_json(path)
-        _forget_derived(tree)
-        name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    else:
-        tree, name = _run_python(path, arg), path.stem
-        if modules := TASKS.modules_of(str(tree.get("task"))):  # which the file has imported
-            tree.setdefault("modules", modules)
+    name, recipe, tree, origins = _read_json(path) if path.suffix == ".json" else _run_python(path, arg)
+    keys = [override.partition("=")[0] for override in overrides]
     for override in overrides:
         _set(tree, override)
     config = build(tree)
-    check_read(config, [override.partition("=")[0] for override in overrides])
-    return name, config
-
-
-def given(spec: str, overrides: Sequence[str] = ()) -> frozenset[str]:
-    """Keys whose values are said and no recipe's: those of the overrides, the resolution where ``res=`` sets it, and
-    all of a .json file, which has what a run was resolved to.
-    """
-    keys = {override.partition("=")[0] for override in overrides}
-    path, argument = _file_and_argument(spec)
-    if path.suffix == ".json":
-        return frozenset(keys | set(flatten(read_json(path))))
-    return frozenset(keys | {"data.resolution" for item in argument.split(",") if item.startswith("res=")})
+    check_read(config, keys)
+    origins |= dict.fromkeys(keys, "flag")
+    every = {key: origins.get(key, "default") for key in OPTIONS}
+    workdir = str(path.parent) if path.name == "config.json" else f"runs/{name}"
+    return Loaded(name, config, every, recipe, workdir)
 
 
 def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:
@@ -80,7 +65,11 @@ def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:
     return pathlib.Path(paths[place]), spec[ends[place] + 1 :]
 
 
-def _run_python(path: pathlib.Path, arg: str) -> dict[str, Any]:
+_Read: TypeAlias = tuple[str, str, dict[str, Any], dict[str, Origin]]
+"""Name, recipe, the nested config and whose its values are."""
+
+
+def _run_python(path: pathlib.Path, arg: str) -> _Read:
     """Runs ``get_config(arg)`` of a config file."""
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     assert module_spec is not None
@@ -88,23 +77,37 @@ def _run_python(path: pathlib.Path, arg: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        return typing.cast(dict[str, Any], module.get_config(arg).to_dict())
+        found = module.get_config(arg)
+        tree = typing.cast(dict[str, Any], found.to_dict())
     except UserError as error:
         raise UserError(f"--config={path}{':' + arg if arg else ''}: {error}") from error
     except Exception as error:
         raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}") from error
+    if modules := TASKS.modules_of(str(tree.get("task"))):  # which the file has imported
+        tree.setdefault("modules", modules)
+    source = found.source if isinstance(found, Preset) else Source()
+    return path.stem + source.variant, source.recipe, tree, source.origins_in(tree)
+
+
+def _read_json(path: pathlib.Path) -> _Read:
+    tree = read_json(path)
+    _forget_derived(tree)
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    return name, "", tree, dict.fromkeys(flatten(tree), "json")
 
 
 def _forget_derived(tree: dict[str, Any]) -> None:
-    """Unsets the learning rate of a run's config if it is what the batch size made it, so that it follows a new one."""
+    """Unsets the learning rate where it is what the batch makes it: so it stands in a config.json of 0.4.0 where nobody
+    had said one, and it is to follow another batch.
+    """
     optim, data = tree.get("optim"), tree.get("data")
     if isinstance(optim, dict) and isinstance(data, dict):
         try:
-            derived = optim["reference_lr"] * (data["batch_size"] / optim["reference_batch_size"])
+            derived = linear_lr(optim["reference_lr"], data["batch_size"], optim["reference_batch_size"])
         except (KeyError, TypeError, ZeroDivisionError):
             return  # `build` will say what is wrong
         if optim.get("peak_lr") == derived:
-            del optim["peak_lr"]
+            optim["peak_lr"] = None
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

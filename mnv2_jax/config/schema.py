@@ -1,4 +1,8 @@
-"""Every option with its type, default, unit and meaning."""
+"""Every option: its type, default, unit, meaning, which values it can have, and with which others it is read.
+
+Whoever adds one adds it here and reads it where it belongs: the command line, its help, a run's config.json and what is
+refused follow from this file. What relates several options stands in `checks`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from mnv2_jax.config.rules import Above, AtLeast, Ending, Growing, Within, read_unless, read_when
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,30 +20,32 @@ class ModelConfig:
     """Which network. Names are those of `models.registry`."""
 
     name: str = "mobilenet_v2"
-    width: float = 1.0
-    """Width multiplier, > 0."""
+    width: Annotated[float, Above(0, 16)] = 1.0
+    """Multiplier of the channels."""
     width_rule: Literal["standard", "corenet", "divisor4", "torchvision", "fixed_stem_head", "keras"] = "standard"
     """How widths round and what they leave alone; each family's `plan` in `models` says which it has. corenet is also
     without the activation after V1's depthwise convolutions, as CoreNet's network."""
-    depth: float = 1.0
+    depth: Annotated[float, Above(0, 8)] = 1.0
     """Multiplier of the blocks of a stage; mobilenet_v2."""
     activation: Literal["relu", "relu6"] | None = None
     """Unset: the family's; mobilenet_v1, mobilenet_v2."""
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, AtLeast(2)] = None
     """Unset: counted in the data."""
-    strides: tuple[int, ...] = (2, 2, 2, 2, 2)
-    """1 or 2, at the five places where the published network halves its map, the stem first. For small images:
+    strides: Annotated[tuple[int, int, int, int, int], Within(1, 2)] = (2, 2, 2, 2, 2)
+    """At the five places where the published network halves its map, the stem first. For small images:
     (1, 1, 2, 2, 2) gives 4×4 for 32 px, (2, 2, 2, 1, 2) 2×2, (1, 2, 2, 2, 2) 4×4 for 64."""
     output_stride: Literal[8, 16, 32] = 32
     """Largest ratio of input to feature map; strides beyond it become dilation."""
     padding: Literal["same", "symmetric", "keras_v1"] = "same"
     """same: TensorFlow, Keras, slim. symmetric: PyTorch. keras_v1: as same, but depthwise convolutions with a stride
     pad after the map only, whatever its size (Keras' MobileNet)."""
-    dropout: float = 0.2
-    """Share of the pooled features that is dropped in training, in [0, 1)."""
-    drop_path: float = 0.0
-    """Stochastic depth: share of the examples for which the last residual branch is left out in training, in [0, 1)."""
-    drop_path_rule: Literal["linear", "flat", "timm", "tf_model_garden"] = "linear"
+    dropout: Annotated[float, Within(0, 0.999)] = 0.2
+    """Share of the pooled features that is dropped in training."""
+    drop_path: Annotated[float, Within(0, 0.999), read_unless("model.name", "mobilenet_v1")] = 0.0
+    """Stochastic depth: share of the examples for which the last residual branch is left out in training."""
+    drop_path_rule: Annotated[
+        Literal["linear", "flat", "timm", "tf_model_garden"], read_when("model.drop_path", Above(0))
+    ] = "linear"
     """linear: from 0 at the first block to `drop_path` at the last (Huang et al., arXiv:1603.09382); flat: in all;
     timm: from 0, short of `drop_path` at the last; tf_model_garden: in all attention blocks, and growing over stem,
     other blocks and head."""
@@ -64,7 +72,7 @@ class InitConfig:
     weights: str | None = None
     """A file of weights (ours, or of torchvision, timm, CoreNet, Keras, TFLite), the folder of a run, or a name such as
     timm/mobilenetv2_100.ra_in1k. Unset: random."""
-    head: Literal["load", "new"] = "load"
+    head: Annotated[Literal["load", "new"], read_unless("init.weights", None)] = "load"
     """new: a random classifier, for other classes than those of the weights."""
 
 
@@ -72,11 +80,18 @@ class InitConfig:
 class NormConfig:
     """Grouped batch norm (`nn.norm`)."""
 
-    group_size: int = 32
+    group_size: Annotated[int, AtLeast(1)] = 32
     """Images whose statistics are taken together; a hyperparameter, not a property of the hardware."""
-    decay: float = 0.9
+    decay: Annotated[float, Within(0, 0.99999), read_unless("finetune.train_from", ("classifier",))] = 0.9
     """Of the running statistics, per step: TensorFlow's momentum, 1 - PyTorch's."""
-    epsilon: float = 1e-3
+    epsilon: Annotated[float, Above(0, 1)] = 1e-3
+
+
+_DECODED = (  # a folder of CIFAR-10 can hold images or an .npz file
+    read_unless("data.name", "digits"),
+    read_unless("data.name", "cifar10") | read_unless("data.path", Ending(".npz")),
+)
+_RESIZED = read_when("data.crop", "random_resized")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,46 +101,49 @@ class DataConfig:
     name: str = "imagenet"
     """digits, cifar10, imagenet, folder or tfds:NAME; to evaluate on imagenet_v2, imagenet_r, imagenet_a or
     imagenet_sketch."""
-    path: str | None = None
-    """Directory or .tar, or what `data.prepare` wrote; for TFDS its data_dir."""
-    resolution: int = 224
+    path: Annotated[str | None, read_unless("data.name", "digits")] = None
+    """Directory or .tar, or what `data.prepare` wrote; for TFDS its data_dir. Digits come with scikit-learn."""
+    resolution: Annotated[int, Within(8, 4096)] = 224
     """Height and width of what the network sees, in pixels."""
-    scales: tuple[int, ...] = ()
+    scales: Annotated[tuple[int, ...], Within(8, 4096), Growing()] = ()
     """Set: each training batch has one of these resolutions, drawn anew, and as many images as keep its pixels at those
     of `batch_size` images of `resolution` (CoreNet's variable batch sampler)."""
-    eval_resolution: int | None = None
+    eval_resolution: Annotated[int | None, Within(8, 4096)] = None
     """Of evaluation; unset: `resolution`."""
-    batch_size: int = 96
+    batch_size: Annotated[int, AtLeast(1)] = 96
     """Images a step, over all devices."""
-    eval_batch_size: int = 128
+    eval_batch_size: Annotated[int, AtLeast(1)] = 128
     """At most this many images an evaluation step; the result doesn't depend on it."""
     eval_split: str | None = None
     """By any name that such a split has (valid, dev, testing …). Unset: val, or test where there is no val."""
-    holdout_fraction: float = 0.0
-    """> 0: this share of the training images (stratified) is kept out of training and evaluated on instead."""
+    holdout_fraction: Annotated[float, Within(0, 0.9)] = 0.0
+    """This share of the training images (stratified) is kept out of training and evaluated on instead."""
     crop: Literal["random_resized", "shift", "none"] = "random_resized"
-    """Training crop. shift: pad by `pad_pixels` zeros on each side, then crop back at random."""
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the random-resized crop."""
-    crop_draw: Literal["torchvision", "tensorflow", "model_garden"] = "torchvision"
-    """How area and ratio of the random-resized crop are drawn; see `data.images.draw_crop`."""
-    pad_pixels: int = 4
+    """Of training images. shift: pad by `pad_pixels` zeros on each side, then crop back at random."""
+    crop_area: Annotated[tuple[float, float], Above(0, 1), Growing(loosely=True), _RESIZED] = (0.08, 1.0)
+    """The least and the largest share of the image that is cropped."""
+    crop_ratio: Annotated[tuple[float, float], Within(0.01, 100), Growing(loosely=True), _RESIZED] = (3 / 4, 4 / 3)
+    """The least and the largest width over height of the crop."""
+    crop_draw: Annotated[Literal["torchvision", "tensorflow", "model_garden"], _RESIZED] = "torchvision"
+    """How area and ratio of the crop are drawn; see `data.images.draw_crop`."""
+    pad_pixels: Annotated[int, Within(0, 1024), read_when("data.crop", "shift")] = 4
     flip: bool = True
+    """Half of the training images are mirrored, left to right."""
     eval_crop: Literal["resize_crop", "central"] = "resize_crop"
     """resize_crop: short side to resolution / fraction, then the centre (PyTorch). central: the central
     fraction of each side, then resized without keeping the aspect (TF-slim)."""
-    eval_crop_fraction: float = 0.875
+    eval_crop_fraction: Annotated[float, Within(0.01, 1)] = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     """Where images shrink, whether all pixels that one of the result covers count (Pillow, torchvision, timm) or only
     the 2 (bicubic: 4) a side that are nearest to its centre (TensorFlow, Keras)."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: Annotated[tuple[float, float, float], Within(-255, 255)] = (0.485, 0.456, 0.406)
+    """Of red, green, blue, which run from 0 to 1."""
+    std: Annotated[tuple[float, float, float], Within(0.001, 255)] = (0.229, 0.224, 0.225)
     """Channels are normalised as (x / 255 - mean) / std."""
-    num_workers: int | None = None
+    num_workers: Annotated[int | None, Within(0, 1024), *_DECODED] = None
     """Processes that decode image files; unset: one a CPU core, 0: none."""
-    skip_corrupt: bool = False
+    skip_corrupt: Annotated[bool, *_DECODED] = False
     """An image that can't be decoded is replaced by the next one that can in training, left out of an evaluation, and
     counted and named, instead of ending the run."""
 
@@ -133,6 +151,14 @@ class DataConfig:
     def seen_resolution(self) -> int:
         """What evaluation, and so whoever uses the weights, sees: `eval_resolution` or else `resolution`."""
         return self.eval_resolution or self.resolution
+
+
+_RANDAUGMENT = read_when("augment.policy", "randaugment", "randaugment_timm", "randaugment_tf")
+_TIMMS = read_when("augment.policy", "randaugment_timm")
+_BY_CHANCE = read_when("augment.policy", "randaugment_timm", "randaugment_tf")
+_JITTERS = read_when("augment.color", "jitter")
+_ERASES = read_when("augment.erase_probability", Above(0))
+_MIXUP, _CUTMIX = read_when("augment.mixup_alpha", Above(0)), read_when("augment.cutmix_alpha", Above(0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,42 +170,43 @@ class AugmentConfig:
     ] = "none"
     """Operations on the uint8 image in the workers: torchvision's AutoAugment (IMAGENET), TF model garden's (v0),
     RandAugment of torchvision, timm and TF model garden, TrivialAugment (wide); see `data.policies`."""
-    policy_layers: int = 2
-    """randaugment*: operations an image."""
-    policy_magnitude: float = 9.0
-    """randaugment*: whole numbers from 0 to 30 (torchvision), 0 to 10 (timm), 0 to 30 (TF, whose tables are for 10)."""
-    policy_magnitude_std: float = 0.0
-    """randaugment_timm: of the normal deviate added to the magnitude; above 100: it is drawn uniformly from 0 up."""
-    policy_increasing: bool = False
-    """randaugment_timm: every operation gets stronger with the magnitude (timm's inc1)."""
-    policy_probability: float = 1.0
-    """randaugment_timm, randaugment_tf: with which each operation is applied."""
-    policy_excluded: tuple[str, ...] = ()
-    """randaugment*: operations that are left out, by the names in `data.policies`."""
+    policy_layers: Annotated[int, Within(1, 100), _RANDAUGMENT] = 2
+    """Operations an image."""
+    policy_magnitude: Annotated[float, Within(0, 30), _RANDAUGMENT] = 9.0
+    """Whole numbers from 0 to 30 (torchvision), 0 to 10 (timm), 0 to 30 (TF, whose tables are for 10)."""
+    policy_magnitude_std: Annotated[float, Within(0, 1000), _TIMMS] = 0.0
+    """Of the normal deviate added to the magnitude; above 100: it is drawn uniformly from 0 up."""
+    policy_increasing: Annotated[bool, _TIMMS] = False
+    """Every operation gets stronger with the magnitude (timm's inc1)."""
+    policy_probability: Annotated[float, Within(0, 1), _BY_CHANCE] = 1.0
+    """With which each operation is applied."""
+    policy_excluded: Annotated[tuple[str, ...], _RANDAUGMENT] = ()
+    """Operations that are left out, by the names in `data.policies`."""
     color: Literal["none", "inception", "jitter"] = "none"
     """inception: random brightness (±32/255) and saturation (0.5 to 1.5) in random order, as TF-slim's fast mode.
     jitter: torchvision's ColorJitter."""
-    color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.0)
-    """jitter: brightness, contrast, saturation (factors 1 - x to 1 + x), hue (±, at most 0.5 turns)."""
-    rotation_degrees: float = 0.0
+    color_jitter: Annotated[tuple[float, float, float, float], AtLeast(0), _JITTERS] = (0.4, 0.4, 0.4, 0.0)
+    """Brightness, contrast, saturation (factors 1 - x to 1 + x), hue (±, at most 0.5 turns)."""
+    rotation_degrees: Annotated[float, Within(0, 180)] = 0.0
     """Rotated about the centre by up to ± this, bilinearly; what comes in from outside repeats the edge."""
-    shift_fraction: float = 0.0
+    shift_fraction: Annotated[float, Within(0, 0.5)] = 0.0
     """Then shifted by up to ± this share of the height and, drawn by itself, of the width (Keras' RandomTranslation),
     in one resampling with the rotation; the edge is repeated, too."""
-    erase_probability: float = 0.0
+    erase_probability: Annotated[float, Within(0, 1)] = 0.0
     """Random erasing (Zhong et al., arXiv:1708.04896): with which a rectangle is erased, after normalisation."""
-    erase_area: tuple[float, float] = (0.02, 1 / 3)
-    erase_fill: Literal["zero", "noise"] = "zero"
+    erase_area: Annotated[tuple[float, float], Above(0, 1), Growing(loosely=True), _ERASES] = (0.02, 1 / 3)
+    """The least and the largest share of the image that is erased."""
+    erase_fill: Annotated[Literal["zero", "noise"], _ERASES] = "zero"
     """noise: each pixel from a normal distribution (timm's `pixel`)."""
-    mixup_alpha: float = 0.0
-    """> 0: images and labels are mixed by a share drawn from Beta(alpha, alpha) (Zhang et al., arXiv:1710.09412)."""
-    cutmix_alpha: float = 0.0
-    """> 0: a rectangle comes from another image (Yun et al., arXiv:1905.04899)."""
-    mix_probability: float = 1.0
+    mixup_alpha: Annotated[float, Within(0, 100)] = 0.0
+    """Images and labels are mixed by a share drawn from Beta(alpha, alpha) (Zhang et al., arXiv:1710.09412)."""
+    cutmix_alpha: Annotated[float, Within(0, 100)] = 0.0
+    """A rectangle comes from another image (Yun et al., arXiv:1905.04899)."""
+    mix_probability: Annotated[float, Within(0, 1), _MIXUP | _CUTMIX] = 1.0
     """With which a batch is mixed at all."""
-    cutmix_share: float = 0.5
-    """Where mixup and cutmix are both set: the share of mixed batches that gets cutmix."""
-    repeats: int = 1
+    cutmix_share: Annotated[float, Within(0, 1), _MIXUP, _CUTMIX] = 0.5
+    """The share of mixed batches that gets cutmix, the others get mixup."""
+    repeats: Annotated[int, Within(1, 64)] = 1
     """Repeated augmentation (Hoffer et al., arXiv:1901.09335): each image that is drawn stands so often in a batch; an
     epoch has as many images as without."""
 
@@ -188,9 +215,12 @@ class AugmentConfig:
 class LossConfig:
     """Softmax cross-entropy."""
 
-    label_smoothing: float = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
+    label_smoothing: Annotated[float, Within(0, 0.999), read_unless("distill.weight", 1.0)] = 0.0
+    class_weights: Annotated[Literal["none", "balanced"], read_unless("distill.weight", 1.0)] = "none"
     """balanced: an example counts n / (k * images of its class), so that every class counts the same."""
+
+
+_DISTILS = read_unless("distill.teacher", None) | read_unless("distill.logits", None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,12 +229,12 @@ class DistillConfig:
 
     teacher: str | None = None
     """As `init.weights`: a file of weights, the folder of a run, or a name. It sees what the student sees."""
-    teacher_model: str | None = None
+    teacher_model: Annotated[str | None, read_unless("distill.teacher", None)] = None
     """Which network a foreign file holds; unset: the file says it."""
     logits: str | None = None
     """Instead of a teacher: logits stored once an image by `python -m mnv2_jax.predict --store-logits`."""
-    temperature: float = 1.0
-    weight: float = 0.5
+    temperature: Annotated[float, Above(0, 1000), _DISTILS] = 1.0
+    weight: Annotated[float, Within(0, 1), _DISTILS] = 0.5
     """Of the soft targets' loss; 1 - weight is that of the labels'."""
 
 
@@ -215,10 +245,18 @@ class FinetuneConfig:
     train_from: tuple[str, ...] = ("stem",)
     """A name for each stage: this part of the network (stem, block_1, …, head, hidden, classifier) and what comes after
     it are trained. What comes before is frozen: no gradient, and its norms use and keep their running statistics."""
-    unfreeze_epochs: tuple[float, ...] = ()
+    unfreeze_epochs: Annotated[tuple[float, ...], Above(0), Growing()] = ()
     """When the second stage begins, the third, and so on."""
-    backbone_lr_factor: float = 1.0
+    backbone_lr_factor: Annotated[float, Within(0, 100), read_unless("finetune.train_from", ("classifier",))] = 1.0
     """Learning rate of all but the classifier, as a share of the schedule's."""
+
+
+_RMSPROP, _ADAMW = read_when("optim.name", "rmsprop"), read_when("optim.name", "adamw")
+_WITH_MOMENTUM = read_when("optim.momentum", Above(0))
+_DECAYS = read_when("optim.weight_decay", Above(0)) | read_when("optim.l2", Above(0))
+_COSINE, _EXPONENTIAL = read_when("optim.schedule", "cosine"), read_when("optim.schedule", "exponential")
+_WARMS_UP = read_when("optim.warmup_epochs", Above(0)) | read_when("optim.warmup_steps", Above(0))
+_AVERAGES = read_unless("optim.ema_decay", None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,70 +264,67 @@ class OptimConfig:
     """Optimiser and learning-rate schedule; times are in epochs and need not be whole."""
 
     name: Literal["sgd", "rmsprop", "adamw"] = "sgd"
-    peak_lr: float | None = None
-    """Unset: reference_lr * (batch_size / reference_batch_size)."""
-    reference_lr: float = 0.1
-    reference_batch_size: int = 128
-    momentum: float = 0.9
-    """sgd, rmsprop."""
-    nesterov: bool = False
-    """sgd."""
-    rms_decay: float = 0.9
-    """rmsprop."""
-    rms_init: float = 1.0
-    """rmsprop: of the mean square; 1 in TF1 and timm, 0 in Keras and PyTorch."""
-    epsilon_in_sqrt: bool = True
-    """rmsprop: TensorFlow, Keras, timm; not PyTorch."""
-    lr_in_momentum: bool = True
-    """rmsprop: the momentum adds up updates (TensorFlow, Keras, timm); False: it adds up scaled gradients (PyTorch)."""
-    b1: float = 0.9
-    """adamw."""
-    b2: float = 0.999
-    """adamw."""
-    epsilon: float = 1e-8
-    """rmsprop (see `epsilon_in_sqrt`), adamw (outside the root)."""
-    weight_decay: float = 0.0
+    peak_lr: Annotated[float | None, Above(0)] = None
+    """Learning rate after the warm-up. Unset: reference_lr * (batch_size / reference_batch_size); `Config.peak_lr`."""
+    reference_lr: Annotated[float, Above(0), read_when("optim.peak_lr", None)] = 0.1
+    reference_batch_size: Annotated[int, AtLeast(1), read_when("optim.peak_lr", None)] = 128
+    momentum: Annotated[float, Within(0, 0.99999), read_when("optim.name", "sgd", "rmsprop")] = 0.9
+    nesterov: Annotated[bool, read_when("optim.name", "sgd"), _WITH_MOMENTUM] = False
+    rms_decay: Annotated[float, Within(0, 0.99999), _RMSPROP] = 0.9
+    """Of the mean square."""
+    rms_init: Annotated[float, Within(0, 1), _RMSPROP] = 1.0
+    """What the mean square begins with: 1 in TF1 and timm, 0 in Keras and PyTorch."""
+    epsilon_in_sqrt: Annotated[bool, _RMSPROP] = True
+    """TensorFlow, Keras, timm; not PyTorch."""
+    lr_in_momentum: Annotated[bool, _RMSPROP, _WITH_MOMENTUM] = True
+    """The momentum adds up updates (TensorFlow, Keras, timm); False: it adds up scaled gradients (PyTorch)."""
+    b1: Annotated[float, Within(0, 0.99999), _ADAMW] = 0.9
+    b2: Annotated[float, Within(0, 0.999999), _ADAMW] = 0.999
+    epsilon: Annotated[float, Above(0, 10), read_when("optim.name", "rmsprop", "adamw")] = 1e-8
+    """rmsprop: see `epsilon_in_sqrt`; adamw: outside the root."""
+    weight_decay: Annotated[float, Within(0, 10)] = 0.0
     """sgd, rmsprop: L2 added to the gradient. adamw: decoupled, times the learning rate."""
-    weight_decay_on: Literal["all", "no_norm", "no_norm_bias", "no_depthwise"] = "no_norm_bias"
+    weight_decay_on: Annotated[Literal["all", "no_norm", "no_norm_bias", "no_depthwise"], _DECAYS] = "no_norm_bias"
     """no_norm: biases of other layers are decayed. no_depthwise: not norms, biases and depthwise kernels."""
-    l2: float = 0.0
-    """adamw: L2 added to the gradient besides, on the same parameters."""
+    l2: Annotated[float, Within(0, 10), _ADAMW] = 0.0
+    """L2 added to the gradient besides, on the same parameters."""
     schedule: Literal["constant", "cosine", "exponential", "step"] = "cosine"
-    warmup_epochs: float = 0.0
+    warmup_epochs: Annotated[float, Within(0, 1e6), read_when("optim.warmup_steps", None)] = 0.0
     """Linear from warmup_init_lr to the peak."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, AtLeast(0)] = None
     """Set: instead of `warmup_epochs`."""
     update_every: Literal["step", "epoch"] = "step"
     """epoch: the learning rate stands still in between, and only a warm-up in steps moves by the step."""
-    warmup_init_lr: float = 0.0
-    warmup_to: Literal["peak", "schedule"] = "peak"
+    warmup_init_lr: Annotated[float, AtLeast(0), _WARMS_UP] = 0.0
+    """What it begins with."""
+    warmup_to: Annotated[Literal["peak", "schedule"], _WARMS_UP] = "peak"
     """schedule: what the schedule has come to when the warm-up ends (TF model garden)."""
-    final_lr: float = 0.0
-    """cosine: what it ends at."""
-    cosine_from: Literal["warmup", "start"] = "warmup"
+    final_lr: Annotated[float, AtLeast(0), _COSINE] = 0.0
+    """What it ends at."""
+    cosine_from: Annotated[Literal["warmup", "start"], _COSINE, _WARMS_UP] = "warmup"
     """Where the cosine begins. warmup: at its end (torchvision); start: of training, of which the warm-up takes the
     first part (timm, CoreNet, TF model garden)."""
-    decay_factor: float = 0.98
-    """exponential, step: what each decay multiplies by."""
-    decay_every_epochs: float = 1.0
-    """exponential."""
-    decay_every_steps: int | None = None
-    """exponential. Set: instead of `decay_every_epochs`."""
-    lr_noise: tuple[float, float] | None = None
+    decay_factor: Annotated[float, Above(0, 1), read_when("optim.schedule", "exponential", "step")] = 0.98
+    """What each decay multiplies by."""
+    decay_every_epochs: Annotated[float, Above(0), _EXPONENTIAL, read_when("optim.decay_every_steps", None)] = 1.0
+    decay_every_steps: Annotated[int | None, AtLeast(1), _EXPONENTIAL] = None
+    """Set: instead of `decay_every_epochs`."""
+    lr_noise: Annotated[tuple[float, float] | None, Within(0, 1), Growing()] = None
     """From this share of the training to that one the learning rate of each epoch is multiplied by 1 + noise, normal
     within ±0.67 (timm's --lr-noise)."""
-    staircase: bool = True
-    """exponential: in jumps (True) or smoothly."""
-    milestones_epochs: tuple[float, ...] = ()
-    """step: when it decays."""
-    clip_grad_norm: float | None = None
-    accumulate_steps: int = 1
+    staircase: Annotated[bool, _EXPONENTIAL] = True
+    """In jumps, or else smoothly."""
+    milestones_epochs: Annotated[tuple[float, ...], AtLeast(0), Growing(), read_when("optim.schedule", "step")] = ()
+    """When it decays."""
+    clip_grad_norm: Annotated[float | None, Above(0)] = None
+    """Of all gradients together, at most."""
+    accumulate_steps: Annotated[int, AtLeast(1)] = 1
     """Microbatches a step; batch-norm groups stay within a microbatch."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float | None, Within(0, 0.9999999)] = None
     """Set: evaluation uses the exponential moving average of weights and batch-norm statistics."""
-    ema_every_steps: int = 1
+    ema_every_steps: Annotated[int, AtLeast(1), _AVERAGES] = 1
     """How often the average takes in the weights."""
-    ema_warmup: bool = True
+    ema_warmup: Annotated[bool, _AVERAGES] = True
     """As TensorFlow with num_updates: decay = min(ema_decay, (1 + step) / (10 + step))."""
 
 
@@ -297,13 +332,13 @@ class OptimConfig:
 class TrainConfig:
     """How long. `steps` wins where both are set."""
 
-    epochs: float = 1.0
-    steps: int | None = None
+    epochs: Annotated[float, Above(0, 1e6)] = 1.0
+    steps: Annotated[int | None, AtLeast(1)] = None
     """Unset: epochs * training images / batch_size (with `data.scales` the mean one), rounded."""
-    eval_every_epochs: float = 1.0
+    eval_every_epochs: Annotated[float, Within(0, 1e6)] = 1.0
     """Also evaluated at the end. 0: only there."""
-    patience: int | None = None
-    """Set: training ends after so many evaluations without a better top-1 than before. Whoever uses the run then gets
+    patience: Annotated[int | None, AtLeast(1), read_when("train.eval_every_epochs", Above(0))] = None
+    """Set: training ends after so many evaluations without a better score than before. Whoever uses the run then gets
     its best checkpoint, unless another is asked for."""
 
 
@@ -311,7 +346,7 @@ class TrainConfig:
 class LogConfig:
     """May differ between a run and its resumption."""
 
-    every_steps: int = 50
+    every_steps: Annotated[int, AtLeast(1)] = 50
     tensorboard: bool = True
     batch_hash: bool = False
     """Logs a number that says whether two runs were fed the same batches, on any devices."""
@@ -321,24 +356,24 @@ class LogConfig:
 class CheckpointConfig:
     """May differ between a run and its resumption."""
 
-    every_steps: int = 1000
+    every_steps: Annotated[int, AtLeast(1)] = 1000
     """Also saved at the end of each evaluation, at a signal and at the end."""
-    keep_latest: int = 2
-    keep_best: int = 1
+    keep_latest: Annotated[int, AtLeast(1)] = 2
+    keep_best: Annotated[int, AtLeast(0)] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaultsConfig:
     """When a process gives up; it then ends with exit code 75. May differ between a run and its resumption."""
 
-    start_timeout_s: float = 300.0
+    start_timeout_s: Annotated[float, Within(1, 1e6)] = 300.0
     """In which all processes must have come, and again have opened the data."""
-    heartbeat_timeout_s: int = 60
+    heartbeat_timeout_s: Annotated[int, Within(2, 3600)] = 60
     """A process that wasn't heard of for so long is lost, and the others end."""
-    step_timeout_s: float | None = None
+    step_timeout_s: Annotated[float | None, Within(1, 1e6)] = None
     """In which a step, a batch of evaluation and a checkpoint must be done. Unset: 600 with several processes, which
     would wait for a stuck one for ever; no limit with one, until a signal asks it to stop."""
-    compile_timeout_s: float = 3600.0
+    compile_timeout_s: Annotated[float, Within(1, 1e6)] = 3600.0
     """In place of it where something may be compiled, or is read: a batch, a checkpoint. Read where `step_timeout_s`
     holds."""
 
@@ -347,7 +382,7 @@ class FaultsConfig:
 class Config:
     """A whole experiment."""
 
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """Of the initial weights, the data order, augmentation and dropout."""
     task: str = "classification"
     """What is learnt: a name that `tasks.base.register_task` has made known."""
@@ -374,14 +409,16 @@ class Config:
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate after the warm-up; always set once `build` has resolved the config."""
-        assert self.optim.peak_lr is not None
-        return self.optim.peak_lr
+        """Learning rate after the warm-up: `optim.peak_lr`, or else that of the reference batch, scaled to ours."""
+        optim = self.optim
+        if optim.peak_lr is not None:
+            return optim.peak_lr
+        return linear_lr(optim.reference_lr, self.data.batch_size, optim.reference_batch_size)
 
-    @property
-    def linear_lr(self) -> float:
-        """The recipe's learning rate, scaled linearly to the batch (Goyal et al., arXiv:1706.02677, 2.1)."""
-        return self.optim.reference_lr * (self.data.batch_size / self.optim.reference_batch_size)
+
+def linear_lr(reference_lr: float, batch_size: int, reference_batch_size: int) -> float:
+    """Scales a learning rate linearly to the batch (Goyal et al., arXiv:1706.02677, 2.1)."""
+    return reference_lr * (batch_size / reference_batch_size)
 
 
 MAY_DIFFER = (
@@ -413,9 +450,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def resolved(config: Config) -> dict[str, Any]:
+    """Every key with what is meant by it, fit for JSON: the learning rate is a number where it follows from others."""
+    return flatten(to_dict(config)) | {"optim.peak_lr": config.peak_lr}
+
+
 def differences(old: Config, new: Config) -> list[str]:
     """``key: old -> new`` for every key that differs and decides what is trained (see `MAY_DIFFER`)."""
-    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    before, after = resolved(old), resolved(new)
     return [
         f"{key}: {before[key]!r} -> {after[key]!r}"
         for key in before

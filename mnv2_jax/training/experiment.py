@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnv2_jax.config import Config, check_devices, flatten, to_dict
+from mnv2_jax.config import Config, check_devices, resolved
 from mnv2_jax.data.policies import check_policy
 from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.errors import UserError
@@ -158,7 +158,7 @@ _MAY_DIFFER_BETWEEN_PROCESSES = ("data.path", "data.num_workers")
 
 def config_facts(config: Config) -> dict[str, Any]:
     """The options that all processes of a run must have alike."""
-    return {k: v for k, v in flatten(to_dict(config)).items() if k not in _MAY_DIFFER_BETWEEN_PROCESSES}
+    return {k: v for k, v in resolved(config).items() if k not in _MAY_DIFFER_BETWEEN_PROCESSES}
 
 
 def _check_norms(experiment: Experiment) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.config import Config, ModelConfig, flatten
+from mnv2_jax.config import Config, Loaded, ModelConfig, flatten
 from mnv2_jax.errors import UserError
 from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training.state import TrainState
@@ -26,18 +26,14 @@ _TAKEN_TO_EVALUATE = (
 """Further ones for an evaluation of the weights as they are: they fit any strides, but were trained with theirs."""
 
 
-def prepare(
-    config: Config, given: Collection[str], *, evaluates: bool = False, saved: Config | None = None
-) -> tuple[Config, Weights | None]:
+def prepare(loaded: Loaded, *, evaluates: bool = False, saved: Config | None = None) -> tuple[Config, Weights | None]:
     """Opens `init.weights`, where they are set, and makes the config one of their network.
 
-    What belongs to weights comes from them, unless the command line or a run's own config.json says it: padding, width
-    rule, epsilon of the norms, how pixels are normalised; for an evaluation of the weights themselves the
-    strides, the resolution and the crop, too. A recipe's values give way.
+    What belongs to weights comes from them, unless it is `Loaded.said`: padding, width rule, epsilon of the norms, how
+    pixels are normalised; for an evaluation of the weights themselves the strides, the resolution and the crop, too.
 
     Args:
-      config: the experiment.
-      given: keys that are said, see `config.given`.
+      loaded: the experiment.
       evaluates: whether the weights are evaluated, not trained on.
       saved: the config of the run that is gone on with, which has it all: the weights aren't opened.
 
@@ -47,15 +43,16 @@ def prepare(
     Raises:
       UserError: if the weights can't be had, or are of another network than the config's.
     """
-    if evaluates and "data.eval_resolution" not in given:
+    config, said = loaded.config, loaded.said
+    if evaluates and "data.eval_resolution" not in said:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
-    keys = [key for key in (_TAKEN + _TAKEN_TO_EVALUATE if evaluates else _TAKEN) if key not in given]
+    keys = [key for key in (_TAKEN + _TAKEN_TO_EVALUATE if evaluates else _TAKEN) if key not in said]
     if config.init.weights is None or not keys:
         return config, None
     if saved is not None and saved.init == config.init:
         return _take(config, keys, flatten(dataclasses.asdict(saved))), None
     weights = open_weights(config.init.weights, config.model, "load" if evaluates else config.init.head)
-    check_network(config, weights, given)
+    check_network(config, weights, said)
     own = weights.model
     held = {
         "model": dataclasses.asdict(own.options),
@@ -73,8 +70,8 @@ def _take(config: Config, keys: Collection[str], values: Mapping[str, Any]) -> C
     return config
 
 
-def check_network(config: Config, weights: Weights, given: Collection[str] = ()) -> None:
-    """Refuses weights of another network than the config's.
+def check_network(config: Config, weights: Weights, said: Collection[str] = ()) -> None:
+    """Refuses weights of another network than the config's, whose keys in ``said`` aren't to be changed.
 
     Raises:
       UserError: naming all options that differ, as flags.
@@ -83,7 +80,7 @@ def check_network(config: Config, weights: Weights, given: Collection[str] = ())
 
     def is_open(key: str) -> bool:
         is_default = getattr(asked, key) == getattr(default, key)
-        return key not in ("name", "width") and is_default and f"model.{key}" not in given
+        return key not in ("name", "width") and is_default and f"model.{key}" not in said
 
     keys = [key for key in ("name", *STRUCTURE) if getattr(asked, key) != getattr(own, key) and not is_open(key)]
     if keys:

@@ -73,7 +73,7 @@ def test_every_block_and_example_has_a_key_of_its_own(monkeypatch):
 
 def test_attention_of_the_gardens_networks_has_the_peak_and_the_other_blocks_count_stem_and_head(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 32)
-    model = config.load(f"{ROOT}/configs/v4_hybrid_m.py")[1].model
+    model = config.load(f"{ROOT}/configs/v4_hybrid_m.py").config.model
     options = dict(drop_path=model.drop_path, drop_path_rule=model.drop_path_rule)
     # The residual ones among the 35 entries of its table of block specs, where the stem is 0, of which these attend.
     residual, attending = [3, *range(5, 16), *range(17, 32)], (8, 10, 12, 14, 24, 26, 28, 30)

@@ -24,7 +24,7 @@ from mnv2_jax import presets
 import tests.tasks.mean_colour
 
 def get_config(arg):
-    config = presets.preset("data=digits,batch=32,res=16", name="mobilenet_v2", width=0.25)
+    config = presets.preset("batch=32,res=16", data="digits", recipe="digits", name="mobilenet_v2", width=0.25)
     config.task = "mean_colour"
     return config
 """
@@ -130,7 +130,7 @@ def test_parts_of_a_batch_count_by_their_weight(file, devices, x64):
     found = []
     for accumulate, on in ((1, 1), (4, devices)):
         overrides = [f"optim.accumulate_steps={accumulate}", "norm.group_size=8", "model.dtype=float64"]
-        opened = open_experiment(configs.load(str(file), overrides)[1], jax.devices()[:on])
+        opened = open_experiment(configs.load(str(file), overrides).config, jax.devices()[:on])
         step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
         state = meshes.compile_init(opened.mesh, opened.init_state)()
         losses = []
@@ -148,7 +148,7 @@ def test_a_module_that_is_gone_and_a_name_that_is_taken_are_one_line(file):
         (["modules=()", "task=mean_color"], "task='mean_color' is not registered.*did you mean 'mean_colour'"),
     ):
         with pytest.raises(UserError, match=said) as error:
-            open_experiment(configs.load(str(file), overrides)[1])
+            open_experiment(configs.load(str(file), overrides).config)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"^task='classification' is registered by"):
         TASKS.add("classification", None, "mine")

@@ -28,7 +28,7 @@ SMALL = ["data.batch_size=32", "data.resolution=16", "model.depth=0.3", "optim.p
 
 
 def experiment(*overrides):
-    return open_experiment(configs.load(f"{W0_25}:data=digits", [*SMALL, *overrides])[1], jax.devices()[:1])
+    return open_experiment(configs.load(f"{W0_25}:data=digits", [*SMALL, *overrides]).config, jax.devices()[:1])
 
 
 @functools.cache

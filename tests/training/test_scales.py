@@ -41,7 +41,7 @@ def sized(batch_size, group_size=32, scales=CORENET, accumulate_steps=1):
 
 
 def experiment(*overrides, devices=1):
-    _, config = configs.load(f"{W0_25}:data=digits", [*SHRUNK, *overrides])
+    config = configs.load(f"{W0_25}:data=digits", [*SHRUNK, *overrides]).config
     return open_experiment(config, jax.devices()[:devices])
 
 
@@ -144,7 +144,7 @@ def test_scales_that_are_not_level_in_pixels(config, devices, said):
 
 @pytest.mark.parametrize("batch", ["", ",batch=512", ",batch=16"])
 def test_corenets_recipe_is_level(batch):
-    _, config = configs.load(f"{W0_25}:recipe=corenet_v2{batch}")
+    config = configs.load(f"{W0_25}:recipe=corenet_v2{batch}").config
     check_devices(config, 1)
     pixels = [images * scale**2 for scale, images in batch_shapes(config)]
     assert max(pixels) < 1.04 * config.data.batch_size * config.data.resolution**2
@@ -164,7 +164,7 @@ def every_command():
 
 @pytest.mark.parametrize(("spec", "overrides"), every_command())
 def test_every_command_trains_on_1_2_4_and_8_devices(spec, overrides):
-    _, config = configs.load(f"{ROOT}/{spec}", overrides)
+    config = configs.load(f"{ROOT}/{spec}", overrides).config
     for devices in (1, 2, 4, 8):
         check_devices(config, devices)
         free = re.search(r":batch=(\d+)", spanning_groups(config, devices))
@@ -178,7 +178,7 @@ def test_every_command_trains_on_1_2_4_and_8_devices(spec, overrides):
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "overrides"), every_command())
 def test_every_step_traces_on_8_devices(spec, overrides):
-    _, config = configs.load(f"{ROOT}/{spec}", overrides)
+    config = configs.load(f"{ROOT}/{spec}", overrides).config
     model = dataclasses.replace(config.model, num_classes=10)
     opened = unopened(dataclasses.replace(config, model=model))
     state = jax.eval_shape(opened.init_state)

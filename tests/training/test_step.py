@@ -34,7 +34,7 @@ SHRUNK = [
 
 
 def experiment(*overrides, devices=1, config="w0_25"):
-    _, config = configs.load(f"{CONFIGS / config}.py:data=digits", [*SHRUNK, *overrides])
+    config = configs.load(f"{CONFIGS / config}.py:data=digits", [*SHRUNK, *overrides]).config
     return open_experiment(config, jax.devices()[:devices])
 
 

@@ -63,7 +63,7 @@ def weights(tmp_path_factory):
 
 
 def experiment(*overrides, devices=1):
-    _, config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", [*SHRUNK, *overrides])
+    config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", [*SHRUNK, *overrides]).config
     return open_experiment(config, jax.devices()[:devices])
 
 
@@ -221,7 +221,7 @@ _RESNET = Weights(create_model("resnet50", 10), {}, WeightsInfo())
 def stored(weights, tmp_path_factory):
     """Logits of the digits."""
     path = tmp_path_factory.mktemp("stored") / "logits.npz"
-    _, config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", ["data.eval_resolution=32"])
+    config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", ["data.eval_resolution=32"]).config
     assert store_logits(path, load_weights(weights), config) == 1437
     return path
 
