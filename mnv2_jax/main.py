@@ -20,7 +20,10 @@ def main() -> None:
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
     parser.add_argument("--workdir", type=run_folder_type, help="the run's folder (default: as --mode=config says)")
     parser.add_argument(
-        "--mode", choices=("train", "eval", "summary", "config"), default="train", help="default: train"
+        "--mode",
+        choices=("train", "eval", "summary", "config"),
+        default="train",
+        help="default: train; config: prints it",
     )
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"

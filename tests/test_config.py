@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -18,6 +19,7 @@ from mnv2_jax.config.options import Option
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.published import published
 from mnv2_jax.presets import native_resolution
+from tests import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -71,7 +73,13 @@ def test_file_names_and_docstrings_tell_the_network(path):
         for number in printed:
             assert float(number) in {round(accuracy, len(number.partition(".")[2])) for accuracy in accuracies}
     recipe = re.search(r"Expected of the recipe (\w+): ", told)[1]
+    assert f'presets.preset(arg, data="imagenet", recipe="{recipe}", ' in path.read_text()
     assert built == config.load(f"{path}:recipe={recipe}").config
+    others = re.search(
+        r"^data=(\w+) takes the recipe (\w+), data=(\w+) (\w+), data=(\w+):.+ data=(\w+):NAME (\w+)\.", told, re.M
+    )
+    digits, its, cifar, thats, folder, tfds, both = others.groups()
+    assert {digits: its, cifar: thats, folder: both, tfds: both} == presets.RECIPE_OF_DATA
     epochs, amount, size = cost(built, madds, resolution)
     assert f"Cost: its {epochs} epochs of 1.28 million images{size}, {amount} multiply-adds in training." in told
     assert f"--config=configs/{path.name}:path=IMAGENET" in told
@@ -261,6 +269,76 @@ def test_only_the_word_none_unsets_a_name():
 def test_several_names_are_texts_too(text):
     override = [f"finetune.train_from={text}", "finetune.unfreeze_epochs=(2,)"]
     assert config.load(W1, override).config.finetune.train_from == ("1.10", "2_0")
+
+
+@pytest.mark.parametrize(
+    ("arg", "recipe", "folder"),
+    [
+        ("", "paper", "runs/w1_0"),
+        ("path=DIR,res=96,batch=32,classes=7", "paper", "runs/w1_0"),
+        ("data=imagenet,recipe=paper", "paper", "runs/w1_0"),
+        ("data=digits", "digits", "runs/w1_0-digits"),
+        ("data=digits,batch=32", "digits", "runs/w1_0-digits"),
+        ("recipe=digits", "digits", "runs/w1_0-digits"),
+        ("data=cifar10,path=DIR", "cifar", "runs/w1_0-cifar10"),
+        ("recipe=cifar", "cifar", "runs/w1_0-cifar10"),
+        ("data=folder:DIR", "scratch", "runs/w1_0-folder"),
+        ("data=tfds:food101/a:1.0.0", "scratch", "runs/w1_0-tfds_food101_a_1.0.0"),
+        ("data=imagenet_r", "paper", "runs/w1_0-imagenet_r"),
+        ("recipe=corenet_v2", "corenet_v2", "runs/w1_0-corenet_v2"),
+        ("data=imagenet,recipe=corenet_v2", "corenet_v2", "runs/w1_0-corenet_v2"),
+        ("data=digits,recipe=paper", "paper", "runs/w1_0-digits-paper"),
+        ("data=imagenet,recipe=digits", "digits", "runs/w1_0-imagenet-digits"),
+    ],
+)
+def test_the_usual_folder_tells_data_and_recipe_apart(arg, recipe, folder):
+    for _ in range(2):
+        loaded = config.load(f"{W1}:{arg}")
+        assert (loaded.recipe, loaded.workdir, loaded.name) == (recipe, folder, folder.removeprefix("runs/"))
+    finetune = config.load(f"{ROOT}/configs/finetune.py:data=folder:DIR")
+    assert (finetune.recipe, finetune.workdir) == ("finetune", "runs/finetune")
+
+
+def test_every_value_has_an_origin(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(pathlib.Path(W1).read_text() + MINE)
+    loaded = config.load(f"{file}:data=cifar10:DIR,res=64,batch=16", ["train.steps=3", "optim.ema_decay=None"])
+    assert list(loaded.origins) == list(config.OPTIONS)
+    assert {key for key, origin in loaded.origins.items() if origin == "file"} == {
+        *("model.name", "model.width"),  # what is handed to the preset,
+        *("optim.momentum", "seed"),  # and set afterwards
+    }
+    assert loaded.said == {
+        *("data.name", "data.path", "data.resolution", "data.eval_resolution", "data.batch_size"),
+        *("train.steps", "optim.ema_decay"),
+    }
+    recipes = {"data.crop", "model.dropout", "norm.group_size", "optim.nesterov"}
+    assert {key: loaded.origins[key] for key in recipes} == dict.fromkeys(recipes, "recipe")
+    assert loaded.origins["log.every_steps"] == loaded.origins["optim.peak_lr"] == "default"
+    alone = config.load(str(file)).origins
+    assert (alone["data.name"], alone["data.resolution"], alone["data.batch_size"]) == ("file", "recipe", "recipe")
+    assert config.load(f"{file}:recipe=corenet_v2").origins["data.name"] == "recipe"
+    (tmp_path / "some.json").write_text('{"data": {"batch_size": 8}, "optim": {"trust_clip": false}}')
+    some = config.load(str(tmp_path / "some.json"), ["seed=3"])
+    assert {key for key in some.origins if some.origins[key] != "default"} == some.said == {"data.batch_size", "seed"}
+    (tmp_path / "plain.py").write_text(PLAIN)
+    plain = config.load(str(tmp_path / "plain.py"))
+    assert (plain.recipe, plain.workdir, plain.origins["optim.name"]) == ("", "runs/plain", "file")
+
+
+MINE = """
+def get_config(arg, preset=get_config):
+    config = preset(arg)
+    config.optim.momentum = 0.8
+    config.seed = 5
+    return config
+"""
+PLAIN = """
+import ml_collections
+
+def get_config(arg):
+    return ml_collections.ConfigDict({"optim": {"name": "sgd"}})
+"""
 
 
 REFUSED = [
@@ -528,9 +606,56 @@ def test_an_override_is_accepted_with_what_reads_it():
     config.load(f"{W1}:data=digits", ["finetune.train_from=classifier"])  # whose recipe has a norm.decay
 
 
-def run(*arguments, **options):
+def run(*arguments, **variables):
     command = [sys.executable, "-m", "mnv2_jax.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    environment = os.environ | variables
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_config_is_shown_with_origins():
+    spec, override = f"--config={W1}:data=digits,batch=32", "--config.log.every_steps=7"
+    shown = run("--mode=config", spec, override, JAX_PLATFORMS="nowhere")  # JAX isn't asked
+    assert (shown.returncode, shown.stderr) == (0, "")
+    head, *lines = shown.stdout.splitlines()
+    assert "runs/w1_0-digits" in head
+    assert "recipe digits" in head
+    sections = "\n".join(lines).split("\n\n")
+    keys = [
+        f"{title}.{line[2:].split()[0]}" if title else line[2:].split()[0]
+        for title, *rows in (("", *sections[0].splitlines()[1:]), *map(str.splitlines, sections[1:]))
+        for line in rows
+    ]
+    assert keys == list(config.OPTIONS)
+    told = {
+        key: line.split() for key, line in zip(keys, (line for line in lines if line[:2] in ("* ", "  ")), strict=True)
+    }
+    assert told["log.every_steps"][:4] == ["*", "every_steps", "7", "flag"]
+    assert told["data.batch_size"][:4] == ["*", "batch_size", "32", "flag"]
+    assert told["optim.clip_grad_norm"][:4] == ["*", "clip_grad_norm", "1.0", "recipe"]
+    assert told["optim.peak_lr"][:4] == ["peak_lr", "None:", "0.025", "default"]
+    assert told["optim.b1"] == ["b1", "0.9", "default", "only", "with", "optim.name=adamw"]
+    assert told["model.name"] == ["name", "mobilenet_v2", "file"]
+
+
+def test_the_config_is_shown_as_json_that_can_be_given_back(tmp_path):
+    spec = f"--config={W1}:data=digits"
+    told = cli.answer(cli.here("main", "--mode=config", spec, "--config.seed=3", "--json"))
+    loaded = config.load(f"{W1}:data=digits", ["seed=3"])
+    assert told == {
+        "workdir": "runs/w1_0-digits",
+        "recipe": "digits",
+        "config": config.to_dict(loaded.config),
+        "origins": dict(loaded.origins),
+        "peak_lr": 0.05,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(told["config"]))
+    again = cli.answer(cli.here("main", "--mode=config", f"--workdir={tmp_path}", "--json"))
+    assert again["config"] == told["config"]
+    assert (again["workdir"], again["recipe"]) == (str(tmp_path), None)
+    assert set(again["origins"].values()) == {"json"}
+    refused = cli.here("main", "--mode=config", f"--config={W1}", "--config.optim.nesterov=True")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "optim.nesterov" in refused.stderr
 
 
 def test_command_line_refuses_with_one_line_and_code_2_before_jax():
