@@ -20,10 +20,7 @@ def main() -> None:
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
     parser.add_argument("--workdir", type=run_folder_type, help="the run's folder (default: as --mode=config says)")
     parser.add_argument(
-        "--mode",
-        choices=("train", "eval", "summary", "config"),
-        default="train",
-        help="default: train; config: prints it",
+        "--mode", choices=("train", "eval", "summary", "config"), default="train", help="default: train"
     )
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
@@ -36,9 +33,10 @@ def main() -> None:
     if args.config is None:
         args.config = config_of_run(None if args.mode == "train" else args.workdir)
     loaded = config.load(args.config, overrides)
-    if args.mode == "config":
-        return print(config.as_json(loaded) if args.json else config.as_text(loaded))
     workdir = args.workdir or run_folder_type(loaded.workdir)
+    if args.mode == "config":
+        loaded = loaded._replace(workdir=str(workdir))
+        return print(config.as_json(loaded) if args.json else config.as_text(loaded))
 
     from mnv2_jax import verbs  # JAX takes seconds to import; a mistyped key doesn't wait for it
     from mnv2_jax.processes import together
