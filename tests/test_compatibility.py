@@ -142,7 +142,7 @@ def of_0_4_0(written):
 
 
 def test_keys_that_0_4_0_lacked_are_as_it_was(written):
-    _, now = config.load(f"{written / 'digits'}/config.json")
+    now = config.load(f"{written / 'digits'}/config.json").config
     keys = config.flatten(config.to_dict(now))
     assert {key: value for key, value in keys.items() if key not in of_0_4_0(written)} == SINCE
 

@@ -182,7 +182,7 @@ def test_every_step_traces_on_8_devices(spec, overrides):
     model = dataclasses.replace(config.model, num_classes=10)
     opened = unopened(dataclasses.replace(config, model=model))
     state = jax.eval_shape(opened.init_state)
-    jax.eval_shape(opened.train_step(0), state, abstract_batch(opened))
+    jax.eval_shape(opened.train_step(0), state, {}, abstract_batch(opened))
 
 
 @pytest.mark.parametrize(
