@@ -6,11 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mnv2_jax.data.sources import register_dataset as register_dataset
     from mnv2_jax.models.info import ModelInfo as ModelInfo
     from mnv2_jax.models.info import model_info as model_info
     from mnv2_jax.models.registry import Model as Model
     from mnv2_jax.models.registry import create_model as create_model
     from mnv2_jax.models.registry import list_models as list_models
+    from mnv2_jax.models.registry import register_model as register_model
+    from mnv2_jax.tasks.base import register_task as register_task
     from mnv2_jax.weights.file import Preprocessing as Preprocessing
     from mnv2_jax.weights.file import Weights as Weights
     from mnv2_jax.weights.file import WeightsInfo as WeightsInfo
@@ -27,10 +30,18 @@ _EXPORTS = {
     "list_models": "mnv2_jax.models.registry",
     "load_weights": "mnv2_jax.weights.load",
     "model_info": "mnv2_jax.models.info",
+    "register_dataset": "mnv2_jax.data.sources",
+    "register_model": "mnv2_jax.models.registry",
+    "register_task": "mnv2_jax.tasks.base",
     "save_weights": "mnv2_jax.weights.file",
 }
 
 __all__ = list(_EXPORTS)
+
+
+def __dir__() -> list[str]:
+    """What is exported, for completion."""
+    return [*globals(), *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Names under which tasks are registered, and the modules that register them.
+"""Names under which tasks, models and data sets are registered, and the modules that register them.
 
 A module outside the package registers what it brings when it is imported. A config remembers its name (`modules`), so
 that whoever opens the run imports it again.
@@ -6,6 +6,7 @@ that whoever opens the run imports it again.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -52,12 +53,15 @@ class Registry:
         if name in self._own and name not in self._found:
             importlib.import_module(self._own[name])
         if name not in self._found:
-            names = {*self._own, *self._found}
             raise UserError(
-                f"{self._what}={name!r} is not registered{nearest(name, names)}; or name the module that does so, as in"
+                f"{self._what}={name!r} is not registered{nearest(name, self.names())}; or name its module, as in"
                 " --config.modules=my_package.my_task"
             )
         return self._found[name][0]
+
+    def names(self) -> list[str]:
+        """All that are known by now, sorted."""
+        return sorted({*self._own, *self._found})
 
     def modules_of(self, name: str) -> tuple[str, ...]:
         """The modules that a run must import for this name: none for the package's own, and for what nobody knows."""
@@ -77,5 +81,33 @@ def _import(module: str) -> None:
         ) from error
 
 
+def module_of(function: Any) -> str:
+    """Name of the module in which a function is defined, or that of a `functools.partial`.
+
+    Raises:
+      UserError: if it is a script, which nobody could import again.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    module: str = function.__module__
+    if module == "__main__":
+        raise UserError("register from a module that can be imported again, not from the script that is run")
+    return module
+
+
 TASKS = Registry("task", {"classification": "mnv2_jax.tasks.builtin"})
 """By `config.Config.task`; a `tasks.base.Kind` each."""
+MODELS = Registry("model.name", {})
+"""By `config.ModelConfig.name`: those outside the package; a `models.registry.Architecture` each."""
+DATASETS = Registry("data.name", {})
+"""By `config.DataConfig.name`: those outside the package; a `data.sources.Source` each."""
+
+
+def modules_for(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules outside the package that register what a config's tree names, sorted."""
+    named = (
+        (TASKS, tree.get("task")),
+        (MODELS, tree.get("model", {}).get("name")),
+        (DATASETS, tree.get("data", {}).get("name")),
+    )
+    return tuple(sorted({module for registry, name in named for module in registry.modules_of(str(name))}))

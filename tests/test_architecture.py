@@ -26,7 +26,7 @@ ROOMS = (
     {"report"},
     {"tasks"},
     {"training"},
-    {"bench"},
+    {"bench", "testing"},
     {"verbs"},
     {"main", "predict", "convert", "__init__"},
 )

@@ -17,7 +17,7 @@ from mnv2_jax.config.origins import Loaded, Origin, Preset, Source
 from mnv2_jax.config.schema import flatten, linear_lr
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
-from mnv2_jax.registry import TASKS
+from mnv2_jax.registry import modules_for
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
@@ -83,7 +83,7 @@ def _run_python(path: pathlib.Path, arg: str) -> _Read:
         raise UserError(f"--config={path}{':' + arg if arg else ''}: {error}") from error
     except Exception as error:
         raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}") from error
-    if modules := TASKS.modules_of(str(tree.get("task"))):  # which the file has imported
+    if modules := modules_for(tree):  # which the file has imported
         tree.setdefault("modules", modules)
     source = found.source if isinstance(found, Preset) else Source()
     return path.stem + source.variant, source.recipe, tree, source.origins_in(tree)

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import types
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, shards, tfds_source
 from mnv2_jax.data.split import Opened, Rows, Split, sha256_of, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
+from mnv2_jax.registry import DATASETS, module_of
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME")
@@ -37,6 +39,35 @@ class Dataset:
     """The labels among which an evaluation looks for the predictions, rising; None: among all."""
     notes: tuple[str, ...] = ()
     """What of the place on disk is left alone, a line each."""
+
+
+class Source(NamedTuple):
+    """A data set outside the package."""
+
+    open: Callable[[DataConfig, bool], Dataset]
+    num_classes: int | None
+
+
+def register_dataset(
+    name: str, open_it: Callable[[DataConfig, bool], Dataset], *, num_classes: int | None = None
+) -> None:
+    """Makes a data set known by a name, for `data.name`.
+
+    The module in which ``open_it`` is defined is imported again by whoever opens a run on it.
+
+    Args:
+      name: without a colon.
+      open_it: from a config's `data` to the data set; the second argument says whether nothing is trained, so that
+        images to train on may be missing. `data.holdout_fraction` is followed afterwards, of its train split.
+        What it raises for data that aren't there should be a `UserError`.
+      num_classes: where that is known without the data.
+
+    Raises:
+      UserError: if the name is taken, or can't be one.
+    """
+    if name in NAMES or ":" in name or not name:
+        raise UserError(f"data.name={name!r} is the package's own or has a colon; give another name")
+    DATASETS.add(name, Source(open_it, num_classes), module_of(open_it))
 
 
 def check_trainable(dataset: Dataset) -> None:
@@ -95,6 +126,8 @@ def known_num_classes(data: DataConfig) -> int:
         if data.name in ("folder", "imagenet"):
             return len(_kept_in(data.path).class_names(data.path))
     known = {"digits": 10, "cifar10": 10} | dict.fromkeys(("imagenet", *imagenet_subsets.NAMES), 1000)
+    sources = {name: DATASETS.find(name) for name in DATASETS.names()}
+    known |= {name: source.num_classes for name, source in sources.items() if source.num_classes is not None}
     if data.name not in known:
         where = "data.path is not set" if data.path is None else f"there is nothing at data.path={data.path!r}"
         raise UserError(
@@ -115,8 +148,11 @@ def _opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
         return _open_tfds
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
     openers |= dict.fromkeys(imagenet_subsets.NAMES, _open_subset)
+    if data.name in DATASETS.names():
+        source: Source = DATASETS.find(data.name)
+        return source.open
     if data.name not in openers:
-        raise UserError(f"data.name={data.name!r} is not a data set{nearest(data.name, NAMES)}")
+        raise UserError(f"data.name={data.name!r} is not a data set{nearest(data.name, [*NAMES, *DATASETS.names()])}")
     return openers[data.name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from mnv2_jax.models import base, mobilenet_v1, mobilenet_v2, mobilenet_v3, mobi
 from mnv2_jax.models.network import Network, Plan, part_of
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.nn.norm import INPUTS
+from mnv2_jax.registry import MODELS, module_of
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
 
@@ -70,6 +72,40 @@ _MODELS: dict[str, Architecture] = {
     **_family(resnet.plan, {"resnet50": resnet.RESNET_50}, options=()),
 }
 _DEFAULT_NORM = NormConfig()
+
+
+def register_model(
+    name: str,
+    plan: Callable[[ModelConfig], Plan],
+    *,
+    options: tuple[str, ...] = ("width",),
+    width_rules: tuple[str, ...] = ("standard",),
+) -> None:
+    """Makes a network known by a name, for configs and for `create_model`.
+
+    The module in which ``plan`` is defined is imported again by whoever opens a run of it.
+
+    Args:
+      name: lower-case letters, digits and underscores.
+      plan: the network of a config's options; of `nn.blocks`, or of blocks of one's own that take the same attributes.
+      options: those of width, depth and activation that ``plan`` reads; others are refused.
+      width_rules: that it knows.
+
+    Raises:
+      UserError: if the name is taken, or can't be one.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise UserError(f"model name {name!r}: take lower-case letters, digits and underscores")
+    if name in _MODELS:
+        raise UserError(f"model.name={name!r} is the package's own; give another name")
+    MODELS.add(name, Architecture(plan, options, width_rules), module_of(plan))
+
+
+def _architecture(name: str) -> Architecture:
+    if name not in list_models():
+        raise UserError(f"unknown model {name!r}{nearest(name, list_models())}")
+    found: Architecture = _MODELS[name] if name in _MODELS else MODELS.find(name)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +235,7 @@ def variable_shapes(model: base.Model) -> Variables:
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that match a shell pattern, sorted."""
-    return sorted(fnmatch.filter(_MODELS, pattern))
+    return sorted(fnmatch.filter([*_MODELS, *MODELS.names()], pattern))
 
 
 def create_model(name: str, num_classes: int, *, norm: NormConfig = _DEFAULT_NORM, **overrides: Any) -> Model:
@@ -229,17 +265,15 @@ def from_config(model: ModelConfig, norm: NormConfig) -> Model:
     Raises:
       UserError: for an unknown name or a value that can't be.
     """
-    if model.name not in _MODELS:
-        raise UserError(f"unknown model {model.name!r}{nearest(model.name, _MODELS)}")
+    architecture = _architecture(model.name)
     if model.num_classes is None:
         raise UserError("model.num_classes is not set; a network needs to know how many classes it tells apart")
-    _check_options(model)
-    return Model(model.name, model.num_classes, Network(model, norm, _MODELS[model.name].plan))
+    _check_options(model, architecture)
+    return Model(model.name, model.num_classes, Network(model, norm, architecture.plan))
 
 
-def _check_options(model: ModelConfig) -> None:
+def _check_options(model: ModelConfig, mine: Architecture) -> None:
     """Refuses an option that the family doesn't have."""
-    mine = _MODELS[model.name]
     if model.width_rule not in mine.width_rules:
         raise UserError(
             f"model.width_rule={model.width_rule!r}: {model.name} has no such rule; one of:"

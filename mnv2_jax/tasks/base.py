@@ -13,7 +13,7 @@ from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.views.base import View
 from mnv2_jax.models.base import Model
 from mnv2_jax.nn.forms import Forms
-from mnv2_jax.registry import TASKS
+from mnv2_jax.registry import TASKS, module_of
 from mnv2_jax.report.page import PLAIN, Page
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 from mnv2_jax.weights.file import Weights, WeightsInfo
@@ -182,7 +182,7 @@ def register_task(kind: Kind) -> None:
     Raises:
       UserError: if the name is taken.
     """
-    TASKS.add(kind.name, kind, kind.make.__module__)
+    TASKS.add(kind.name, kind, module_of(kind.make))
 
 
 def kind_of(config: Config) -> Kind:
