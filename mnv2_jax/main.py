@@ -31,7 +31,7 @@ def main() -> None:
     if args.checkpoint and args.mode != "eval":
         raise UserError(f"--checkpoint={args.checkpoint} is read with --mode=eval only; leave it out")
     if args.config is None:
-        args.config = config_of_run(None if args.mode == "train" else args.workdir)
+        args.config = config_of_run(args.workdir)
     loaded = config.load(args.config, overrides)
     workdir = args.workdir or run_folder_type(loaded.workdir)
     if args.mode == "config":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import logging
 import os
 import sys
@@ -34,6 +35,27 @@ def configure() -> None:
     sys.unraisablehook = _report_unraisable
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
+
+
+_IDLE = {
+    "an NVIDIA GPU": ("/dev/nvidia[0-9]*", "gpu", "cuda"),
+    "a TPU": ("/dev/accel[0-9]*", "tpu", "tpu"),
+}
+"""Devices by what the system calls their files, JAX's platform, and the extra that brings its plugin."""
+
+
+def idle_devices(platform: str) -> str:
+    """Names a device that this machine has and JAX doesn't use, and what to do; "" where there is none.
+
+    Args:
+      platform: of the devices that are used.
+    """
+    if os.environ.get("JAX_PLATFORMS"):  # somebody has chosen
+        return ""
+    for name, (files, own, extra) in _IDLE.items():
+        if platform != own and glob.glob(files):
+            return f"note: this machine has {name}, which isn't used: pip install 'mnv2_jax[{extra}]'"
+    return ""
 
 
 def _do_without_a_cache_that_cannot_be() -> None:

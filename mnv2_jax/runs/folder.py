@@ -236,6 +236,11 @@ def _check_same_run(
     old_config, _ = read_run(workdir)
     changed = config_lib.differences(old_config, config)
     if changed:
+        if all(change.startswith(("train.epochs:", "train.steps:")) for change in changed):
+            raise UserError(
+                f"--workdir={workdir} is of a run of another length: {', '.join(changed)}; to go on from its weights,"
+                f" give --config.init.weights={workdir} and another --workdir"
+            )
         more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
         raise UserError(
             f"--workdir={workdir} is of a run with another config: {', '.join(changed[:3])}{more};"

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any, TextIO
 
-from mnv2_jax.config import spanning_groups
 from mnv2_jax.processes import together
 from mnv2_jax.processes.supervisor import Stopped, supervise
 from mnv2_jax.training.begin import begin
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import Experiment, config_facts
 from mnv2_jax.training.feeds import train_batches
+from mnv2_jax.training.introduction import introduce
 from mnv2_jax.training.programs import Programs
-from mnv2_jax.training.run import Run, open_run
+from mnv2_jax.training.run import open_run
 
 
 def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.stdout) -> dict[str, Any] | None:
@@ -42,7 +41,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
     with supervise(config.faults) as supervisor, open_run(experiment, workdir, stream, supervisor) as run:
         if run.summary is not None:
             return run.summary
-        for line in _first_lines(experiment, workdir, run):
+        for line in introduce(experiment, workdir, run.start):
             run.say(line)
         step = run.start
         with contextlib.suppress(Stopped):
@@ -72,12 +71,3 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
             if step > run.start and step not in run.scores:  # stopped: what was evaluated is saved
                 run.save(step, state)
             return run.end(step)
-
-
-def _first_lines(experiment: Experiment, workdir: pathlib.Path, run: Run) -> Iterator[str]:
-    going_on = "going on at" if run.start else "starting;"
-    yield f"{workdir}: {going_on} step {run.start} of {experiment.plan.total_steps}"
-    yield from experiment.dataset.notes
-    yield from experiment.task.notes
-    if spans := spanning_groups(experiment.config, experiment.mesh.size):
-        yield spans

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import jax
 
@@ -51,16 +52,16 @@ class Programs:
         self, program: tuple[int, tuple[int, ...]], step: int, state: TrainState, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         stage, shape = program
+        most = len(self._plan.stages) * len(self._plan.batch_shapes)
+        self._run.say(f"compiling{f' program {len(self._known) + 1} of at most {most}' if most > 1 else ''} …")
+        begun = time.monotonic()
         with self._run.speed.stopped(), self._supervisor.compiling():
             state, metrics = self._compiled(stage)(state, self._frozen, batch)
             jax.block_until_ready(metrics)
         if not self._known:
             self._run.speed.restart()  # what came before the first step was no training
         self._known.add(program)
-        most = len(self._plan.stages) * len(self._plan.batch_shapes)
-        if most > 1:
-            self._run.say(
-                f"step {step}: compiled program {len(self._known)} of at most {most}: {shape[1]} px × {shape[0]},"
-                f" trained from {self._plan.stages[stage].train_from} on"
-            )
+        train_from = self._plan.stages[stage].train_from
+        of_what = f": {shape[1]} px × {shape[0]}, trained from {train_from} on" if most > 1 else ""
+        self._run.say(f"step {step}: compiled in {time.monotonic() - begun:.1f} s{of_what}")
         return state, metrics

@@ -21,6 +21,7 @@ from mnv2_jax import config
 from mnv2_jax.config import Config, DataConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import reading, write_bytes
+from mnv2_jax.models import base
 from mnv2_jax.models.network import part_of
 from mnv2_jax.models.registry import Model, variable_shapes
 from mnv2_jax.registry import TASKS
@@ -285,7 +286,7 @@ def raise_mismatch(problems: Mapping[str, Sequence[str]], what: str) -> None:
         raise UserError(f"{what}; {'; '.join(told)}")
 
 
-def describe(model: Model) -> str:
+def describe(model: base.Model) -> str:
     """The name and those options that aren't the default, as ``mobilenet_v2 width=0.35 with 10 classes``."""
     own, default = model.options, config.ModelConfig()
     options = [f"{key}={getattr(own, key)}" for key in STRUCTURE if getattr(own, key) != getattr(default, key)]

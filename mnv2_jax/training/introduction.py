@@ -1,0 +1,52 @@
+"""What a run says of itself before it trains."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from mnv2_jax.config import spanning_groups
+from mnv2_jax.models.registry import variable_shapes
+from mnv2_jax.processes.runtime import idle_devices
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.experiment import Experiment
+from mnv2_jax.weights.file import describe
+
+
+def introduce(experiment: Experiment, workdir: pathlib.Path, start: int) -> Iterator[str]:
+    """A line each: the folder and how far it is; data, model, batch and devices; then what is to be noticed.
+
+    Args:
+      experiment: what is trained.
+      workdir: the run's folder.
+      start: steps done.
+    """
+    config, plan, data, model = experiment.config, experiment.plan, experiment.dataset, experiment.task.model
+    yield f"{workdir}: {'going on at' if start else 'starting;'} step {start} of {plan.total_steps}"
+    yield (
+        f"  data     {data.name}: {len(data.class_names):,} classes, {len(data.train):,} images to train on,"
+        f" {len(data.eval):,} of {data.eval.name} to evaluate on"
+    )
+    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variable_shapes(model)["params"]))
+    yield f"  model    {describe(model)}: {params:,} parameters, {_resolutions(experiment)} px, {config.model.dtype}"
+    accumulated = f" in {config.optim.accumulate_steps} parts" if config.optim.accumulate_steps > 1 else ""
+    yield (
+        f"  batch    {config.data.batch_size} images{accumulated}, norm groups of {config.norm.group_size};"
+        f" {config.optim.name}, learning rate {config.peak_lr:g}"
+    )
+    found = meshes.describe(experiment.mesh)
+    several = f" of {found['processes']} processes" if found["processes"] > 1 else ""
+    yield f"  devices  {found['count']} × {found['kind']}{several}"
+    yield from data.notes
+    yield from experiment.task.notes
+    yield from filter(None, (spanning_groups(config, experiment.mesh.size), idle_devices(found["platform"])))
+
+
+def _resolutions(experiment: Experiment) -> str:
+    data = experiment.config.data
+    trained = sorted({resolution for resolution, _ in experiment.plan.batch_shapes})
+    several = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
+    return several if trained == [data.seen_resolution] else f"{several} (evaluated at {data.seen_resolution})"
