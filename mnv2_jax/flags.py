@@ -69,7 +69,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def _command() -> str | None:
-    """``python -m mnv2_jax.main`` as it was typed; None, which is argparse's own word, for a file that was run."""
+    """``mnv2 train`` or ``python -m mnv2_jax.main``, as it was typed; None, argparse's own word, for a file."""
+    if sys.argv[0].startswith("mnv2 "):  # by `mnv2_jax.__main__`
+        return sys.argv[0]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
