@@ -20,7 +20,7 @@ import tests.data.two_circles
 import tests.models.squeezed_v2
 
 def get_config(arg):
-    return presets.preset("data=two_circles,recipe=digits,batch=16,res=16", name="squeezed_v2", width=0.1)
+    return presets.preset("data=two_circles,recipe=digits,batch=16,res=16", name="squeezed_v2", width=0.1, depth=0.1)
 """
 FLAGS = ("--config.train.steps=2", "--config.log.every_steps=1", "--json")
 
@@ -51,7 +51,7 @@ def test_whoever_opens_the_run_imports_them_again(run, monkeypatch):
 
 
 def test_a_model_of_ones_own_holds_what_the_package_s_do():
-    check_model("squeezed_v2", width=0.1)
+    check_model("squeezed_v2", width=0.1, depth=0.1)
 
 
 def test_what_does_not_hold_is_said():
@@ -84,5 +84,5 @@ def test_classes_are_counted_without_the_data(run):
 
 
 def test_an_option_that_it_does_not_have_is_refused(run):
-    with pytest.raises(UserError, match=r"model\.depth=2\.0: squeezed_v2 has none"):
-        create_model("squeezed_v2", 2, depth=2.0)
+    with pytest.raises(UserError, match=r"model.activation=.relu.: squeezed_v2 has none"):
+        create_model("squeezed_v2", 2, activation="relu")

@@ -30,4 +30,4 @@ def _squeezed(block: Block) -> Block:
     return dataclasses.replace(block, options=block.options.copy({"squeezed": squeezed, "act": "hard_swish"}))
 
 
-register_model("squeezed_v2", plan)
+register_model("squeezed_v2", plan, options=("width", "depth"))
