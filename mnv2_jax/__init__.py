@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mnv2_jax.weights.file import Weights as Weights
     from mnv2_jax.weights.file import WeightsInfo as WeightsInfo
     from mnv2_jax.weights.file import save_weights as save_weights
+    from mnv2_jax.weights.hub import list_weights as list_weights
     from mnv2_jax.weights.load import load_weights as load_weights
 
 _EXPORTS = {
@@ -28,6 +29,7 @@ _EXPORTS = {
     "WeightsInfo": "mnv2_jax.weights.file",
     "create_model": "mnv2_jax.models.registry",
     "list_models": "mnv2_jax.models.registry",
+    "list_weights": "mnv2_jax.weights.hub",
     "load_weights": "mnv2_jax.weights.load",
     "model_info": "mnv2_jax.models.info",
     "register_dataset": "mnv2_jax.data.sources",

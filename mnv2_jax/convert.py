@@ -75,8 +75,12 @@ def main() -> None:
         "--checkpoint", choices=("latest", "best"), help="of a run (default: latest; best with patience)"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--list", action="store_true", help="by itself: the published weights that can be had by name")
     parser.add_argument("weights", metavar="WEIGHTS", help="a file, a name, or the folder of a run")
     parser.add_argument("out", metavar="OUT", type=pathlib.Path, help="ends in .safetensors; with --to=timm also .pth")
+    if sys.argv[1:] == ["--list"]:
+        _list()
+        return
     args, overrides = parser.parse(sys.argv[1:])
     if overrides:
         raise UserError(f"--config.{overrides[0]}: there is no config to convert by; leave it out")
@@ -106,6 +110,23 @@ def main() -> None:
         print(f"  {note}")
     for key, value in dataclasses.asdict(weights.info.preprocessing).items():
         print(f"  {key} {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _list() -> None:
+    """Prints the published weights, with their network and what is reported of it."""
+    from mnv2_jax.models.published import published
+    from mnv2_jax.weights.hub import DATE, list_weights, model_of
+
+    print(f"Published weights that can be had by name, as of {DATE}; a tag of timm's may be left out or be another.\n")
+    rows = []
+    for name in list_weights():
+        model = dict(model_of(name))
+        reported = (row for row in published(model["name"]) if row.get("weights") == name)
+        top1 = next((f"{row['top1']:.2f} % top-1 at {row['resolution']} px" for row in reported), "")
+        rows.append((name, " ".join([model.pop("name"), *(f"{key}={value}" for key, value in model.items())]), top1))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, network, top1 in rows:
+        print(f"{name:<{widths[0]}}  {network:<{widths[1]}}  {top1}".rstrip())
 
 
 def _open(args: argparse.Namespace) -> Weights:

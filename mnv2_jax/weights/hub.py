@@ -7,19 +7,22 @@ torchvision/mobilenet_v2.v2     download.pytorch.org, kept in $MNV2_JAX_CACHE or
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import http.client
+import json
 import math
 import os
 import pathlib
 import reprlib
-import shutil
 import ssl
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
+
+import tqdm
 
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
@@ -60,56 +63,14 @@ class _Torchvision:
     """Short side, in pixels, before the central 224 are cut out."""
 
 
-TIMM = {
-    "mobilenetv1_100": _Timm("ra4_e3600_r224_in1k", {"name": "mobilenet_v1"}),
-    "mobilenetv1_125": _Timm("ra4_e3600_r224_in1k", {"name": "mobilenet_v1", "width": 1.25}),
-    "mobilenetv2_035": _Timm(None, {"name": "mobilenet_v2", "width": 0.35}),
-    "mobilenetv2_050": _Timm("lamb_in1k", {"name": "mobilenet_v2", "width": 0.5}),
-    "mobilenetv2_075": _Timm(None, {"name": "mobilenet_v2", "width": 0.75}),
-    "mobilenetv2_100": _Timm("ra_in1k", {"name": "mobilenet_v2"}),
-    "mobilenetv2_110d": _Timm(
-        "ra_in1k", {"name": "mobilenet_v2", "width": 1.1, "depth": 1.2, "width_rule": "fixed_stem_head"}
-    ),
-    "mobilenetv2_120d": _Timm(
-        "ra_in1k", {"name": "mobilenet_v2", "width": 1.2, "depth": 1.4, "width_rule": "fixed_stem_head"}
-    ),
-    "mobilenetv2_140": _Timm("ra_in1k", {"name": "mobilenet_v2", "width": 1.4}),
-    "mobilenetv3_large_075": _Timm(None, {"name": "mobilenet_v3_large", "width": 0.75}),
-    "mobilenetv3_large_100": _Timm("ra_in1k", {"name": "mobilenet_v3_large"}),
-    # Below 0.75 timm doesn't scale the stem; TF-slim would.
-    "mobilenetv3_small_050": _Timm(
-        "lamb_in1k", {"name": "mobilenet_v3_small", "width": 0.5, "width_rule": "fixed_stem_head"}
-    ),
-    "mobilenetv3_small_075": _Timm("lamb_in1k", {"name": "mobilenet_v3_small", "width": 0.75}),
-    "mobilenetv3_small_100": _Timm("lamb_in1k", {"name": "mobilenet_v3_small"}),
-    "tf_mobilenetv3_large_075": _Timm("in1k", {"name": "mobilenet_v3_large", "width": 0.75}),
-    "tf_mobilenetv3_large_100": _Timm("in1k", {"name": "mobilenet_v3_large"}),
-    "tf_mobilenetv3_large_minimal_100": _Timm("in1k", {"name": "mobilenet_v3_large_minimalistic"}),
-    "tf_mobilenetv3_small_075": _Timm("in1k", {"name": "mobilenet_v3_small", "width": 0.75}),
-    "tf_mobilenetv3_small_100": _Timm("in1k", {"name": "mobilenet_v3_small"}),
-    "tf_mobilenetv3_small_minimal_100": _Timm("in1k", {"name": "mobilenet_v3_small_minimalistic"}),
-    "mobilenetv4_conv_small_035": _Timm(None, {"name": "mobilenet_v4_conv_small", "width": 0.35}),
-    "mobilenetv4_conv_small_050": _Timm("e3000_r224_in1k", {"name": "mobilenet_v4_conv_small", "width": 0.5}),
-    "mobilenetv4_conv_small": _Timm("e2400_r224_in1k", {"name": "mobilenet_v4_conv_small"}),
-    "mobilenetv4_conv_medium": _Timm("e500_r256_in1k", {"name": "mobilenet_v4_conv_medium"}),
-    "mobilenetv4_conv_large": _Timm("e600_r384_in1k", {"name": "mobilenet_v4_conv_large"}),
-    "mobilenetv4_hybrid_medium": _Timm("e200_r256_in12k_ft_in1k", {"name": "mobilenet_v4_hybrid_medium"}),
-    "mobilenetv4_hybrid_large": _Timm("ix_e600_r384_in1k", {"name": "mobilenet_v4_hybrid_large"}),
-    "resnet50": _Timm("a1_in1k", {"name": "resnet50"}),
-}
-
+_FILE = pathlib.Path(__file__).with_name("published_weights.json")
+_LIST = json.loads(_FILE.read_text(encoding="utf-8"))
+"""What was there to be had on its date. Below 0.75 timm doesn't scale V3's stem (fixed_stem_head); TF-slim would."""
+DATE: str = _LIST["date"]
+TIMM = {name: _Timm(**entry) for name, entry in _LIST["timm"].items()}
 TORCHVISION_URL = "https://download.pytorch.org/models/"
-TORCHVISION = {  # v1, v2: torchvision's IMAGENET1K_V1 and _V2
-    "mobilenet_v2.v1": _Torchvision("mobilenet_v2-b0353104.pth", {"name": "mobilenet_v2"}),
-    "mobilenet_v2.v2": _Torchvision("mobilenet_v2-7ebf99e0.pth", {"name": "mobilenet_v2"}, resize=232),
-    "mobilenet_v3_large.v1": _Torchvision("mobilenet_v3_large-8738ca79.pth", {"name": "mobilenet_v3_large"}),
-    "mobilenet_v3_large.v2": _Torchvision(
-        "mobilenet_v3_large-5c1a4163.pth", {"name": "mobilenet_v3_large"}, resize=232
-    ),
-    "mobilenet_v3_small.v1": _Torchvision("mobilenet_v3_small-047dcff4.pth", {"name": "mobilenet_v3_small"}),
-    "resnet50.v1": _Torchvision("resnet50-0676ba61.pth", {"name": "resnet50"}),
-    "resnet50.v2": _Torchvision("resnet50-11ad3fa6.pth", {"name": "resnet50"}, resize=232),
-}
+TORCHVISION = {name: _Torchvision(**entry) for name, entry in _LIST["torchvision"].items()}
+"""v1, v2: torchvision's IMAGENET1K_V1 and _V2."""
 
 
 def is_name(text: str) -> bool:
@@ -121,6 +82,19 @@ def known_names() -> list[str]:
     """Names that `fetch` takes, sorted; timm's without tags, of which there are several each."""
     timm = [f"timm/{name}" for name, entry in TIMM.items() if entry.tag]
     return sorted(timm + [f"torchvision/{name}" for name in TORCHVISION])
+
+
+def list_weights(pattern: str = "*") -> list[str]:
+    """Names of published weights that match a shell pattern, sorted; timm's with the tag of its default."""
+    timm = [f"timm/{name}.{entry.tag}" for name, entry in TIMM.items() if entry.tag]
+    return sorted(fnmatch.filter([*timm, *(f"torchvision/{name}" for name in TORCHVISION)], pattern))
+
+
+def model_of(name: str) -> Mapping[str, Any]:
+    """Arguments of `models.registry.create_model` for one of `list_weights`."""
+    publisher, _, rest = name.partition("/")
+    found: Mapping[str, Any] = TIMM[rest.partition(".")[0]].model if publisher == "timm" else TORCHVISION[rest].model
+    return found
 
 
 def is_tensorflow(architecture: str) -> bool:
@@ -403,7 +377,12 @@ def _download(name: str, url: str, path: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".download_", dir=path.parent) as folder:
         part = pathlib.Path(folder, path.name)
         with _opener().open(url, timeout=TIMEOUT_SECONDS) as response, open(part, "wb") as file:
-            shutil.copyfileobj(response, file, length=1 << 20)
+            size = int(response.headers.get("Content-Length") or 0) or None
+            # On a terminal only.
+            with tqdm.tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+                while chunk := response.read(1 << 20):
+                    file.write(chunk)
+                    bar.update(len(chunk))
         if not _is_whole(part):
             raise UserError(
                 f"{name}: what came from {url} ({part.stat().st_size} bytes) doesn't have the SHA-256 that the file's"

@@ -17,6 +17,7 @@ import pytest
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.weights import hub
+from tests import cli
 
 CONTENT = b"weights" * 1000
 FILE = f"mobilenet_v2-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -404,3 +405,15 @@ def test_torchvision_publishes_this(timm, name):
     ours = hub._preprocessing(224, entry.resize)
     assert transforms.interpolation.value == ours["interpolation"]
     assert (tuple(transforms.mean), tuple(transforms.std)) == (ours["mean"], ours["std"])
+
+
+def test_the_list_is_of_networks_that_we_have():
+    names = hub.list_weights()
+    assert {name.partition("/")[0] for name in names} == {"timm", "torchvision"}
+    assert hub.list_weights("*mobilenet_v2*") == ["torchvision/mobilenet_v2.v1", "torchvision/mobilenet_v2.v2"]
+    for name in names:
+        assert hub.is_name(name)
+        assert create_model(num_classes=1000, **hub.model_of(name)).num_classes == 1000
+    printed = cli.here("convert", "--list").stdout
+    assert all(name in printed for name in names)
+    assert hub.DATE in printed
