@@ -34,11 +34,20 @@ def plain(text: str) -> str:
     return text.encode(errors="backslashreplace").decode().replace("\n", "\\n")
 
 
+_MOST_CHOICES, _CANDIDATES = 30, 5
+"""So many choices are listed; of more, so many."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns ``; did you mean 'x'?`` for the choice closest to ``word``, or the list of choices."""
+    """Returns ``; did you mean 'x'?`` for the choice closest to ``word``, or some of the choices: all of a few."""
     names = sorted(choices)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; one of: {', '.join(names)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if len(names) <= _MOST_CHOICES:
+        return f"; one of: {', '.join(names)}"
+    some = difflib.get_close_matches(word, names, n=_CANDIDATES, cutoff=0.0)
+    return f"; of {len(names)}, these come nearest: {', '.join(some)}"
 
 
 _OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)

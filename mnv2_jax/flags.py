@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from mnv2_jax import config
+from mnv2_jax.config.explain import explain
+from mnv2_jax.config.synonyms import called
 from mnv2_jax.errors import UserError, nearest
 
 _DEEPEST = ("checkpoints", *4 * ("x" * 50,))
@@ -46,12 +48,18 @@ class Parser(argparse.ArgumentParser):
         """Instead of printing the usage and exiting."""
         raise UserError(f"{message}; see --help")
 
+    def _takes_config(self) -> bool:
+        return any("--config.KEY" in action.option_strings for action in self._actions)
+
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """The flags, and the overrides as ``a.b=value`` in their order.
 
         Raises:
           UserError: for a flag that doesn't exist or a value that can't be.
         """
+        if len(argv) == 2 and argv[0] in ("-h", "--help") and self._takes_config():
+            print(explain(argv[1]))
+            self.exit()
         overrides, plain, rest = [], [], list(argv)
         while rest:
             item = rest.pop(0)
@@ -64,7 +72,10 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_intermixed_args(plain)  # images may stand between flags
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            raise UserError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].partition('=')[0], flags)}")
+            word = unknown[0].partition("=")[0]
+            meant = called(word) if word.startswith("-") and self._takes_config() else None
+            hint = nearest(word, flags) if meant is None else f"; did you mean {meant!r}?"
+            raise UserError(f"unknown argument {unknown[0]!r}{hint}")
         return args, overrides
 
 
@@ -135,6 +146,7 @@ def describe_config(arguments: Iterable[str], recipes: Iterable[str]) -> str:
     filled = textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return (
         f"argument of a config: {', '.join(arguments)}; as in configs/w1_0.py:data=folder:DIR,res=128\n"
+        "--help KEY and --help SECTION say what keys mean, as --help optim.momentum or --help optim\n"
         "values of keys: names and paths as they stand, other values as in Python; None unsets a key\n"
         f"recipes: {', '.join(recipes)}\n\nconfig keys and their defaults, which recipes change:\n{filled}"
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from mnv2_jax.config.checks import check
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.config.schema import GONE, Config
+from mnv2_jax.config.synonyms import called
 from mnv2_jax.errors import UserError, nearest
 
 
@@ -81,7 +82,11 @@ def _build(cls: type, tree: Any, prefix: str) -> Any:
 
 
 def _suggest(key: str) -> str:
-    """The nearest declared key: of the same section where there is one that is close, else of all."""
+    """What a word of other libraries is called here; or the nearest declared key, of the same section where there is
+    one that is close, else of all.
+    """
+    if (meant := called(key.rpartition(".")[2])) is not None:
+        return f"; did you mean {meant.removeprefix('--config.')!r}?"
     section = key.rpartition(".")[0]
     siblings = {k for k in OPTIONS if k.rpartition(".")[0] == section}
     hint = nearest(key, siblings) if siblings else ""

@@ -70,6 +70,9 @@ class Growing:
 
     loosely: bool = False
 
+    def __str__(self) -> str:
+        return "growing from entry to entry"
+
     def fault(self, value: Any) -> str:
         """What is wrong with the value of an option; "" where nothing is."""
         grows = all(a < b or (self.loosely and a == b) for a, b in itertools.pairwise(value))
