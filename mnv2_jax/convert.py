@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import dataclasses
 import json
 import os
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from mnv2_jax import outputs
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser
+from mnv2_jax.json_files import read_text
 from mnv2_jax.weights.conventions import Source
 
 if TYPE_CHECKING:
@@ -168,13 +168,11 @@ def read_labels(given: str) -> list[str]:
     Raises:
       UserError: if it can't be read, or names nothing or something twice.
     """
+    path = os.path.expanduser(given)
     try:
-        content = pathlib.Path(given).expanduser().read_bytes()
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except (OSError, ValueError, RuntimeError) as error:  # a home directory may not be known
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--labels={given}: can't be read ({reason}); give a text file in UTF-8") from error
+        text = read_text(path)
+    except UserError as error:
+        raise UserError(f"--labels={given}: {str(error).removeprefix(f'{path}: ')}") from error
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     if not lines:
         raise UserError(f"--labels={given}: holds no name; give one a line")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import math
@@ -27,6 +28,21 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(tree).__name__}; restore it or give another file")
     return tree
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Reads a text that people wrote: in UTF-8, perhaps with a byte-order mark, or what Windows calls Unicode (UTF-16).
+
+    Raises:
+      UserError: if it isn't one, or can't be read.
+    """
+    try:
+        content = pathlib.Path(path).read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: can't be read ({reason}); give a text file in UTF-8") from error
 
 
 @contextlib.contextmanager

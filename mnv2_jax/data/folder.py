@@ -3,8 +3,8 @@
     train/CLASS/**/*.jpg    val/CLASS/**/*.jpg    test/CLASS/**/*.jpg
 
 The three may be called otherwise (`split.role_of`), and a tar may wrap all in one folder. ImageNet's val may be flat,
-as it is published, with one of the lists of its labels (`prepare.labels`). To evaluate on, a folder of class folders is
-enough. What isn't called like an image, and what begins with a dot, is left out, and named.
+as it is published, with one of the lists of its labels (`prepare.labels`). A folder of class folders without splits is
+one. What isn't called like an image, and what begins with a dot, is left out, and named.
 """
 
 from __future__ import annotations
@@ -24,11 +24,26 @@ import numpy as np
 from mnv2_jax.data import imagenet
 from mnv2_jax.data.images import EncodedImage, check_readable, is_image
 from mnv2_jax.data.prepare.labels import FLAT_NAME, Labels, NoLabelsError
-from mnv2_jax.data.split import Opened, Rows, Split, find_split, in_use, role_of, sha256_of, sha256_of_names
+from mnv2_jax.data.split import (
+    NO_CLASS,
+    Inventory,
+    Opened,
+    Rows,
+    Split,
+    find_split,
+    in_use,
+    role_of,
+    sha256_of,
+    sha256_of_names,
+    usual_order,
+)
 from mnv2_jax.data.tar import read_members
 from mnv2_jax.errors import UserError
 
-_LAYOUT = "arrange the images as train/CLASS/*.jpg and val/CLASS/*.jpg (or test/CLASS/*.jpg)"
+_LAYOUT = (
+    "arrange the images as train/CLASS/*.jpg and val/CLASS/*.jpg (or test/CLASS/*.jpg), or give a list of files and"
+    " labels (.csv, .txt)"
+)
 _HIDDEN = "hidden"
 _KINDS = 6
 """So many are named at most."""
@@ -46,14 +61,16 @@ def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_
 
     Returns:
       The class names, sorted, and the two splits, whose images are sorted by class and file name. The classes are
-      those of train, with nothing to train on also those of the other.
+      those of train, with nothing to train on also those of the other. Class folders at the top are unsplit.
 
     Raises:
       UserError: if the layout isn't as above, naming what is missing.
     """
-    tree = _open_tree(path)
+    tree = open_tree(path)
     if not with_train:
         return _open_to_evaluate(tree, eval_split)
+    if _holds_classes(tree):
+        return _open_unsplit(tree, eval_split)
     train = _find(tree, "train")
     held_out = _find(tree, eval_split) if with_eval else train
     read = {name: _read(tree, name) for name in (train, held_out)}
@@ -64,7 +81,7 @@ def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_
     return Opened(names, splits[train], splits[held_out], (*used, *left_out(others)))
 
 
-def _open_to_evaluate(tree: _Tree, eval_split: str | None) -> Opened:
+def _open_to_evaluate(tree: Tree, eval_split: str | None) -> Opened:
     there = tree.folders("")
     is_top = eval_split is None and _holds_classes(tree)
     listing = _read(tree, "" if is_top else _find(tree, eval_split))
@@ -75,18 +92,90 @@ def _open_to_evaluate(tree: _Tree, eval_split: str | None) -> Opened:
     return Opened(names, held_out.nothing("train"), held_out, (*used, *left_out(listing.others)))
 
 
+def _open_unsplit(tree: Tree, eval_split: str | None) -> Opened:
+    if eval_split is not None and role_of(eval_split) != "train":
+        raise UserError(
+            f"{tree.path}: class folders without splits, and so no {eval_split}; set data.eval_split to None, and a"
+            " share of each class is held out"
+        )
+    listing = _read(tree, "")
+    if len(listing.images) == 1:
+        (only,) = listing.images
+        raise UserError(
+            f"{tree.path}: only {only}/ in it, which would be the only class; give {os.path.join(tree.path, only)} if"
+            " classes or splits are in there, or a list of files and labels (.csv, .txt)"
+        )
+    names = tuple(sorted(listing.images))
+    whole = _split(tree, listing, names)
+    return Opened(names, whole, whole, left_out(listing.others), is_unsplit=eval_split is None)
+
+
+def take_inventory(path: str) -> Inventory:
+    """Lists all that a directory or a tar holds: every folder with images is a split, or the whole is.
+
+    Classes may lack in some splits, and where there are no class folders images have no class. Reads no image.
+
+    Raises:
+      UserError: if it can't be read, or there is no image in it.
+    """
+    tree = open_tree(path)
+    folders = tree.folders("")
+    tops = folders if folders and not _holds_classes(tree) else [""]
+    listings: dict[str, dict[str | None, list[str]]] = {}
+    others, notes = ([] if tops == [""] else tree.files("")), list[str]()
+    for top in usual_order(tops):
+        try:
+            images, rest = _list_loosely(tree, top)
+        except UserError as error:  # of the labels of a flat val
+            notes.append(str(error))
+            images, rest = {None: [file for file in tree.files(top) if is_taken(file)]}, []
+        others += rest
+        if any(images.values()):
+            listings[top] = images
+    if not listings:
+        only = f", only {_kinds(others)}" if others else ""
+        raise UserError(f"{path}: no image that can be read is in it{only}; give the folder of the images")
+    names = tuple(sorted({name for images in listings.values() for name in images if name is not None}))
+    number: dict[str | None, int] = {name: label for label, name in enumerate(names)} | {None: NO_CLASS}
+    splits = {}
+    for top, images in listings.items():
+        labels = [np.full(len(files), number[name], np.int32) for name, files in images.items()]
+        files = [file for some in images.values() for file in some]
+        check_readable(files)
+        splits[top or _base(tree)] = tree.split(top or _base(tree), np.concatenate(labels), files)
+    return Inventory(names, splits, path, (*notes, *left_out(others)))
+
+
+def _list_loosely(tree: Tree, top: str) -> tuple[dict[str | None, list[str]], list[str]]:
+    """The images in a folder by class, None where there are no class folders, and what else is there."""
+    beside, images, others = tree.files(top), dict[str | None, list[str]](), list[str]()
+    for folder in tree.folders(top):
+        found = tree.below(posixpath.join(top, folder))
+        images[folder] = [path for path in found if is_taken(path)]
+        others += [path for path in found if not is_taken(path)]
+    if not images and (flat := [path for path in beside if _is_flat(path)]):
+        images.update(_by_label(tree, top, flat))
+        beside = [path for path in beside if not _is_flat(path)]
+    if not any(images.values()):
+        images = {None: [path for path in beside if is_taken(path)]}
+        beside = [path for path in beside if not is_taken(path)]
+    return images, others + beside
+
+
 def class_names(path: str) -> tuple[str, ...]:
     """The sorted class names of the train split; lists its folders and reads no image."""
-    tree = _open_tree(path)
-    name = _find(tree, "train")
+    tree = open_tree(path)
+    name = "" if _holds_classes(tree) else _find(tree, "train")
     return tuple(tree.folders(name)) or tuple(_read(tree, name).images)
 
 
-class _Tree(Protocol):
+class Tree(Protocol):
     """Files below folders, by paths with slashes relative to the top."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """Of the folder or file."""
+        ...
 
     @property
     def home(self) -> pathlib.Path:
@@ -105,14 +194,26 @@ class _Tree(Protocol):
         """Paths of the files anywhere below a folder, sorted; a hidden folder counts as one."""
         ...
 
-    def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split: ...
+    def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
+        """A split of these files and their labels, int32 [n]."""
+        ...
 
 
-def _open_tree(path: str) -> _Tree:
+def open_tree(path: str) -> Tree:
+    """A directory or a tar; its table of contents is read here."""
     return _Directory(path) if os.path.isdir(path) else _Tar(path)
 
 
-def _find(tree: _Tree, wanted: str | None) -> str:
+def has_splits(path: str) -> bool:
+    """Whether a folder holds some with class folders in them that are called like splits, or ImageNet's flat val."""
+    tree = open_tree(path)
+    splits = filter(role_of, tree.folders(""))
+    return any(tree.folders(name) or any(map(_is_flat, tree.files(name))) for name in splits) or any(
+        map(_is_flat, tree.files(""))
+    )
+
+
+def _find(tree: Tree, wanted: str | None) -> str:
     there = tree.folders("")
     if (name := find_split(tree.path, there, wanted)) is not None:
         return name
@@ -126,11 +227,11 @@ def _find(tree: _Tree, wanted: str | None) -> str:
     raise UserError(f"{tree.path}: there is no {what} in it, {found}; {mend}")
 
 
-def _holds_classes(tree: _Tree) -> bool:
+def _holds_classes(tree: Tree) -> bool:
     """Whether the top is a split itself: no folder is called like one, or they are classes, as train beside bus."""
 
     def holds_images(folder: str) -> bool:
-        return any(_is_taken(path) and not _is_flat(path) for path in tree.files(folder))
+        return any(is_taken(path) and not _is_flat(path) for path in tree.files(folder))
 
     there = tree.folders("")
     if not there:
@@ -151,7 +252,7 @@ class _Listing:
     """Paths of what is left out."""
 
 
-def _read(tree: _Tree, name: str) -> _Listing:
+def _read(tree: Tree, name: str) -> _Listing:
     beside, classes = tree.files(name), tree.folders(name)
     if not classes and (flat := [path for path in beside if _is_flat(path)]):
         return _Listing(name, _by_label(tree, name, flat), [path for path in beside if not _is_flat(path)])
@@ -161,8 +262,8 @@ def _read(tree: _Tree, name: str) -> _Listing:
     others = list(beside)
     for folder in classes:
         found = tree.below(posixpath.join(name, folder))
-        images[folder] = [path for path in found if _is_taken(path)]
-        rest = [path for path in found if not _is_taken(path)]
+        images[folder] = [path for path in found if is_taken(path)]
+        rest = [path for path in found if not is_taken(path)]
         if not images[folder]:
             only = f", only {_kinds(rest)}" if rest else ""
             raise UserError(
@@ -175,10 +276,10 @@ def _read(tree: _Tree, name: str) -> _Listing:
 
 
 def _is_flat(path: str) -> bool:
-    return _is_taken(path) and posixpath.basename(path).startswith(FLAT_NAME)
+    return is_taken(path) and posixpath.basename(path).startswith(FLAT_NAME)
 
 
-def _by_label(tree: _Tree, name: str, images: Collection[str]) -> dict[str, list[str]]:
+def _by_label(tree: Tree, name: str, images: Collection[str]) -> dict[str, list[str]]:
     """The images of a flat val by their WordNet ids."""
     labels = Labels(tree.home, tree.home / name if name else tree.home.parent)
     by_name = {posixpath.basename(path): path for path in images}
@@ -189,7 +290,7 @@ def _by_label(tree: _Tree, name: str, images: Collection[str]) -> dict[str, list
     return {imagenet.class_ids()[label]: [by_name[image] for image in names] for label, names in groups.items()}
 
 
-def _split(tree: _Tree, listing: _Listing, class_names: tuple[str, ...]) -> Split:
+def _split(tree: Tree, listing: _Listing, class_names: tuple[str, ...]) -> Split:
     number = {name: i for i, name in enumerate(class_names)}
     for name in listing.images:
         if name not in number:
@@ -199,14 +300,18 @@ def _split(tree: _Tree, listing: _Listing, class_names: tuple[str, ...]) -> Spli
             )
     labels = [np.full(len(images), number[name], np.int32) for name, images in listing.images.items()]
     images = [path for some in listing.images.values() for path in some]
-    name = listing.name or os.path.basename(os.path.abspath(tree.path)).removesuffix(".tar")
-    return tree.split(name, np.concatenate(labels), images)
+    return tree.split(listing.name or _base(tree), np.concatenate(labels), images)
+
+
+def _base(tree: Tree) -> str:
+    return os.path.basename(os.path.abspath(tree.path)).removesuffix(".tar")
 
 
 # --- what is left out ---------------------------------------------------------------------------------------
 
 
-def _is_taken(path: str) -> bool:
+def is_taken(path: str) -> bool:
+    """Whether a file is called like an image, and isn't hidden."""
     return not posixpath.basename(path).startswith(".") and is_image(path)
 
 
@@ -262,9 +367,9 @@ def walk_files(top: str) -> Iterator[str]:
 def find_images(top: str) -> tuple[list[str], list[str]]:
     """The image files below a folder, sorted, and what else is there; see `walk_files` and `check_readable`."""
     found = sorted(walk_files(top))
-    images = [path for path in found if _is_taken(path)]
+    images = [path for path in found if is_taken(path)]
     check_readable(images)
-    return images, [path for path in found if not _is_taken(path)]
+    return images, [path for path in found if not is_taken(path)]
 
 
 # --- on disk ------------------------------------------------------------------------------------------------
@@ -359,7 +464,7 @@ class _Tar:
             self._folders.setdefault("/".join(parents[:depth]), set()).add(folder)
         if is_folder:
             return False
-        if _is_taken(name):
+        if is_taken(name):
             if not member.isreg():
                 raise UserError(
                     f"{self.path}: {member.name} is a link, which has no bytes of its own; write the tar again with"

@@ -16,13 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data import folder, imagenet, imagenet_subsets, shards, tfds_source
-from mnv2_jax.data.split import Opened, Rows, Split, sha256_of, stratified_share
+from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, shards, tfds_source
+from mnv2_jax.data.split import Inventory, Opened, Rows, Split, sha256_of, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 from mnv2_jax.registry import DATASETS, module_of
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME")
+UNSPLIT_HOLDOUT = 0.2
+"""`data.holdout_fraction` of images that come without splits, where it is left at 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Dataset:
     """The labels among which an evaluation looks for the predictions, rising; None: among all."""
     notes: tuple[str, ...] = ()
     """What of the place on disk is left alone, a line each."""
+    holdout_fraction: float = 0.0
+    """Above 0: what is evaluated is this share of each class, taken out of train."""
 
 
 class Source(NamedTuple):
@@ -87,29 +91,35 @@ def open_dataset(data: DataConfig, evaluates: bool = False) -> Dataset:
     """Opens the data set that the config names; reads file names and labels, but no image files.
 
     Args:
-      data: `name`, `path`, `eval_split` and `holdout_fraction` are read.
+      data: `name`, `path`, `image_root`, `eval_split` and `holdout_fraction` are read. Without splits, and with
+        nothing said of what is held out, it is `UNSPLIT_HOLDOUT`.
       evaluates: whether nothing is trained: images to evaluate on are enough, and train may be without any.
 
     Raises:
       UserError: if it isn't there, or isn't laid out as it should be; the line says how it should be.
     """
     data = _at_home(data)
+    if data.image_root is not None and not (data.path and lists.is_list(data.path)):
+        raise UserError(
+            f"data.image_root={data.image_root!r}: read with a list of files only, as data.path=train.csv; leave it out"
+        )
     opened = _opener(data)(data, evaluates and data.holdout_fraction == 0)
-    if data.holdout_fraction == 0:
+    fraction = opened.holdout_fraction or data.holdout_fraction
+    if fraction == 0:
         return opened
     check_trainable(opened)
     # The share is the same whatever the seed of the run, so that runs over several seeds are measured on the same
     # images and differ by their training alone.
     labels = np.asarray(opened.train.labels)
-    held = stratified_share(labels, lambda count: max(1, round(data.holdout_fraction * count)))
+    held = stratified_share(labels, lambda count: max(1, round(fraction * count)))
     if lost := sorted(set(labels.tolist()) - set(labels[~held].tolist())):
         name = opened.class_names[lost[0]]
         raise UserError(
-            f"data.holdout_fraction={data.holdout_fraction:g} leaves class {name!r} no image to train on; lower it, or"
+            f"data.holdout_fraction={fraction:g} leaves class {name!r} no image to train on; lower it, or"
             " add images of that class"
         )
     train, holdout = opened.train.subset(~held), opened.train.subset(held, name="holdout")
-    return dataclasses.replace(opened, train=train, eval=holdout)
+    return dataclasses.replace(opened, train=train, eval=holdout, holdout_fraction=fraction)
 
 
 def known_num_classes(data: DataConfig) -> int:
@@ -124,7 +134,7 @@ def known_num_classes(data: DataConfig) -> int:
         if (name := _tfds_name(data)) is not None:
             return len(tfds_source.class_names(name, data.path))
         if data.name in ("folder", "imagenet"):
-            return len(_kept_in(data.path).class_names(data.path))
+            return len(_class_names(data, data.path))
     known = {"digits": 10, "cifar10": 10} | dict.fromkeys(("imagenet", *imagenet_subsets.NAMES), 1000)
     sources = {name: DATASETS.find(name) for name in DATASETS.names()}
     known |= {name: source.num_classes for name, source in sources.items() if source.num_classes is not None}
@@ -137,9 +147,32 @@ def known_num_classes(data: DataConfig) -> int:
     return known[data.name]
 
 
+def take_inventory(path: str, image_root: str | None = None) -> Inventory:
+    """All that a folder, a tar or a list of files holds, whether or not it can be trained on; reads no image.
+
+    Args:
+      path: as `data.path`.
+      image_root: as `data.image_root`.
+
+    Raises:
+      UserError: if it can't be read, or there is no image in it.
+    """
+    if lists.is_list(path):
+        return lists.take_inventory(path, image_root)
+    if image_root is not None:
+        raise UserError(f"{path}: not a list of files, for which an image root is read; leave it out")
+    if _kept_in(path) is shards:
+        raise UserError(
+            f"{path}: shards, whose images were looked at when they were written; python -m mnv2_jax.data.prepare"
+            f" verify {path} finds what has been damaged since"
+        )
+    return folder.take_inventory(path)
+
+
 def _at_home(data: DataConfig) -> DataConfig:
-    """With ~ in the path for the home directory, which a shell doesn't see behind a comma or a colon."""
-    return dataclasses.replace(data, path=os.path.expanduser(data.path)) if data.path else data
+    """With ~ in paths for the home directory, which a shell doesn't see behind a comma or a colon."""
+    path, root = (given and os.path.expanduser(given) for given in (data.path, data.image_root))
+    return dataclasses.replace(data, path=path, image_root=root)
 
 
 def _opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
@@ -191,15 +224,33 @@ def _open_cifar10(data: DataConfig, evaluates: bool) -> Dataset:
 
 
 def _open_folder(data: DataConfig, evaluates: bool) -> Dataset:
-    """Class folders in a directory or a tar, shards of `data.prepare`, or the copy that TFDS made of the same data."""
+    """Class folders in a directory or a tar, lists of files, shards of `data.prepare`, or the copy that TFDS made of
+    the same data.
+    """
     path = _path(data)
     if _tfds_name(data) is not None:
         return _open_tfds(data, evaluates)
-    return _dataset(data, _kept_in(path).open_splits(path, data.eval_split, data.holdout_fraction == 0, not evaluates))
+    asked = data.eval_split, data.holdout_fraction == 0, not evaluates
+    if lists.is_list(path):
+        return _dataset(data, lists.open_splits(path, data.image_root, *asked))
+    return _dataset(data, _kept_in(path).open_splits(path, *asked))
 
 
 def _dataset(data: DataConfig, opened: Opened) -> Dataset:
-    return Dataset(data.name, opened.class_names, opened.train, opened.eval, notes=opened.notes)
+    share, notes = data.holdout_fraction, opened.notes
+    if opened.is_unsplit and not share:
+        share = UNSPLIT_HOLDOUT
+        said = "no splits: {:.0%} of each class are held out to evaluate on; data.holdout_fraction sets another share"
+        notes = (said.format(share), *notes)
+    return Dataset(data.name, opened.class_names, opened.train, opened.eval, notes=notes, holdout_fraction=share)
+
+
+def _class_names(data: DataConfig, path: str) -> tuple[str, ...]:
+    """Of a folder or a tar, or what a list says."""
+    if lists.is_list(path):
+        return lists.class_names(path)
+    names: tuple[str, ...] = _kept_in(path).class_names(path)
+    return names
 
 
 def _kept_in(path: str) -> types.ModuleType:

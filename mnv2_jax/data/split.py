@@ -129,6 +129,25 @@ class Opened(NamedTuple):
     eval: Split
     notes: tuple[str, ...] = ()
     """What was left alone, a line each."""
+    is_unsplit: bool = False
+    """Nothing says what is to be evaluated on: both splits are all there is."""
+
+
+NO_CLASS = -1
+"""The label of an image in an `Inventory` that is in no class."""
+
+
+class Inventory(NamedTuple):
+    """Everything that a source holds, whether or not it can be trained on."""
+
+    class_names: tuple[str, ...]
+    """In the order of the labels, also of classes without images."""
+    splits: Mapping[str, Split]
+    """By their names, in the order of `usual_order`."""
+    top: str
+    """The folder or file below which the images are."""
+    notes: tuple[str, ...] = ()
+    """What was left alone or is missing, a line each."""
 
 
 # --- which is which -----------------------------------------------------------------------------------------
@@ -138,6 +157,12 @@ def role_of(name: str) -> str | None:
     """``train``, ``val`` or ``test``, whichever a split of this name is; None for any other name."""
     plain = re.sub(r"[ ._-]?set$", "", name.lower())
     return next((role for role, names in _NAMES.items() if plain in names), None)
+
+
+def usual_order(names: Iterable[str]) -> list[str]:
+    """Splits to train on, to choose by, to test on, and others."""
+    roles = {role: place for place, role in enumerate(_NAMES)}
+    return sorted(names, key=lambda name: (roles.get(role_of(name) or "", len(roles)), name))
 
 
 def find_split(where: str, names: Collection[str], wanted: str | None) -> str | None:

@@ -84,6 +84,9 @@ def open_setup(
         raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     kind = kind_of(config)
     dataset = open_dataset(config.data, evaluates)
+    # What is held out of images without splits stands in the run's config, so that others hold out the same.
+    held_out = dataclasses.replace(config.data, holdout_fraction=dataset.holdout_fraction)
+    config = dataclasses.replace(config, data=held_out)
     if classes is not None:
         whose, info, num_classes = classes
         try:
@@ -153,7 +156,7 @@ def _sha256(arrays: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-_MAY_DIFFER_BETWEEN_PROCESSES = ("data.path", "data.num_workers")
+_MAY_DIFFER_BETWEEN_PROCESSES = ("data.path", "data.image_root", "data.num_workers")
 
 
 def config_facts(config: Config) -> dict[str, Any]:

@@ -174,6 +174,36 @@ def test_to_evaluate_on_a_split_or_class_folders_are_enough(own, tmp_path):
             evaluated(own, **fields)
 
 
+def test_class_folders_without_splits_hold_a_fifth_of_each_class_out(photos, tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        archive.add(photos / "train", arcname="photos")
+    digests = set()
+    for path in (photos / "train", tmp_path / "train.tar"):
+        dataset = opened(path)
+        assert (dataset.class_names, dataset.holdout_fraction) == (("cat", "dog", "emu"), 0.2)
+        assert (dataset.eval.name, dataset.notes[0].startswith("no splits: 20%")) == ("holdout", True)
+        assert [np.bincount(split.labels).tolist() for split in (dataset.train, dataset.eval)] == [[6, 4, 4], [1, 1, 1]]
+        digests.add(dataset.train.digest()["names"])
+        other = opened(path, holdout_fraction=0.4)
+        assert (len(other.eval), other.holdout_fraction, other.notes) == (7, 0.4, dataset.notes[1:])
+        assert known_num_classes(DataConfig(name="folder", path=str(path))) == 3
+        assert len(evaluated(path).eval) == 17
+        assert len(evaluated(path, holdout_fraction=0.2).eval) == 3  # as the config of such a run has it
+    assert len(digests) == 1
+    assert opened(photos).holdout_fraction == 0
+    assert len(opened(photos / "train", eval_split="train").train) == 17
+    refused(
+        photos / "train", "class folders without splits, and so no val; set data.eval_split to None", eval_split="val"
+    )
+
+
+def test_a_folder_around_another_is_no_class(own, tmp_path):
+    own.rename(tmp_path / "wrapped")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "wrapped").rename(tmp_path / "photos" / "all")
+    refused(tmp_path / "photos", "only all/ in it, which would be the only class; give .*photos/all")
+
+
 def test_classes_may_be_called_like_splits(own):
     """A train is no split where it lies beside a bus."""
     for name in ("bus", "train"):

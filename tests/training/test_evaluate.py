@@ -13,7 +13,9 @@ from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.training import evaluate
 from mnv2_jax.training.evaluate import evaluate_run, make_evaluate
+from mnv2_jax.training.experiment import open_setup
 from mnv2_jax.training.mesh import make_mesh
+from mnv2_jax.weights.file import WeightsInfo
 
 
 @pytest.mark.parametrize("skips", [True, False])
@@ -38,6 +40,20 @@ def test_where_no_image_can_be_decoded_all_are_named(skips, monkeypatch):
     with pytest.raises(DamagedImageError, match=r"^2 of the 2 images of val .*cut off; b\.jpg: empty; ") as error:
         make_evaluate(setup)({})
     assert str(error.value).endswith("skip_corrupt=True") != skips
+
+
+def test_what_is_held_out_of_images_without_splits_stands_in_the_config(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            (tmp_path / name / f"{number}.png").touch()
+    config = build({"data": {"name": "folder", "path": str(tmp_path)}})
+    trained = open_setup(config, evaluates=False)
+    assert (trained.config.data.holdout_fraction, len(trained.dataset.train)) == (0.2, 8)
+    again = open_setup(trained.config, classes=("run", WeightsInfo(labels=("cat", "dog", "emu")), 3))
+    assert again.dataset.eval.digest() == trained.dataset.eval.digest()
+    whole = open_setup(config, classes=("run", WeightsInfo(labels=("ant", "dog", "cat")), 3))
+    assert (whole.config, whole.dataset.eval.labels.tolist()) == (config, 5 * [2] + 5 * [1])
 
 
 @pytest.mark.parametrize("asked", [{"norm": {"epsilon": 0.1}}, {"model": {"width": 0.5}}])

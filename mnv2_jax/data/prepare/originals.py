@@ -328,11 +328,11 @@ class Records:
 
 def _tfds(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
     """Reads every record once to learn its class, since TFDS shuffles what it writes."""
-    class_names, *splits, _ = tfds_source.open_splits("imagenet2012", str(source), None)
+    opened = tfds_source.open_splits("imagenet2012", str(source), None)
     builder_dir = tfds_source.find_copy("imagenet2012", str(source))
-    labels = [label_of(wnid, builder_dir) for wnid in class_names]
+    labels = [label_of(wnid, builder_dir) for wnid in opened.class_names]
     parts: dict[str, Mapping[int, Part]] = {}
-    for ours, split in zip(("train", "val"), splits, strict=True):
+    for ours, split in (("train", opened.train), ("val", opened.eval)):
         say(f"{builder_dir}: reading the labels and file names of {len(split):,} records of {split.name}")
         starts = range(0, len(split), _INDEXED_AT_ONCE)
         index = functools.partial(_index, builder_dir, split.name, len(split))
