@@ -8,7 +8,7 @@ Frozen backbone:     --config.finetune.train_from=classifier
 Unfrozen in stages:  --config.finetune.train_from="('classifier','block_14','stem')"
                      --config.finetune.unfreeze_epochs="(2,5)"
 Slower backbone:     --config.finetune.backbone_lr_factor=0.1
-Unbalanced classes:  --config.loss.class_weights=balanced
+Unbalanced classes:  --config.loss.class_weights=balanced, or ="{cat: 3, dog: 0.5}"
 Early stopping:      --config.train.patience=3
 Another network:     --config.model.name=mobilenet_v1 --config.model.width=0.25
 """

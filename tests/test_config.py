@@ -341,7 +341,29 @@ def get_config(arg):
 """
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{cat: 3, 'a, b': .5}", "{ 'cat':3,\"a, b\": 5e-1, }", "cat:3, 'a, b':0.5", [("cat", 3), ("a, b", 0.5)]],
+)
+def test_numbers_by_name(text, tmp_path):
+    expected = (("cat", 3.0), ("a, b", 0.5))
+    said = {"loss": {"class_weights": dict(text) if isinstance(text, list) else text}}
+    built = config.build(said) if isinstance(text, list) else config.load(W1, [f"loss.class_weights={text}"])[1]
+    assert built.loss.class_weights == expected
+    again = config.build(json.loads(json.dumps(config.to_dict(built))))
+    assert (again, config.differences(built, again)) == (built, [])
+    assert config.build({"loss": {"class_weights": {0: 2, 10: 1}}}).loss.class_weights == (("0", 2.0), ("10", 1.0))
+
+
 REFUSED = [
+    ("", ["loss.class_weights={}"], "loss.class_weights={} weighs no class"),
+    ("", ["loss.class_weights={cat: 0}"], "loss.class_weights: class 'cat' weighs 0"),
+    ("", ["loss.class_weights={cat: -1, dog: 2}"], "loss.class_weights: class 'cat' weighs -1"),
+    ("", ["loss.class_weights={cat: 1, cat: 2}"], "loss.class_weights: class 'cat' is given twice"),
+    ("", ["loss.class_weights={cat: many}"], "loss.class_weights={cat: many}: numbers by name"),
+    ("", ["loss.class_weights=cat=3"], "loss.class_weights=cat=3: numbers by name"),
+    ("", ["loss.class_weights={cat: inf}"], "loss.class_weights=inf is not finite"),
+    ("", ["loss.class_weights=balancd"], "did you mean 'balanced'?"),
     ("dta=cifar10", [], "unknown argument 'dta'; did you mean 'data'?"),
     ("res=big", [], "res=big must be a whole number"),
     ("batch=0", [], "batch=0 must be a whole number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -31,20 +32,23 @@ def build(tree: Mapping[str, Any]) -> Config:
 def from_text(key: str, text: str) -> Any:
     """What a text of the command line is for a key such as ``data.path``.
 
-    A name, as a path, is the text as it stands, whatever it looks like; several are separated by commas, in brackets.
-    Other values are Python literals. None leaves a key unset that may be, and so does none where no name is wanted.
+    A name, as a path, is the text as it stands, whatever it looks like; several are separated by commas, in brackets,
+    numbers by names in braces (``{cat: 3, dog: 0.5}``). Other values are Python literals. None leaves a key unset that
+    may be, and so does none where no name is wanted.
 
     Raises:
-      UserError: if the text is a mapping, for which there are sections.
+      UserError: if the text is a mapping where none is wanted, for which there are sections, or not one where it is.
     """
     hint = OPTIONS[key].type if key in OPTIONS else None
-    kinds = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     if text == "None" and type(None) in kinds:
         return None
     if str in kinds:
         return text
     if typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str:
         return _names(text)
+    if _BY_NAME in kinds and re.search("[{:=]", text):
+        return _by_name(key, text.strip())
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # nested too deeply
@@ -52,6 +56,27 @@ def from_text(key: str, text: str) -> Any:
     if isinstance(value, dict):
         raise UserError(f"--config.{key}: {key!r} is a section; set one of its keys")
     return value
+
+
+_BY_NAME = tuple[tuple[str, float], ...]
+"""The declared type of numbers by name; a config file writes them as a mapping."""
+
+
+def _by_name(key: str, text: str) -> list[tuple[str, Any]]:
+    """``{cat: 3, 'a, b': 0.5}`` as pairs of a name and a number."""
+    pair = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^,]*?))\s*:\s*([-+.\w]+)\s*(?:,|$)""")
+    inner, place, pairs = text.removeprefix("{").removesuffix("}"), 0, []
+    while inner[place:].strip():
+        found = pair.match(inner, place)
+        try:
+            name, number = (found[1] or found[2] or found[3], float(found[4])) if found else ("", math.nan)
+        except ValueError:
+            name, number = "", math.nan
+        if found is None or not name or math.isnan(number):
+            raise UserError(f"--config.{key}={text}: numbers by name are written as in {{cat: 3, dog: 0.5}}")
+        pairs.append((name, number))
+        place = found.end()
+    return pairs
 
 
 def _names(text: str) -> list[str]:
@@ -97,10 +122,14 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     """``value`` as the declared type, or a `UserError`; only int -> float and list -> tuple are converted."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if _BY_NAME in arguments:
+            return _typed(key, value, _BY_NAME if isinstance(value, Mapping | list | tuple) else arguments[0])
         kind = next(a for a in arguments if a is not type(None))
         if value is None or (kind is not str and value in ("none", "null")):  # as a command line may have it
             return None
         return _typed(key, value, kind)
+    if hint == _BY_NAME and isinstance(value, Mapping):
+        value = tuple((str(name) if type(name) is int else name, number) for name, number in value.items())
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise UserError(f"{key}={value!r} is not a choice{nearest(str(value), map(str, arguments))}")

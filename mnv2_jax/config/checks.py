@@ -96,6 +96,19 @@ def _check_repeats(config: Config) -> None:
         )
 
 
+def _check_class_weights(config: Config) -> None:
+    weights = config.loss.class_weights
+    if isinstance(weights, str):
+        return
+    if not weights:
+        raise UserError("loss.class_weights={} weighs no class; give some, as {cat: 3, dog: 0.5}, or none")
+    for place, (name, weight) in enumerate(weights):
+        if weight <= 0:
+            raise UserError(f"loss.class_weights: class {name!r} weighs {weight:g}; a weight must be above 0")
+        if name in dict(weights[:place]):
+            raise UserError(f"loss.class_weights: class {name!r} is given twice; leave one out")
+
+
 def _check_stages(config: Config) -> None:
     parts, epochs = config.finetune.train_from, config.finetune.unfreeze_epochs
     if not parts:
@@ -129,6 +142,7 @@ _TOGETHER = (
     _check_mixing,
     _check_hue,
     _check_repeats,
+    _check_class_weights,
     _check_stages,
     _check_teacher,
 )

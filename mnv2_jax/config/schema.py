@@ -101,18 +101,12 @@ class DataConfig:
     name: str = "imagenet"
     """digits, cifar10, imagenet, folder or tfds:NAME; to evaluate on imagenet_v2, imagenet_r, imagenet_a or
     imagenet_sketch."""
-<<<<<<< HEAD
     path: Annotated[str | None, read_unless("data.name", "digits")] = None
-    """Directory or .tar, or what `data.prepare` wrote; for TFDS its data_dir. Digits come with scikit-learn."""
-    resolution: Annotated[int, Within(8, 4096)] = 224
-=======
-    path: str | None = None
     """Directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or what `data.prepare` wrote; for
-    TFDS its data_dir."""
-    image_root: str | None = None
+    TFDS its data_dir. Digits come with scikit-learn."""
+    image_root: Annotated[str | None, read_when("data.path", Ending(".csv"), Ending(".tsv"), Ending(".txt"))] = None
     """Directory or .tar in which the files of a list are looked for. Unset: the folder of the list."""
-    resolution: int = 224
->>>>>>> f681d2a (Class folders without splits and lists of files and labels are data: what is held out of them stands in the run's config)
+    resolution: Annotated[int, Within(8, 4096)] = 224
     """Height and width of what the network sees, in pixels."""
     scales: Annotated[tuple[int, ...], Within(8, 4096), Growing()] = ()
     """Set: each training batch has one of these resolutions, drawn anew, and as many images as keep its pixels at those
@@ -125,14 +119,9 @@ class DataConfig:
     """At most this many images an evaluation step; the result doesn't depend on it."""
     eval_split: str | None = None
     """By any name that such a split has (valid, dev, testing …). Unset: val, or test where there is no val."""
-<<<<<<< HEAD
     holdout_fraction: Annotated[float, Within(0, 0.9)] = 0.0
-    """This share of the training images (stratified) is kept out of training and evaluated on instead."""
-=======
-    holdout_fraction: float = 0.0
-    """> 0: this share of the training images (stratified) is kept out of training and evaluated on instead. Images
-    without splits are trained on with 0.2 where nothing else is said."""
->>>>>>> f681d2a (Class folders without splits and lists of files and labels are data: what is held out of them stands in the run's config)
+    """This share of the training images (stratified) is kept out of training and evaluated on instead. Images without
+    splits are trained on with 0.2 where nothing else is said."""
     crop: Literal["random_resized", "shift", "none"] = "random_resized"
     """Of training images. shift: pad by `pad_pixels` zeros on each side, then crop back at random."""
     crop_area: Annotated[tuple[float, float], Above(0, 1), Growing(loosely=True), _RESIZED] = (0.08, 1.0)
@@ -230,16 +219,12 @@ class AugmentConfig:
 class LossConfig:
     """Softmax cross-entropy."""
 
-<<<<<<< HEAD
     label_smoothing: Annotated[float, Within(0, 0.999), read_unless("distill.weight", 1.0)] = 0.0
-    class_weights: Annotated[Literal["none", "balanced"], read_unless("distill.weight", 1.0)] = "none"
-    """balanced: an example counts n / (k * images of its class), so that every class counts the same."""
-=======
-    label_smoothing: float = 0.0
-    class_weights: Literal["none", "balanced"] | tuple[tuple[str, float], ...] = "none"
+    class_weights: Annotated[
+        Literal["none", "balanced"] | tuple[tuple[str, float], ...], read_unless("distill.weight", 1.0)
+    ] = "none"
     """balanced: an example counts n / (k * images of its class), so that every class counts the same. Or weights by the
     names of classes, as {cat: 3, dog: 0.5}, 1 for the others: in these proportions, an example counts 1 on average."""
->>>>>>> f681d2a (Class folders without splits and lists of files and labels are data: what is held out of them stands in the run's config)
 
 
 _DISTILS = read_unless("distill.teacher", None) | read_unless("distill.logits", None)

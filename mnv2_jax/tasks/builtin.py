@@ -37,7 +37,7 @@ def student_of(config: Config, dataset: Dataset, evaluates: bool) -> Classificat
             f"model.num_classes={config.model.num_classes}, but {dataset.name} has {found} classes; leave it unset"
         )
     counts = None
-    if config.loss.class_weights == "balanced" and not evaluates:  # labels that lie beside pixels take long to read
+    if config.loss.class_weights != "none" and not evaluates:  # labels that lie beside pixels take long to read
         counts = np.bincount(np.asarray(dataset.train.labels), minlength=found).tolist()
     notes = tuple(filter(None, [_classes_without_images(dataset)]))
     return make_task(config, dataset.class_names, counts, dataset.scored, notes)

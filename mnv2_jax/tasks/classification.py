@@ -12,7 +12,7 @@ import numpy as np
 
 from mnv2_jax.config import AugmentConfig, Config, DataConfig
 from mnv2_jax.data.views.classification import EvalView, TrainView
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models.registry import Model, from_config
 from mnv2_jax.nn.forms import Forms
 from mnv2_jax.ops import augment, losses, metrics, mixing
@@ -256,12 +256,15 @@ def make_task(
       scored, notes: as in `Classification`.
 
     Raises:
-      UserError: if a class that is to be balanced has no training images.
+      UserError: if a class that is to be balanced has no training images, or one that is weighed isn't there.
     """
     model = from_config(dataclasses.replace(config.model, num_classes=len(class_names)), config.norm)
-    weights = None
-    if config.loss.class_weights == "balanced" and class_counts is not None:
-        weights = balanced_weights(class_names, class_counts)
+    weights, asked = None, config.loss.class_weights
+    if class_counts is not None and asked != "none":
+        if isinstance(asked, str):
+            weights = balanced_weights(class_names, class_counts)
+        else:
+            weights = named_weights(dict(asked), class_names, class_counts)
     return Classification(
         model=model,
         data=config.data,
@@ -274,6 +277,22 @@ def make_task(
         scored=scored,
         notes=notes,
     )
+
+
+def named_weights(
+    weights: Mapping[str, float], class_names: Sequence[str], class_counts: Sequence[int]
+) -> tuple[float, ...]:
+    """Weights by label in the proportions of those given by name, 1 for the others: an example weighs 1 on average.
+
+    Raises:
+      UserError: for a name that is no class's.
+    """
+    for name in weights:
+        if name not in class_names:
+            raise UserError(f"loss.class_weights: the data have no class {name!r}{nearest(name, class_names)}")
+    asked = [weights.get(name, 1.0) for name in class_names]
+    mean = sum(weight * int(count) for weight, count in zip(asked, class_counts, strict=True)) / sum(class_counts)
+    return tuple(weight / mean for weight in asked)
 
 
 def balanced_weights(class_names: Sequence[str], class_counts: Sequence[int]) -> tuple[float, ...]:

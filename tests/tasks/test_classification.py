@@ -211,6 +211,17 @@ def test_balanced_classes_weigh_the_same():
     assert hash(task) == hash(made(counts.tolist()))
 
 
+def test_weights_by_name_are_proportions():
+    counts = np.array([10, 40, 50])
+    weights = np.asarray(made(counts.tolist(), (("emu", 4.0), ("cat", 0.5))).class_weights)
+    np.testing.assert_allclose(weights / weights[1], [0.5, 1, 4])
+    assert (weights * counts).sum() == pytest.approx(100)
+    assert made([0, 1, 0], (("cat", 2.0),)).class_weights == (2.0, 1.0, 1.0)
+    assert made(None, (("fox", 2.0),)).class_weights is None  # nothing is trained
+    with pytest.raises(UserError, match="no class 'emo'; did you mean 'emu'"):
+        made(counts.tolist(), (("emo", 2.0),))
+
+
 def test_a_class_without_images_cannot_be_balanced():
     with pytest.raises(UserError, match="class 'dog' has no training images") as caught:
         made([3, 0, 2])
