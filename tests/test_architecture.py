@@ -28,7 +28,7 @@ ROOMS = (
     {"training"},
     {"bench", "testing"},
     {"verbs"},
-    {"main", "predict", "convert", "__init__", "__main__"},
+    {"main", "predict", "convert", "inspect", "__init__", "__main__"},
 )
 """From the ground up. A room imports those above its own line here; on the first two lines its neighbours, too."""
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

@@ -14,13 +14,14 @@ import numpy as np
 
 from mnv2_jax import config
 from mnv2_jax.data import imagenet_subsets, images, streams
+from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.images import DamagedImageError, EncodedImage
 from mnv2_jax.data.policies import check_policy
 from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.sources import check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.views.classification import TrainView
-from mnv2_jax.data.workers import Batches, in_order, num_cores
+from mnv2_jax.data.workers import Batches, in_order
 from mnv2_jax.errors import UserError
 
 TURN_SECONDS = 2.0

@@ -118,8 +118,7 @@ class EncodedImage:
         Raises:
           DamagedImageError: naming the file, if it is empty, no image, or unreasonably large or thin.
         """
-        self.content = content
-        self._name = name
+        self.content, self.name = content, name
         self._jpeg = _jpeg_frame(content)
         with _named(name):
             if not content:
@@ -155,7 +154,7 @@ class EncodedImage:
         Raises:
           DamagedImageError: naming the file, if it is cut off or damaged.
         """
-        with _named(self._name):
+        with _named(self.name):
             scale = 1
             if self._jpeg and enough:
                 scale = max((s for s in (8, 4, 2) if min(height, width) >= s * enough), default=1)

@@ -26,11 +26,12 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import shared
+from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.images import MOST_NAMED, DamagedImageError, damaged_images
 from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.views.base import Draw, View
-from mnv2_jax.data.workers import Batches, in_order, num_cores
+from mnv2_jax.data.workers import Batches, in_order
 from mnv2_jax.errors import UserError
 
 RESIDENT_BYTES = 512 * 2**20

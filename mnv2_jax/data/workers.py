@@ -46,11 +46,6 @@ Batches: TypeAlias = Generator[NumpyBatch, None, None]
 """``close()`` ends its worker processes; so does dropping it."""
 
 
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_order(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
     """``make(start)``, ``make(start + 1)``, ... in this order, made by worker processes where there are any."""
     if num_workers == 0:

@@ -87,8 +87,13 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
         )
     )
     path = workdir / NAME
-    write_text(path, _PAGE.format(title=text(title), css=_CSS, body=body))
+    write_text(path, whole_page(title, body))
     return path
+
+
+def whole_page(title: str, body: str) -> str:
+    """A page of HTML, with the style of all, around a body of HTML."""
+    return _PAGE.format(title=text(title), css=_CSS, body=body)
 
 
 def save_pictures(workdir: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
@@ -117,11 +122,12 @@ def _pictures(workdir: pathlib.Path, evaluation: Facts) -> dict[int, str]:
     paths = {
         example["index"]: workdir / PICTURES / f"{example['index']}.png" for example in evaluation.get("examples", ())
     }
-    return {
-        index: f'<img alt="" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-        for index, path in paths.items()
-        if path.exists()
-    }
+    return {index: picture(path.read_bytes(), "png") for index, path in paths.items() if path.exists()}
+
+
+def picture(content: bytes, form: str) -> str:
+    """A file of some format, as png, that lies in the page."""
+    return f'<img alt="" src="data:image/{form};base64,{base64.b64encode(content).decode()}">'
 
 
 def _lead(page: Page, summary: Facts, dataset: Facts) -> list[str]:

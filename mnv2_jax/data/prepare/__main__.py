@@ -8,10 +8,10 @@ import sys
 import tqdm
 
 from mnv2_jax import outputs
+from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.prepare.run import prepare
 from mnv2_jax.data.prepare.verify import verify
 from mnv2_jax.data.shards import FORMATS, MANIFEST, Manifest, Shard, is_prepared, read_manifest
-from mnv2_jax.data.workers import num_cores
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
 

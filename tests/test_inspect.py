@@ -1,0 +1,180 @@
+"""What `inspect` says of a folder in which everything is that can be amiss, and of other forms of data."""
+
+import pathlib
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli import answer, here
+from tests.data.conftest import smooth_image
+from tests.report.test_page import Page
+
+
+def picture(seed, size=(70, 90)):
+    return Image.fromarray(smooth_image(np.random.default_rng(seed), *size))
+
+
+def fill(top):
+    """Two classes in three splits, with one of each thing amiss, which its name says."""
+    for seed, place in enumerate(
+        ("train/cat/a", "train/cat/b", "train/cat/c", "train/dog/a", "val/cat/a", "test/cat/a")
+    ):
+        (top / place).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed, (70 + seed, 90)).save(top / f"{place}.jpg")
+    cat, first = top / "train" / "cat", (top / "train" / "cat" / "a.jpg").read_bytes()
+    shutil.copy(cat / "a.jpg", top / "test" / "cat" / "leak.jpg")
+    shutil.copy(cat / "b.jpg", top / "train" / "dog" / "both.jpg")
+    shutil.copy(cat / "c.jpg", cat / "again.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    start, rest = b"\xff\xd8", (top / "train" / "dog" / "a.jpg").read_bytes()[2:]
+    block = exif.tobytes()
+    segment = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
+    (top / "val" / "cat" / "turned.jpg").write_bytes(start + segment + rest)
+    (cat / "cut.jpg").write_bytes(first[: len(first) // 2])
+    (cat / "empty.jpg").touch()
+    (cat / "text.png").write_text("no image")
+    small = picture(20, (40, 50))
+    small.convert("L").save(cat / "grey.png")
+    picture(21).convert("L").convert("RGB").save(cat / "greyish.webp", lossless=True)
+    alpha = picture(22).convert("RGBA")
+    alpha.putalpha(9)
+    alpha.save(cat / "alpha.png")
+    picture(23).save(cat / "moving.gif", save_all=True, append_images=[picture(24)])
+    picture(25).convert("CMYK").save(cat / "cmyk.jpg")
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(cat / "deep.png")
+    picture(26).save(cat / "called.jpg", "PNG")
+    (top / "train" / "fox").mkdir()
+    (top / "readme.md").touch()
+    return top
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("messy") / "photos")
+
+
+@pytest.fixture(scope="module")
+def found(messy, tmp_path_factory):
+    """What is said of it as JSON, and the page."""
+    page = tmp_path_factory.mktemp("page") / "photos.html"
+    return answer(here("inspect", messy, f"--report={page}", "--json")), page
+
+
+def test_counts(found):
+    said, _ = found
+    assert (said["images"], said["looked_at"]) == (20, 20)
+    assert said["splits"] == {"train": 16, "val": 2, "test": 2}
+    assert said["class_names"] == ["cat", "dog", "fox"]
+    rows = {row.pop("class"): row for row in said["tables"]["classes"]}
+    assert rows["dog"] == {"train": 2, "val": 0, "test": 0, "images": 2}
+    assert rows["fox"]["images"] == 0
+    assert said["notes"] == ["left out: 1 file: .md 1; as readme.md"]
+
+
+def test_what_is_special(found):
+    tables = found[0]["tables"]
+    kinds = {row["kind"]: row["images"] for row in tables["traits"]}
+    named = ("greyscale", "grey in colour", "transparent", "turned", "animated", "16 bits", "CMYK")
+    assert kinds == dict.fromkeys(named, 1) | {"greyscale": 2}
+    assert [(row["format"], row["images"], row["endings"]) for row in tables["formats"]] == [
+        ("JPEG", 11, ".jpg"),
+        ("PNG", 4, ".png, .jpg"),
+        ("WEBP", 1, ".webp"),
+        ("GIF", 1, ".gif"),
+    ]
+    sizes = {row.pop("of"): row for row in tables["sizes"]}
+    assert (sizes["width"]["least"], sizes["width"]["median"], sizes["short side"]["least"]) == (40, 90, 30)
+
+
+def test_duplicates_across_splits_come_first(found):
+    assert [(row["same"], row["across"], row["files"]) for row in found[0]["tables"]["duplicates"]] == [
+        ("pixels", "splits and classes", "train/dog/a.jpg = val/cat/turned.jpg"),
+        ("file", "splits", "train/cat/a.jpg = test/cat/leak.jpg"),
+        ("file", "classes", "train/cat/b.jpg = train/dog/both.jpg"),
+        ("file", "none", "train/cat/again.jpg = train/cat/c.jpg"),
+    ]
+
+
+def test_damage_is_named_and_a_file_that_cannot_be_read_is_none(found, messy, tmp_path):
+    assert [row["file"].partition(":")[0] for row in found[0]["tables"]["damaged"]] == [
+        f"train/cat/{name}" for name in ("cut.jpg", "empty.jpg", "text.png")
+    ]
+    assert found[0]["tables"]["unread"] == []
+    (tmp_path / "cat").mkdir()
+    shutil.copy(messy / "train" / "cat" / "a.jpg", tmp_path / "cat")
+    (tmp_path / "cat" / "b.jpg").symlink_to("/proc/self/mem")
+    said = answer(here("inspect", tmp_path, "--json"))
+    assert [len(said["tables"][name]) for name in ("damaged", "unread")] == [0, 1]
+
+
+def test_page(found):
+    page = Page(found[1].read_text())
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert 4 <= len(page.links) <= 8 + 2  # of each class that has some to train on, 8 at most
+    for words in ("photos", "Duplicates", "train/cat/cut.jpg", "val/cat/turned.jpg", "20 images of 3 classes"):
+        assert words in page.text
+
+
+def test_text_and_limit(messy):
+    result = here("inspect", messy, "--limit=6")
+    assert result.returncode == 0, result.stderr
+    assert "looked at" in result.stdout.splitlines()[0]
+    assert "--limit" in result.stdout.splitlines()[0]
+    assert result.stderr == ""
+
+
+def test_other_forms_of_data(messy, tmp_path):
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(messy, arcname="photos")
+    packed, plain = (answer(here("inspect", path, "--json")) for path in (tmp_path / "photos.tar", messy))
+    assert packed["tables"] == plain["tables"]
+    rows = ["train/cat/a,cat,train", "train/dog/a.jpg,dog,train", "val/cat/a.jpg,cat,val", "gone.jpg,cat,val"]
+    (tmp_path / "list.csv").write_text("\n".join(["id,label,split", *rows]))
+    said = answer(here("inspect", tmp_path / "list.csv", f"--image_root={messy}", "--json"))
+    assert (said["splits"], said["class_names"]) == ({"train": 2, "val": 1}, ["cat", "dog"])
+    assert any("gone.jpg" in note for note in said["notes"])
+    kaggle = tmp_path / "kaggle"
+    shutil.copytree(messy / "train" / "dog", kaggle / "train")
+    shutil.copytree(messy / "test" / "cat", kaggle / "test")
+    (kaggle / "train.csv").write_text("id,label\nboth,cat\ntrain/a.jpg,dog")
+    (kaggle / "test.csv").write_text("id\nleak\n")
+    said = answer(here("inspect", kaggle, "--json"))
+    assert said["splits"] == {"train": 2, "test": 1}
+    assert said["tables"]["classes"][-2] == {"class": "no class", "train": 0, "test": 1, "images": 1}
+    flat = answer(here("inspect", messy / "val" / "cat", "--json"))
+    assert (flat["class_names"], flat["tables"]["classes"][0]["class"]) == ([], "no class")
+    unsplit = answer(here("inspect", messy / "train", "--json"))
+    assert unsplit["splits"] == {"train": 16}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["no/where"], "no/where: no such file or folder"),
+        (["{empty}"], "no image that can be read is in it"),
+        (["{empty}", "--limit=-1"], "--limit"),
+        (["{empty}", "--report=x.pdf"], "--report"),
+        (["{empty}", "--report=no/where/x.html"], "--report"),
+        (["{empty}", "--image_root=x"], "not a list"),
+        (["{empty}", "--config.data.name=x"], "--config.data.name=x"),
+        (["{empty}", "--jsn"], "--json"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, arguments, says):
+    result = here("inspect", *(argument.format(empty=tmp_path) for argument in arguments))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_real_clothes(real_data, tmp_path):
+    path = pathlib.Path(real_data) / "transfer" / "clothing.tar"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    said = answer(here("inspect", path, "--json"))
+    assert said["splits"] == {"train": 1147, "validation": 341, "test": 372}
+    assert said["tables"]["duplicates"] == said["tables"]["damaged"] == []
