@@ -44,6 +44,19 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--process_id", type=int, metavar="I", help="which of them this is, 0 to N - 1")
 
+    def add_evaluation_flags(self) -> None:
+        """Which checkpoint of a run is evaluated, and where all answers are to be written."""
+        self.add_argument(
+            "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
+        )
+        self.add_argument(
+            "--predictions",
+            type=file_type,
+            metavar="FILE.csv",
+            help="of an evaluation: for every image index, path, label, prediction, confidence, loss, and the next four"
+            " classes",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Instead of printing the usage and exiting."""
         raise UserError(f"{message}; see --help")
@@ -98,6 +111,19 @@ def workdir_type(text: str) -> pathlib.Path:
             f"--workdir={text!r} is no folder; mount a shared file system (NFS, Lustre) and give a path on it"
         )
     return pathlib.Path(os.path.expanduser(text))
+
+
+def file_type(text: str) -> pathlib.Path:
+    """A file to be written, with ~ for the home directory.
+
+    Raises:
+      UserError: if it is a folder, or would lie in one that isn't there.
+    """
+    path = pathlib.Path(os.path.expanduser(text))
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
+        raise UserError(f"{text!r}: {what}; give the path of a file in a folder that is there")
+    return path
 
 
 def run_folder_type(text: str) -> pathlib.Path:

@@ -22,14 +22,13 @@ def main() -> None:
     parser.add_argument(
         "--mode", choices=("train", "eval", "summary", "config"), default="train", help="default: train"
     )
-    parser.add_argument(
-        "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
-    )
+    parser.add_evaluation_flags()
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
     parser.add_cluster_flags()
     args, overrides = parser.parse(sys.argv[1:])
-    if args.checkpoint and args.mode != "eval":
-        raise UserError(f"--checkpoint={args.checkpoint} is read with --mode=eval only; leave it out")
+    for flag, value in (("checkpoint", args.checkpoint), ("predictions", args.predictions)):
+        if value and args.mode != "eval":
+            raise UserError(f"--{flag}={value} is read with --mode=eval only; leave it out")
     if args.config is None:
         args.config = config_of_run(args.workdir)
     loaded = config.load(args.config, overrides)
@@ -48,11 +47,11 @@ def main() -> None:
         if args.mode == "train":
             verbs.train(loaded, workdir, out)
         elif loaded.config.init.weights is None or loaded.origins["init.weights"] != "flag":
-            verbs.evaluate(loaded, workdir, args.checkpoint, out)
+            verbs.evaluate(loaded, workdir, args.checkpoint, out, args.predictions)
         elif args.workdir or args.checkpoint:
             raise UserError("--config.init.weights says what is evaluated; leave --workdir and --checkpoint out")
         else:
-            verbs.evaluate_weights(loaded, out)
+            verbs.evaluate_weights(loaded, out, args.predictions)
 
 
 if __name__ == "__main__":

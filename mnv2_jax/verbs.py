@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -17,11 +18,14 @@ from mnv2_jax.json_files import jsonable
 from mnv2_jax.models import counting
 from mnv2_jax.processes import runtime, together
 from mnv2_jax.processes.supervisor import Stopped
+from mnv2_jax.report.page import write_report
 from mnv2_jax.runs import folder as run_folder
+from mnv2_jax.runs.provenance import provenance
 from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.tasks.base import Evaluation, kind_of
 from mnv2_jax.training import evaluate as evaluation
-from mnv2_jax.training import loop
+from mnv2_jax.training import loop, results
+from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Setup, open_experiment, open_setup
 from mnv2_jax.training.initial import check_network, prepare
 
@@ -82,8 +86,18 @@ def _saved_config(workdir: pathlib.Path) -> Config | None:
     return None if told is None else build(told)
 
 
-def evaluate(loaded: Loaded, workdir: pathlib.Path, which: Literal["latest", "best"] | None, out: Output) -> None:
-    """Evaluates a checkpoint of a run, on any devices; at `data.resolution` where the command line says it."""
+def evaluate(
+    loaded: Loaded,
+    workdir: pathlib.Path,
+    which: Literal["latest", "best"] | None,
+    out: Output,
+    predictions: pathlib.Path | None = None,
+) -> None:
+    """Evaluates a checkpoint of a run, on any devices; at `data.resolution` where the command line says it.
+
+    What is found stays in the run's folder, in a file of its own and in the report. ``predictions`` is a file for all
+    answers.
+    """
     if not workdir.exists():
         raise UserError(
             f"{workdir}: no run is there; train it first, give the --workdir of another, or evaluate weights by"
@@ -97,11 +111,28 @@ def evaluate(loaded: Loaded, workdir: pathlib.Path, which: Literal["latest", "be
         step, setup, found = evaluation.evaluate_run(config, workdir, which, out.note)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
-    _answer_evaluation(f"{workdir}, step {step}", setup, found, out, step=step)
+    found = _answer_evaluation(f"{workdir}, step {step}", setup, found, out, predictions, step=step)
+    if together.is_first():
+        _keep(workdir, setup, found, step, out)
 
 
-def evaluate_weights(loaded: Loaded, out: Output) -> None:
-    """Evaluates `init.weights` as they are, on images as their publisher sees them."""
+def _keep(workdir: pathlib.Path, setup: Setup, found: Evaluation, step: int, out: Output) -> None:
+    """Writes an evaluation into the run's folder, and the report anew; in a folder that is read only, says so."""
+    own, _ = run_folder.read_run(workdir)
+    path = workdir / results.file_of(setup.dataset.eval.name, setup.config.data.name, own.data.name)
+    if not os.access(workdir, os.W_OK):
+        return out.note(f"note: {workdir} is read only: {path.name} and the report aren't written")
+    session = provenance(meshes.describe(setup.mesh)) | {"memory": meshes.peak_memory(setup.mesh)}
+    results.keep(path, setup, found, step, provenance=session)
+    report = write_report(workdir, setup.kind.page)
+    print(f"  evaluation   {path}\n  report       {report}", file=out.text)
+
+
+def evaluate_weights(loaded: Loaded, out: Output, predictions: pathlib.Path | None = None) -> None:
+    """Evaluates `init.weights` as they are, on images as their publisher sees them.
+
+    They have no run's folder: what is found is printed, and ``predictions`` is a file for all answers.
+    """
     runtime.configure()
     head = loaded.config.init.head
     if head != "load" and "init.head" in loaded.said:
@@ -118,10 +149,16 @@ def evaluate_weights(loaded: Loaded, out: Output) -> None:
         found = evaluation.evaluate_weights(setup, weights)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
-    _answer_evaluation(str(config.init.weights), setup, found, out, weights=config.init.weights)
+    _answer_evaluation(str(config.init.weights), setup, found, out, predictions, weights=config.init.weights)
 
 
-def _answer_evaluation(what: str, setup: Setup, found: Evaluation, out: Output, **facts: Any) -> None:
+def _answer_evaluation(
+    what: str, setup: Setup, found: Evaluation, out: Output, predictions: pathlib.Path | None, **facts: Any
+) -> Evaluation:
+    """Prints an evaluation before anything is written, which may fail; gives it with the places of its examples."""
+    if not together.is_first():
+        return found
+    found = results.located(found, setup.dataset.eval)
     for line in (*(f"left out: {line}" for line in found.skipped), *found.notes):
         out.note(line)
     split, resolution = setup.dataset.eval.name, setup.config.data.seen_resolution
@@ -129,7 +166,12 @@ def _answer_evaluation(what: str, setup: Setup, found: Evaluation, out: Output, 
     headline = f"{what}: {split} at {resolution} px, {setup.task.headline(found.scalars)}{without}"
     skipped = {"skipped": list(found.skipped)} if setup.config.data.skip_corrupt else {}
     answer = {**facts, "split": split, "resolution": resolution, "eval": dict(found.scalars), **found.tables, **skipped}
+    answer |= {"examples": list(found.examples)}
     out.answer(answer, "\n".join([headline, *setup.task.details(found)]))
+    if predictions is not None:
+        results.write_predictions(predictions, setup.dataset.eval, found)
+        print(f"  predictions  {predictions}", file=out.text)
+    return found
 
 
 def summarise(loaded: Loaded, out: Output) -> None:

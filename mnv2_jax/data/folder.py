@@ -424,6 +424,10 @@ class FileReader:
             raise UserError(f"{path}: can't be read ({error.strerror}); restore the file and start again") from error
         return EncodedImage(content, path)
 
+    def where(self, index: int) -> str:
+        """The file."""
+        return os.path.abspath(os.path.join(self.root, os.fsdecode(self.names[index])))
+
     def digest(self, rows: Rows) -> dict[str, str]:
         """Of the names."""
         return {"names": sha256_of_names(self.names[rows].tolist())}
@@ -541,6 +545,10 @@ class TarReader:
         except OSError as error:
             raise UserError(f"{self.path}: can't be read ({error.strerror}); restore it and start again") from error
         return EncodedImage(content, f"{self.path}: {os.fsdecode(self.names[index])}")
+
+    def where(self, index: int) -> str:
+        """The tar, and the path inside."""
+        return f"{os.path.abspath(self.path)}: {os.fsdecode(self.names[index])}"
 
     def digest(self, rows: Rows) -> dict[str, str]:
         """Of the names and the sizes; where in a tar a file lies is its packer's business."""

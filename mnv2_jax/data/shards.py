@@ -196,6 +196,16 @@ class ShardReader:
 
     def __call__(self, index: int) -> EncodedImage:
         """Reads the record."""
+        path, name, content = self._read(index)
+        return EncodedImage(content, f"{path}: {name}")
+
+    def where(self, index: int) -> str:
+        """The shard, and the name of the file that came into it; the record has it, and is read."""
+        path, name, _ = self._read(index)
+        return f"{os.path.abspath(path)}: {name}"
+
+    def _read(self, index: int) -> tuple[str, str, bytes]:
+        """The shard's path, the file's name and its bytes."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         root, names, sizes, _ = self._arguments
         path = os.path.join(root, names[number])
@@ -208,7 +218,7 @@ class ShardReader:
                 f"{path}: record {place} can't be read ({reason}); find what is damaged by"
                 f" python -m mnv2_jax.data.prepare verify {root}"
             ) from error
-        return EncodedImage(content, f"{path}: {name}")
+        return path, name, content
 
     def digest(self, rows: Rows) -> dict[str, str]:
         """Of the shards' own, and of which records of them."""

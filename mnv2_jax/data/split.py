@@ -47,6 +47,19 @@ class Identified(Protocol):
         ...
 
 
+@runtime_checkable
+class Located(Protocol):
+    """A reader whose images may have names."""
+
+    def where(self, index: int) -> str | None:
+        """The file of an image, as an absolute path; in an archive that, ": " and the name inside. None: it has none.
+
+        Raises:
+          UserError: if the name lies beside the pixels, and can't be read.
+        """
+        ...
+
+
 def sha256_of(array: np.ndarray) -> str:
     """SHA-256 of a numeric array's type, shape and bytes, in hexadecimal."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
@@ -92,6 +105,10 @@ class Split:
         labels = {"labels": sha256_of(self.labels)} if isinstance(self.labels, np.ndarray) else {}
         return labels | _digest(self.read, slice(len(self)))
 
+    def where(self, index: int) -> str | None:
+        """As `Located.where`; None for the images of arrays."""
+        return _where(self.read, index)
+
     def subset(self, keep: np.ndarray, name: str | None = None) -> Split:
         """The images where ``keep``, bool [n], is true, in their order."""
         indices = np.flatnonzero(keep)
@@ -115,9 +132,16 @@ class _Subset:
     def digest(self, rows: Rows) -> dict[str, str]:
         return _digest(self.read, self.indices[rows])
 
+    def where(self, index: int) -> str | None:
+        return _where(self.read, int(self.indices[index]))
+
 
 def _digest(read: Callable[[int], Picture], rows: Rows) -> dict[str, str]:
     return read.digest(rows) if isinstance(read, Identified) else {}
+
+
+def _where(read: Callable[[int], Picture], index: int) -> str | None:
+    return read.where(index) if isinstance(read, Located) else None
 
 
 class Opened(NamedTuple):

@@ -161,6 +161,11 @@ class TfdsReader:
         builder_dir, split, image_key, _ = self._arguments
         return EncodedImage(self._record(index)[image_key], f"{builder_dir}: image {index} of {split}")
 
+    def where(self, index: int) -> str:
+        """The copy's folder, and the number in its split."""
+        builder_dir, split, *_ = self._arguments
+        return f"{os.path.abspath(builder_dir)}: image {index} of {split}"
+
     def digest(self, rows: Rows) -> dict[str, str]:
         """Of the description: data set, version, and how many records and bytes each file has; and of which records."""
         builder_dir, split, *_ = self._arguments

@@ -111,7 +111,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         above.plot((0, 1), (0, 1), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
         above.plot(confidence[filled], accuracy[filled], "o", color=_SECOND, markersize=3.5, label="mean confidence")
         above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-        above.legend(loc="upper left")
+        figure.legend(loc="outside upper left", ncols=2, borderaxespad=0)  # bars may stand anywhere
         below.bar(left, count, width * 0.92, align="edge", color=_MUTED, alpha=0.55)
         below.set(xlabel="confidence", ylabel="images")
         below.yaxis.set_major_locator(ticker.MaxNLocator(2, integer=True))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,23 +15,32 @@ from PIL import Image
 
 from mnv2_jax import config as config_lib
 from mnv2_jax.data.split import Split
-from mnv2_jax.json_files import read_json, write_bytes, write_text, writing
+from mnv2_jax.json_files import jsonable, read_json, write_bytes, write_text, writing
 from mnv2_jax.report.charts import Panel, curves
 from mnv2_jax.report.words import number, short, table, text
-from mnv2_jax.runs.folder import SKIPPED, read_skipped
-from mnv2_jax.runs.metrics_log import read_metrics
+from mnv2_jax.runs.folder import CONFIG, DATASET, EVALUATION, PROVENANCE, SKIPPED, SUMMARY, read_skipped
+from mnv2_jax.runs.metrics_log import images_per_second, read_metrics
 from mnv2_jax.runs.progress import duration
 
-NAME, PICTURES = "report.html", "examples"
+NAME = "report.html"
 _SHOWN = 50
 
 Facts: TypeAlias = Mapping[str, Any]
 """What a JSON file of a run folder holds."""
 
 
+Written: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
+"""By the name of a scalar: what it is called, and how it is written as HTML."""
+
+
 def _no_sentences(summary: Facts, dataset: Facts) -> Sequence[str]:
     del summary, dataset
     return ()
+
+
+def _as_they_are(dataset: Facts) -> Written:
+    del dataset
+    return {}
 
 
 def _no_sections(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) -> str:
@@ -43,12 +53,13 @@ class Page(NamedTuple):
 
     lead: Callable[[Facts, Facts], Sequence[str]] = _no_sentences
     """From summary.json and dataset.json to sentences, HTML: what was reached."""
-    tiles: Mapping[str, tuple[str, Callable[[Any], str]]] = {}
-    """By the name of a scalar: what it is called, and how it is written. Empty: all, as they are."""
+    tiles: Callable[[Facts], Written] = _as_they_are
+    """From dataset.json to the scalars that are shown. Empty: all, as they are."""
     panels: Sequence[Panel] = ()
     """Curves of further values of the log."""
     sections: Callable[[Facts, Facts, Mapping[int, str]], str] = _no_sections
-    """From evaluation.json, dataset.json and the pictures of its examples (HTML, by index) to HTML."""
+    """From an evaluation's file, dataset.json with the evaluation's `eval_split`, and the pictures of its examples
+    (HTML, by index) to HTML, below a heading of the second level."""
 
 
 PLAIN = Page()
@@ -58,7 +69,8 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
     """Writes ``report.html`` from what the run folder holds; a file that isn't there yet leaves its section out.
 
     Args:
-      workdir: a run folder with any of summary, evaluation, config, dataset, provenance (.json), metrics.jsonl.
+      workdir: a run folder with any of summary, evaluation, evaluation-*, config, dataset, provenance (.json),
+        metrics.jsonl. Without a summary it is of a run that isn't finished, and the log says how far it is.
       page: the task's.
 
     Returns:
@@ -67,23 +79,22 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
     Raises:
       UserError: if one of the JSON files can't be read, or the page not be written.
     """
-    read = {
-        name: read_json(path) if (path := workdir / f"{name}.json").exists() else {}
-        for name in ("summary", "evaluation", "config", "dataset", "provenance")
-    }
-    summary, evaluation, dataset = read["summary"], read["evaluation"], read["dataset"]
-    title = _title(read["config"], dataset) or workdir.resolve().name
-    sections = page.sections(evaluation, dataset, _pictures(workdir, evaluation)) if evaluation else ""
+    summary, config, dataset, provenance = (_read(workdir / name) for name in (SUMMARY, CONFIG, DATASET, PROVENANCE))
+    metrics, evaluations = read_metrics(workdir), _evaluations(workdir, config, dataset)
+    title = _title(config, dataset) or workdir.resolve().name
+    so_far = summary or _so_far(metrics)
+    lead = [*page.lead(so_far, dataset), *_unfinished(summary, metrics, dataset), *_trained_on(dataset)]
     body = "\n".join(
         (
             f"<header><p class=eyebrow>{text(workdir.resolve().name)}</p><h1>{text(title)}</h1>",
-            f"<p class=lead>{' '.join(_lead(page, summary, dataset))}</p></header>",
-            _tiles(page, summary),
-            curves(read_metrics(workdir), page.panels),
-            sections,
+            f"<p class=lead>{' '.join(lead)}</p></header>",
+            _tiles(page, so_far, dataset),
+            _overview(page, evaluations, dataset),
+            curves(metrics, page.panels),
+            *(_evaluation(page, found, dataset) for found in evaluations),
             _skipped(summary, read_skipped(workdir)),
-            _config(read["config"]),
-            _provenance(read["provenance"]),
+            _config(config),
+            _provenance(provenance, evaluations),
         )
     )
     path = workdir / NAME
@@ -96,9 +107,13 @@ def whole_page(title: str, body: str) -> str:
     return _PAGE.format(title=text(title), css=_CSS, body=body)
 
 
-def save_pictures(workdir: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
-    """Writes ``examples/INDEX.png``, at most 160 pixels wide and high, for these images of a split, and no others."""
-    folder = workdir / PICTURES
+def pictures_of(evaluation: pathlib.Path) -> pathlib.Path:
+    """The folder of the pictures of an evaluation's examples, by its file: examples-x beside evaluation-x.json."""
+    return evaluation.with_name(evaluation.stem.replace("evaluation", "examples", 1))
+
+
+def save_pictures(folder: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
+    """Writes ``folder/INDEX.png``, at most 160 pixels wide and high, for these images of a split, and no others."""
     shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
         folder.mkdir()
@@ -117,11 +132,77 @@ def _title(config: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
     return f"{model['name']} ×{model['width']:g} on {dataset.get('name', config['data']['name'])}"
 
 
-def _pictures(workdir: pathlib.Path, evaluation: Facts) -> dict[int, str]:
-    """The examples' pictures that are there, as HTML."""
-    paths = {
-        example["index"]: workdir / PICTURES / f"{example['index']}.png" for example in evaluation.get("examples", ())
+class _Found(NamedTuple):
+    """An evaluation in a run's folder."""
+
+    path: pathlib.Path
+    facts: Facts
+    name: str
+    """Of its split, and of its data where they aren't the run's."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands on the page."""
+        return text(self.path.stem)
+
+
+_WHICH = ("split", "step", "resolution", "data")
+"""By these an evaluation is another one."""
+
+
+def _read(path: pathlib.Path) -> Facts:
+    return read_json(path) if path.exists() else {}
+
+
+def _evaluations(workdir: pathlib.Path, config: Facts, dataset: Facts) -> list[_Found]:
+    """That of the training's end, and those that came later, but for one that says the same."""
+    found = []
+    for path in (workdir / EVALUATION, *sorted(workdir.glob(f"{pathlib.Path(EVALUATION).stem}-*.json"))):
+        if not (facts := _read(path)):
+            continue
+        split = facts.get("split") or dataset.get("eval_split") or "the evaluation split"
+        data, own = facts.get("data"), config.get("data", {})
+        is_own = data is None or all(own.get(key) == value for key, value in data.items())
+        of = "" if is_own or data is None else f" of {data['name']}" + (f" in {data['path']}" if data["path"] else "")
+        found.append(_Found(path, {**facts, "split": split}, f"{split}{of}"))
+    return [one for number, one in enumerate(found) if not any(_is_same(one.facts, it.facts) for it in found[:number])]
+
+
+def _is_same(one: Facts, other: Facts) -> bool:
+    """Whether two evaluations are of the same images by the same weights, and came to the same but for rounding."""
+    if any(one.get(key, other.get(key)) != other.get(key, one.get(key)) for key in _WHICH):
+        return False
+    numbers = [key for key, value in one.items() if isinstance(value, float) and isinstance(other.get(key), float)]
+    return all(math.isclose(one[key], other[key], rel_tol=1e-3, abs_tol=1e-6) for key in numbers)
+
+
+def _so_far(metrics: Sequence[Facts]) -> Facts:
+    """What a summary would say of a run that isn't finished, as far as the log knows."""
+    evaluations = [line for line in metrics if line["split"] == "eval"]
+    if not metrics:
+        return {}
+    return {
+        "eval": evaluations[-1] if evaluations else {},
+        "steps": max(line["step"] for line in metrics),
+        "seconds": max(line.get("seconds") or 0 for line in metrics),
+        "images_per_second": images_per_second(metrics),
     }
+
+
+def _unfinished(summary: Facts, metrics: Sequence[Facts], dataset: Facts) -> Iterator[str]:
+    """Says how far a run is that has no summary."""
+    if summary or not metrics:
+        return
+    total = f" of {number(dataset['steps'])}" if "steps" in dataset else ""
+    evaluated = [line["step"] for line in metrics if line["split"] == "eval"]
+    last = f", the last evaluation was at step {number(evaluated[-1])}" if evaluated else ""
+    yield f"<strong>Not finished</strong>: the log ends at step {number(_so_far(metrics)['steps'])}{total}{last}."
+
+
+def _pictures(found: _Found) -> dict[int, str]:
+    """The examples' pictures that are there, as HTML."""
+    folder = pictures_of(found.path)
+    paths = {example["index"]: folder / f"{example['index']}.png" for example in found.facts.get("examples", ())}
     return {index: picture(path.read_bytes(), "png") for index, path in paths.items() if path.exists()}
 
 
@@ -130,28 +211,70 @@ def picture(content: bytes, form: str) -> str:
     return f'<img alt="" src="data:image/{form};base64,{base64.b64encode(content).decode()}">'
 
 
-def _lead(page: Page, summary: Facts, dataset: Facts) -> list[str]:
-    sentences = [*page.lead(summary, dataset)]
+def _trained_on(dataset: Facts) -> Iterator[str]:
     if dataset.get("num_train"):
         classes = len(dataset.get("class_names") or ())
-        sentences.append(f"Trained on {number(dataset['num_train'])} images of {number(classes)} classes.")
-    return sentences
+        yield f"Trained on {number(dataset['num_train'])} images of {number(classes)} classes."
 
 
-def _tiles(page: Page, summary: Facts) -> str:
-    if not summary:
-        return ""
-    scores, seconds = summary.get("eval", {}), summary.get("seconds")
-    named = page.tiles or {name: (name, text) for name in scores}
-    tiles = {label: written(scores.get(name)) for name, (label, written) in named.items()} | {
-        "parameters": short(summary.get("params")),
-        "MAdds an image": short(summary.get("madds")),
-        "steps": number(summary.get("steps")),
-        "wall time": "–" if seconds is None else duration(seconds),
-        "images/s in training": number(summary.get("images_per_second")),
+_LOGGED = ("step", "split", "seconds", "score")
+"""Keys of a log's line that are no scalars of an evaluation."""
+
+
+def _tiles(page: Page, summary: Facts, dataset: Facts) -> str:
+    """What is known of a run; what isn't has no tile."""
+    scores = {key: value for key, value in summary.get("eval", {}).items() if key not in _LOGGED}
+    run: Written = {
+        "params": ("parameters", short),
+        "madds": ("MAdds an image", short),
+        "steps": ("steps", number),
+        "seconds": ("wall time", duration),
+        "images_per_second": ("images/s in training", number),
     }
-    cells = (f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
-    return f"<dl class=tiles>{''.join(cells)}</dl>"
+    tiles = [
+        (label, written(values[name]))
+        for named, values in ((_named(page, scores, dataset), scores), (run, summary))
+        for name, (label, written) in named.items()
+        if values.get(name) is not None
+    ]
+    cells = (f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in tiles)
+    return f"<dl class=tiles>{''.join(cells)}</dl>" if tiles else ""
+
+
+def _named(page: Page, scores: Facts, dataset: Facts) -> Written:
+    return page.tiles(dataset) or {name: (name, text) for name in scores}
+
+
+def _overview(page: Page, evaluations: Sequence[_Found], dataset: Facts) -> str:
+    """Several evaluations beside each other."""
+    if len(evaluations) < 2:
+        return ""
+    scalars = {key: value for key, value in evaluations[0].facts.items() if isinstance(value, int | float)}
+    named = _named(page, {key: value for key, value in scalars.items() if key not in _WHICH}, dataset)
+    rows = (
+        (
+            f'<a href="#{found.place}">{text(found.name)}</a>',
+            number(found.facts.get("step")),
+            number(found.facts.get("resolution")),
+            *(written(found.facts[name]) if name in found.facts else "–" for name, (_, written) in named.items()),
+        )
+        for found in evaluations
+    )
+    head = ("split", "step", "px", *(label for label, _ in named.values()))
+    return f"<section><h2>Evaluations</h2>{table(head, rows)}</section>"
+
+
+def _evaluation(page: Page, found: _Found, dataset: Facts) -> str:
+    """What an evaluation came to: its heading, and what its task has to say."""
+    facts, skipped = found.facts, found.facts.get("skipped", ())
+    notes = [f"At step {number(facts.get('step'))}"]
+    notes += [f"at {facts['resolution']} px"] if "resolution" in facts else []
+    notes += [f"without {number(len(skipped))} images that can't be decoded"] if skipped else []
+    sections = page.sections(facts, {**dataset, "eval_split": facts["split"]}, _pictures(found))
+    return (
+        f"<section><h2 id={found.place}>Evaluation on {text(found.name)}</h2><p class=note>{', '.join(notes)}.</p>"
+        f"</section>{sections}"
+    )
 
 
 def _skipped(summary: Facts, lines: Sequence[str]) -> str:
@@ -169,35 +292,54 @@ def _skipped(summary: Facts, lines: Sequence[str]) -> str:
 
 
 def _config(config: Mapping[str, Any]) -> str:
+    """What isn't the default, and below it what is."""
     if not config:
         return ""
-    defaults = config_lib.flatten(config_lib.to_dict(config_lib.Config()))
-    flat = config_lib.flatten(config)
-    rows = (
-        (text(key), f"<b>{text(value)}</b>" if defaults.get(key, ...) != value else text(value))
-        for key, value in flat.items()
+    defaults, flat = jsonable(config_lib.flatten(config_lib.to_dict(config_lib.Config()))), config_lib.flatten(config)
+    changed = {key: value for key, value in flat.items() if key not in defaults or defaults[key] != value}
+    rows = ((text(key), text(value), text(defaults.get(key, "–"))) for key, value in changed.items())
+    others = ((text(key), text(value)) for key, value in flat.items() if key not in changed)
+    return (
+        f"<section><h2>Config</h2>{table(('changed', 'value', 'default'), rows, 'facts')}<details><summary>The"
+        f" other {len(flat) - len(changed)} values, which are the defaults</summary>"
+        f"{table(('key', 'value'), others, 'facts')}</details></section>"
     )
-    note = "<p class=note>Bold: not the default.</p>"
-    values = table(("key", "value"), rows, "facts")
-    return f"<section><h2>Config</h2><details><summary>{len(flat)} values</summary>{note}{values}</details></section>"
 
 
-def _provenance(provenance: Mapping[str, Any]) -> str:
+def _provenance(provenance: Facts, evaluations: Sequence[_Found]) -> str:
+    """Of the sessions of the training, and of the evaluations that came later."""
+    named = [("Session", session) for session in provenance.get("sessions", [])]
+    named += [(f"Evaluation on {it.name}", it.facts["provenance"]) for it in evaluations if "provenance" in it.facts]
     parts = []
-    for session in provenance.get("sessions", []):
+    for name, session in named:
         git = session.get("git")
         facts = {
             "command": f"<code>{text(session.get('command', '–'))}</code>",
             "commit": text(git["commit"] + (" with local changes" if git["dirty"] else "")) if git else "–",
-            "devices": text(", ".join(f"{key} {value}" for key, value in session.get("devices", {}).items())),
+            "devices": text(_devices(session.get("devices", {}))),
+            "memory": text(_memory(session.get("memory", {}))),
             "versions": text(", ".join(f"{key} {value}" for key, value in session.get("versions", {}).items())),
             "settings": text(", ".join(f"{k}={v}" for k, v in session.get("settings", {}).items() if v is not None)),
         }
         parts.append(
-            f"<details><summary>Session of {text(session.get('started', '–'))}</summary>"
+            f"<details><summary>{text(name)}, {text(session.get('started', '–'))}, {facts['devices']}</summary>"
             f"{table(('', ''), facts.items(), 'facts')}</details>"
         )
     return f"<section><h2>Provenance</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _devices(devices: Facts) -> str:
+    processes = devices.get("processes", 1)
+    return f"{devices.get('count', '?')} × {devices.get('kind', '?')}" + (
+        f" in {processes} processes" if processes > 1 else ""
+    )
+
+
+def _memory(memory: Facts) -> str:
+    """The most that was in use; a session that was killed doesn't know."""
+    where = {"device_bytes": "on a device", "host_bytes": "in the first process on the host, without its workers"}
+    peaks = (f"{memory[key] / 1e9:.2f} GB {place}" for key, place in where.items() if key in memory)
+    return ", ".join(peaks) or "–"
 
 
 _CSS = (pathlib.Path(__file__).parent / "style.css").read_text()

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mnv2_jax.report.charts import Panel, reliability
-from mnv2_jax.report.page import Facts, Page
-from mnv2_jax.report.words import number, percent, table, text
+from mnv2_jax.report.page import Facts, Page, Written
+from mnv2_jax.report.words import number, percent, place, table, text
 
-_NAMED_CLASSES = 30
-"""Up to so many the confusion matrix is a table with names; beyond that it is a picture."""
-_WORST_CLASSES, _PAIRS = 20, 8
+_NAMED_CLASSES, _LABELLED_CLASSES = 30, 128
+"""Up to so many the confusion matrix is a table of numbers; a table of shades, with the numbers a hover away; beyond
+that it is a picture."""
+_WIDTH_REM = 47
+"""Of a page, without the names of the rows."""
+_WORST_CLASSES, _PAIRS, _MORE_PAIRS = 20, 10, 200
 _ABSENT_CLASSES = 5
+_FEW_CLASSES = 10
+
+
+def has_top5(num_classes: int) -> bool:
+    """Whether top-5 accuracy says something: of 10 classes or fewer, guessing has half of it or more."""
+    return num_classes > _FEW_CLASSES
 
 
 def _lead(summary: Facts, dataset: Facts) -> list[str]:
     """What was reached on how many images, and how sure so many images can make us."""
-    scores, best, sentences = summary.get("eval", {}), summary.get("best", {}), []
-    top1, count = scores.get("top1"), scores.get("count")
-    if top1 is not None and count:
-        low, high = _wilson(top1, int(count))
-        split = f" of the {text(dataset['eval_split'])} split" if dataset.get("eval_split") else ""
-        sentences.append(
-            f"<strong>{percent(top1)}</strong> top-1 on {number(count)} images{split}"
-            f" (95 % interval {100 * low:.1f} to {100 * high:.1f})."
-        )
+    best, sentences = summary.get("best", {}), _accuracy(summary.get("eval", {}), dataset)
     if best and best["step"] != summary.get("steps"):
         sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['top1'])}.")
     return sentences
+
+
+def _accuracy(scores: Facts, dataset: Facts) -> list[str]:
+    top1, count = scores.get("top1"), scores.get("count")
+    if top1 is None or not count:
+        return []
+    low, high = _wilson(top1, int(count))
+    split = f" of the {text(dataset['eval_split'])} split" if dataset.get("eval_split") else ""
+    return [
+        f"<strong>{percent(top1)}</strong> top-1 on {number(count)} images{split}"
+        f" (95 % interval {100 * low:.1f} to {100 * high:.1f})."
+    ]
 
 
 def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -49,18 +63,21 @@ def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) 
     """Confusion, calibration and accuracy by class, and the worst mistakes."""
     names = list(dataset.get("class_names") or ()) or [str(row["label"]) for row in evaluation["per_class"]]
     counts = [row["count"] for row in evaluation["per_class"]]
-    absent = absent_classes(dataset.get("eval_split", "the split"), names, counts)
+    split = dataset.get("eval_split", "the split")
+    absent = absent_classes(split, names, counts)
     note = f"<p class=note>{text(absent)}.</p>" if absent else ""
     confusion = np.array(evaluation["confusion"], np.int64)
-    few = len(names) <= _NAMED_CLASSES
-    wide = _confusion_table(confusion, names) if few else _confusion_picture(confusion)
+    matrix = _confusion_table(confusion, names) if len(names) <= _LABELLED_CLASSES else _confusion_picture(confusion)
+    pairs = _pairs(confusion, names)
     return (
-        f"<section><h2>Evaluation at step {number(evaluation.get('step'))}</h2>{note}"
-        f"<div class=charts>{reliability(evaluation['calibration'])}{_pairs(confusion, names)}</div>"
+        f"<section>{note}<p>{' '.join(_accuracy(evaluation, dataset))}</p>"
+        f"<div class=charts>{reliability(evaluation['calibration'])}"
+        f"<figure><figcaption>Most frequent mistakes</figcaption>{_pairs_table(pairs[:_PAIRS])}</figure></div>"
         f"<h3>Confusion matrix</h3><p class=note>Rows are the true classes, columns the predicted ones; shades are"
-        f" shares of the row.</p>{wide}"
-        f"<h3>Accuracy by class</h3>{_classes(evaluation['per_class'], names)}</section>"
-        f"{_mistakes(evaluation.get('examples', ()), names, pictures)}"
+        f" shares of the row. {_download(pairs, confusion, names, f'confusion-{split}.csv')}</p>{matrix}"
+        f"{_more_pairs(pairs)}"
+        f"<h3>Accuracy by class</h3>{_classes(evaluation['per_class'], names)}"
+        f"{_mistakes(evaluation.get('examples', ()), names, pictures)}</section>"
     )
 
 
@@ -86,19 +103,27 @@ def _shades(confusion: np.ndarray) -> np.ndarray:
 
 
 def _confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
-    shades = _shades(confusion)
+    """A cell a pair of classes, which it names a hover away; of many classes a small one, silent where it is empty."""
+    shades, totals = _shades(confusion), np.maximum(confusion.sum(axis=1), 1)
+    is_small = len(names) > _NAMED_CLASSES
     head = "".join(f"<th scope=col><span>{text(name)}</span></th>" for name in names)
     rows = []
     for true, name in enumerate(names):
         cells = []
         for predicted, count in enumerate(confusion[true]):
             colour = "--main" if true == predicted else "--second"
-            style = f'style="--c:var({colour});--s:{65 * shades[true, predicted]:.0f}%"' if count else ""
-            hint = f"{name} as {names[predicted]}: {count}"
-            cells.append(f'<td {style} title="{text(hint)}">{count or ""}</td>')
+            if is_small and not count:
+                cells.append("<td></td>")
+                continue
+            strength = 20 + 80 * shades[true, predicted] if is_small else 65 * shades[true, predicted]
+            style = f'style="--c:var({colour});--s:{strength:.0f}%"' if count else ""
+            hint = f"{name} as {names[predicted]}: {count} ({percent(count / totals[true])})"
+            cells.append(f'<td {style} title="{text(hint)}">{"" if is_small else count or ""}</td>')
         rows.append(f"<tr><th scope=row>{text(name)}</th>{''.join(cells)}</tr>")
+    kind = f'class="confusion small" style="--cell:{min(0.85, _WIDTH_REM / len(names)):.2f}rem"'
     return (
-        f"<div class=scroll><table class=confusion><thead><tr><th></th>{head}</tr></thead>"
+        f"<div class=scroll><table {kind if is_small else 'class=confusion'}><thead>"
+        f"<tr><th></th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -116,22 +141,61 @@ def _confusion_picture(confusion: np.ndarray) -> str:
     return f'<img class=matrix alt="Confusion matrix" src="data:image/png;base64,{data}">'
 
 
-def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """The most frequent mistakes."""
+class _Pair(NamedTuple):
+    """Images of one class that were taken for another, or for their own."""
+
+    true: str
+    predicted: str
+    images: int
+    share: float
+    """Of the images of the true class."""
+
+
+def _pair(confusion: np.ndarray, names: Sequence[str], true: int, predicted: int) -> _Pair:
+    count = int(confusion[true, predicted])
+    return _Pair(names[true], names[predicted], count, count / int(confusion[true].sum()))
+
+
+def _pairs(confusion: np.ndarray, names: Sequence[str]) -> list[_Pair]:
+    """The mistakes, most frequent first."""
     mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
-    totals = np.maximum(confusion.sum(axis=1), 1)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:_PAIRS]
-    places = [divmod(int(place), len(confusion)) for place in order if mistakes.flat[place]]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[: np.count_nonzero(mistakes)]
+    return [_pair(confusion, names, *divmod(place, len(confusion))) for place in order.tolist()]
+
+
+def _pairs_table(pairs: Sequence[_Pair]) -> str:
+    if not pairs:
+        return "<p class=note>None.</p>"
     rows = (
         (
-            f"{text(names[true])} <span class=arrow>→</span> {text(names[predicted])}",
-            number(mistakes[true, predicted]),
-            percent(mistakes[true, predicted] / totals[true]),
+            f"{text(pair.true)} <span class=arrow>→</span> {text(pair.predicted)}",
+            number(pair.images),
+            percent(pair.share),
         )
-        for true, predicted in places
+        for pair in pairs
     )
-    pairs = table(("true → predicted", "images", "of the class"), rows) if places else "<p class=note>None.</p>"
-    return f"<figure><figcaption>Most frequent mistakes</figcaption>{pairs}</figure>"
+    return table(("true → predicted", "images", "of the class"), rows)
+
+
+def _more_pairs(pairs: Sequence[_Pair]) -> str:
+    if len(pairs) <= _PAIRS:
+        return ""
+    more = f" (the first {_MORE_PAIRS} here, all in the CSV)" if len(pairs) > _MORE_PAIRS else ""
+    return (
+        f"<details><summary>All {number(len(pairs))} confusions, most frequent first{more}</summary>"
+        f"{_pairs_table(pairs[:_MORE_PAIRS])}</details>"
+    )
+
+
+def _download(pairs: Iterable[_Pair], confusion: np.ndarray, names: Sequence[str], name: str) -> str:
+    """A link that holds the matrix as CSV: a line a cell that isn't zero, mistakes first, most frequent first."""
+    right = (_pair(confusion, names, place, place) for place in np.flatnonzero(confusion.diagonal()).tolist())
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_Pair._fields)
+    writer.writerows((pair.true, pair.predicted, pair.images, f"{pair.share:.6g}") for pair in (*pairs, *right))
+    data = base64.b64encode(file.getvalue().encode(errors="backslashreplace")).decode()
+    return f'<a download="{text(name)}" href="data:text/csv;charset=utf-8;base64,{data}">CSV</a>'
 
 
 def _classes(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -156,31 +220,41 @@ def _classes(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -> st
 
 
 def _mistakes(mistakes: Iterable[Mapping[str, Any]], names: Sequence[str], pictures: Mapping[int, str]) -> str:
-    """The pictures that are there, each with what it is and what it was taken for."""
+    """The pictures that are there, each with what it is, what it was taken for, and where it lies."""
+
+    def where(mistake: Mapping[str, Any]) -> str:
+        return place(mistake["path"]) if "path" in mistake else f"image {mistake['index']}"
+
     cards = [
         f"<figure>{pictures[mistake['index']]}"
         f"<figcaption>{text(names[mistake['label']])} <span class=arrow>→</span> {text(names[mistake['prediction']])}"
-        f"<span class=note> {percent(mistake['confidence'])}, image {mistake['index']}</span></figcaption></figure>"
+        f"<span class=note>{percent(mistake['confidence'])}, {where(mistake)}</span></figcaption></figure>"
         for mistake in mistakes
         if mistake["index"] in pictures
     ]
     if not cards:
         return ""
     return (
-        "<section><h2>Worst mistakes</h2><p class=note>The wrongly classified images of highest loss: true class →"
-        f" prediction, with its confidence.</p><div class=pictures>{''.join(cards)}</div></section>"
+        "<h3>Worst mistakes</h3><p class=note>The wrongly classified images of highest loss: true class → prediction,"
+        f" with its confidence.</p><div class=pictures>{''.join(cards)}</div>"
     )
 
 
-CLASSIFICATION = Page(
-    lead=_lead,
-    tiles={
+def _tiles(dataset: Facts) -> Written:
+    tiles: Written = {
         "top1": ("top-1", percent),
         "top5": ("top-5", percent),
         "loss": ("loss", lambda loss: number(loss, ".4f")),
         "ece": ("calibration error", percent),
         "count": ("images evaluated", number),
-    },
+    }
+    has = has_top5(len(dataset.get("class_names") or ()))
+    return {name: tile for name, tile in tiles.items() if has or name != "top5"}
+
+
+CLASSIFICATION = Page(
+    lead=_lead,
+    tiles=_tiles,
     panels=(Panel("Top-1 accuracy", "top1", ("train", "eval"), "{:.4g} %", 100),),
     sections=_evaluation,
 )

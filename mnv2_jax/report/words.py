@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import os
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +32,13 @@ def short(value: float | None) -> str:
         if value >= size:
             return f'<span title="{value:,.0f}">{value / size:.3g} {unit}</span>'
     return f"{value:,.0f}"
+
+
+def place(path: str) -> str:
+    """Where an image lies: the end of its path, with the whole a hover away, and a link where the file is here."""
+    short = f'<span title="{text(path)}">{text("/".join(pathlib.PurePath(path).parts[-2:]))}</span>'
+    is_here = os.path.isabs(path) and os.path.isfile(path)
+    return f'<a href="{text(pathlib.Path(path).as_uri())}">{short}</a>' if is_here else short
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], css: str = "") -> str:

@@ -144,6 +144,17 @@ def prepare(
     return resumed
 
 
+def note_memory(workdir: pathlib.Path, memory: Mapping[str, int]) -> None:
+    """Adds what the session has needed to its entry of the provenance, the last; call it under `lock`.
+
+    Raises:
+      UserError: if the file can't be read or written.
+    """
+    sessions = _sessions(workdir)
+    if sessions:  # none, where somebody has removed the file meanwhile
+        write_json(workdir / PROVENANCE, {"sessions": [*sessions[:-1], {**sessions[-1], "memory": memory}]})
+
+
 def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
     """The config of a run and the names of its classes.
 

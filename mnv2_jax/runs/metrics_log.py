@@ -10,9 +10,10 @@ import json
 import os
 import pathlib
 import socket
+import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -143,6 +144,12 @@ def read_scores(workdir: pathlib.Path) -> dict[int, float]:
     lines = (line for line in read_metrics(workdir) if line["split"] == "eval")
     scores = ((line["step"], line.get(line.get(SCORE, _SCORE_OF_0_4))) for line in lines)
     return {step: float(score) for step, score in scores if isinstance(score, int | float)}
+
+
+def images_per_second(lines: Iterable[Mapping[str, Any]]) -> float | None:
+    """The median of a log's steps, over all sessions; None where no session took two steps."""
+    speeds = [line["images_per_second"] for line in lines if line["split"] == "train" and line.get("images_per_second")]
+    return statistics.median(speeds) if speeds else None
 
 
 def _parse(content: bytes) -> Iterator[dict[str, Any] | None]:

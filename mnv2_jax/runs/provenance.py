@@ -6,6 +6,8 @@ import datetime
 import importlib.metadata
 import pathlib
 import platform
+import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -42,6 +44,17 @@ def provenance(devices: Mapping[str, Any]) -> dict[str, Any]:
         "devices": dict(devices),
         "settings": settings(),
     }
+
+
+def peak_host_bytes() -> int:
+    """The most memory that this process has held, without processes that it started."""
+    try:
+        told = re.search(r"^VmHWM:\s+(\d+) kB$", pathlib.Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        told = None
+    if told is not None:  # what `getrusage` says on Linux may be the parent's
+        return int(told[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _version(package: str) -> str | None:

@@ -38,11 +38,15 @@ class Evaluation(NamedTuple):
     tables: Mapping[str, Any]
     """For evaluation.json and the report."""
     examples: Sequence[Mapping[str, Any]] = ()
-    """At most `MOST_EXAMPLES` images worth a look, whose pictures the report shows: "index" in the split, and more."""
+    """At most `MOST_EXAMPLES` images worth a look, whose pictures the report shows: "index" in the split, and more. In
+    what is written and printed "path" comes to it (`Split.where`)."""
     skipped: Sequence[str] = ()
     """A line for each image that can't be decoded, and was left out."""
     notes: Sequence[str] = ()
     """What is to be said besides, a line each: what makes the numbers doubtful."""
+    predictions: Mapping[str, np.ndarray] = {}
+    """Columns [n] of a table of all images, by their names: "index" in the split, and what was answered. Text, or
+    numbers, of which one that isn't finite stands for nothing. {}: the task has none."""
 
 
 MOST_EXAMPLES = 24

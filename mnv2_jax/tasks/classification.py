@@ -19,6 +19,7 @@ from mnv2_jax.ops import augment, losses, metrics, mixing
 from mnv2_jax.ops.metrics import NO_ANSWER
 from mnv2_jax.ops.mixing import Targets
 from mnv2_jax.ops.random import example_keys, stream_key
+from mnv2_jax.report.sections import has_top5
 from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
@@ -32,6 +33,8 @@ _SCALARS = ("top1", "top5", "loss", "ece", "count")
 """The part of a summary that goes into logs."""
 _MATRIX_CLASSES = 30
 """Up to so many a terminal shows the confusion matrix."""
+_RANKS = 5
+"""Of so many classes an image `Evaluation.predictions` has the probabilities."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,11 +148,15 @@ class Classification:
             is_scored = jnp.zeros((1, logits.shape[-1]), bool).at[0, jnp.asarray(self.scored)].set(True)
             logits = jnp.where(is_scored, logits, _NOT_SCORED)
         each = losses.softmax_cross_entropy(logits, batch["label"])
+        highest, ranked = jax.lax.top_k(logits, min(_RANKS, logits.shape[-1]))
+        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         rows = {
             "label": batch["label"],
             "prediction": metrics.predictions(logits),
             "confidence": jax.nn.softmax(logits).max(axis=-1),
             "loss": each,
+            "ranked": ranked,
+            "probabilities": jnp.exp(highest - total),
         }
         return metrics.classification_sums(logits, batch["label"], each, batch["mask"]), rows
 
@@ -159,15 +166,19 @@ class Classification:
         scalars = {name: found.pop(name) for name in _SCALARS}
         unanswered = scalars["count"] - sum(map(sum, found["confusion"]))
         doubts = [f"of {unanswered} images the network's outputs are not numbers: they count as wrong"]
-        return Evaluation(scalars, found, worst_mistakes(rows), notes=doubts if unanswered else ())
+        return Evaluation(
+            scalars,
+            found,
+            worst_mistakes(rows),
+            notes=doubts if unanswered else (),
+            predictions=predictions(rows, self.class_names),
+        )
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """As ``top-1 97.22%, top-5 100.00%, loss 0.1025, ECE 0.0132, 360 images``."""
+        """As ``top-1 97.22%, top-5 100.00%, loss 0.1025, ECE 0.0132, 360 images``; see `has_top5`."""
         s = scalars
-        return (
-            f"top-1 {s['top1']:.2%}, top-5 {s['top5']:.2%}, loss {s['loss']:.4f}, ECE {s['ece']:.4f},"
-            f" {s['count']} images"
-        )
+        top5 = f" top-5 {s['top5']:.2%}," if has_top5(len(self.class_names)) else ""
+        return f"top-1 {s['top1']:.2%},{top5} loss {s['loss']:.4f}, ECE {s['ece']:.4f}, {s['count']} images"
 
     def details(self, evaluation: Evaluation) -> list[str]:
         """Accuracy by class, and the confusion matrix of few classes."""
@@ -238,6 +249,32 @@ def worst_mistakes(rows: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     worst = wrong[np.argsort(-rows["loss"][wrong], kind="stable")][:MOST_EXAMPLES]
     names = ("index", "label", "prediction", "confidence", "loss")
     return [{name: rows[name][row].item() for name in names} for row in worst.tolist()]
+
+
+def predictions(rows: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of `Evaluation.predictions`.
+
+    Args:
+      rows: those of `worst_mistakes`; ranked and probabilities, [n, r]: the likeliest classes, the likeliest first.
+      class_names: by label.
+
+    Returns:
+      index, label, prediction, confidence (0 to 1), loss (nats); prediction_2, confidence_2 … of the next classes. A
+      network that has no answer has "" and NaN.
+    """
+    names = np.array([*class_names, ""], object)  # `NO_ANSWER` is the last
+    is_none = rows["prediction"] == NO_ANSWER
+    columns = {
+        "index": rows["index"],
+        "label": names[rows["label"]],
+        "prediction": names[rows["prediction"]],
+        "confidence": np.where(is_none, np.nan, rows["confidence"]),
+        "loss": rows["loss"],
+    }
+    for rank in range(1, rows["ranked"].shape[1]):
+        columns[f"prediction_{rank + 1}"] = names[np.where(is_none, NO_ANSWER, rows["ranked"][:, rank])]
+        columns[f"confidence_{rank + 1}"] = np.where(is_none, np.nan, rows["probabilities"][:, rank])
+    return columns
 
 
 def make_task(

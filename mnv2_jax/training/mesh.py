@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnv2_jax.nn.forms import Forms, fastest
 from mnv2_jax.ops.metrics import merge
+from mnv2_jax.runs.provenance import peak_host_bytes
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.training.step import EvalStep, TrainStep
 from mnv2_jax.types import Array, Batch, PyTree
@@ -40,6 +41,14 @@ def describe(mesh: Mesh) -> dict[str, Any]:
     device = mesh.devices.flat[0]
     processes = len({device.process_index for device in mesh.devices.flat})
     return {"platform": device.platform, "kind": device.device_kind, "count": mesh.size, "processes": processes}
+
+
+def peak_memory(mesh: Mesh) -> dict[str, int]:
+    """The most bytes that were in use since this process began: host_bytes; device_bytes, of that of its devices which
+    had the most, where JAX tells."""
+    told = [device.memory_stats() or {} for device in mesh.local_devices]
+    peaks = [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]
+    return {**({"device_bytes": max(peaks)} if peaks else {}), "host_bytes": peak_host_bytes()}
 
 
 def fastest_forms(mesh: Mesh, dtype: str) -> Forms:

@@ -202,6 +202,7 @@ class Run:
     def end(self, step: int) -> dict[str, Any] | None:
         """Ends the session: of a run that is over with its summary, of one that was stopped with None."""
         self._writer.wait()  # a run is finished when its last checkpoint is on disk
+        self._writer.needed(meshes.peak_memory(self._experiment.mesh))
         summary = None
         if self._evaluation is not None and self.is_over(step):
             summary = self._writer.finish(step, self._evaluation, self.scores)

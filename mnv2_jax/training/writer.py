@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
 from mnv2_jax.json_files import write_json, write_text, writing
 from mnv2_jax.models.counting import summarise
 from mnv2_jax.report.page import NAME as REPORT
-from mnv2_jax.report.page import save_pictures, write_report
+from mnv2_jax.report.page import write_report
 from mnv2_jax.runs.checkpoint import Checkpoints
-from mnv2_jax.runs.folder import EVALUATION, SKIPPED, SUMMARY, read_skipped
-from mnv2_jax.runs.metrics_log import MetricsLog, read_metrics
+from mnv2_jax.runs.folder import EVALUATION, SKIPPED, SUMMARY, note_memory, read_skipped
+from mnv2_jax.runs.metrics_log import MetricsLog, images_per_second, read_metrics
 from mnv2_jax.runs.progress import Progress
 from mnv2_jax.tasks.base import Evaluation
+from mnv2_jax.training import results
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.training.plan import best_of
 from mnv2_jax.training.speed import Pace
@@ -47,6 +47,9 @@ class Writer(Protocol):
     def save(self, step: int, state: TrainState, score: float | None) -> None:
         """Begins to write a checkpoint."""
 
+    def needed(self, memory: Mapping[str, int]) -> None:
+        """Notes how many bytes the session has needed at most; see `mesh.peak_memory`."""
+
     def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> dict[str, Any] | None:
         """Writes evaluation.json, summary.json and the report; gives the summary."""
 
@@ -73,6 +76,9 @@ class NoWriter:
         """Nothing."""
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
+        """Nothing."""
+
+    def needed(self, memory: Mapping[str, int]) -> None:
         """Nothing."""
 
     def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> None:
@@ -133,13 +139,17 @@ class FolderWriter:
         """Returns when every checkpoint is on disk."""
         self._checkpoints.wait()
 
+    def needed(self, memory: Mapping[str, int]) -> None:
+        """Adds it to the provenance."""
+        note_memory(self._workdir, memory)
+
     def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> dict[str, Any]:
         """Writes evaluation.json, summary.json and the report."""
         experiment, workdir = self._experiment, self._workdir
         config, split, task = experiment.config, experiment.dataset.eval, experiment.task
         costs = summarise(task.model, config.data.seen_resolution)
         best_step, best_score = best_of(scores)
-        skips = config.data.skip_corrupt
+        skips, metrics = config.data.skip_corrupt, read_metrics(workdir)
         summary = {
             "model": config.model.name,
             "width": config.model.width,
@@ -149,18 +159,18 @@ class FolderWriter:
             "madds": costs.madds,
             "steps": step,
             "seconds": round(self._log.seconds, 1),
-            "images_per_second": _images_per_second(workdir),
-            **({"skipped": _skipped(workdir)} if skips else {}),
+            "images_per_second": images_per_second(metrics),
+            **({"skipped": _skipped(metrics)} if skips else {}),
             "eval_split": split.name,
             **({"eval_skipped": len(evaluation.skipped)} if skips else {}),
             "eval": dict(evaluation.scalars),
             "best": {"step": best_step, task.score: best_score},
         }
-        tables = {**evaluation.scalars, **evaluation.tables, "examples": list(evaluation.examples)}
-        skipped = {"skipped": list(evaluation.skipped)} if skips else {}
-        write_json(workdir / EVALUATION, {"step": step, **tables, **skipped})
+        results.keep(workdir / EVALUATION, experiment, results.located(evaluation, split), step)
+        # A run is finished when it has a summary and a report; one of the unfinished run would be taken for it.
+        with writing(workdir / REPORT):
+            (workdir / REPORT).unlink(missing_ok=True)
         write_json(workdir / SUMMARY, summary)
-        save_pictures(workdir, split, [example["index"] for example in evaluation.examples])
         write_report(workdir, experiment.kind.page)
         early = (
             ""
@@ -196,13 +206,6 @@ def open_writer(
         yield FolderWriter(experiment, workdir, checkpoints, log, progress)
 
 
-def _skipped(workdir: pathlib.Path) -> int:
+def _skipped(metrics: Iterable[Mapping[str, Any]]) -> int:
     """How often an image was skipped in training, over all sessions."""
-    return sum(line.get("skipped") or 0 for line in read_metrics(workdir) if line["split"] == "data")
-
-
-def _images_per_second(workdir: pathlib.Path) -> float | None:
-    """The median of the log's, over all sessions; None where no session took two steps."""
-    train = (line for line in read_metrics(workdir) if line["split"] == "train")
-    speeds = [line["images_per_second"] for line in train if line.get("images_per_second")]
-    return statistics.median(speeds) if speeds else None
+    return sum(line.get("skipped") or 0 for line in metrics if line["split"] == "data")
