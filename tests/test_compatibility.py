@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import tarfile
@@ -62,16 +63,23 @@ def assert_predicted(result, name):
 
 
 @pytest.mark.parametrize("name", ["digits", "finetune"])
-def test_a_run_is_evaluated_and_predicts(written, name):
-    run = f"--workdir={written / name}"
-    assert_evaluated(cli.here("main", "--mode=eval", run, "--json"), name)
+def test_a_run_is_evaluated_and_predicts(written, name, monkeypatch):
+    run, before = f"--workdir={written / name}", cli.contents(written / name)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: not str(path).startswith(str(written)))
+    evaluated = cli.here("main", "--mode=eval", run, "--json")
+    assert_evaluated(evaluated, name)
+    assert f"{written / name} is read only" in evaluated.stderr
+    assert cli.contents(written / name) == before
     assert_predicted(cli.here("predict", run, "--top=10", "--json", written / "images"), name)
 
 
-def test_weights_are_evaluated_and_predict(written):
+def test_weights_are_evaluated_and_predict(written, tmp_path):
     file, settings = written / "finetune.safetensors", f"--config={written / 'finetune'}/config.json"
-    evaluated = cli.here("main", "--mode=eval", settings, f"--config.init.weights={file}", "--json")
+    predictions = f"--predictions={tmp_path / 'all.csv'}"
+    evaluated = cli.here("main", "--mode=eval", settings, f"--config.init.weights={file}", predictions, "--json")
     assert_evaluated(evaluated, "finetune")
+    count = json.loads(evaluated.stdout)["eval"]["count"]
+    assert (tmp_path / "all.csv").read_text().count("\n") == 1 + count
     assert_predicted(cli.here("predict", f"--weights={file}", "--top=10", "--json", written / "images"), "finetune")
 
 

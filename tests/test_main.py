@@ -1,15 +1,23 @@
 """Training, evaluation and summary through the command line."""
 
+import csv
 import importlib
 import json
 import shutil
 import sys
 
 import pytest
+from jax._src import xla_bridge
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.flags import run_folder_type
 from tests import cli
+
+
+@pytest.fixture
+def own(trained, tmp_path):
+    """A copy of the run, to be written to."""
+    return shutil.copytree(trained[0], tmp_path / "run")
 
 
 def test_summary_has_what_scripts_rely_on(trained):
@@ -32,7 +40,10 @@ def test_run_folder_is_complete(trained):
     # A tenth of an epoch is 4.49 steps, 1437 images in batches of 32.
     assert [line["step"] for line in lines if line["split"] == "eval"] == [5, 9, 12]
     provenance = json.loads((workdir / "provenance.json").read_text())
-    assert provenance["sessions"][0]["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
+    (session,) = provenance["sessions"]
+    assert session["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
+    assert 1e8 < session["memory"]["host_bytes"] < 1e11
+    assert f"{session['memory']['host_bytes'] / 1e9:.2f} GB" in (workdir / "report.html").read_text()
 
 
 def test_nothing_but_the_answer_on_standard_output(trained):
@@ -42,22 +53,67 @@ def test_nothing_but_the_answer_on_standard_output(trained):
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_eval_counts_every_image_once_on_any_number_of_devices(trained, devices):
-    workdir, summary, _ = trained
-    found = cli.answer(cli.run("main", "--mode=eval", f"--workdir={workdir}", "--json", devices=devices))
+def test_eval_counts_every_image_once_on_any_number_of_devices(trained, own, devices):
+    summary = trained[1]
+    found = cli.answer(cli.run("main", "--mode=eval", f"--workdir={own}", "--json", devices=devices))
     # 32 images a training step don't divide over 3 devices; evaluation doesn't mind.
     for name in ("top1", "top5", "count"):
         assert found["eval"][name] == summary["eval"][name], name
     assert found["eval"]["loss"] == pytest.approx(summary["eval"]["loss"], rel=1e-5)
     assert sum(map(sum, found["confusion"])) == 360
+    kept = json.loads((own / "evaluation-test.json").read_text())
+    assert (kept["split"], kept["step"], kept["confusion"]) == ("test", 12, found["confusion"])
+    assert kept["provenance"]["devices"]["count"] == devices
+    # What the training's end has said already isn't said again.
+    assert "evaluation-test" not in (own / "report.html").read_text()
 
 
-def test_eval_prints_a_table(trained):
-    workdir, _, _ = trained
-    result = cli.here("main", "--mode=eval", f"--workdir={workdir}", "--checkpoint=best")
+def test_eval_prints_a_table_and_stays_beside_the_others(own, tmp_path):
+    split, file = "--config.data.holdout_fraction=0.1", tmp_path / "all.csv"
+    before = (own / "evaluation.json").read_bytes()
+    result = cli.here("main", "--mode=eval", f"--workdir={own}", "--checkpoint=best", split, f"--predictions={file}")
     assert result.returncode == 0, result.stderr
     assert "top-1" in result.stdout
+    assert "top-5" not in result.stdout  # of ten classes
     assert "confusion" in result.stdout
+    assert (own / "evaluation.json").read_bytes() == before
+    kept = json.loads((own / "evaluation-holdout.json").read_text())
+    assert {path.stem for path in (own / "examples-holdout").iterdir()} == {str(e["index"]) for e in kept["examples"]}
+    assert {str(own / "evaluation-holdout.json"), str(own / "report.html"), str(file)} <= {*result.stdout.split()}
+    page = (own / "report.html").read_text()
+    for place in ("evaluation", "evaluation-holdout"):
+        assert f'href="#{place}"' in page
+        assert f"id={place}>" in page
+    with file.open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert [int(row["index"]) for row in rows] == list(range(kept["count"]))
+    assert {row["path"] for row in rows} == {""}
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert sum(right) / len(right) == pytest.approx(kept["top1"])
+    confidences = [[float(row[f"confidence{rank}"]) for rank in ("", "_2", "_3", "_4", "_5")] for row in rows]
+    assert all(found == sorted(found, reverse=True) and sum(found) < 1.001 for found in confidences)
+
+
+@pytest.mark.parametrize("lines", [0, 8])
+def test_a_run_that_is_not_finished_has_a_report_which_needs_no_devices(own, monkeypatch, lines):
+    for name in ("summary.json", "evaluation.json", "report.html"):
+        (own / name).unlink()
+    log = (own / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (own / "metrics.jsonl").write_text("".join(log[:lines]))
+    monkeypatch.setattr(xla_bridge, "backends", lambda: pytest.fail("asked for devices"))
+    result = cli.here("report.__main__", f"--workdir={own}")
+    assert (result.returncode, result.stdout) == (0, f"{own / 'report.html'}\n"), result.stderr
+    page = (own / "report.html").read_text()
+    assert "Not finished" in page
+    assert f"ends at step {json.loads(log[lines - 1])['step'] if lines else 0} of 12" in page
+    assert ("95 % interval" in page) == (lines > 5)  # it was evaluated at step 5
+
+
+def test_a_report_of_what_is_no_run_is_refused(tmp_path):
+    for flags in ((), (f"--workdir={tmp_path}",), (f"--workdir={tmp_path}", "--config.seed=1")):
+        result = cli.here("report.__main__", *flags)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_eval_refuses_another_model_and_an_empty_folder(trained, tmp_path):
@@ -75,18 +131,26 @@ def test_summary_of_a_run_is_that_of_its_config(trained):
     assert (found["params"], found["madds"]) == (summary["params"], summary["madds"])
 
 
-def test_a_flag_that_its_mode_does_not_read_is_refused():
-    result = cli.here("main", *cli.SHRUNK, "--checkpoint=best")
+@pytest.mark.parametrize("flag", ["--checkpoint=best", "--predictions=all.csv"])
+def test_a_flag_that_its_mode_does_not_read_is_refused(flag):
+    result = cli.here("main", *cli.SHRUNK, flag)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert flag in result.stderr
     assert "--mode=eval only" in result.stderr
 
 
-def test_eval_is_at_the_resolution_that_is_asked_for_even_where_the_run_has_one_of_its_own(trained, tmp_path):
-    workdir = shutil.copytree(trained[0], tmp_path / "run")
-    config = json.loads((workdir / "config.json").read_text())
+def test_predictions_where_no_file_can_be_are_refused_before_anything_is_evaluated(own, tmp_path):
+    for path in (tmp_path, tmp_path / "none" / "all.csv"):
+        result = cli.here("main", "--mode=eval", f"--workdir={own}", f"--predictions={path}")
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert str(path) in result.stderr
+
+
+def test_eval_is_at_the_resolution_that_is_asked_for_even_where_the_run_has_one_of_its_own(trained, own):
+    config = json.loads((own / "config.json").read_text())
     config["data"]["eval_resolution"] = 8
-    (workdir / "config.json").write_text(json.dumps(config))
-    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={workdir}", "--json", "--config.data.resolution=24"))
+    (own / "config.json").write_text(json.dumps(config))
+    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--json", "--config.data.resolution=24"))
     assert found["resolution"] == 24
     assert found["eval"] != trained[1]["eval"]
 
@@ -145,7 +209,9 @@ def test_a_path_that_can_be_is_taken(monkeypatch, tmp_path):
     assert str(run_folder_type("runs/x" + "y" * 240)) == "runs/x" + "y" * 240
 
 
-@pytest.mark.parametrize("door", ["main", "predict", "convert", "data.prepare.__main__", "bench.__main__"])
+@pytest.mark.parametrize(
+    "door", ["main", "predict", "convert", "report.__main__", "data.prepare.__main__", "bench.__main__"]
+)
 def test_help_begins_with_the_command(door, monkeypatch, capsys):
     module = importlib.import_module(f"mnv2_jax.{door}")
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", module.__spec__)  # as `python -m` does

@@ -228,6 +228,7 @@ def test_two_processes_evaluate_as_one(uninterrupted):
     (*_, last) = cli.metrics(uninterrupted, "eval")
     assert json.loads(answer)["eval"]["loss"] == pytest.approx(last["loss"], rel=1e-6)
     assert json.loads(answer)["eval"]["count"] == 360
+    assert json.loads((uninterrupted / "evaluation-test.json").read_text())["provenance"]["devices"]["processes"] == 2
 
 
 @pytest.mark.slow

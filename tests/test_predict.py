@@ -1,6 +1,9 @@
 """Prediction through the command line, on images as evaluation sees them."""
 
+import csv
 import json
+import pathlib
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +27,7 @@ def run(trained, tmp_path_factory):
         folder = top / "images" / str(int(split.labels[place]))
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(split.read(place))).save(folder / f"{place:03}.png")
-    return trained[0], top / "images"
+    return pathlib.Path(shutil.copytree(trained[0], top / "run")), top / "images"
 
 
 def test_predictions_are_those_of_the_evaluation(run):
@@ -190,7 +193,19 @@ def test_a_folder_that_is_no_run(tmp_path, monkeypatch, capsys):
 
 def test_a_run_is_evaluated_on_folders_of_its_classes(run, capsys):
     workdir, images = run
-    settings = config.load(str(workdir / "config.json"), ["data.name=folder", f"data.path={images}"]).config
-    verbs.evaluate(settings, [], workdir, None, verbs.Output(True))
+    loaded = config.load(str(workdir / "config.json"), ["data.name=folder", f"data.path={images}"])
+    verbs.evaluate(loaded, workdir, None, verbs.Output(True), images.parent / "all.csv")
     found, evaluation = json.loads(capsys.readouterr().out), json.loads((workdir / "evaluation.json").read_text())
     assert (found["split"], found["confusion"]) == ("images", evaluation["confusion"])
+    # Under another name than that of the run's own data, with the place of each file.
+    kept = json.loads((workdir / "evaluation-folder-images.json").read_text())
+    assert kept["data"] == {"name": "folder", "path": str(images)}
+    assert kept["examples"] == found["examples"]
+    for example in kept["examples"]:
+        path = pathlib.Path(example["path"])
+        assert path.parent == images / str(example["label"])
+        assert f'href="{path.as_uri()}"' in (workdir / "report.html").read_text()
+    with (images.parent / "all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == sorted(map(str, images.rglob("*.png")))
+    assert all(pathlib.Path(row["path"]).parent.name == row["label"] for row in rows)

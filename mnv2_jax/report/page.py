@@ -191,12 +191,13 @@ def _so_far(metrics: Sequence[Facts]) -> Facts:
 
 def _unfinished(summary: Facts, metrics: Sequence[Facts], dataset: Facts) -> Iterator[str]:
     """Says how far a run is that has no summary."""
-    if summary or not metrics:
+    if summary:
         return
     total = f" of {number(dataset['steps'])}" if "steps" in dataset else ""
+    step = number(_so_far(metrics)["steps"]) if metrics else "0"
     evaluated = [line["step"] for line in metrics if line["split"] == "eval"]
     last = f", the last evaluation was at step {number(evaluated[-1])}" if evaluated else ""
-    yield f"<strong>Not finished</strong>: the log ends at step {number(_so_far(metrics)['steps'])}{total}{last}."
+    yield f"<strong>Not finished</strong>: the log ends at step {step}{total}{last}."
 
 
 def _pictures(found: _Found) -> dict[int, str]:
@@ -317,12 +318,13 @@ def _provenance(provenance: Facts, evaluations: Sequence[_Found]) -> str:
             "command": f"<code>{text(session.get('command', '–'))}</code>",
             "commit": text(git["commit"] + (" with local changes" if git["dirty"] else "")) if git else "–",
             "devices": text(_devices(session.get("devices", {}))),
-            "memory": text(_memory(session.get("memory", {}))),
+            "peak memory": text(_memory(session.get("memory", {})) or "–"),
             "versions": text(", ".join(f"{key} {value}" for key, value in session.get("versions", {}).items())),
             "settings": text(", ".join(f"{k}={v}" for k, v in session.get("settings", {}).items() if v is not None)),
         }
+        told = (text(name), text(session.get("started", "")), facts["devices"], _memory(session.get("memory", {})))
         parts.append(
-            f"<details><summary>{text(name)}, {text(session.get('started', '–'))}, {facts['devices']}</summary>"
+            f"<details><summary>{', '.join(filter(None, told))}</summary>"
             f"{table(('', ''), facts.items(), 'facts')}</details>"
         )
     return f"<section><h2>Provenance</h2>{''.join(parts)}</section>" if parts else ""
@@ -336,10 +338,10 @@ def _devices(devices: Facts) -> str:
 
 
 def _memory(memory: Facts) -> str:
-    """The most that was in use; a session that was killed doesn't know."""
-    where = {"device_bytes": "on a device", "host_bytes": "in the first process on the host, without its workers"}
+    """The most that was in use, as far as it is known: a session that was killed doesn't say."""
+    where = {"device_bytes": "on a device", "host_bytes": "on the host"}
     peaks = (f"{memory[key] / 1e9:.2f} GB {place}" for key, place in where.items() if key in memory)
-    return ", ".join(peaks) or "–"
+    return ", ".join(peaks)
 
 
 _CSS = (pathlib.Path(__file__).parent / "style.css").read_text()

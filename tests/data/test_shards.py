@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -62,6 +63,9 @@ def test_the_same_as_from_the_folder_source(sharded, folders):
         assert np.asarray(ours.labels).dtype == np.int32
         for i in range(len(ours)):
             np.testing.assert_array_equal(np.asarray(ours.read(i)), np.asarray(theirs.read(i)))
+            shard, _, name = ours.where(i).rpartition(": ")
+            assert os.path.isfile(shard)
+            assert name == os.path.basename(theirs.where(i))
 
 
 def test_batches_don_t_depend_on_the_workers(sharded, folders):

@@ -1,6 +1,9 @@
 """The report shows what the run folder holds, whatever of it there is, and needs nothing else."""
 
+import base64
+import csv
 import html.parser
+import io
 import json
 import re
 
@@ -105,11 +108,49 @@ def test_report_holds_the_run(tmp_path):
         "Most frequent mistakes",
         "digit 9",
         "model.width",
-        "kind x<y",
+        "2 × x<y",
     ):
         assert words in page.text
     assert page.tags.count("svg") == 5
     assert page.tags.count("img") == 0
+
+
+def test_what_was_set_comes_before_what_is_the_default(tmp_path):
+    make_run(tmp_path, ["a", "b"])
+    session = json.loads((tmp_path / "provenance.json").read_text())["sessions"][0]
+    run_folder.note_memory(tmp_path, {"device_bytes": 12_340_000_000, "host_bytes": 56_700_000_000})
+    text = Page(render(tmp_path)).text
+    assert "changed value default model.width 0.35 1.0 data.name digits imagenet optim" in text
+    assert f"Session, {session['started']}, 2 × x<y, 12.34 GB on a device, 56.70 GB on the host" in text
+
+
+def evaluated_later(workdir, name, **facts):
+    """What an evaluation of another split leaves, with these things changed."""
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    write_json(workdir / f"evaluation-{name}.json", {**evaluation, "split": name, "resolution": 32, **facts})
+
+
+def test_evaluations_stand_beside_each_other(tmp_path):
+    make_run(tmp_path, ["a<b", "c"])
+    evaluated_later(tmp_path, "val", top1=0.25, data={"name": "digits", "path": None})
+    evaluated_later(tmp_path, "other-val", split="val", step=7, data={"name": "other", "path": "/x"})
+    evaluated_later(tmp_path, "test")  # says what evaluation.json says
+    page = Page(render(tmp_path))
+    assert "split step px top-1 loss" in page.text
+    headings = [f"Evaluation on {name} At step" for name in ("test", "val", "val of other in /x")]
+    assert [page.text.count(heading) for heading in headings] == [1, 1, 1]
+    assert {"#evaluation", "#evaluation-val", "#evaluation-other-val"} <= {*page.links}
+    assert "25.00 % top-1 on" in page.text.replace("\xa0", " ")
+    evaluated_later(tmp_path, "test", top1=0.5)  # of other images, or by other code
+    assert Page(render(tmp_path)).text.count("Evaluation on test At step") == 2
+
+
+def test_top5_is_said_where_it_says_something(tmp_path):
+    for classes in (2, 10, 11):
+        workdir = tmp_path / str(classes)
+        workdir.mkdir()
+        make_run(workdir, [str(label) for label in range(classes)])
+        assert ("top-5" in Page(render(workdir)).text) == (classes == 11)
 
 
 def test_report_asks_the_network_for_nothing(tmp_path):
@@ -117,16 +158,36 @@ def test_report_asks_the_network_for_nothing(tmp_path):
     text = render(tmp_path)
     page = Page(text)
     assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import", text)
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert all(link.startswith(("#", "data:image/png;base64,", "data:text/csv;")) for link in page.links)
     assert not {"script", "link", "iframe", "metadata"} & set(page.tags)
 
 
-def test_many_classes_are_a_picture_and_the_worst(tmp_path):
-    make_run(tmp_path, [f"class {i}" for i in range(31)])
-    page = Page(render(tmp_path))
-    assert page.tags.count("img") == 1
+@pytest.mark.parametrize(("classes", "named"), [(43, True), (128, True), (129, False)])
+def test_many_classes_are_the_worst_and_a_matrix_that_names_its_cells_or_a_picture(tmp_path, classes, named):
+    make_run(tmp_path, [f"class {i}" for i in range(classes)])
+    page = Page(text := render(tmp_path))
+    assert page.tags.count("img") == (not named)
+    confusion = np.array(json.loads((tmp_path / "evaluation.json").read_text())["confusion"])
+    hints = dict(re.findall(r'title="class (\d+ as class \d+): (\d+) \(', text))
+    cells = {f"{i} as class {j}": str(n) for (i, j), n in np.ndenumerate(confusion) if n}
+    assert hints == (cells if named else {})
     assert "The 20 classes that did worst." in page.text
-    assert "All 31 classes" in page.text
+    assert f"All {classes} classes" in page.text
+
+
+def test_all_confusions_are_in_a_csv_the_largest_mistakes_first(tmp_path):
+    make_run(tmp_path, [f'"{i}", <é>' for i in range(40)])
+    page = Page(render(tmp_path))
+    (link,) = [link for link in page.links if link.startswith("data:text/csv")]
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(link.partition("base64,")[2]).decode())))
+    confusion = np.zeros((40, 40), int)
+    for row in rows:
+        confusion[tuple(int(row[name].split('"')[1]) for name in ("true", "predicted"))] = row["images"]
+    assert confusion.tolist() == json.loads((tmp_path / "evaluation.json").read_text())["confusion"]
+    counts = [int(row["images"]) for row in rows if row["true"] != row["predicted"]]
+    assert counts == sorted(counts, reverse=True)
+    assert [row["true"] != row["predicted"] for row in rows[: len(counts)]] == [True] * len(counts)
+    assert f"All {len(counts):,} confusions" in page.text
 
 
 def test_names_are_text(tmp_path):
@@ -224,17 +285,24 @@ def test_worst_mistakes_are_shown_as_pictures(tmp_path):
     names = ["a<b", "c"]
     make_run(tmp_path, names)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
-    write_json(tmp_path / "evaluation.json", evaluation | {"examples": TWO_MISTAKES})
+    (tmp_path / "ä b.png").touch()
+    places = [str(tmp_path / "ä b.png"), f"{tmp_path}/x.tar: val/a/7.png"]
+    mistakes = [mistake | {"path": path} for mistake, path in zip(TWO_MISTAKES, places, strict=True)]
+    write_json(tmp_path / "evaluation.json", evaluation | {"examples": mistakes})
     images = np.random.default_rng(0).integers(0, 256, (4, 300, 200, 3), np.uint8)
     split = Split("val", np.array([0, 1, 1, 0], np.int32), images.__getitem__, in_memory=True)
-    (tmp_path / report.PICTURES).mkdir()
-    (tmp_path / report.PICTURES / "99.png").write_bytes(b"of an earlier session")
-    report.save_pictures(tmp_path, split, [mistake["index"] for mistake in TWO_MISTAKES])
-    assert sorted(path.name for path in (tmp_path / report.PICTURES).iterdir()) == ["1.png", "3.png"]
-    with Image.open(tmp_path / report.PICTURES / "3.png") as picture:
+    pictures = report.pictures_of(tmp_path / "evaluation.json")
+    pictures.mkdir()
+    (pictures / "99.png").write_bytes(b"of an earlier session")
+    report.save_pictures(pictures, split, [mistake["index"] for mistake in TWO_MISTAKES])
+    assert sorted(path.name for path in pictures.iterdir()) == ["1.png", "3.png"]
+    with Image.open(pictures / "3.png") as picture:
         assert picture.height == 160
     page = Page(report.write_report(tmp_path, CLASSIFICATION).read_text())
     assert "Worst mistakes" in page.text
     assert page.text.index("98.76") < page.text.index("60.00")
     assert "a<b → c" in page.text
     assert sum(link.startswith("data:image/png") for link in page.links) >= 2
+    # A file that is here is a link; one that isn't, or lies in an archive, is only named.
+    assert [link for link in page.links if link.startswith("file:")] == [(tmp_path / "ä b.png").as_uri()]
+    assert "a/7.png" in page.text
