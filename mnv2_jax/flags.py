@@ -114,16 +114,8 @@ def workdir_type(text: str) -> pathlib.Path:
 
 
 def file_type(text: str) -> pathlib.Path:
-    """A file to be written, with ~ for the home directory.
-
-    Raises:
-      UserError: if it is a folder, or would lie in one that isn't there.
-    """
-    path = pathlib.Path(os.path.expanduser(text))
-    if path.is_dir() or not path.parent.is_dir():
-        what = "a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
-        raise UserError(f"{text!r}: {what}; give the path of a file in a folder that is there")
-    return path
+    """A path, with ~ for the home directory."""
+    return pathlib.Path(os.path.expanduser(text))
 
 
 def run_folder_type(text: str) -> pathlib.Path:

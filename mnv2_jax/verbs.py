@@ -103,6 +103,7 @@ def evaluate(
             f"{workdir}: no run is there; train it first, give the --workdir of another, or evaluate weights by"
             " --config.init.weights=FILE"
         )
+    _check_predictions(predictions)
     runtime.configure()
     config, origins = loaded.config, loaded.origins
     if origins["data.resolution"] == "flag" != origins["data.eval_resolution"]:
@@ -114,6 +115,14 @@ def evaluate(
     found = _answer_evaluation(f"{workdir}, step {step}", setup, found, out, predictions, step=step)
     if together.is_first():
         _keep(workdir, setup, found, step, out)
+
+
+def _check_predictions(path: pathlib.Path | None) -> None:
+    """Refuses, before anything is evaluated, a file that can't be; the first process, which writes it, does."""
+    if path is None or not together.is_first() or (path.parent.is_dir() and not path.is_dir()):
+        return
+    what = "a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
+    raise UserError(f"--predictions={str(path)!r}: {what}; give the path of a file in a folder that is there")
 
 
 def _keep(workdir: pathlib.Path, setup: Setup, found: Evaluation, step: int, out: Output) -> None:
@@ -133,6 +142,7 @@ def evaluate_weights(loaded: Loaded, out: Output, predictions: pathlib.Path | No
 
     They have no run's folder: what is found is printed, and ``predictions`` is a file for all answers.
     """
+    _check_predictions(predictions)
     runtime.configure()
     head = loaded.config.init.head
     if head != "load" and "init.head" in loaded.said:

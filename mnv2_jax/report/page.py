@@ -83,7 +83,7 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
     metrics, evaluations = read_metrics(workdir), _evaluations(workdir, config, dataset)
     title = _title(config, dataset) or workdir.resolve().name
     so_far = summary or _so_far(metrics)
-    lead = [*page.lead(so_far, dataset), *_unfinished(summary, metrics, dataset), *_trained_on(dataset)]
+    lead = [*_unfinished(summary, metrics, dataset), *page.lead(so_far, dataset), *_trained_on(dataset)]
     body = "\n".join(
         (
             f"<header><p class=eyebrow>{text(workdir.resolve().name)}</p><h1>{text(title)}</h1>",
@@ -161,9 +161,9 @@ def _evaluations(workdir: pathlib.Path, config: Facts, dataset: Facts) -> list[_
         if not (facts := _read(path)):
             continue
         split = facts.get("split") or dataset.get("eval_split") or "the evaluation split"
-        data, own = facts.get("data"), config.get("data", {})
-        is_own = data is None or all(own.get(key) == value for key, value in data.items())
-        of = "" if is_own or data is None else f" of {data['name']}" + (f" in {data['path']}" if data["path"] else "")
+        data = {} if path.name == EVALUATION else facts.get("data", {})  # a run's own may have moved since it began
+        is_own = all(config.get("data", {}).get(key) == value for key, value in data.items())
+        of = "" if is_own else f" of {data['name']}" + (f" in {data['path']}" if data["path"] else "")
         found.append(_Found(path, {**facts, "split": split}, f"{split}{of}"))
     return [one for number, one in enumerate(found) if not any(_is_same(one.facts, it.facts) for it in found[:number])]
 
