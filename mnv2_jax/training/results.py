@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_json, write_text
@@ -77,7 +79,7 @@ def write_predictions(path: pathlib.Path, split: Split, evaluation: Evaluation) 
 
 
 def _cell(value: Any) -> Any:
-    """A number by six digits."""
-    if isinstance(value, str):
+    """A fraction by six digits, "" where it isn't finite; other values as they are."""
+    if not isinstance(value, float | np.floating):
         return value
     return f"{value:.6g}" if math.isfinite(value) else ""
