@@ -11,6 +11,8 @@ DOORS = {
     "train": "main",
     "predict": "predict",
     "convert": "convert",
+    "inspect": "inspect",
+    "report": "report.__main__",
     "prepare": "data.prepare.__main__",
     "bench": "bench.__main__",
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax import verbs
-from mnv2_jax.config import Config, build
+from mnv2_jax.config import Config, build, load
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
@@ -16,6 +16,7 @@ from mnv2_jax.training.evaluate import evaluate_run, make_evaluate
 from mnv2_jax.training.experiment import open_setup
 from mnv2_jax.training.mesh import make_mesh
 from mnv2_jax.weights.file import WeightsInfo
+from tests import cli
 
 
 @pytest.mark.parametrize("skips", [True, False])
@@ -68,5 +69,5 @@ def test_a_run_of_another_network_is_not_evaluated(asked, monkeypatch, tmp_path)
 def test_where_there_is_no_run_weights_can_be_evaluated(tmp_path):
     said = "none: no run is there; .* or evaluate weights by --config.init.weights=FILE$"
     with pytest.raises(UserError, match=said) as error:
-        verbs.evaluate(Config(), [], tmp_path / "none", None, verbs.Output(False))
+        verbs.evaluate(load(f"{cli.W0_25}:data=digits"), tmp_path / "none", None, verbs.Output(False))
     assert "\n" not in str(error.value)
