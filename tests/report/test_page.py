@@ -120,7 +120,7 @@ def test_what_was_set_comes_before_what_is_the_default(tmp_path):
     session = json.loads((tmp_path / "provenance.json").read_text())["sessions"][0]
     run_folder.note_memory(tmp_path, {"device_bytes": 12_340_000_000, "host_bytes": 56_700_000_000})
     text = Page(render(tmp_path)).text
-    assert "changed value default model.width 0.35 1.0 data.name digits imagenet optim" in text
+    assert "changed value default model.width 0.35 1.0 data.name digits imagenet" in text
     assert f"Session, {session['started']}, 2 × x<y, 12.34 GB on a device, 56.70 GB on the host" in text
 
 
