@@ -104,7 +104,7 @@ class DataConfig:
     path: Annotated[str | None, read_unless("data.name", "digits")] = None
     """Directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or what `data.prepare` wrote; for
     TFDS its data_dir. Digits come with scikit-learn."""
-    image_root: Annotated[str | None, read_when("data.path", Ending(".csv"), Ending(".tsv"), Ending(".txt"))] = None
+    image_root: str | None = None
     """Directory or .tar in which the files of a list are looked for. Unset: the folder of the list."""
     resolution: Annotated[int, Within(8, 4096)] = 224
     """Height and width of what the network sees, in pixels."""
