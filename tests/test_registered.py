@@ -20,9 +20,10 @@ import tests.data.two_circles
 import tests.models.squeezed_v2
 
 def get_config(arg):
-    return presets.preset("data=two_circles,recipe=digits,batch=16,res=16", name="squeezed_v2", width=0.1, depth=0.1)
+    model = dict(name="squeezed_v2", width=0.1, depth=0.1)
+    return presets.preset("batch=16,res=16", data="two_circles", recipe="digits", **model)
 """
-FLAGS = ("--config.train.steps=2", "--config.log.every_steps=1", "--json")
+FLAGS = ("--config.train.steps=2", "--config.finetune.train_from=('classifier',)", "--json")
 
 
 @pytest.fixture(scope="module")
