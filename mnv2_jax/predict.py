@@ -54,6 +54,7 @@ def main() -> None:
     parser = Parser("Prints the most probable classes of images, by a trained run or by weights.", _HELP_AFTER)
     parser.add_argument("--workdir", type=run_folder_type, help="the run's folder")
     parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or a name of published weights")
+    parser.add_argument("--modules", default="", metavar="A,B", help="modules that register what --weights are of")
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="of the run (default: latest; best with patience)"
     )
@@ -75,6 +76,8 @@ def main() -> None:
     args, overrides = parser.parse(sys.argv[1:])
     if (args.workdir is None) == (args.weights is None):
         raise UserError("give either --workdir, the folder of a trained run, as runs/w0_35, or --weights, a file")
+    if args.modules and not args.weights:
+        raise UserError(f"--modules={args.modules} is read with --weights only, a run knows its own; leave it out")
     if args.weights and args.checkpoint:
         raise UserError(f"--checkpoint={args.checkpoint} is read with --workdir only; leave it out")
     if args.store_logits is not None:
@@ -105,8 +108,10 @@ def _open(args: argparse.Namespace) -> Weights:
         from mnv2_jax.runs.weights import read_run_weights
 
         return read_run_weights(args.workdir, args.checkpoint)
+    from mnv2_jax.registry import import_modules
     from mnv2_jax.weights.load import load_weights
 
+    import_modules(filter(None, args.modules.split(",")))
     return load_weights(args.weights)
 
 

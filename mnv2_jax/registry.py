@@ -48,14 +48,13 @@ class Registry:
         Raises:
           UserError: if a module can't be imported, or nobody has registered the name.
         """
-        for module in modules:
-            _import(module)
+        import_modules(modules)
         if name in self._own and name not in self._found:
             importlib.import_module(self._own[name])
         if name not in self._found:
             raise UserError(
                 f"{self._what}={name!r} is not registered{nearest(name, self.names())}; or name its module, as in"
-                " --config.modules=my_package.my_task"
+                " --config.modules=my_package.my_task (predict: --modules)"
             )
         return self._found[name][0]
 
@@ -66,6 +65,16 @@ class Registry:
     def modules_of(self, name: str) -> tuple[str, ...]:
         """The modules that a run must import for this name: none for the package's own, and for what nobody knows."""
         return (self._found[name][1],) if name in self._found and name not in self._own else ()
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Imports modules, which then have registered what they bring.
+
+    Raises:
+      UserError: naming one that can't be imported.
+    """
+    for module in modules:
+        _import(module)
 
 
 def _import(module: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mnv2_jax.config import Config, Loaded, ModelConfig, flatten
 from mnv2_jax.errors import UserError
+from mnv2_jax.registry import import_modules
 from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.types import PyTree
@@ -44,6 +45,7 @@ def prepare(loaded: Loaded, *, evaluates: bool = False, saved: Config | None = N
       UserError: if the weights can't be had, or are of another network than the config's.
     """
     config, said = loaded.config, loaded.said
+    import_modules(config.modules)  # before weights are opened, which may be of what they register
     if evaluates and "data.eval_resolution" not in said:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     keys = [key for key in (_TAKEN + _TAKEN_TO_EVALUATE if evaluates else _TAKEN) if key not in said]

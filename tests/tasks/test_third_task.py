@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -122,6 +123,18 @@ def test_its_weights_are_converted_and_predict_the_same(whole, tmp_path):
         for flag in (f"--workdir={whole[0]}", f"--weights={file}")
     ]
     assert json.loads(told[0]) == json.loads(told[1])
+
+
+def test_weights_of_a_task_that_is_not_imported_yet(whole, tmp_path, monkeypatch):
+    """A file names its task but no module: who opens it says which."""
+    Image.new("RGB", (20, 24), (200, 100, 50)).save(tmp_path / "a.png")
+    file = tmp_path / "colour.safetensors"
+    assert cli.here("convert", whole[0], file).returncode == 0
+    for flags, code in (((), 2), (("--modules=tests.tasks.mean_colour",), 0)):
+        monkeypatch.delitem(sys.modules, "tests.tasks.mean_colour", raising=False)
+        monkeypatch.setattr(TASKS, "_found", {})
+        assert cli.here("predict", f"--weights={file}", *flags, "--json", tmp_path / "a.png").returncode == code
+    assert cli.here("predict", f"--workdir={whole[0]}", "--modules=x", tmp_path / "a.png").returncode == 2
 
 
 @pytest.mark.parametrize("devices", [1, 4])
