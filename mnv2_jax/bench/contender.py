@@ -83,7 +83,7 @@ def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Run
         nonlocal state
         begun = time.perf_counter()
         for _ in range(repeat):
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, {}, batch)
         jax.block_until_ready((state, metrics))
         return time.perf_counter() - begun
 
