@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
 def trained(tmp_path_factory):
     """A finished run of `cli.SHRUNK`, made once for all workers: its folder, what it answered and what it said.
 
-    Nobody may write to it.
+    Nobody may write to it, or go on with it: tests that do take a copy.
     """
     top = tmp_path_factory.getbasetemp()
     top = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,12 @@ def uninterrupted(trained):
     workdir, summary, _ = trained
     assert summary["steps"] == 12
     return workdir
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A finished run that a test may write to: every command notes itself in it."""
+    return shutil.copytree(trained[0], tmp_path / "finished")
 
 
 def being_written(workdir):
@@ -131,25 +138,25 @@ def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uni
     cli.assert_same(workdir, uninterrupted)
 
 
-def test_a_finished_run_says_so_and_stays(uninterrupted):
-    before = cli.digests(uninterrupted), (uninterrupted / "metrics.jsonl").read_bytes()
-    result = cli.run("main", *cli.SHRUNK, f"--workdir={uninterrupted}", "--json")
+def test_a_finished_run_says_so_and_stays(finished):
+    before = cli.digests(finished), (finished / "metrics.jsonl").read_bytes()
+    result = cli.run("main", *cli.SHRUNK, f"--workdir={finished}", "--json")
     assert "finished already, at step 12" in result.stderr
-    assert cli.answer(result) == json.loads((uninterrupted / "summary.json").read_text())
-    assert (cli.digests(uninterrupted), (uninterrupted / "metrics.jsonl").read_bytes()) == before
+    assert cli.answer(result) == json.loads((finished / "summary.json").read_text())
+    assert (cli.digests(finished), (finished / "metrics.jsonl").read_bytes()) == before
 
 
-def test_another_config_is_refused_and_one_that_only_logs_otherwise_is_not(uninterrupted):
-    other = cli.here("main", *cli.SHRUNK, "--config.optim.peak_lr=0.5", f"--workdir={uninterrupted}")
+def test_another_config_is_refused_and_one_that_only_logs_otherwise_is_not(finished):
+    other = cli.here("main", *cli.SHRUNK, "--config.optim.peak_lr=0.5", f"--workdir={finished}")
     assert other.returncode == 2
     assert "optim.peak_lr" in other.stderr
     assert other.stderr.count("\n") == 1
-    same = cli.run("main", *cli.SHRUNK, "--config.log.every_steps=7", f"--workdir={uninterrupted}")
+    same = cli.run("main", *cli.SHRUNK, "--config.log.every_steps=7", f"--workdir={finished}")
     assert same.returncode == 0, same.stderr
 
 
-def test_a_run_goes_on_from_its_own_json(uninterrupted):
-    result = cli.run("main", f"--config={uninterrupted}/config.json", f"--workdir={uninterrupted}")
+def test_a_run_goes_on_from_its_own_json(finished):
+    result = cli.run("main", f"--config={finished}/config.json", f"--workdir={finished}")
     assert result.returncode == 0, result.stderr
     assert "finished already" in result.stdout
 

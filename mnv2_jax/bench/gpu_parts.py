@@ -135,7 +135,7 @@ def _checked_norms() -> Iterator[Row]:
     import jax
     import jax.numpy as jnp
 
-    from mnv2_jax.nn import norm_triton, normalise
+    from mnv2_jax.nn import normalise
 
     cases: tuple[tuple[tuple[int, ...], int, Any], ...] = (
         ((4, 56, 56, 144), 2, "relu6"),
@@ -147,9 +147,10 @@ def _checked_norms() -> Iterator[Row]:
         factor, offset = (jax.random.normal(jax.random.key(seed), (groups, shape[-1])) for seed in (2, 3))
         row: Row = {"what": "form", "kind": "norm", "form": "triton", "shape": str(shape), "dtype": "bfloat16"}
         try:
-            ours = (*norm_triton.moments(x), *norm_triton.gradient_sums(x, dy, factor, offset, act))
-            xla = normalise.SUMS["written"]
-            theirs = (*xla.moments(x), *xla.of_gradient(x, dy, factor, offset, act))
+            ours, theirs = (
+                (*sums.moments(x), *sums.of_gradient(x, dy, factor, offset, act))
+                for sums in (normalise.SUMS["triton"], normalise.SUMS["written"])
+            )
             names = ("sum", "squares", "gradient", "gradient_x")
             pairs = zip(names, ours, theirs, strict=True)
             found = {name: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for name, a, b in pairs}

@@ -28,6 +28,9 @@ VALUES = WARPS * 32 * 8
 TURNS = 8
 """Times that it does so, straight after each other, so that many loads are under way."""
 
+ACTIVATIONS = frozenset({None, "relu", "relu6", "hard_swish"})
+"""Activations that `gradient_sums` computes. Pallas' Triton (JAX 0.10 and 0.11) has no erf, which gelu is made of."""
+
 
 def _channel_block(channels: int) -> int:
     """Channels of a program: a power of two by which rows of the map are read in whole sectors of 32 bytes.
@@ -123,7 +126,10 @@ def gradient_sums(
     act: Activation | None,
     interpret: bool = False,
 ) -> Float[Array, "2 b c"]:
-    """Sums over space of dz and of dz x, where dy is the cotangent of act(z) and z = x * factor + offset."""
+    """Sums over space of dz and of dz x, where dy is the cotangent of act(z) and z = x * factor + offset.
+
+    On a GPU, ``act`` must be one of `ACTIVATIONS`.
+    """
 
     def terms(x: Array, dy: Array, factor: Array, offset: Array) -> tuple[Array, Array]:
         dz = dy if act is None else jax.vjp(lambda z: activate(z, act), x * factor + offset)[1](dy)[0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -123,12 +123,16 @@ def of_activation(x: Array, dy: Array, factor: Array, offset: Array, act: Activa
 # --- sums over space ----------------------------------------------------------------------------------------
 
 
-class Sums(NamedTuple):
-    """Ways to sum over space; both give two arrays [b, c], float32 at least."""
+TwoSums: TypeAlias = Sequence[Array] | Float[Array, "2 b c"]
+"""Two arrays [b, c], float32 at least."""
 
-    moments: Callable[[Array], Sequence[Array]]
+
+class Sums(NamedTuple):
+    """Ways to sum over space."""
+
+    moments: Callable[[Array], TwoSums]
     """Of x: Σx and Σx²."""
-    of_gradient: Callable[[Array, Array, Array, Array, Activation | None], Sequence[Array]]
+    of_gradient: Callable[[Array, Array, Array, Array, Activation | None], TwoSums]
     """Of the arguments of `of_activation`: Σdz and Σdz x."""
 
 
@@ -152,16 +156,16 @@ def _of_gradient(x: Array, dy: Array, factor: Array, offset: Array, act: Activat
     return _together(dz, dz * values)
 
 
-def _triton_moments(x: Array) -> Sequence[Array]:
+def _triton_moments(x: Array) -> TwoSums:
     from mnv2_jax.nn import norm_triton
 
     return norm_triton.moments(x) if x.ndim == 4 else _moments(x)
 
 
-def _triton_of_gradient(x: Array, dy: Array, factor: Array, offset: Array, act: Activation | None) -> Sequence[Array]:
+def _triton_of_gradient(x: Array, dy: Array, factor: Array, offset: Array, act: Activation | None) -> TwoSums:
     from mnv2_jax.nn import norm_triton
 
-    compute = norm_triton.gradient_sums if x.ndim == 4 else _of_gradient
+    compute = norm_triton.gradient_sums if x.ndim == 4 and act in norm_triton.ACTIVATIONS else _of_gradient
     return compute(x, dy, factor, offset, act)
 
 

@@ -1,6 +1,5 @@
 """The kernels in Pallas' interpreter against lax, and whether they can be lowered for a GPU; no GPU is needed."""
 
-import contextlib
 import itertools
 
 import jax
@@ -12,6 +11,7 @@ from mnv2_jax.nn import depthwise_triton
 from mnv2_jax.nn.depthwise_triton import PLANS, WIDE, Plan
 from mnv2_jax.nn.window import Window
 from mnv2_jax.training.mesh import make_mesh, replicated, sharded
+from tests.gpus import h100
 
 # Sizes, channels and strides of MobileNetV2's layers at 224 px.
 LAYERS = [
@@ -71,11 +71,7 @@ def lower(size, channels, kernel_size, window, batch=128, dtype=jnp.bfloat16):
         (lambda dy, kernel: depthwise_triton.input_gradient(dy, kernel, window, (size, size)), y, kernel),
         (lambda x, dy: depthwise_triton.kernel_gradient(x, dy, window, kernel.shape[:2]), x, y),
     ]
-    gpu = contextlib.nullcontext()  # before 0.11, JAX takes a GPU of compute capability 9.0 where there is none
-    if jax.__version_info__ >= (0, 11):
-        device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
-        gpu = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
-    with gpu:
+    with h100():
         return [jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",)).as_text() for f, *args in calls]
 
 

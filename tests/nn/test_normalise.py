@@ -14,6 +14,7 @@ from mnv2_jax.nn.activations import ACTIVATIONS
 from mnv2_jax.nn.forms import AUTO, NVIDIA, Forms, fastest
 from mnv2_jax.nn.norm import GroupedBatchNorm
 from mnv2_jax.training.mesh import make_mesh, sharded
+from tests.gpus import h100
 
 
 def draw(shape, dtype, seed=0):
@@ -63,6 +64,17 @@ def test_kernels_sum_as_xla_does(shape, groups, act, dtype):
     for a, b in zip(ours, theirs, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, atol=2e-6 * float(np.abs(b).max()) * shape[1])
+
+
+@pytest.mark.parametrize("act", [None, *ACTIVATIONS])
+def test_every_activation_is_lowered_for_an_nvidia_gpu(act):
+    x, of_group = jax.ShapeDtypeStruct((2, 7, 7, 16), jnp.bfloat16), jax.ShapeDtypeStruct((1, 16), jnp.float32)
+    with h100():
+        traced = jax.jit(lambda *arrays: normalise.SUMS["triton"].of_gradient(*arrays, act)).trace(
+            x, x, *2 * (of_group,)
+        )
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert ("triton" in text) == (act in norm_triton.ACTIVATIONS)
 
 
 def test_devices_sum_their_own_images():
