@@ -35,7 +35,7 @@ def plain(text: str) -> str:
 
 
 _MOST_CHOICES, _CANDIDATES = 30, 5
-"""So many choices are listed; of more, so many."""
+"""Most choices that an error lists whole, and the number of candidates that it lists of more."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -51,13 +51,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 _OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
-"""What is said of a file that is missing, or of a place that it hasn't, and not of the machine."""
+"""Numbers of errors that are about a path or a file's content, and not about the machine."""
 _OF_MACHINE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
-"""With these words tensorstore begins what isn't the content's."""
+"""Words with which tensorstore begins errors of the machine."""
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What the machine says, as "Permission denied", where it kept a file from being read; None for its content.
+    """The machine's reason for a failure, such as "Permission denied"; None where the content of a file is the reason.
 
     Looks through causes, and through the texts of libraries that pass the operating system's on.
     """
@@ -78,7 +78,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
-    """What to say of an error that isn't a bug, and the exit code; None for a bug."""
+    """The line and the exit code of an error that isn't a bug; None for a bug."""
     if isinstance(error, UserError):
         return "error: " + " ".join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):

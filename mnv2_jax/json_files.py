@@ -47,7 +47,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
-    """What the machine does wrong in here while a file or folder is read is the user's to mend.
+    """Turns faults of the machine while a file or folder is read in here into a `UserError`.
 
     Raises:
       UserError: naming it and the reason, as missing permissions; what is said of its content goes through.
@@ -63,7 +63,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """What goes wrong in here while a file or folder is written is the user's to mend.
+    """Turns faults while a file or folder is written in here into a `UserError`.
 
     Raises:
       UserError: naming it and the reason, as a full disk.
@@ -108,7 +108,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """What JSON can hold: it has no arrays, and no NaN though Python would write one."""
+    """A value as JSON can hold it: JSON has no arrays, and no NaN though Python would write one."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

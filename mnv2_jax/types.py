@@ -22,7 +22,7 @@ Key: TypeAlias = jax.Array
 """A typed PRNG key, or an array of them."""
 
 Batch: TypeAlias = Mapping[str, Array]
-"""What one step reads; every leaf has the batch as its first axis. Training batches are whole, so they have no mask.
+"""Arrays that one step reads, each with the batch as its first axis. Training batches are whole: they have no mask.
 
 index: int32 [b], place of the image in its split
 epoch: int32 [b], how often the split has been gone through before, times `augment.repeats`, plus the number of the

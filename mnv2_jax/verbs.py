@@ -1,4 +1,4 @@
-"""What the command line asks for, with its answer printed."""
+"""The modes of the command line, each with its answer printed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mnv2_jax.training.initial import check_network, prepare
 
 
 class Output(NamedTuple):
-    """Where a verb prints: for people, or one JSON object on standard output with all text on standard error."""
+    """Output of a verb: for people, or one JSON object on standard output with all text on standard error."""
 
     as_json: bool
 
@@ -78,7 +78,7 @@ def train(loaded: Loaded, workdir: pathlib.Path, out: Output) -> None:
 
 
 def _saved_config(workdir: pathlib.Path) -> Config | None:
-    """Of the run that the folder holds, if any; process 0 looks."""
+    """Config of the run that the folder holds, if any; process 0 reads it."""
     found = None
     if together.is_first() and (workdir / run_folder.CONFIG).is_file():
         found = to_dict(run_folder.read_run(workdir)[0])

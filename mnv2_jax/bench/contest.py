@@ -42,7 +42,7 @@ class Entry:
 OUR_ENTRY = Entry("ours")
 LIBRARY_ENTRY = Entry("XLA's forms", forms=LIBRARY)
 RIVALS = {"torch": (Entry("torch eager", TORCH), Entry("torch.compile", TORCH_COMPILE)), "xla": (LIBRARY_ENTRY,)}
-"""What --against names."""
+"""Rivals that --against can name."""
 
 _COMMAND: Sequence[str] = (sys.executable, "-m", "mnv2_jax.bench.contender")
 
@@ -53,7 +53,7 @@ class Contender:
     def __init__(self, entry: Entry, what: str, settings: Config, params: int, environment: Mapping[str, str]):
         self.entry = entry
         self.seconds: list[float] = []
-        """Of a step or a batch, a turn each."""
+        """Seconds of a step or a batch, one value a turn."""
         self.peak_bytes: int | None = None
         self.facts: dict[str, Any] = {}
         self.unavailable: str | None = None
@@ -251,7 +251,7 @@ def described(found: Mapping[str, Any]) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """What `compare` and the roofline found, for people."""
+    """Table of the results of `compare` and the roofline."""
     is_training = found["what"] == "step"
     lines = [f"{'the train step' if is_training else 'inference'} of {described(found)}"]
     lines[0] += f", {found['optimizer']}" if is_training else ""

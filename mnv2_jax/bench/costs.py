@@ -1,4 +1,4 @@
-"""What a config costs before its first step and beside its time: compilation, and memory."""
+"""Costs of a config besides the time of its steps: compilation and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mnv2_jax.errors import UserError
 
 _NO_CACHES = {"JAX_ENABLE_COMPILATION_CACHE": "0", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 _HOST_SHARE = 0.9
-"""Of the host's free memory, which others use too, that a program on the CPU may take."""
+"""Share of the host's free memory, which others use too, that a program on the CPU may take."""
 
 
 def compile_times(entries: Sequence[Entry], what: str, settings: Config, repeats: int) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def _record(contender: Contender, seconds: dict[str, list[dict[str, float]]], re
 
 
 def compile_table(found: Mapping[str, Any]) -> str:
-    """What `compile_times` found, for people."""
+    """Table of the results of `compile_times`."""
     lines = [f"compiling the train step of {described(found)}"]
     lines += [f"{'':<16} {'seconds':>8} {'(least to most)':>18} {'of it tracing':>14} {'ours / it':>10}"]
     for row in found["rows"]:
@@ -152,7 +152,7 @@ def _planned(settings: Config, images: int, *, runs: bool = False) -> int | None
 
 
 def memory_table(found: Mapping[str, Any]) -> str:
-    """What `memory` found, for people."""
+    """Table of the results of `memory`."""
     lines = [f"the train step of {described(found)}", f"{'':<16} {'planned GB':>11} {'peak GB':>9}"]
     for row in found["rows"]:
         if "unavailable" in row:

@@ -119,7 +119,7 @@ class Case:
 
     @property
     def array_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Of x, the kernel and dy."""
+        """Shapes of x, the kernel and dy."""
         shape, window, size = self.shape, self.window, self.shape.kernel_size
         rows, columns = (window.outputs(n, size) for n in (shape.height, shape.width))
         depth = 1 if self.kind == "depthwise" else shape.channels_in
@@ -199,7 +199,7 @@ def _reason(error: Exception) -> str:
 
 
 def _distance(a: Array, b: Array) -> float:
-    """By NumPy: on a device every operation would be compiled for every shape."""
+    """Relative distance of two arrays, by NumPy: a device would compile every operation for every shape."""
     found, expected = (np.asarray(x, np.float64) for x in (a, b))
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 

@@ -34,7 +34,7 @@ _NOT_BEGUN = "not begun"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is measured in one process."""
+    """Measurements that are made in one process."""
 
     name: str
     title: str
@@ -69,7 +69,7 @@ class NotMeasuredError(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line asks for."""
+    """Options of the command line."""
 
     out: pathlib.Path
     minutes: float
@@ -77,7 +77,7 @@ class Options:
     """Names of the parts to measure; empty: all, and `CIFAR` where ``cifar`` is given."""
     cifar: pathlib.Path | None = None
     runs: pathlib.Path = pathlib.Path("runs/gpu")
-    """Where the run on CIFAR-10 lies, which a later call goes on with."""
+    """Folder of the run on CIFAR-10, which a later call goes on with."""
     allow_cpu: bool = False
 
 

@@ -40,7 +40,7 @@ class Sizes:
     checked: tuple[int, int] = (5, 4)
     """Layers of MobileNetV2, and of `_SMALL`, on which forms are checked."""
     digits: tuple[str, ...] = ()
-    """Of what the run of `make quickstart` is changed in."""
+    """Changes to the config of `make quickstart`."""
     batch: int = 256
     resolution: int = 224
     width: float = 1.0
@@ -93,7 +93,7 @@ def _settings(sizes: Sizes, batch: int | None = None) -> Any:
 
 
 def checks(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """What is installed, whether everything imports, and whether all forms of a convolution agree on the device."""
+    """Versions, whether everything imports, and whether all forms of a convolution agree on the device."""
     import jax
 
     from mnv2_jax.bench import forms, roofline
@@ -240,7 +240,7 @@ def pointwise(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
 
 
 def dilated(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """What dense tasks have behind an output stride of 16."""
+    """Shapes that dense tasks have behind an output stride of 16."""
     from mnv2_jax.bench.forms import Shape
 
     small = dataclasses.replace(sizes, form_batch=max(sizes.form_batch // 8, 1))

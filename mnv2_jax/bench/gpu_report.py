@@ -1,4 +1,4 @@
-"""What `bench.gpu` has measured, as Markdown."""
+"""Report of the results of `bench.gpu`, as Markdown."""
 
 from __future__ import annotations
 

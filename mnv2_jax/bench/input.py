@@ -97,7 +97,7 @@ def time_input(
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `time_input` found, for people."""
+    """Table of the results of `time_input`."""
     lines = [f"{'':<10} {'images/s':>10} {'images/s per core':>18}"]
     for name in ("pipeline", "decoding"):
         rates = found[name]

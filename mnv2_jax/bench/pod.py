@@ -1,4 +1,4 @@
-"""What the train step of a config takes on TPU slices, found by compiling it for them on a machine without TPUs."""
+"""Time and memory of a config's train step on TPU slices, found by compiling it for them without a TPU."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ HEAD = "\n".join(
 
 
 def row(found: Mapping[str, Any]) -> str:
-    """What `measure` found, for people."""
+    """Row of a table with the results of `measure`."""
     chip, model = found["per_chip"], found["model"]
     ms = " ".join(f"{1e3 * model[f'{name}_seconds']:>7.2f}" for name in ("compute", "memory", "all_reduce", "step"))
     others = "".join(f"  and {count} {name}" for name, count in sorted(chip["other_collectives"].items()))

@@ -48,7 +48,7 @@ def collectives(program: str) -> tuple[dict[str, int], int]:
 
 
 def _num_bytes(result: str) -> int:
-    """Of a result's type: an array, as ``f32[3,3]{1,0}``, or a tuple of them."""
+    """Bytes of a result's type: an array, such as ``f32[3,3]{1,0}``, or a tuple of arrays."""
     return sum(
         math.prod(int(n) for n in shape.split(",") if n) * int(bits or 8) // 8
         for _, bits, shape in _ARRAY.findall(result)

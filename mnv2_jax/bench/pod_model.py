@@ -12,12 +12,12 @@ from mnv2_jax.errors import UserError, nearest
 IMAGENET_IMAGES = 1_281_167
 
 HOP_SECONDS = 1e-6
-"""What a hop over a link takes at least (jax-ml.github.io/scaling-book, "Sharded matrices", on ICI latency)."""
+"""Least time of a hop over a link (jax-ml.github.io/scaling-book, "Sharded matrices", on ICI latency)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What a chip can do at most; from https://docs.cloud.google.com/tpu/docs/NAME, as in `CHIPS`."""
+    """Peak rates of a chip; from https://docs.cloud.google.com/tpu/docs/NAME, as in `CHIPS`."""
 
     flops: float
     """bfloat16 FLOP/s, a multiplication and an addition being two."""
@@ -29,7 +29,7 @@ class Chip:
     """Bytes/s that a chip sends over all its links at once: half of the bidirectional bandwidth; of v4, the pod's
     all-reduce bandwidth of 1.1 PB/s by its 4096 chips."""
     dimensions: int
-    """Of the torus; a chip has two links in each."""
+    """Dimensions of the torus; a chip has two links in each."""
     pod: int
     """Chips of the largest torus."""
 
@@ -51,12 +51,12 @@ class Topology(NamedTuple):
 
     @property
     def num_chips(self) -> int:
-        """Of the whole box."""
+        """Chips of the whole box."""
         return math.prod(self.shape)
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """By dimension, whether its ends are joined: in 2D where it is as long as a pod's, 16; in 3D everywhere, once
+        """Whether each dimension's ends are joined: in 2D where it is as long as a pod's, 16; in 3D everywhere, once
         the box is made of cubes of 4×4×4.
         """
         if self.chip.dimensions == 2:
@@ -86,7 +86,7 @@ def parse_topology(text: str) -> Topology:
 
 
 class Cost(NamedTuple):
-    """What a compiled program needs of each chip."""
+    """Operations and bytes that a compiled program needs of each chip."""
 
     flops: float
     bytes_accessed: float
@@ -109,7 +109,7 @@ class StepTime(NamedTuple):
 
 
 def step_time(topology: Topology, cost: Cost) -> StepTime:
-    """What the chips' peaks allow. A real step takes longer."""
+    """Time that the chips' peaks allow. A real step takes longer."""
     chip = topology.chip
     return StepTime(
         compute=cost.flops / chip.flops, memory=cost.bytes_accessed / chip.bandwidth, network=_network(topology, cost)

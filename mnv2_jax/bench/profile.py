@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the device's kernels by layer, the gaps between them and the copies from the host.
+"""Profile of a step: the device's kernels by layer, the gaps between them and the copies from the host.
 
 What `jax.profiler` records is read with JAX's own reader. On a GPU the kernels are the events on the streams; each is
 traced back to the layer that it computes by the name of its HLO instruction, whose metadata hold the path in the
@@ -53,7 +53,7 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What ran on the first device, in microseconds a step."""
+    """Times on the first device, in microseconds a step."""
 
     steps: int
     reason: str | None
@@ -70,9 +70,9 @@ class Profile:
     memcpy_us: float = 0.0
     """Copies between host and device, which may run beside kernels."""
     by_name_us: float = 0.0
-    """Of kernels whose layer is known by their own name only; see the module."""
+    """Time of kernels whose layer is known by their own name only; see the module."""
     graph_us: float = 0.0
-    """Of CUDA graphs that were recorded as one kernel each: what is in them, and its gaps, can't be seen."""
+    """Time of CUDA graphs that were recorded as one kernel each: their kernels and gaps can't be seen."""
 
     @property
     def gaps_us(self) -> float:
@@ -171,7 +171,7 @@ _MEMORY = {"memalloc_details", "memfree_details", "memory_residency_details"}
 
 
 def _gpu_events(plane: Any) -> Iterator[_Event]:
-    """What ran on the streams; other lines, as XLA Modules, XLA Ops or Steps, say the same again."""
+    """Events on the streams; other lines (XLA Modules, XLA Ops, Steps) repeat them."""
     for line in plane.lines:
         for event in line.events if line.name.startswith("Stream #") else ():
             stats = dict(event.stats)
@@ -361,6 +361,6 @@ def table(profile: Profile) -> str:
 
 
 def _cell(name: str) -> str:
-    """What fits into a table: the templates of a library's kernels are longer than a page."""
+    """Text cut to fit into a table: the templates of a library's kernels are longer than a page."""
     name = name.replace("|", "\\|")
     return name if len(name) <= 80 else f"{name[:60]}…{name[-19:]}"

@@ -56,7 +56,7 @@ from mnv2_jax.models.registry import Model, from_config, variable_shapes
 
 
 class Needs(NamedTuple):
-    """What a network needs an image; see the module for what is counted."""
+    """Operations and bytes that a network needs an image; the module says what is counted."""
 
     train_bytes: int
     """Every convolution one kernel with norm and activation in it, its two gradients one kernel."""
@@ -108,10 +108,10 @@ class _Layer:
     """A convolution, a product or a pooling."""
 
     taken_bytes: int
-    """Of the inputs that come from the image: not those of the kernel."""
+    """Bytes of the inputs that come from the image: not those of the kernel."""
     given_bytes: int
     value_bytes: int
-    """Of one value that it gives."""
+    """Bytes of one value of its output."""
     madds: int
     is_first: bool
     """Whether its input is the image."""
@@ -181,7 +181,7 @@ def _bytes(var: Any) -> int:
 # --- the device ---------------------------------------------------------------------------------------------
 
 _BUDGET_S = 0.6
-"""So long repeats are timed, whatever the compilation takes."""
+"""Seconds for which repeats are timed; compilation is not counted."""
 
 
 def measured_bandwidth() -> float:
@@ -228,7 +228,7 @@ def measured_rate(dtype: DTypeLike) -> float:
 
 
 def _median_s(turn: Callable[[], None]) -> float:
-    """Of a turn, after one that compiles; three at least."""
+    """Median seconds of a turn, after one that compiles; of three turns at least."""
     turn()
     seconds: list[float] = []
     while len(seconds) < 3 or sum(seconds) < _BUDGET_S:

@@ -28,7 +28,7 @@ NETWORKS: Mapping[str, str] = {
     "mobilenet_v4_hybrid_large": "mobilenetv4_hybrid_large",
     "resnet50": "resnet50",
 }
-"""What timm calls our networks, without the width."""
+"""Names of our networks in timm, without the width."""
 WARM_UP = 3
 """Steps before the clock: compilation, cuDNN's search, the optimiser's state."""
 
@@ -45,7 +45,7 @@ class Rival(NamedTuple):
     peak_bytes: Callable[[], int | None]
     """Most device memory that was in use since `build` ended, weights and optimiser included; None on the CPU."""
     facts: dict[str, Any]
-    """What ran, fit for JSON."""
+    """Facts about what ran, fit for JSON."""
 
 
 def build(settings: Config, *, what: Literal["train", "infer"], compiled: bool, params: int) -> Rival:
@@ -122,7 +122,7 @@ def build(settings: Config, *, what: Literal["train", "infer"], compiled: bool, 
 
 
 _OPERATORS: list[Any] = []
-"""What `import_timm` defines, which lasts as long as the object."""
+"""Operators that `import_timm` defines; they last as long as the object."""
 
 
 def import_timm() -> Any:
@@ -180,7 +180,7 @@ def check(settings: Config, what: Literal["train", "infer"]) -> None:
 
 
 def timm_name(model: ModelConfig) -> str:
-    """As timm has it, the width in percent behind: ``mobilenetv2_035``."""
+    """Name of the network in timm, with the width in percent: ``mobilenetv2_035``."""
     name = NETWORKS[model.name]
     is_whole = name == "resnet50" or (name.startswith("mobilenetv4") and model.width == 1)
     return name if is_whole else f"{name}_{round(100 * model.width):03d}"
@@ -336,7 +336,7 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
 
 
 def left_out(settings: Config) -> list[str]:
-    """What our train step also does and the rival's doesn't, to the rival's advantage."""
+    """Work of our train step that the rival's doesn't do, to the rival's advantage."""
     data, augment = settings.data, settings.augment
     does = {
         "shift": data.crop == "shift",
@@ -442,7 +442,7 @@ def optimizer(optim: OptimConfig, model: Any, lr: float) -> Any:
 
 
 def decayed_parameters(model: Any, decayed: str) -> list[Any]:
-    """As `training.optim.decay_mask`: LayerScale is a vector, but no norm."""
+    """Parameters with weight decay, as in `training.optim.decay_mask`: LayerScale is a vector, but no norm."""
     import torch
 
     norms = {
@@ -476,7 +476,7 @@ def _sgd(optim: OptimConfig, groups: _Groups, lr: float) -> Any:
 
 
 def _rmsprop(optim: OptimConfig, groups: _Groups, lr: float) -> Any:
-    """Where the mean square begins (`rms_init`) costs nothing, so either library's start will do."""
+    """RMSProp of the rival. The start of the mean square (`rms_init`) costs no time, so either library's will do."""
     import torch
     from timm.optim import RMSpropTF
 

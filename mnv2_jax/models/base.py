@@ -1,4 +1,4 @@
-"""What a model is: pure functions over plain dicts of arrays."""
+"""The protocol of a model: pure functions over plain dicts of arrays."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """As a config names it."""
+        """Name of the network in a config."""
 
     @property
     def options(self) -> ModelConfig:
-        """What `tasks.base.Kind.model` makes it of, besides norms and the number of classes."""
+        """Options from which `tasks.base.Kind.model` makes it, besides norms and the number of classes."""
 
     @property
     def norm(self) -> NormConfig:
-        """Of which its norms are made."""
+        """Options of its norms."""
 
     @property
     def num_classes(self) -> int:
@@ -32,7 +32,7 @@ class Model(Protocol):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What has parameters, in order; the branches of a part x are named x and x_norm."""
+        """Names of the parts that have parameters, in order; the branches of a part x are named x and x_norm."""
 
     @property
     def head_parts(self) -> tuple[str, ...]:

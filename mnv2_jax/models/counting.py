@@ -23,14 +23,14 @@ class Layer:
     name: str
     """Its path in the parameters, as ``block_1/depthwise``."""
     output_shape: tuple[int, ...] | None
-    """Of its convolution or product at batch 1, [h, w, c] or [k]; None for a layer without one."""
+    """Shape [h, w, c] or [k] of the output of its convolution or product at batch 1; None for a layer without one."""
     params: int
     madds: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a network costs at a resolution.
+    """Cost of a network at a resolution.
 
     params counts trainable values: kernels, biases, and the scales and biases of norms, not running statistics. madds
     counts the multiply-accumulates of convolutions and dense layers in inference at batch 1; one is two FLOPs.
@@ -125,7 +125,7 @@ def branch_that_runs(eqn: Any) -> core.Jaxpr:
 
 
 def jaxprs_in(eqn: Any) -> list[core.Jaxpr]:
-    """What an equation calls."""
+    """The jaxprs that an equation calls."""
     found: list[Any] = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
     return [getattr(value, "jaxpr", value) for value in found if _is_jaxpr(value)]
 

@@ -1,4 +1,4 @@
-"""What a network costs and what others have made of it, in one record."""
+"""Cost of a network and its published accuracies, in one record."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _RIGHT = ("width", "depth", "px", "top-1", "top-5")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What is known of a network; printed, a table."""
+    """Facts about a network; printed, a table."""
 
     name: str
     options: Mapping[str, Any]
-    """As given to `model_info`; read-only."""
+    """Options given to `model_info`; read-only."""
     resolution: int
-    """What it was published for, in pixels."""
+    """Resolution that it was published for, in pixels."""
     params: int
     """Trainable values, with 1000 classes."""
     madds: int

@@ -22,7 +22,7 @@ class Row:
 
     kernel_size: int
     expanded_channels: int
-    """Of the depthwise convolution."""
+    """Channels of the depthwise convolution."""
     channels: int
     squeeze_excite: bool
     activation: Activation
@@ -113,7 +113,7 @@ def minimalistic(table: Table) -> Table:
 
 
 class WidthRule(NamedTuple):
-    """What becomes of a width, apart from the outputs of the blocks, which it always multiplies."""
+    """Effect of a width on stem, expanded channels and head. The outputs of blocks are always multiplied."""
 
     stem: Callable[[float], float]
     """The width of the stem."""
@@ -145,7 +145,7 @@ WIDTH_RULES = {
     "fixed_stem_head": WidthRule(stem=_fixed, expanded="ratio", head="number", dense=_fixed),  # timm below 0.75
     "keras": WidthRule(stem=_fixed, expanded="ratio", head="ratio", dense=_grown),
 }
-"""By `config.ModelConfig.width_rule`. At a width of 1 all are the same network, and standard and keras at 0.75, too."""
+"""Rules by `config.ModelConfig.width_rule`. At width 1 all are the same network; at 0.75 standard and keras are."""
 
 
 def plan(model: ModelConfig, table: Table) -> Plan:

@@ -41,7 +41,7 @@ class Block:
     options: FrozenDict[str, Any]
     """Its attributes but ``layers``, ``stride`` and ``dilation``, which the network gives."""
     stride: int
-    """As published: 1 or 2."""
+    """Published stride: 1 or 2."""
     stage: int
     """Which stage of the family's table it belongs to, from 0."""
 
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where the map stands after some part of the network."""
+    """Size and dilation of the map after some part of the network."""
 
     stride: int
     dilation: int
@@ -123,7 +123,7 @@ DROP_PATH_RULES: Mapping[str, Callable[[Plan, int], float]] = {
     "timm": _timm,
     "tf_model_garden": _garden,
 }
-"""By `config.ModelConfig.drop_path_rule`: the share of `drop_path` that a block has, counted from 1."""
+"""Share of `drop_path` that a block (counted from 1) has, by `config.ModelConfig.drop_path_rule`."""
 
 
 def part_of(name: str) -> str:
@@ -153,12 +153,12 @@ class Network(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """What is built."""
+        """Stem, blocks and head of the network."""
         return self.plan_of(self.model)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What has parameters, in order; those of a part x are named x and x_norm."""
+        """Names of the parts that have parameters, in order; those of a part x are named x and x_norm."""
         plan = self.plan
         blocks = (f"block_{i}" for i in range(1, len(plan.blocks) + 1))
         return ("stem", *blocks, *(["head"] if plan.head else []), *(["hidden"] if plan.hidden else []), "classifier")

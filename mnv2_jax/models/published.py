@@ -1,4 +1,4 @@
-"""What others report for these networks on ImageNet: numbers to hold one's own against.
+"""Accuracies that others report for these networks on ImageNet, to compare one's own with.
 
 The rows of `published.json` were copied from papers, from the READMEs of TF-slim, CoreNet, d-li14 and mmpretrain, from
 the model cards of torchvision and Keras and from timm's results table; `source` says which, and at what commit.

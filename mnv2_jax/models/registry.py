@@ -202,7 +202,7 @@ class Model:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What has parameters, in order; those of a part x are named x and x_norm."""
+        """Names of the parts that have parameters, in order; those of a part x are named x and x_norm."""
         return self.module.parts
 
     @property

@@ -43,7 +43,7 @@ def _whole(y: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What all blocks of a network are made of, with the network's options bound."""
+    """Factories of the layers that all blocks of a network share, with the network's options bound."""
 
     conv: Callable[..., nn.Module]
     """`nn.conv.Conv`."""
@@ -56,7 +56,7 @@ class Layers:
     inits: Initializers
     """`conv` and `depthwise` have theirs where a block gives no other."""
     branch: Callable[[Array], Array] = _whole
-    """What is done to the branch of a residual block before it is added; see `drop_path`."""
+    """Function applied to the branch of a residual block before it is added; see `drop_path`."""
 
     def residual(self, x: Array, y: Array, stride: int) -> Array:
         """``y``, with the block's input added where it has the same shape."""

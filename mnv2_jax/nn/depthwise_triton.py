@@ -80,7 +80,7 @@ PLANS = {
     "narrow": Plan(warps=4, sums=50, columns=2, ahead=2, programs=528),
     "persistent": Plan(warps=16, sums=50, columns=2, ahead=2, programs=132),
 }
-"""What limits this gradient is how much is being loaded at a time: an H100's processor needs about 30 KB on their way.
+"""This gradient is limited by how much is being loaded at a time: an H100's processor needs about 30 KB on their way.
 
 - ``wide``: the largest loads. Sums take so many registers (153 for a kernel of 3×3) that 12 warps fit a processor, each
   with a row ahead: 12 KB. Eight programs for each of the 132 processors.
@@ -112,14 +112,14 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of_value(cls, size: int, kernel: int, window: Window) -> _Axis:
-        """Of an axis of the output, from the input's, whose size is given."""
+        """Geometry of an axis of the output, from an input axis of the given size."""
         before, _ = window.pad(size, kernel)
         taps = tuple((r, r * window.dilation - before) for r in range(kernel))
         return cls(window.outputs(size, kernel), size, window.stride, (taps,))
 
     @classmethod
     def of_gradient(cls, size: int, kernel: int, window: Window) -> _Axis:
-        """Of an axis of the input's gradient, whose size is given, from the output's."""
+        """Geometry of an axis of the input's gradient, which has the given size, from the output's."""
         before, _ = window.pad(size, kernel)
 
         def taps(phase: int) -> Iterator[tuple[int, int]]:
@@ -155,7 +155,7 @@ def _divided(number: Array, by: int) -> tuple[Array, Array]:
 
 
 def _load(ref: Ref, index: tuple[Array | int, ...], conditions: list[Array], shape: tuple[int, int]) -> Array:
-    """What lies at the index; zeros where a condition doesn't hold: the padding."""
+    """Loads the values at an index, and zeros (the padding) where a condition doesn't hold."""
     mask = _all(conditions, shape)
     return plgpu.load(ref.at[index], mask=mask, other=None if mask is None else 0)
 

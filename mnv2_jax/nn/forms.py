@@ -248,7 +248,7 @@ _TRITON_FROM = 8.0
 
 
 def fastest(compute_capability: float | None, dtype: str) -> Forms:
-    """What training takes.
+    """The forms that training takes.
 
     Args:
       compute_capability: an NVIDIA GPU's, as 9.0; None: another device.

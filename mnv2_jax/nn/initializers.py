@@ -24,11 +24,11 @@ def _zeros(channels_in: int) -> Initializer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionInitializers:
-    """Of `nn.blocks.MobileAttention`: kernels [1, 1, i, o], and [r, s, 1, c] of the depthwise convolutions."""
+    """Initializers of `nn.blocks.MobileAttention`: kernels [1, 1, i, o], and [r, s, 1, c] of depthwise convolutions."""
 
     query: Initializer
     shared: Initializer
-    """Of keys and values."""
+    """Initializer of the keys and of the values, which all heads share."""
     output: Initializer
     depthwise: Initializer
 
@@ -55,7 +55,7 @@ class Initializers:
     classifier_bias: Callable[[int], Initializer] = _zeros
     """Biases [k] of so many channels."""
     attention: Callable[[int, int], AttentionInitializers] | None = None
-    """By the number of heads and the stride of keys and values; None: as `conv` and `depthwise`."""
+    """Makes them from the number of heads and the stride of keys and values; None: `conv` and `depthwise` are used."""
 
     def of_attention(self, heads: int, kv_stride: int) -> AttentionInitializers:
         """See `attention`."""
@@ -166,4 +166,4 @@ INITS: Mapping[str, Initializers] = {
         attention=_garden_attention,
     ),
 }
-"""By `config.ModelConfig.init`."""
+"""Initializers by `config.ModelConfig.init`."""

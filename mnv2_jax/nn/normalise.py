@@ -22,14 +22,14 @@ from mnv2_jax.types import Array
 
 
 class Normalised(NamedTuple):
-    """What `normalise_groups` gives."""
+    """Result of `normalise_groups`."""
 
     y: Float[Array, "b *space c"]
-    """Of the type of x."""
+    """Normalised and activated map, of the type of x."""
     mean: Float[Array, "g c"]
-    """Of each group, float32 at least."""
+    """Mean of each group, float32 at least."""
     var: Float[Array, "g c"]
-    """Likewise, divided by the number of values."""
+    """Variance of each group, divided by the number of values; float32 at least."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -131,9 +131,9 @@ class Sums(NamedTuple):
     """Ways to sum over space."""
 
     moments: Callable[[Array], TwoSums]
-    """Of x: Σx and Σx²."""
+    """Gives Σx and Σx² of x."""
     of_gradient: Callable[[Array, Array, Array, Array, Activation | None], TwoSums]
-    """Of the arguments of `of_activation`: Σdz and Σdz x."""
+    """Gives Σdz and Σdz x, from the arguments of `of_activation`."""
 
 
 def _together(*terms: Array) -> Sequence[Array]:
@@ -173,7 +173,7 @@ SUMS: Mapping[str, Sums] = {
     "written": Sums(_moments, _of_gradient),
     "triton": Sums(_triton_moments, _triton_of_gradient),
 }
-"""By the names of `forms.NormForm`."""
+"""Ways to sum by the names of `forms.NormForm`."""
 
 
 def _over_images(of_images: Array, group_size: int) -> Array:

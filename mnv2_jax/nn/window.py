@@ -31,7 +31,7 @@ class Window(NamedTuple):
         return total // 2, total - total // 2
 
     def outputs(self, size: int, kernel: int) -> int:
-        """What remains of an axis."""
+        """Size of the output of an axis."""
         return (size + sum(self.pad(size, kernel)) - self.dilation * (kernel - 1) - 1) // self.stride + 1
 
     def pads(self, x: Array, kernel: Array) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from mnv2_jax.types import Array, PyTree
 
 NUM_CALIBRATION_BINS = 15
-"""Of equal width, as in Guo et al., arXiv:1706.04599, section 3."""
+"""Number of bins of equal width in `ece`, as in Guo et al., arXiv:1706.04599, section 3."""
 
 
 NO_ANSWER = -1
@@ -34,7 +34,7 @@ def predictions(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
 def classification_sums(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], losses: Float[Array, " b"], mask: Bool[Array, " b"]
 ) -> dict[str, Array]:
-    """What a batch adds to each metric; rows whose mask is False add nothing, whatever stands in them.
+    """Sums that a batch adds to each metric; rows whose mask is False add nothing, whatever stands in them.
 
     Returns:
       loss: float []; count, top5: int32 []; confusion: int32 [k, k + 1], rows are true classes, the last column is

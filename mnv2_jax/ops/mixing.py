@@ -17,13 +17,13 @@ from mnv2_jax.types import Array, Key
 
 
 class Targets(NamedTuple):
-    """What the images of a training batch are of."""
+    """Class labels of the images of a training batch, mixed or not."""
 
     labels: Int[Array, " b"]
     partners: Int[Array, " b"] | None = None
     """Labels of the images that were mixed in; None where nothing is ever mixed."""
     share: Float[Array, ""] | None = None
-    """Of ``labels``, from 0 to 1; the rest is that of ``partners``."""
+    """Share of ``labels``, from 0 to 1; the rest belongs to ``partners``."""
 
     @property
     def larger(self) -> Int[Array, " b"]:

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from mnv2_jax.types import Array, Key
 
 STREAMS = {"init": 0, "step": 1, "augment": 2}
-"""What a seed is used for; each has keys of its own."""
+"""Purposes that a seed is used for; each has keys of its own."""
 
 
 def stream_key(seed: int | Array, stream: str) -> Key:

@@ -10,16 +10,16 @@ from typing import Literal, NamedTuple
 from mnv2_jax.errors import UserError
 
 PORT = "8482"
-"""Of the coordinator, unless JAX_COORDINATOR_PORT says another; JAX's own choice on TPUs."""
+"""Port of the coordinator, unless JAX_COORDINATOR_PORT names another; JAX's own choice on TPUs."""
 
 _OF_A_SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 class Cluster(NamedTuple):
-    """Who takes part; the names are those of `jax.distributed.initialize`."""
+    """The processes that take part; the names are those of `jax.distributed.initialize`."""
 
     coordinator_address: str | None = None
-    """Of process 0, as HOST:PORT."""
+    """Address of process 0, as HOST:PORT."""
     num_processes: int | None = None
     process_id: int | None = None
     local_device_ids: list[int] | None = None
@@ -27,7 +27,7 @@ class Cluster(NamedTuple):
 
 
 def find(flags: Cluster, environment: Mapping[str, str]) -> Cluster | Literal["alone", "ask JAX"]:
-    """Who takes part by the flags or SLURM's variables; otherwise whether JAX is to look for TPUs, Kubernetes and MPI.
+    """Finds the processes by flags or SLURM's variables, or else says whether JAX is to look (TPUs, Kubernetes, MPI).
 
     Raises:
       UserError: if flags aren't whole, or variables can't be used.

@@ -81,7 +81,7 @@ def _note_once(text: str) -> None:
 
 
 def _report_unraisable(event: sys.UnraisableHookArgs) -> None:
-    """As Python's own hook, but for what tensorstore reports once an array when another's error has ended a checkpoint.
+    """Does what Python's own hook does, but drops tensorstore's reports, one an array, of a checkpoint that failed.
 
     That error is raised by `Checkpoints`; these would be printed across it.
     """

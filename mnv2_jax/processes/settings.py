@@ -16,7 +16,7 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def settings() -> dict[str, Any]:
-    """What outside the config changes numbers, by the variable that sets it; JAX's as they hold now."""
+    """Settings outside the config that change numbers, by the variable that sets them; JAX's as they hold now."""
     known = jax.config.values  # what a later JAX has no more can't differ
     of_jax = {name: name.lower() for name in (*_OF_DRAWS, *_OF_ROUNDING) if name.lower() in known}
     # Those that a context manager can set for a while are attributes, the others not.
@@ -25,7 +25,7 @@ def settings() -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between the `settings` of two sessions, as ``NAME: before -> now``, of what both say.
+    """Differences between the `settings` of two sessions, as ``NAME: before -> now``, of names that both have.
 
     Returns:
       What changes the random numbers, and what changes how numbers are rounded. Numbers of devices do neither.

@@ -45,12 +45,12 @@ from mnv2_jax.types import PyTree
 
 _FAILED, _SEEN = "mnv2_jax/failed", "mnv2_jax/seen/"
 _FOR_EVER_S = 30 * 24 * 3600.0
-"""`exchange` leaves it to the supervisor to lose patience."""
+"""`exchange` waits without a limit of its own: the supervisor ends a process that waits too long."""
 _WATCH_EVERY_S, _FAREWELL_S, _PORT_S = 1.0, 3.0, 10.0
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
-"""Of what XLA says, these have nothing to do with another process."""
+"""Messages of XLA that have nothing to do with another process."""
 _NO_BACKEND, _OF_PEERS = "Unable to initialize backend", ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED")
-"""What XLA says of devices that aren't there, and, in the same words, of peers."""
+"""Messages of XLA about devices that aren't there, and, in the same words, about peers."""
 _AGREED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -167,7 +167,7 @@ def check_compiles() -> None:
 
 
 def _no_devices(error: Exception) -> UserError:
-    """What to say of devices that JAX was told to use and can't."""
+    """Error line for devices that JAX was told to use and can't."""
     reason = f" ({_first_line(error).partition(' (set JAX_PLATFORMS')[0]})" if str(error) else ""
     for name in ("jax_platforms", "jax_platform_name"):
         if asked := jax.config.values[name]:
@@ -180,7 +180,7 @@ def _no_devices(error: Exception) -> UserError:
 
 
 def _platforms() -> list[str]:
-    """What JAX finds by itself, as JAX_PLATFORMS has it."""
+    """Platforms that JAX finds by itself, in the form of JAX_PLATFORMS."""
     if importlib.util.find_spec("libtpu") is not None:  # which looks for a TPU for minutes where there is none
         return ["cpu"]
     try:
@@ -228,7 +228,7 @@ _exchanges = itertools.count()
 
 
 def exchange(facts: Any, timeout_s: float = _FOR_EVER_S) -> list[Any]:
-    """What each process has to say (JSON), in their order. All must call it, in the same order of calls.
+    """Gathers a JSON value from each process, in their order. All must call it, in the same order of calls.
 
     Raises:
       FaultError: if not all came in time.
@@ -254,7 +254,7 @@ def exchange(facts: Any, timeout_s: float = _FOR_EVER_S) -> list[Any]:
 
 
 def from_first(facts: Any) -> Any:
-    """What process 0 says (JSON); the others' is not looked at."""
+    """Gives the JSON value of process 0 to all; the others' values are not looked at."""
     return exchange(facts if is_first() else None)[0]
 
 
@@ -287,7 +287,7 @@ def _short(text: str) -> str:
 
 
 def _software() -> dict[str, Any]:
-    """What must be the same before anything is compiled: our code, the libraries, the devices."""
+    """Code, libraries and devices, which must be the same in all processes before anything is compiled."""
     root, code = pathlib.Path(mnv2_jax.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())

@@ -66,7 +66,7 @@ RECIPES: Mapping[str, Recipe] = {
     "scratch": SCRATCH,
     "finetune": FINETUNE,
 }
-"""By the names of the file of facts; `paper` is MobileNetV2's."""
+"""Recipes by the names in the tests' file of facts; `paper` is MobileNetV2's."""
 
 REFUSED: Mapping[str, str] = {
     "paper_v1": "the paper gives no learning rate, batch size or epochs; the nearest that runs: tfmg_v1",
@@ -82,7 +82,7 @@ REFUSED: Mapping[str, str] = {
 
 
 def resolve(name: str, model: str, width: float) -> Tree:
-    """What a recipe says for a network.
+    """Values that a recipe gives a network.
 
     Args:
       name: a key of `RECIPES`.

@@ -1,4 +1,4 @@
-"""What a recipe is made of."""
+"""Pieces that recipes are made of."""
 
 from __future__ import annotations
 

@@ -55,9 +55,9 @@ class Panel(NamedTuple):
     """In metrics.jsonl."""
     splits: tuple[str, ...]
     form: str
-    """Of a number on its axis."""
+    """Format of a number on its axis."""
     scale: float = 1
-    """What the log's values are multiplied by."""
+    """Factor by which the log's values are multiplied."""
 
 
 _LOSS = Panel("Loss", "loss", ("train", "eval"), "{:g}")

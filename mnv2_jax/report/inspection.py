@@ -1,4 +1,4 @@
-"""What lies in a folder of images, on one page with some pictures of each class."""
+"""Page on a folder of images, with some pictures of each class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mnv2_jax.report.page import picture, whole_page
 from mnv2_jax.report.words import number, table, text
 
 _ROWS = 50
-"""So many of a table are on the page, and behind a click up to the other number."""
+"""Rows of a table that are shown at once, and that are on the page at most, behind a click."""
 _MOST_ROWS = 2000
 
 

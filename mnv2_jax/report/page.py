@@ -26,11 +26,11 @@ NAME = "report.html"
 _SHOWN = 50
 
 Facts: TypeAlias = Mapping[str, Any]
-"""What a JSON file of a run folder holds."""
+"""Content of a JSON file of a run folder."""
 
 
 Written: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
-"""By the name of a scalar: what it is called, and how it is written as HTML."""
+"""Label and HTML format of each scalar, by its name."""
 
 
 def _no_sentences(summary: Facts, dataset: Facts) -> Sequence[str]:
@@ -49,7 +49,7 @@ def _no_sections(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str])
 
 
 class Page(NamedTuple):
-    """What a task has on the page besides what all have."""
+    """Parts of the page that a task adds."""
 
     lead: Callable[[Facts, Facts], Sequence[str]] = _no_sentences
     """From summary.json and dataset.json to sentences, HTML: what was reached."""
@@ -138,16 +138,16 @@ class _Found(NamedTuple):
     path: pathlib.Path
     facts: Facts
     name: str
-    """Of its split, and of its data where they aren't the run's."""
+    """Name of its split, and of its data where they aren't the run's."""
 
     @property
     def place(self) -> str:
-        """Where it stands on the page."""
+        """Anchor of its section on the page."""
         return text(self.path.stem)
 
 
 _WHICH = ("split", "step", "resolution", "data")
-"""By these an evaluation is another one."""
+"""Keys in which two evaluations differ if they aren't of the same thing."""
 
 
 def _read(path: pathlib.Path) -> Facts:
@@ -177,7 +177,7 @@ def _is_same(one: Facts, other: Facts) -> bool:
 
 
 def _so_far(metrics: Sequence[Facts]) -> Facts:
-    """What a summary would say of a run that isn't finished, as far as the log knows."""
+    """Summary of a run that isn't finished, as far as its log goes."""
     evaluations = [line for line in metrics if line["split"] == "eval"]
     if not metrics:
         return {}
@@ -223,7 +223,7 @@ _LOGGED = ("step", "split", "seconds", "score")
 
 
 def _tiles(page: Page, summary: Facts, dataset: Facts) -> str:
-    """What is known of a run; what isn't has no tile."""
+    """Tiles of a run's facts; a fact that isn't known has none."""
     scores = {key: value for key, value in summary.get("eval", {}).items() if key not in _LOGGED}
     run: Written = {
         "params": ("parameters", short),
@@ -266,7 +266,7 @@ def _overview(page: Page, evaluations: Sequence[_Found], dataset: Facts) -> str:
 
 
 def _evaluation(page: Page, found: _Found, dataset: Facts) -> str:
-    """What an evaluation came to: its heading, and what its task has to say."""
+    """Section of an evaluation: its heading, and its task's parts."""
     facts, skipped = found.facts, found.facts.get("skipped", ())
     notes = [f"At step {number(facts.get('step'))}"]
     notes += [f"at {facts['resolution']} px"] if "resolution" in facts else []
@@ -293,7 +293,7 @@ def _skipped(summary: Facts, lines: Sequence[str]) -> str:
 
 
 def _config(config: Mapping[str, Any]) -> str:
-    """What isn't the default, and below it what is."""
+    """Settings that aren't the defaults, and below them those that are."""
     if not config:
         return ""
     defaults, flat = jsonable(config_lib.flatten(config_lib.to_dict(config_lib.Config()))), config_lib.flatten(config)
@@ -308,7 +308,7 @@ def _config(config: Mapping[str, Any]) -> str:
 
 
 def _provenance(provenance: Facts, evaluations: Sequence[_Found]) -> str:
-    """Of the sessions of the training, and of the evaluations that came later."""
+    """Provenance of the training's sessions and of later evaluations."""
     named = [("Session", session) for session in provenance.get("sessions", [])]
     named += [(f"Evaluation on {it.name}", it.facts["provenance"]) for it in evaluations if "provenance" in it.facts]
     parts = []

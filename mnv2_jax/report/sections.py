@@ -1,4 +1,4 @@
-"""What an evaluation of a classification has on the page."""
+"""Sections of the page on an evaluation of a classification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED_CLASSES, _LABELLED_CLASSES = 30, 128
 """Up to so many the confusion matrix is a table of numbers; a table of shades, with the numbers a hover away; beyond
 that it is a picture."""
 _WIDTH_REM = 47
-"""Of a page, without the names of the rows."""
+"""Width of a page without the names of the rows."""
 _WORST_CLASSES, _PAIRS, _MORE_PAIRS = 20, 10, 200
 _ABSENT_CLASSES = 5
 _FEW_CLASSES = 10
@@ -32,7 +32,7 @@ def has_top5(num_classes: int) -> bool:
 
 
 def _lead(summary: Facts, dataset: Facts) -> list[str]:
-    """What was reached on how many images, and how sure so many images can make us."""
+    """Sentence with the accuracy, the number of images, and the interval that so many images allow."""
     best, sentences = summary.get("best", {}), _accuracy(summary.get("eval", {}), dataset)
     if best and best["step"] != summary.get("steps"):
         sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['top1'])}.")
@@ -148,7 +148,7 @@ class _Pair(NamedTuple):
     predicted: str
     images: int
     share: float
-    """Of the images of the true class."""
+    """Share of the images of the true class."""
 
 
 def _pair(confusion: np.ndarray, names: Sequence[str], true: int, predicted: int) -> _Pair:

@@ -15,17 +15,17 @@ def text(value: Any) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """As ``97.22 %``; a dash for None."""
+    """A share written as ``97.22 %``; a dash for None."""
     return "–" if fraction is None else f"{100 * fraction:.2f}\N{NO-BREAK SPACE}%"
 
 
 def number(value: float | None, form: str = ",.0f") -> str:
-    """By a format; a dash for None."""
+    """A number written by a format; a dash for None."""
     return "–" if value is None else format(value, form)
 
 
 def short(value: float | None) -> str:
-    """As ``2.24 M``, with the exact number a hover away."""
+    """A number written as ``2.24 M``, with the exact number a hover away."""
     if value is None:
         return "–"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -35,7 +35,7 @@ def short(value: float | None) -> str:
 
 
 def place(path: str) -> str:
-    """Where an image lies: the end of its path, with the whole a hover away, and a link where the file is here."""
+    """End of the path of an image, with the whole a hover away, and a link where the file is here."""
     short = f'<span title="{text(path)}">{text("/".join(pathlib.PurePath(path).parts[-2:]))}</span>'
     is_here = os.path.isabs(path) and os.path.isfile(path)
     return f'<a href="{text(pathlib.Path(path).as_uri())}">{short}</a>' if is_here else short

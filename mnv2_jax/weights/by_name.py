@@ -185,7 +185,7 @@ def to_timm(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def timm_options(weights: Weights) -> dict[str, Any]:
-    """What ``timm.create_model`` is to be called with besides the name, for the same outputs."""
+    """Arguments of ``timm.create_model`` besides the name, for the same outputs."""
     own, norm = weights.model.options, weights.model.norm
     options: dict[str, Any] = {"num_classes": weights.model.num_classes}
     if own.name != "resnet50":
@@ -202,6 +202,6 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _name(table: Mapping[str, str], layer: str, leaf: str) -> str:
-    """Of the library's tensor; ours where the library has no such layer."""
+    """Name of the library's tensor; ours where the library has no such layer."""
     is_layer_scale = layer.endswith("layer_scale")
     return f"{table.get(layer, layer)}.{'gamma' if is_layer_scale else names.LEAVES[leaf]}"

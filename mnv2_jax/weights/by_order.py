@@ -24,7 +24,7 @@ _PADDINGS: Mapping[str, Mapping[str, Padding]] = {
     "keras_v1": {"conv": "same", "depthwise": "trailing"},
     "same": {"conv": "same", "depthwise": "same"},
 }
-"""Of layers with a stride, by ``padding`` and kind; a file whose zeros fit several has the first."""
+"""Zeros around layers with a stride, by ``padding`` and kind; a file whose zeros fit several has the first."""
 _LINEAR = ("project", "start_depthwise")
 _SQUEEZE_EXCITE = {"squeeze_excite/reduce": "relu", "squeeze_excite/expand": "hard_sigmoid"}
 _RELUS = ("relu", "relu6")
@@ -220,7 +220,7 @@ def _activation(
 
 
 def _activation_of(ours: str, plan: Plan) -> str | None:
-    """What follows a layer of ours."""
+    """Activation that follows a layer of ours."""
     block, _, layer = ours.partition("/")
     if not layer:
         return plan.act

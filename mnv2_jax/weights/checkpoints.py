@@ -153,7 +153,7 @@ def nameless_averages(loaded: Mapping[Any, Any], networks: list[Network], tensor
 
 
 def architectures_said(loaded: Mapping[Any, Any]) -> tuple[str, ...]:
-    """What a checkpoint says of its architecture, its top first: texts behind keys as ``arch`` and ``args.model``."""
+    """Names of the architecture in a checkpoint, its top first: texts behind keys like ``arch`` and ``args.model``."""
     texts = []
     for _, mapping in _mappings(loaded):
         for key, value in mapping.items():
@@ -185,7 +185,7 @@ def _has_tensors(mapping: Mapping[Any, Any], tensor: type[Any]) -> bool:
 
 
 def _prefixes(names: Iterable[str]) -> dict[str, Anchor]:
-    """What stands before the names of each network, and what it is known by."""
+    """Prefixes of the names of each network, with the library that they are known by."""
     found: dict[str, Anchor] = {}
     ends = tuple(anchor.name for anchor in ANCHORS)
     for name in sorted((name for name in names if name.endswith(ends)), key=lambda name: name.count(".")):

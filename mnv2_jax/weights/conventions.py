@@ -1,4 +1,4 @@
-"""What a library does and its files of weights don't say: padding, epsilon, momentum, how images are prepared."""
+"""Conventions of libraries that their files don't state: padding, epsilon, momentum, how images are prepared."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Padding = Literal["same", "symmetric", "keras_v1"]
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What a library does and its files don't say."""
+    """Conventions of a library that its files don't state."""
 
     padding: Padding
     epsilon: float
     decay: float
-    """Of the running statistics: 1 - PyTorch's momentum."""
+    """Decay of the running statistics: 1 - PyTorch's momentum."""
     normalisation: tuple[float, float] | None = None
     """Mean and deviation of all channels; None: ImageNet's."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
@@ -32,7 +32,7 @@ WIDTH_RULES: Mapping[tuple[str, str], str] = {
     ("corenet", "mobilenet_v2"): "corenet",
     ("keras", "mobilenet_v3"): "keras",
 }
-"""By source and family; standard elsewhere."""
+"""Width rules by source and family; standard elsewhere."""
 HALF = (0.5, 0.5)
 """Pixels run from -1 to 1."""
 CONVENTIONS: Mapping[tuple[str, str], Convention] = {
@@ -62,4 +62,4 @@ CONVENTIONS: Mapping[tuple[str, str], Convention] = {
     ("tflite", "mobilenet_v2"): Convention("same", 1e-3, 0.997, HALF, antialias=False),
     ("tflite", "mobilenet_v3"): Convention("same", 1e-3, 0.997, HALF, antialias=False),
 }
-"""By source and family."""
+"""Conventions by source and family."""

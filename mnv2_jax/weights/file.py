@@ -28,7 +28,7 @@ from mnv2_jax.registry import TASKS
 from mnv2_jax.types import Variables
 
 _KEY = "mnv2_jax"
-"""Of the metadata; a safetensors file without it is another library's."""
+"""Key of the metadata; a safetensors file without it is another library's."""
 _VERSION = 1
 _MOST_NAMED = 12
 _TEXTS = ("labels", "class_ids", "notes")
@@ -49,23 +49,23 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """What goes with weights."""
+    """Facts that go with weights."""
 
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
-    """Of the logits, in their order, as people say them; empty where nobody knows."""
+    """Names of the classes in logit order; empty where they aren't known."""
     class_ids: tuple[str, ...] = ()
-    """As folders of images are called, where that differs: ImageNet's n01440764."""
+    """Names of the classes' folders, where they differ from `labels`, such as ImageNet's n01440764."""
     task: str = Config.task
-    """What their outputs are, by `config.Config.task`."""
+    """Task that they were trained for, as in `config.Config.task`."""
     source: str = "mnv2_jax"
-    """Whose weights they were."""
+    """Library or run that they come from."""
     notes: tuple[str, ...] = ()
-    """What was done to them, a sentence each."""
+    """Changes made to them, a sentence each."""
 
 
 class Weights(NamedTuple):
-    """What `load_weights` gives."""
+    """Result of `load_weights`."""
 
     model: Model
     variables: Variables

@@ -37,20 +37,20 @@ class Fetched:
 
     path: pathlib.Path
     source: Source
-    """Whose layer names and padding; timm_tf: timm's names, TensorFlow's padding and epsilon."""
+    """Library whose layer names and padding they have; timm_tf: timm's names, TensorFlow's padding and epsilon."""
     model: Mapping[str, Any]
     """Arguments of `models.registry.create_model`, `name` among them; defaults are left out."""
     preprocessing: Mapping[str, Any] | None
     """Fields of `config.DataConfig` of the published evaluation; None where the publisher doesn't say."""
     labels: tuple[str, ...] = ()
-    """Of the classes, in their order, as `weights.file.WeightsInfo` has them, and so the next; empty: not said."""
+    """Names of the classes, as in `weights.file.WeightsInfo`, and so the next; empty: not stated."""
     class_ids: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Timm:
     tag: str | None
-    """Of the weights that timm itself takes by default; None: it has the network but no weights."""
+    """Tag of the weights that timm takes by default; None: it has the network but no weights."""
     model: Mapping[str, Any]
 
 
@@ -65,7 +65,7 @@ class _Torchvision:
 
 _FILE = pathlib.Path(__file__).with_name("published_weights.json")
 _LIST = json.loads(_FILE.read_text(encoding="utf-8"))
-"""What was there to be had on its date. Below 0.75 timm doesn't scale V3's stem (fixed_stem_head); TF-slim would."""
+"""Weights that existed on its date. Below 0.75 timm doesn't scale V3's stem (fixed_stem_head); TF-slim would."""
 DATE: str = _LIST["date"]
 TIMM = {name: _Timm(**entry) for name, entry in _LIST["timm"].items()}
 TORCHVISION_URL = "https://download.pytorch.org/models/"
@@ -103,7 +103,7 @@ def is_tensorflow(architecture: str) -> bool:
 
 
 def named(architecture: str, source: str, path: pathlib.Path) -> Fetched | None:
-    """What the name of its architecture says of a file.
+    """Model and options that the name of its architecture gives a file.
 
     Args:
       architecture: as people write it: ``tf_mobilenetv3_small_100``, ``hf-hub:timm/mobilenetv2_140.ra_in1k``.
@@ -158,7 +158,7 @@ def _fetch_timm(name: str, architecture: str, tag: str) -> Fetched:
 
 
 def beside(path: pathlib.Path) -> Fetched | None:
-    """What the ``config.json`` in its folder says of a file of timm's weights, as `fetch` would by their name.
+    """Facts of a file of timm's weights from the ``config.json`` beside it, as `fetch` gives by name.
 
     Which network it is, whether with TensorFlow's padding, and its preprocessing: the weights don't say it themselves.
 
@@ -192,7 +192,7 @@ def _of_timm(path: pathlib.Path, architecture: str, config: Mapping[str, Any], w
 
 
 def _timm_classes(config: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    """What a timm ``config.json`` calls the classes, as fields of `Fetched`; empty if it doesn't say.
+    """Names of the classes in a timm ``config.json``, as fields of `Fetched`; empty if it has none.
 
     Its ``label_names`` are a list, or a mapping from indices, which may leave some out; ``label_descriptions`` say each
     as people do.
@@ -280,7 +280,7 @@ _IS_VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "mean": (lambda v: _is_three(v, -255, 255), "three numbers"),
     "std": (lambda v: _is_three(v, 1e-3, 255), "three numbers of at least 0.001"),
 }
-"""Of a ``pretrained_cfg``: what its values can be, in words, too. The bounds are those of `config.checks`."""
+"""Checks of the values of a ``pretrained_cfg``, with their words. The bounds are those of `config.checks`."""
 
 
 def _preprocessing(

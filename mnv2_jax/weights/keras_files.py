@@ -63,7 +63,7 @@ _LEAVES = {
     "count": "count",
 }
 _LEARNT = ("mean", "var", "count")
-"""What a Normalization holds, in this order."""
+"""Variables of a Normalization layer, in this order."""
 _ON_PIXELS = re.compile(
     r"(rescaling|normalization|resizing|center_crop|lambda|true_divide|subtract|(tf|slicing)_op_lambda"
     r"|tf\.(math\.(truediv|subtract|multiply)|nn\.bias_add|__operators__\.(add|getitem)))(_\d+)?"
@@ -258,7 +258,7 @@ class _Graph:
 
     def __init__(self, version: str) -> None:
         self.version = version
-        """Of Keras."""
+        """Version of Keras."""
         self.layers: dict[str, Mapping[str, Any]] = {}
         self.before: dict[str, list[str]] = {}
         self.after: dict[str, list[str]] = collections.defaultdict(list)
@@ -477,7 +477,7 @@ def _array(name: str, dataset: Any) -> np.ndarray:
 
 
 def _child(group: Any, path: str) -> Any:
-    """What lies at a path below a group, through no links, which may lead to other files."""
+    """Item at a path below a group. Links aren't followed: they may lead to other files."""
     import h5py
 
     for part in path.split("/"):
@@ -588,7 +588,7 @@ def _listed(holder: Any, container: str, group: tuple[str, ...] = ()) -> Iterato
 
 
 def _numbered(node: _Node, count: int) -> list[str]:
-    """What the arrays of a layer are, by our names."""
+    """Arrays of a layer by our names."""
     names = list(_LEARNT if node.is_normalization else ("kernel", "bias"))[:count]
     if node.kind == "norm":
         told = {"scale": "scale", "bias": "center"}  # where the config doesn't, a third array could be either

@@ -1,4 +1,4 @@
-"""What the readers of foreign files hand on: layers with our leaf names and layouts, in the order of computation.
+"""Layers of foreign files, with our leaf names and layouts, in the order of computation.
 
 The order of `ForeignNetwork.layers` is a promise within each kind: all convolutions (1x1 ones too) stand in the order
 in which the network computes them, and so do all depthwise convolutions, all norms and all dense layers. How layers of
@@ -33,17 +33,17 @@ class ForeignLayer:
     """A layer with weights; one whose arrays don't fit together or aren't finite can't be made (`UserError`)."""
 
     name: str
-    """As its file calls it, for errors."""
+    """Name in its file, for errors."""
     kind: Kind
-    """As in the file: a classifier or a squeeze-excite of 1x1 convolutions is "conv", of dense layers "dense"."""
+    """Kind in the file: a classifier or a squeeze-excite of 1x1 convolutions is "conv", of dense layers "dense"."""
     arrays: Mapping[str, np.ndarray]
     """float32: kernel (conv [r, s, i, o], depthwise [r, s, 1, c], dense [c, k]) and perhaps bias [o]; or scale, bias,
     mean, var [c] of a norm."""
     activation: str | None = None
-    """What follows it, directly or after its norm: relu, relu6, hard_swish, hard_sigmoid, or as the file calls another.
+    """Activation behind it or its norm: relu, relu6, hard_swish, hard_sigmoid, or the file's name of another.
     None: nothing, the softmax of the last layer, or unknown."""
     stride: int | None = None
-    """Of rows as of columns, and so the next two; only of conv and depthwise. None: the file doesn't say."""
+    """Stride of rows and columns (so the next two, too); only conv and depthwise have one. None: not in the file."""
     dilation: int | None = None
     pads: Pads | None = None
 
@@ -74,11 +74,11 @@ class ForeignNetwork:
 
     source: Literal["keras", "tflite"]
     layers: tuple[ForeignLayer, ...]
-    """Of each kind in the order of computation: see the module."""
+    """Layers of each kind in the order of computation: see the module."""
     folded: bool
     """True: the norms are folded into the convolutions, which have biases (TFLite)."""
     epsilon: float | None
-    """Of the norms. None: the file doesn't say."""
+    """Epsilon of the norms. None: not in the file."""
     resolution: int | None
     """Height and width of the input. None: the file doesn't say, or it isn't fixed, or not square."""
     mean: tuple[float, float, float] | None
@@ -94,7 +94,7 @@ class ForeignNetwork:
 
 
 def pads_of(name: str, padding: str, zeros: tuple[tuple[int, ...], ...] | None) -> Pads:
-    """What a layer pads with.
+    """Padding of a layer.
 
     Args:
       name: of the layer.

@@ -42,7 +42,7 @@ from mnv2_jax.weights.tflite_files import read_tflite
 
 _BACKGROUND_CLASSES = 1001
 _ANY_CLASSES = 2
-"""Of a network whose classifier isn't read."""
+"""Number of classes of a network whose classifier isn't read."""
 _OF_KERAS_V3 = ("rescaling", "tf")
 _TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
@@ -133,7 +133,7 @@ def load_weights(
 
 _Foreign: TypeAlias = ForeignNetwork | StateDict
 Head: TypeAlias = Literal["load", "new"]
-"""As `InitConfig.head`."""
+"""Value of `InitConfig.head`."""
 
 
 _Classes: TypeAlias = dict[str, tuple[str, ...]]
@@ -172,7 +172,7 @@ def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: s
 
 
 def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Preprocessing:
-    """What the file says of it, for the rest the library's custom."""
+    """Preprocessing that the file states, and the library's convention for the rest."""
     custom = CONVENTIONS[library, names.family_of(model)]
     told: dict[str, Any] = {key: getattr(custom, key) for key in ("interpolation", "antialias")}
     told["resolution"] = native_resolution(model)
@@ -265,7 +265,7 @@ def _check_head(path: pathlib.Path, absent: tuple[str, ...], head: Head) -> None
 
 
 def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dict"]:
-    """What a file is, by its first bytes.
+    """Kind of a file, by its first bytes.
 
     Raises:
       UserError: naming the file, if it can't be read or is none of them.
@@ -296,13 +296,13 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
 
 
 def _said(path: pathlib.Path, foreign: StateDict) -> tuple[str, hub.Fetched | None]:
-    """What the file calls its architecture, and what that says, if it is one that we know of its library."""
+    """Name of the architecture in the file, with its model and options if it is a known one of its library."""
     found = ((each, hub.named(each, foreign.source, path)) for each in foreign.architectures)
     return next((pair for pair in found if pair[1] is not None), ("", None))
 
 
 def _library(path: pathlib.Path, foreign: _Foreign) -> Source:
-    """Whose the file is; timm's ``tf_`` models are known by a name that it has or says."""
+    """Library of the file; timm's ``tf_`` models are known by the file's name or the architecture in it."""
     said = foreign.architectures if isinstance(foreign, StateDict) else ()
     is_tf = path.name.startswith("tf_") or any(map(hub.is_tensorflow, said))
     return "timm_tf" if foreign.source == "timm" and is_tf else foreign.source

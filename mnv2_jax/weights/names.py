@@ -1,4 +1,4 @@
-"""What PyTorch libraries call our layers: a function from a plan to a table, for each of them."""
+"""Names of our layers in PyTorch libraries: a function from a plan to a table, for each library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Names = dict[str, str]
 """Ours, as ``block_1/expand_norm``, to theirs, as ``blocks.1.0.bn1``."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-"""What PyTorch calls our leaves."""
+"""Names of our leaves in PyTorch."""
 
 
 class Anchor(NamedTuple):
@@ -184,7 +184,7 @@ TABLES: Mapping[tuple[str, str], Callable[[Plan], Names]] = {
     ("corenet", "mobilenet_v1"): corenet,
     ("corenet", "mobilenet_v2"): corenet,
 }
-"""By source and family."""
+"""Tables by source and family."""
 
 
 def family_of(model: str) -> str:

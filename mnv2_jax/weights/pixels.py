@@ -1,4 +1,4 @@
-"""What the layers of a Keras model do to an image before its first convolution, as `Preprocessing` says it.
+"""Preprocessing that the layers of a Keras model do before its first convolution, as a `Preprocessing`.
 
     image ─► Resizing, CenterCrop ─► Rescaling, Normalization, x / 127.5 - 1 ─► first convolution
 
@@ -51,7 +51,7 @@ class Step:
 
     name: str
     listed: Mapping[str, Any]
-    """As the config lists it: class_name, config and inbound_nodes."""
+    """Layer as the model's config lists it: class_name, config and inbound_nodes."""
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """mean and var of a Normalization that has learnt them."""
 
@@ -62,7 +62,7 @@ class Step:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the layer."""
+        """Options of the layer."""
         return dict(self.listed["config"])
 
     def refused(self, what: str) -> UserError:
@@ -75,7 +75,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """What has been done so far."""
+    """Preprocessing up to a layer."""
 
     size: tuple[int, int] | None
     """Height and width of the map; None: any."""
@@ -86,7 +86,7 @@ class Pixels:
     is_scaled: bool = False
     """Whether any layer said so."""
     view: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the fields of `Preprocessing` what resizing and cropping say."""
+    """Fields of `Preprocessing` that resizing and cropping set."""
 
     def said(self) -> dict[str, Any]:
         """Fields of `Preprocessing`, those that no layer says left out.

@@ -24,11 +24,11 @@ from mnv2_jax.weights.file import read_safetensors, write_file
 from mnv2_jax.weights.layers import LARGEST, as_float32
 
 _METADATA = "__metadata__"
-"""As safetensors calls it."""
+"""Key of the metadata in a safetensors header."""
 
 
 def form_of(head: bytes) -> Literal["safetensors", "torch"] | None:
-    """What a file is that begins with these bytes, at least nine.
+    """Form of a file that begins with these bytes, at least nine.
 
     PyTorch writes an archive, or, before 1.6 and still where it is told to, pickles one after another.
     """
@@ -42,13 +42,13 @@ class StateDict:
     """A network's tensors, and what else their file says."""
 
     source: Source
-    """Whose names they have; timm's ``tf_`` models have the names of its others."""
+    """Library whose names they have; timm's ``tf_`` models have the names of its others."""
     tensors: Mapping[str, np.ndarray]
     """float32, finite."""
     architectures: tuple[str, ...]
-    """What the file calls the network's architecture; most say nothing, and some several things."""
+    """Names of the network's architecture in the file; most have none, some several."""
     notes: tuple[str, ...]
-    """What was chosen and left out."""
+    """Notes on what was chosen and left out."""
 
 
 def read_state_dict(path: pathlib.Path, take: str | None = None) -> StateDict:
@@ -112,7 +112,7 @@ def _state_dict(
 
 
 def _check_size(path: pathlib.Path) -> None:
-    """Of the file, and of what an archive says it becomes when it is unpacked.
+    """Refuses a file that is too large, also when unpacked, by what its archive states.
 
     Raises:
       UserError: if that is more than any network here has, or the file can't be read.
