@@ -101,7 +101,7 @@ def test_evaluated_as_they_are_they_predict_what_predict_says(weights, tmp_path)
 
 def test_training_starts_from_them(weights, tmp_path):
     still = ("--config.optim.peak_lr=1e-12", "--config.norm.decay=0.99999", "--config.train.steps=1")
-    before = cli.answer(cli.run("main", "--mode=eval", *digits_config(weights)))
+    before = cli.answer(cli.here("main", "--mode=eval", *digits_config(weights)))
     ema = ("--config.optim.ema_decay=0.5", "--config.data.resolution=16", "--config.model.strides=(2, 2, 2, 2, 2)")
     run = f"--workdir={tmp_path / 'run'}"
     after = cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run)))
@@ -113,12 +113,12 @@ def test_training_starts_from_them(weights, tmp_path):
     kept_out = tmp_path / "moved.safetensors"
     os.rename(weights, kept_out)
     try:
-        done = cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run)))
-        again = cli.answer(cli.run("main", "--mode=eval", run, "--json"))
+        done = cli.answer(cli.here("main", *digits_config(weights, *still, *ema, run)))
+        again = cli.answer(cli.here("main", "--mode=eval", run, "--json"))
     finally:
         os.rename(kept_out, weights)
     assert done == after
-    assert again["eval"] == after["eval"]
+    assert again["eval"] == pytest.approx(after["eval"], rel=1e-5)  # on eight devices
     # And it becomes a file of weights, which is the run.
     out = tmp_path / "out.safetensors"
     result = cli.here("convert", tmp_path / "run", out)
@@ -132,7 +132,7 @@ def test_training_starts_from_them(weights, tmp_path):
 
 def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     file = weights_file(tmp_path / "w.safetensors", classes=("cat", "dog", "owl"))
-    refused = cli.run("main", *digits_config(file, f"--workdir={tmp_path / 'run'}"))
+    refused = cli.here("main", *digits_config(file, f"--workdir={tmp_path / 'run'}"))
     assert refused.returncode == 2
     assert "have 3 classes, digits has 10 others; give --config.init.head=new" in refused.stderr
     assert not (tmp_path / "run").exists()

@@ -52,7 +52,7 @@ def test_nothing_but_the_answer_on_standard_output(trained):
     assert "step 12/12" in said["stderr"]
 
 
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_eval_counts_every_image_once_on_any_number_of_devices(trained, own, devices):
     summary = trained[1]
     found = cli.answer(cli.run("main", "--mode=eval", f"--workdir={own}", "--json", devices=devices))
@@ -156,7 +156,7 @@ def test_eval_is_at_the_resolution_that_is_asked_for_even_where_the_run_has_one_
 
 
 def test_summary_mode_reads_no_data():
-    found = cli.answer(cli.run("main", f"--config={cli.ROOT}/configs/w1_0.py", "--mode=summary", "--json"))
+    found = cli.answer(cli.here("main", f"--config={cli.ROOT}/configs/w1_0.py", "--mode=summary", "--json"))
     assert (found["params"], found["madds"]) == (3504872, 300774272)
     assert sum(layer["params"] for layer in found["layers"]) == found["params"]
     table = cli.here("main", f"--config={cli.ROOT}/configs/w1_0.py:classes=10", "--mode=summary")

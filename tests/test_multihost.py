@@ -213,6 +213,7 @@ def newest_fingerprint(workdir):
     return hashlib.sha256(json.dumps(proof["state"], sort_keys=True).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_once(uninterrupted):
     with Run(uninterrupted, environment=SLURM) as run:
         assert run.codes() == [0, 0]
@@ -291,6 +292,7 @@ errors.exit_on_user_error(main.main)
 """
 
 
+@pytest.mark.slow  # by themselves, the limits and tracebacks are tested in processes/test_together.py
 def test_a_stuck_peer_ends_all_with_a_traceback(tmp_path):
     stuck = IN_THE_SECOND_BATCH.format(fault="time.sleep(3600)")
     limits = ("--config.faults.step_timeout_s=4", "--config.faults.compile_timeout_s=120")

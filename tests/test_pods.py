@@ -63,6 +63,7 @@ def test_the_count_of_a_real_program():
     assert reduced == 4 * (3 * 5 + 1)
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_without_data(monkeypatch):
     """On four CPU devices, as if they were a slice."""
     described = types.SimpleNamespace(devices=jax.devices()[:4])

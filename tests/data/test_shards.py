@@ -8,7 +8,6 @@ import os
 import pathlib
 import pickle
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -172,22 +171,16 @@ def test_a_record_is_what_was_packed():
     assert shards.unpack(shards.pack(999, "a\udcffb.JPEG", b"\xff\xd8")) == (999, "a\udcffb.JPEG", b"\xff\xd8")
 
 
+@pytest.mark.slow
 def test_training_on_shards(sharded, tmp_path):
     flags = (
-        f"--config={cli.ROOT}/configs/v1_0_25.py:data=imagenet,path={sharded},recipe=scratch,batch=8,res=32",
+        f"--config={cli.ROOT}/configs/w0_25.py:data=imagenet,path={sharded},recipe=scratch,batch=8,res=32",
+        "--config.model.depth=0.3",
         "--config.train.steps=1",
         "--config.optim.warmup_epochs=0",
         "--config.data.num_workers=1",
         f"--workdir={tmp_path / 'run'}",
         "--json",
     )
-    result = subprocess.run(
-        cli.command("main", *flags),
-        env=cli.environment() | {"XLA_FLAGS": f"--xla_backend_optimization_level=0 {cli.OLDER_EMITTERS}"},
-        cwd=cli.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    summary = cli.answer(result)
+    summary = cli.answer(cli.here("main", *flags))
     assert (summary["steps"], summary["eval_split"], summary["eval"]["count"]) == (1, "val", 5)

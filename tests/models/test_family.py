@@ -251,9 +251,9 @@ def shortened(model: Model) -> Model:
     return dataclasses.replace(model, module=Network(model.options, model.norm, plan_of))
 
 
+@pytest.mark.slow  # block by block in nn/test_blocks.py, and each `testing.check_model`
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_step_of_training_reaches_every_parameter(name):
-    # The other blocks have theirs in nn/test_blocks.py.
     model = shortened(create_quick(name, norm=NormConfig(group_size=2), dropout=0.0))
     variables, x = weights(traced(model)), images(2, 64, 64)
 

@@ -96,7 +96,7 @@ def test_the_table_of_small_images(resolution, options, last):
 # --- output stride ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("output_stride", [pytest.param(8, marks=pytest.mark.slow), 16])
 def test_dilation_computes_the_same_map_more_densely(output_stride):
     coarse, dense = create(padding="symmetric"), create(padding="symmetric", output_stride=output_stride)
     variables, x = weights(coarse), images(1, 72)

@@ -73,14 +73,11 @@ def test_a_frozen_backbone_infers_with_its_running_statistics():
 
 
 def test_stages_unfreeze_at_their_steps():
-    # 1,437 images in batches of 32: 0.045 epochs are 2 steps.
-    states = taken(
-        "finetune.train_from=('classifier', 'block_8', 'stem')", "finetune.unfreeze_epochs=(0.023, 0.045)", steps=3
-    )
+    # 1,437 images in batches of 32: 0.023 epochs are a step.
+    states = taken("finetune.train_from=('classifier', 'block_8')", "finetune.unfreeze_epochs=(0.023,)", steps=2)
     moved = [changed(a, b)[0] for a, b in itertools.pairwise(states)]
     assert moved[0] == {"classifier"}
     assert moved[1] == {"block_8", "head", "head_norm", "classifier"}
-    assert {"stem", "stem_norm", "block_1", "classifier"} <= moved[2]
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -160,7 +157,7 @@ def test_training_ends_when_patience_does_and_the_same_command_says_so(tmp_path)
     assert summary["steps"] < 12
     assert summary["best"]["step"] < summary["steps"]
     assert "no better in 1 evaluations" in result.stderr
-    again = cli.run("main", *still, "--json")
+    again = cli.here("main", *still, "--json")
     assert cli.answer(again) == summary
     assert f"finished already, at step {summary['steps']}" in again.stderr
     # Whoever uses the run gets the best of it, and its report says which that is.

@@ -46,7 +46,7 @@ def test_what_is_skipped_or_absent_is_said_and_kept(folder, tmp_path):
         "--config.log.every_steps=1",
         "--config.data.num_workers=0",
     )
-    refused = cli.run("main", *command, f"--workdir={tmp_path / 'strict'}")
+    refused = cli.here("main", *command, f"--workdir={tmp_path / 'strict'}")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "1 of the 16 images of train" in refused.stderr

@@ -71,13 +71,20 @@ def plain_run():
     return run(experiment("model.dtype=float64"), 10)
 
 
-ON_SEVERAL = (8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)))
 SPREAD = {  # on eight devices of 4 images
     "groups of 8": (),
     "microbatches of 16": ("optim.accumulate_steps=2",),
-    "mixed images": ("augment.mixup_alpha=0.2", "augment.cutmix_alpha=1.0", "norm.group_size=16"),
-    "fine-tuning in one group": ("finetune.backbone_lr_factor=0.1", "norm.group_size=32", "model.width=0.25"),
+    "fine-tuning on mixed images in one group": (
+        *("finetune.backbone_lr_factor=0.1", "norm.group_size=32", "model.width=0.25"),
+        *("augment.mixup_alpha=0.2", "augment.cutmix_alpha=1.0"),
+    ),
 }
+ALL_SPREAD = [
+    pytest.param(case, n, marks=[pytest.mark.slow] * (n < 8 or case == "groups of 8"))
+    for n in (2, 4, 8)
+    for case in SPREAD
+]
+"""Those in microbatches are groups of 8, too."""
 
 
 @functools.lru_cache
@@ -92,8 +99,7 @@ def three_steps(case, devices):
     return np.array([m["loss"] for m in found[:3]]), states[2].model_state
 
 
-@pytest.mark.parametrize("devices", ON_SEVERAL)
-@pytest.mark.parametrize("case", SPREAD)
+@pytest.mark.parametrize(("case", "devices"), ALL_SPREAD)
 def test_float64_losses_and_statistics_agree_whatever_lies_over_several_devices(case, devices, x64):
     alone, statistics = three_steps(case, 1)
     assert np.ptp(alone) > 1e-4  # it does train

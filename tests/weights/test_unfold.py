@@ -8,7 +8,8 @@ from mnv2_jax.config import NormConfig
 from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.weights.unfold import are_folded, unfold
 
-NETWORKS = ("mobilenet_v2", "mobilenet_v4_conv_small")  # without and with a norm behind the mean
+# Without and with a norm behind the mean.
+NETWORKS = (pytest.param("mobilenet_v2", marks=pytest.mark.slow), "mobilenet_v4_conv_small")
 
 
 def folded(model, seed):
