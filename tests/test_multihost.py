@@ -344,7 +344,7 @@ def test_a_stopped_peer_ends_all(tmp_path, stopped):
         assert code in LOST
 
 
-@pytest.mark.parametrize("present", [0, 1])
+@pytest.mark.parametrize("present", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_missing_peer_is_waited_for_so_long_and_no_longer(tmp_path, present):
     flags = ["--coordinator_address", f"localhost:{free_port()}", "--num_processes=2", f"--process_id={present}"]
     begun = time.monotonic()
