@@ -109,12 +109,13 @@ def evaluate(
     if origins["data.resolution"] == "flag" != origins["data.eval_resolution"]:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     try:
-        step, setup, found = evaluation.evaluate_run(config, workdir, which, out.note)
+        which, step, setup, found = evaluation.evaluate_run(config, workdir, which, out.note)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
-    found = _answer_evaluation(f"{workdir}, step {step}", setup, found, out, predictions, step=step)
+    what, facts = f"{workdir}, its {which} checkpoint, step {step}", {"step": step, "checkpoint": which}
+    found = _answer_evaluation(what, setup, found, out, predictions, **facts)
     if together.is_first():
-        _keep(workdir, setup, found, step, out)
+        _keep(workdir, setup, found, facts, out)
 
 
 def _check_predictions(path: pathlib.Path | None) -> None:
@@ -125,14 +126,14 @@ def _check_predictions(path: pathlib.Path | None) -> None:
     raise UserError(f"--predictions={str(path)!r}: {what}; give the path of a file in a folder that is there")
 
 
-def _keep(workdir: pathlib.Path, setup: Setup, found: Evaluation, step: int, out: Output) -> None:
+def _keep(workdir: pathlib.Path, setup: Setup, found: Evaluation, facts: Mapping[str, Any], out: Output) -> None:
     """Writes an evaluation into the run's folder, and the report anew; in a folder that is read only, says so."""
     own, _ = run_folder.read_run(workdir)
     path = workdir / results.file_of(setup.dataset.eval.name, setup.config.data.name, own.data.name)
     if not os.access(workdir, os.W_OK):
         return out.note(f"note: {workdir} is read only: {path.name} and the report aren't written")
     session = provenance(meshes.describe(setup.mesh)) | {"memory": meshes.peak_memory(setup.mesh)}
-    results.keep(path, setup, found, step, provenance=session)
+    results.keep(path, setup, found, **facts, provenance=session)
     report = write_report(workdir, setup.kind.page)
     print(f"  evaluation   {path}\n  report       {report}", file=out.text)
 

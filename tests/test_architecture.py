@@ -80,7 +80,19 @@ OF_NO_TASK = [
     *(ROOT / "data" / f"{name}.py" for name in ("streams", "workers", "shared", "views/base")),
     *(
         ROOT / "training" / f"{name}.py"
-        for name in ("begin", "evaluate", "experiment", "feeds", "loop", "mesh", "plan", "programs", "run", "speed")
+        for name in (
+            "begin",
+            "evaluate",
+            "experiment",
+            "feeds",
+            "length",
+            "loop",
+            "mesh",
+            "plan",
+            "programs",
+            "run",
+            "speed",
+        )
     ),
     *(ROOT / "training" / f"{name}.py" for name in ("results", "state", "step", "writer")),
     *(path for name in ("runs", "processes") for path in sorted((ROOT / name).glob("*.py"))),
