@@ -28,7 +28,7 @@ ROOMS = (
     {"training"},
     {"bench", "testing"},
     {"verbs"},
-    {"main", "predict", "convert", "inspect", "__init__", "__main__"},
+    {"main", "predict", "convert", "inspect", "lr_find", "__init__", "__main__"},
 )
 """From the ground up. A room imports those above its own line here; on the first two lines its neighbours, too."""
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
@@ -90,6 +90,7 @@ OF_NO_TASK = [
             "mesh",
             "plan",
             "programs",
+            "range_test",
             "run",
             "speed",
         )

@@ -240,7 +240,7 @@ def test_a_path_that_can_be_is_taken(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "door", ["main", "predict", "convert", "report.__main__", "data.prepare.__main__", "bench.__main__"]
+    "door", ["main", "predict", "convert", "lr_find", "report.__main__", "data.prepare.__main__", "bench.__main__"]
 )
 def test_help_begins_with_the_command(door, monkeypatch, capsys):
     module = importlib.import_module(f"mnv2_jax.{door}")
