@@ -111,7 +111,7 @@ def find_lr(
         return out.answer({"stopped": True}, "stopped before the end; nothing was found")
     config, advice = experiment.config, range_test.advise(found.points)
     tree = {
-        "suggestion": advice.rates.get("valley"),
+        "suggestion": advice.rates.get("tenth"),
         "suggestions": advice.rates,
         "fall": advice.fall,
         "noise": advice.noise,
@@ -129,7 +129,12 @@ def find_lr(
     if folder is not None:
         model, data = describe(experiment.task.model), experiment.dataset.name
         write_json(folder / "lr_find.json", tree)
-        write_lr_find(folder / "lr_find.html", f"{model} on {data}", "; ".join(said), tree)
+        write_lr_find(
+            folder / "lr_find.html",
+            f"{model} on {data}",
+            ". ".join(line[0].upper() + line[1:] for line in said) + ".",
+            tree,
+        )
         print(f"  page         {folder / 'lr_find.html'}\n  numbers      {folder / 'lr_find.json'}", file=out.text)
 
 
@@ -154,8 +159,8 @@ def _sentences_of_rates(found: range_test.Found, advice: range_test.Advice, conf
         fell = f"the smoothed loss fell by {advice.fall:.2g}, no more than batches differ ({advice.noise:.2g})"
         return [ended, f"{fell}, so nothing can be suggested; give more --steps, or other bounds", own]
     suggested = (
-        f"suggested: --config.optim.peak_lr={rates['valley']:.2g}, half way down the longest descent; the loss falls"
-        f" fastest at {rates['steepest']:.2g}, and a tenth of the rate with the least is {rates['tenth']:.2g}"
+        f"suggested: --config.optim.peak_lr={rates['tenth']:.2g}, a tenth of the rate with the least loss; it falls"
+        f" fastest at {rates['steepest']:.2g}, and half way down the longest descent is {rates['valley']:.2g}"
     )
     return [ended, suggested, own]
 

@@ -113,10 +113,10 @@ class Advice(NamedTuple):
     rates: dict[str, float]
     """By the names of the rules; none where the loss fell by no more than batches differ.
 
-    valley: half way through the longest descent, a sequence of steps, not all of them neighbours, each with a lower
-      smoothed loss than the one before (fastai's default).
+    tenth: a tenth of the rate with the least smoothed loss.
     steepest: where it falls fastest over the logarithm of the rate.
-    tenth: a tenth of the rate with the least.
+    valley: half way through the longest descent, a sequence of steps, not all of them neighbours, each with a lower
+      smoothed loss than the one before (fastai's default). In few steps it goes by the noise before the descent.
     """
     fall: float
     """How far the smoothed loss fell."""
@@ -136,7 +136,7 @@ def advise(points: Sequence[Point]) -> Advice:
     if fall <= noise:
         return Advice({}, fall, noise)
     steepest = np.gradient(smoothed[descent], np.log(rates[descent])).argmin()
-    found = {"valley": rates[_valley(smoothed)], "steepest": rates[steepest], "tenth": rates[lowest] / 10}
+    found = {"tenth": rates[lowest] / 10, "steepest": rates[steepest], "valley": rates[_valley(smoothed)]}
     return Advice({rule: float(rate) for rule, rate in found.items()}, fall, noise)
 
 
