@@ -12,6 +12,7 @@ DOORS = {
     "predict": "predict",
     "convert": "convert",
     "inspect": "inspect",
+    "lr_find": "lr_find",
     "report": "report.__main__",
     "prepare": "data.prepare.__main__",
     "bench": "bench.__main__",

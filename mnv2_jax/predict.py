@@ -32,7 +32,7 @@ BATCH = 32
 _HELP_AFTER = """\
 An image is seen as evaluation sees it: resized, cropped and normalised as the run's config or the weights say. Nothing
 is printed before every image has been read; one that is missing or damaged is named on standard error, with exit code
-2.
+2. Of a run, standard error says which checkpoint answers.
 
 --json prints one list on standard output:
   [{"path": "a.jpg", "top": [{"index": 3, "label": "cat", "probability": 0.98}, ...]}, ...]
@@ -91,10 +91,13 @@ def main() -> None:
     paths, others = find_images(args.images)
     for line in folder.left_out(others):
         print(line, file=sys.stderr)
+    weights = _open(args)
+    means, answers = answers_for(weights, paths, args.top)
+    if args.workdir is not None:
+        print(*weights.info.notes, sep="\n", file=sys.stderr)  # which checkpoint it is
     if args.json:
-        print(json.dumps(predict(_open(args), paths, args.top)))
+        print(json.dumps(_as_json(means, paths, answers)))
         return
-    means, answers = answers_for(_open(args), paths, args.top)
     for path, answer in zip(paths, answers, strict=True):
         print(path, *(f"  {line}" for line in means.to_text(answer)), sep="\n")
 
@@ -162,6 +165,10 @@ def predict(weights: Weights, paths: Sequence[str], top: int | None = None) -> l
       "probability"}]``, the most probable class first.
     """
     means, answers = answers_for(weights, paths, top)
+    return _as_json(means, paths, answers)
+
+
+def _as_json(means: Answers, paths: Sequence[str], answers: Sequence[Any]) -> list[dict[str, Any]]:
     return [{"path": path, **means.to_json(answer)} for path, answer in zip(paths, answers, strict=True)]
 
 

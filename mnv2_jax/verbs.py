@@ -7,27 +7,34 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TextIO
+
+import numpy as np
+import tqdm
 
 from mnv2_jax import outputs
 from mnv2_jax.config import Config, Loaded, build, to_dict
 from mnv2_jax.data.sources import known_num_classes
 from mnv2_jax.errors import UserError
-from mnv2_jax.json_files import jsonable
+from mnv2_jax.json_files import jsonable, write_json
 from mnv2_jax.models import counting
 from mnv2_jax.processes import runtime, together
 from mnv2_jax.processes.supervisor import Stopped
+from mnv2_jax.report.lr_find import write_lr_find
 from mnv2_jax.report.page import write_report
 from mnv2_jax.runs import folder as run_folder
 from mnv2_jax.runs.provenance import provenance
 from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.tasks.base import Evaluation, kind_of
 from mnv2_jax.training import evaluate as evaluation
-from mnv2_jax.training import loop, results
+from mnv2_jax.training import loop, range_test, results
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.experiment import Setup, open_experiment, open_setup
+from mnv2_jax.training.experiment import Experiment, Setup, open_experiment, open_setup
 from mnv2_jax.training.initial import check_network, prepare
+from mnv2_jax.weights.file import describe
+
+_ROWS_OF_RATES = 21
 
 
 class Output(NamedTuple):
@@ -63,7 +70,12 @@ def train(loaded: Loaded, workdir: pathlib.Path, out: Output) -> None:
     outputs.drop_errors(sys.stdout)
     together.check_compiles()
     runtime.configure()
-    saved = _saved_config(workdir)
+    summary = loop.train(_open_training(loaded, _saved_config(workdir)), workdir, out.text)
+    out.answer({"stopped": True} if summary is None else summary)
+
+
+def _open_training(loaded: Loaded, saved: Config | None = None) -> Experiment:
+    """What is to be trained, with its weights looked at; ``saved`` is the config of a run that is gone on with."""
     if loaded.config.init.weights is None and loaded.config.init.head == "new":
         raise UserError("init.head='new' is a new head for init.weights, which are not set; give --config.init.weights")
     config, weights = prepare(loaded, saved=saved)
@@ -72,9 +84,85 @@ def train(loaded: Loaded, workdir: pathlib.Path, out: Output) -> None:
         weights = weights or open_weights(config.init.weights, config.model, config.init.head)
         check_network(config, weights)
         experiment.kind.check_head(config, weights, experiment.dataset)
-    del weights  # read again when the run begins: they would stay in memory all through training
-    summary = loop.train(experiment, workdir, out.text)
-    out.answer({"stopped": True} if summary is None else summary)
+    return experiment  # without the weights, which are read again: they would stay in memory all through training
+
+
+def find_lr(
+    loaded: Loaded, lowest: float, highest: float, steps: int, folder: pathlib.Path | None, out: Output
+) -> None:
+    """Tries learning rates from ``lowest`` to ``highest`` in so many steps, and suggests one.
+
+    ``folder`` gets lr_find.json and a page; None: nothing is written.
+    """
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out={folder}: no folder can be made there ({error.strerror}); give another") from error
+    together.check_compiles()
+    runtime.configure()
+    experiment = _open_training(loaded)
+    for note in (*experiment.dataset.notes, *experiment.task.notes):
+        out.note(note)
+    try:
+        with tqdm.tqdm(total=steps, unit="step", disable=None, file=sys.stderr) as bar:
+            found = range_test.range_test(experiment, lowest, highest, steps, bar.write, bar.update)
+    except Stopped:
+        return out.answer({"stopped": True}, "stopped before the end; nothing was found")
+    config, advice = experiment.config, range_test.advise(found.points)
+    tree = {
+        "suggestion": advice.rates.get("tenth"),
+        "suggestions": advice.rates,
+        "fall": advice.fall,
+        "noise": advice.noise,
+        "peak_lr": config.peak_lr,
+        "diverged": found.diverged,
+        "from": lowest,
+        "to": highest,
+        "steps": len(found.points),
+        "batch_size": config.data.batch_size,
+        "optimizer": config.optim.name,
+        "points": [point._asdict() for point in found.points],
+    }
+    said = _sentences_of_rates(found, advice, config)
+    out.answer(tree, "\n".join([*_table_of_rates(found.points), *said]))
+    if folder is not None:
+        model, data = describe(experiment.task.model), experiment.dataset.name
+        write_json(folder / "lr_find.json", tree)
+        write_lr_find(
+            folder / "lr_find.html",
+            f"{model} on {data}",
+            ". ".join(line[0].upper() + line[1:] for line in said) + ".",
+            tree,
+        )
+        print(f"  page         {folder / 'lr_find.html'}\n  numbers      {folder / 'lr_find.json'}", file=out.text)
+
+
+def _table_of_rates(points: Sequence[range_test.Point]) -> list[str]:
+    """A row for about each twentieth of the steps."""
+    places = sorted({round(place) for place in np.linspace(0, len(points) - 1, _ROWS_OF_RATES)}) if points else []
+    rows = [(f"{lr:.2e}", f"{loss:.4f}", f"{smoothed:.4f}") for lr, loss, smoothed in (points[at] for at in places)]
+    return [f"{lr:>13}  {loss:>9}  {mean:>9}" for lr, loss, mean in [("learning rate", "loss", "smoothed"), *rows]]
+
+
+def _sentences_of_rates(found: range_test.Found, advice: range_test.Advice, config: Config) -> list[str]:
+    """How a test ended, what it suggests, and what the config has."""
+    points, rates = found.points, advice.rates
+    if not points:
+        return [
+            "the first loss is not finite, so nothing can be suggested; give a smaller --from, and look at the data"
+        ]
+    end = f"step {len(points)}, learning rate {points[-1].lr:.2g}"
+    ended = f"the loss went out of bounds after {end}" if found.diverged else f"the loss stayed in bounds up to {end}"
+    own = f"the config's own: optim.peak_lr={config.peak_lr:.4g}, for batches of {config.data.batch_size}"
+    if not rates:
+        fell = f"the smoothed loss fell by {advice.fall:.2g}, no more than batches differ ({advice.noise:.2g})"
+        return [ended, f"{fell}, so nothing can be suggested; give more --steps, or other bounds", own]
+    suggested = (
+        f"suggested: --config.optim.peak_lr={rates['tenth']:.2g}, a tenth of the rate with the least loss; it falls"
+        f" fastest at {rates['steepest']:.2g}, and half way down the longest descent is {rates['valley']:.2g}"
+    )
+    return [ended, suggested, own]
 
 
 def _saved_config(workdir: pathlib.Path) -> Config | None:
@@ -109,12 +197,13 @@ def evaluate(
     if origins["data.resolution"] == "flag" != origins["data.eval_resolution"]:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     try:
-        step, setup, found = evaluation.evaluate_run(config, workdir, which, out.note)
+        which, step, setup, found = evaluation.evaluate_run(config, workdir, which, out.note)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; nothing was evaluated")
-    found = _answer_evaluation(f"{workdir}, step {step}", setup, found, out, predictions, step=step)
+    what, facts = f"{workdir}, its {which} checkpoint, step {step}", {"step": step, "checkpoint": which}
+    found = _answer_evaluation(what, setup, found, out, predictions, **facts)
     if together.is_first():
-        _keep(workdir, setup, found, step, out)
+        _keep(workdir, setup, found, facts, out)
 
 
 def _check_predictions(path: pathlib.Path | None) -> None:
@@ -125,14 +214,14 @@ def _check_predictions(path: pathlib.Path | None) -> None:
     raise UserError(f"--predictions={str(path)!r}: {what}; give the path of a file in a folder that is there")
 
 
-def _keep(workdir: pathlib.Path, setup: Setup, found: Evaluation, step: int, out: Output) -> None:
+def _keep(workdir: pathlib.Path, setup: Setup, found: Evaluation, facts: Mapping[str, Any], out: Output) -> None:
     """Writes an evaluation into the run's folder, and the report anew; in a folder that is read only, says so."""
     own, _ = run_folder.read_run(workdir)
     path = workdir / results.file_of(setup.dataset.eval.name, setup.config.data.name, own.data.name)
     if not os.access(workdir, os.W_OK):
         return out.note(f"note: {workdir} is read only: {path.name} and the report aren't written")
     session = provenance(meshes.describe(setup.mesh)) | {"memory": meshes.peak_memory(setup.mesh)}
-    results.keep(path, setup, found, step, provenance=session)
+    results.keep(path, setup, found, **facts, provenance=session)
     report = write_report(workdir, setup.kind.page)
     print(f"  evaluation   {path}\n  report       {report}", file=out.text)
 

@@ -28,7 +28,7 @@ ROOMS = (
     {"training"},
     {"bench", "testing"},
     {"verbs"},
-    {"main", "predict", "convert", "inspect", "__init__", "__main__"},
+    {"main", "predict", "convert", "inspect", "lr_find", "__init__", "__main__"},
 )
 """From the ground up. A room imports those above its own line here; on the first two lines its neighbours, too."""
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
@@ -80,7 +80,20 @@ OF_NO_TASK = [
     *(ROOT / "data" / f"{name}.py" for name in ("streams", "workers", "shared", "views/base")),
     *(
         ROOT / "training" / f"{name}.py"
-        for name in ("begin", "evaluate", "experiment", "feeds", "loop", "mesh", "plan", "programs", "run", "speed")
+        for name in (
+            "begin",
+            "evaluate",
+            "experiment",
+            "feeds",
+            "length",
+            "loop",
+            "mesh",
+            "plan",
+            "programs",
+            "range_test",
+            "run",
+            "speed",
+        )
     ),
     *(ROOT / "training" / f"{name}.py" for name in ("results", "state", "step", "writer")),
     *(path for name in ("runs", "processes") for path in sorted((ROOT / name).glob("*.py"))),

@@ -109,8 +109,38 @@ def test_a_run_that_is_not_finished_has_a_report_which_needs_no_devices(own, mon
     assert ("95 % interval" in page) == (lines > 5)  # it was evaluated at step 5
 
 
+def test_the_log_as_csv(trained, tmp_path):
+    result = cli.here("report.__main__", f"--workdir={trained[0]}", f"--csv={tmp_path / 'log.csv'}")
+    assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'log.csv'}\n"), result.stderr
+    lines = [json.loads(line) for line in (trained[0] / "metrics.jsonl").read_text().splitlines()]
+    with (tmp_path / "log.csv").open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert {*rows[0]} == {key for line in lines for key in line}
+    written = [{key: "" if value is None else str(value) for key, value in line.items()} for line in lines]
+    assert [{key: cell for key, cell in row.items() if cell} for row in rows] == [
+        {key: cell for key, cell in line.items() if cell} for line in written
+    ]
+    nowhere = cli.here("report.__main__", f"--workdir={trained[0]}", f"--csv={tmp_path / 'none' / 'log.csv'}")
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
+    assert str(tmp_path / "none" / "log.csv") in nowhere.stderr
+
+
+def test_which_checkpoint_counts_stands_beside_every_number(trained, own):
+    workdir, summary, told = trained
+    assert summary["checkpoint"] == {"taken": "latest", "step": 12}
+    assert "step 12, the last: test top-1" in told["stderr"]
+    assert "the latest: step 12)" in told["stderr"]
+    assert told["stderr"].count(f"tensorboard --logdir={workdir / 'tensorboard'}") == 1
+    assert json.loads((workdir / "evaluation.json").read_text())["checkpoint"] == "latest"
+    best = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--checkpoint=best", "--json"))
+    assert (best["checkpoint"], best["step"]) == ("best", summary["best"]["step"])
+    page = (own / "report.html").read_text()
+    assert "Measured at the last step, 12; evaluation, predict and convert take the latest checkpoint, step 12" in page
+    assert f"At step {best['step']}, the run's best checkpoint" in page or best["step"] == 12
+
+
 def test_a_report_of_what_is_no_run_is_refused(tmp_path):
-    for flags in ((), (f"--workdir={tmp_path}",), (f"--workdir={tmp_path}", "--config.seed=1")):
+    for flags in ((), (f"--workdir={tmp_path}",), (f"--workdir={tmp_path}", "--config.seed=1"), ("--csv=a.csv",)):
         result = cli.here("report.__main__", *flags)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert not list(tmp_path.iterdir())
@@ -210,7 +240,7 @@ def test_a_path_that_can_be_is_taken(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "door", ["main", "predict", "convert", "report.__main__", "data.prepare.__main__", "bench.__main__"]
+    "door", ["main", "predict", "convert", "lr_find", "report.__main__", "data.prepare.__main__", "bench.__main__"]
 )
 def test_help_begins_with_the_command(door, monkeypatch, capsys):
     module = importlib.import_module(f"mnv2_jax.{door}")

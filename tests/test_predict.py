@@ -62,7 +62,7 @@ def test_table_for_people(run):
     workdir, images = run
     path = sorted((images / "7").iterdir())[0]
     result = cli.run("predict", f"--workdir={workdir}", "--top=2", path)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "step 12 of the run run, its latest checkpoint\n")
     first, *rows = result.stdout.splitlines()
     assert first == str(path)
     assert len(rows) == 2

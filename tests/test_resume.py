@@ -157,6 +157,32 @@ def test_another_config_is_refused_and_one_that_only_logs_otherwise_is_not(finis
     assert "finished already" in result.stdout
 
 
+def test_more_epochs_of_a_cosine_are_refused_with_the_way(finished):
+    before = cli.contents(finished)
+    result = cli.here("main", f"--workdir={finished}", "--config.train.steps=None", "--config.train.epochs=2")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "train.epochs" in result.stderr
+    assert f"--config.init.weights={finished} " in result.stderr
+    assert cli.contents(finished).keys() == before.keys()
+    assert (finished / "config.json").read_bytes() == before["config.json"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_goes_on_is_the_run_that_was_longer_from_its_start(tmp_path):
+    flags = (*cli.SHRUNK, "--config.optim.schedule=constant")
+    run, longer = tmp_path / "run", tmp_path / "longer"
+    assert cli.here("main", *flags, "--config.train.steps=5", f"--workdir={run}").returncode == 0
+    result = cli.here("main", f"--workdir={run}", "--config.train.steps=12", "--json")
+    assert cli.answer(result)["steps"] == 12
+    assert f"{run}: going on at step 5 of 12" in result.stderr
+    assert cli.here("main", *flags, f"--workdir={longer}").returncode == 0
+    cli.assert_same(run, longer)
+    for name in ("config.json", "dataset.json"):
+        assert (run / name).read_bytes() == (longer / name).read_bytes()
+    again = cli.here("main", f"--workdir={run}")
+    assert "finished already, at step 12" in again.stdout
+
+
 def test_a_folder_in_training_is_locked(tmp_path):
     workdir = tmp_path / "run"
     first = cli.start("main", *cli.SHRUNK, f"--workdir={workdir}")

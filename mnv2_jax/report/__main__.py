@@ -1,29 +1,40 @@
-"""Writes a run's report anew: ``python -m mnv2_jax.report --workdir=RUN``."""
+"""Writes a run's report anew, or its log as a table: ``python -m mnv2_jax.report --workdir=RUN [--csv=FILE]``."""
 
 from __future__ import annotations
 
 import sys
 
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, workdir_type
+from mnv2_jax.flags import Parser, file_type, workdir_type
 from mnv2_jax.report.page import write_report
 from mnv2_jax.runs.folder import read_run
+from mnv2_jax.runs.metrics_log import write_csv
 from mnv2_jax.tasks.base import kind_of
 
 
 def main() -> None:
-    """Flags, then the page."""
+    """Flags, then the page or the table."""
     parser = Parser(
         "Writes report.html from what a run's folder holds, whether it is finished, was stopped, or is being trained."
         "\nNeither data nor devices are needed."
     )
     parser.add_argument("--workdir", type=workdir_type, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--csv",
+        type=file_type,
+        metavar="FILE.csv",
+        help="instead: the log, a row for each line of metrics.jsonl, a column for each key",
+    )
     args, overrides = parser.parse(sys.argv[1:])
     if overrides:
         raise UserError(f"--config.{overrides[0]} is not read here; leave it out")
     if args.workdir is None:
         raise UserError("--workdir is missing; give the folder of a run, as --workdir=runs/w0_35")
     config, _ = read_run(args.workdir)
+    if args.csv is not None:
+        write_csv(args.workdir, args.csv)
+        print(args.csv)
+        return
     print(write_report(args.workdir, kind_of(config).page))
 
 

@@ -96,6 +96,30 @@ def curves(metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel] = ()) -
     return f"<section><h2>Learning curves</h2><div class=charts>{''.join(figures)}</div></section>" if figures else ""
 
 
+def losses_by_rate(points: np.ndarray, marks: Mapping[str, float]) -> str:
+    """The losses of a range test, over the learning rate.
+
+    Args:
+      points: [n, 3] of learning rate, loss, smoothed loss.
+      marks: learning rates to be pointed out, by what they are called; the first the most.
+    """
+    rates, losses, smoothed = points.T
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(rates, losses, ".", color=_MUTED, markersize=3, alpha=0.6, label="batches")
+        axes.plot(rates, smoothed, color=_MAIN, label="smoothed")
+        for (name, rate), colour in zip(marks.items(), (_SECOND, _INK), strict=False):
+            axes.axvline(rate, color=colour, linewidth=1, linestyle=(0, (4, 3)), label=f"{name}: {rate:.3g}")
+        low, high = np.min(smoothed, initial=np.inf), np.max(smoothed, initial=-np.inf)
+        if len(smoothed):
+            axes.set_ylim(low - 0.1 * (high - low) - 1e-6, high + 0.1 * (high - low) + 1e-6)
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+        axes.legend(loc="best")
+
+    return _figure(_svg(draw, "Loss by learning rate", (6.5, 3.4)), "Loss of training batches")
+
+
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     """How often the network was right, by how sure it was, over how many images there were of each."""
     count = np.array([row["count"] for row in bins], float)

@@ -83,7 +83,12 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
     metrics, evaluations = read_metrics(workdir), _evaluations(workdir, config, dataset)
     title = _title(config, dataset) or workdir.resolve().name
     so_far = summary or _so_far(metrics)
-    lead = [*_unfinished(summary, metrics, dataset), *page.lead(so_far, dataset), *_trained_on(dataset)]
+    lead = [
+        *_unfinished(summary, metrics, dataset),
+        *page.lead(so_far, dataset),
+        *_taken(summary),
+        *_trained_on(dataset),
+    ]
     body = "\n".join(
         (
             f"<header><p class=eyebrow>{text(workdir.resolve().name)}</p><h1>{text(title)}</h1>",
@@ -212,6 +217,15 @@ def picture(content: bytes, form: str) -> str:
     return f'<img alt="" src="data:image/{form};base64,{base64.b64encode(content).decode()}">'
 
 
+def _taken(summary: Facts) -> Iterator[str]:
+    """Says which step the numbers are of, and which checkpoint those get who use the run."""
+    if taken := summary.get("checkpoint"):
+        yield (
+            f"Measured at the last step, {number(summary['steps'])}; evaluation, predict and convert take the"
+            f" {text(taken['taken'])} checkpoint, step {number(taken['step'])}, where none is asked for."
+        )
+
+
 def _trained_on(dataset: Facts) -> Iterator[str]:
     if dataset.get("num_train"):
         classes = len(dataset.get("class_names") or ())
@@ -268,7 +282,8 @@ def _overview(page: Page, evaluations: Sequence[_Found], dataset: Facts) -> str:
 def _evaluation(page: Page, found: _Found, dataset: Facts) -> str:
     """Section of an evaluation: its heading, and its task's parts."""
     facts, skipped = found.facts, found.facts.get("skipped", ())
-    notes = [f"At step {number(facts.get('step'))}"]
+    which = f", the run's {text(facts['checkpoint'])} checkpoint" if "checkpoint" in facts else ""
+    notes = [f"At step {number(facts.get('step'))}{which}"]
     notes += [f"at {facts['resolution']} px"] if "resolution" in facts else []
     notes += [f"without {number(len(skipped))} images that can't be decoded"] if skipped else []
     sections = page.sections(facts, {**dataset, "eval_split": facts["split"]}, _pictures(found))

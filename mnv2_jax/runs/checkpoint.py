@@ -252,6 +252,10 @@ class Checkpoints:
             )
         return None
 
+    def step_of(self, which: Literal["latest", "best"]) -> int | None:
+        """The step of the checkpoint that `restore` would take, were none damaged; None if there is none yet."""
+        return next(iter(self._ranked(which)), None)
+
     def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
         if which == "latest":
             return self.steps()[::-1]

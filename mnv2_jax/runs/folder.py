@@ -1,6 +1,6 @@
 """The run folder on disk: its lock, and the records that say which run it is.
 
-config.json      the config as it was when the run began
+config.json      the config as it was when the run began, but for its length
 dataset.json     what was found in the data: classes, counts, digests
 provenance.json  code, versions, devices, settings and command, per session
 """
@@ -8,12 +8,13 @@ provenance.json  code, versions, devices, settings and command, per session
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mnv2_jax import config as config_lib
@@ -25,9 +26,10 @@ from mnv2_jax.runs.provenance import provenance
 LOCK, CONFIG, DATASET, PROVENANCE = ".lock", "config.json", "dataset.json", "provenance.json"
 SUMMARY, EVALUATION, SKIPPED = "summary.json", "evaluation.json", "skipped.txt"
 
-_TEACHER, _DIGEST, _SETTINGS = "teacher", "digest", "settings"
-_DATASET_MAY_DIFFER = ("name", _TEACHER, _DIGEST)
-"""`data.name` is compared as part of the config, the others by themselves."""
+_STEPS, _TEACHER, _DIGEST, _SETTINGS = "steps", "teacher", "digest", "settings"
+_DATASET_MAY_DIFFER = ("name", _STEPS, _TEACHER, _DIGEST)
+"""`data.name` and what makes the steps are compared as part of the config, the others by themselves."""
+_LENGTH = ("train.epochs:", "train.steps:")
 
 
 # --- lock --------------------------------------------------------------------------------------------------
@@ -97,7 +99,11 @@ def _try_to_lock(descriptor: int, workdir: pathlib.Path) -> bool:
 
 
 def prepare(
-    workdir: pathlib.Path, config: config_lib.Config, dataset: Mapping[str, Any], devices: Mapping[str, Any]
+    workdir: pathlib.Path,
+    config: config_lib.Config,
+    dataset: Mapping[str, Any],
+    devices: Mapping[str, Any],
+    why_not: Callable[[config_lib.Config], str | None] = lambda old: "give another --workdir",
 ) -> bool:
     """Begins a run in a new folder, or makes sure that an old one is of the same run; notes who, what and when.
 
@@ -105,9 +111,11 @@ def prepare(
 
     Args:
       workdir: a folder that exists.
-      config: of this session. An old config.json is kept as it was first written.
+      config: of this session. An old config.json is kept as it was first written, but for its length.
       dataset: what the data turned out to be: name, class_names, num_train, num_eval, eval_split, steps, digest.
       devices: platform, kind and count, for the provenance.
+      why_not: says of an old config that differs by its length alone why its run can't go on as this one, and what can
+        be done; None if it can.
 
     Returns:
       Whether the folder held the run already.
@@ -122,7 +130,7 @@ def prepare(
     sessions: list[Any] = []
     if resumed:
         sessions, old = _sessions(workdir), read_json(workdir / DATASET)
-        _check_same_run(workdir, config, old, dataset)
+        changed = _check_same_run(workdir, config, old, dataset, why_not)
         before, now = (_mapping(facts.get(_DIGEST)) for facts in (old, dataset))
         says = {
             "its images": _check_images(workdir, before, now),
@@ -134,7 +142,11 @@ def prepare(
                 " now on",
                 file=sys.stderr,
             )
-            write_json(workdir / DATASET, old | {_DIGEST: before | now})
+            old |= {_DIGEST: before | now}
+            write_json(workdir / DATASET, old)
+        if changed:
+            print(f"note: {workdir} goes on to another length: {', '.join(changed)}", file=sys.stderr)
+        _set_length(workdir, config, old, dataset)
     else:
         _check_unused(workdir)
         write_json(workdir / DATASET, dataset)
@@ -142,6 +154,19 @@ def prepare(
     if not resumed:
         write_json(workdir / CONFIG, config_lib.to_dict(config))
     return resumed
+
+
+def _set_length(
+    workdir: pathlib.Path, config: config_lib.Config, old: Mapping[str, Any], dataset: Mapping[str, Any]
+) -> None:
+    """Writes down how long the run is now; killed in between, the next session does it again."""
+    was, _ = read_run(workdir)
+    if old.get(_STEPS) != dataset.get(_STEPS):
+        (workdir / SUMMARY).unlink(missing_ok=True)  # the run isn't finished any more
+    if was.train != config.train:
+        write_json(workdir / CONFIG, config_lib.to_dict(dataclasses.replace(was, train=config.train)))
+    if old.get(_STEPS) != dataset.get(_STEPS):
+        write_json(workdir / DATASET, {**old, _STEPS: dataset.get(_STEPS)})
 
 
 def note_memory(workdir: pathlib.Path, memory: Mapping[str, int]) -> None:
@@ -242,16 +267,19 @@ def _check_settings(workdir: pathlib.Path, sessions: list[Any], session: Mapping
 
 
 def _check_same_run(
-    workdir: pathlib.Path, config: config_lib.Config, old: Mapping[str, Any], dataset: Mapping[str, Any]
-) -> None:
+    workdir: pathlib.Path,
+    config: config_lib.Config,
+    old: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    why_not: Callable[[config_lib.Config], str | None],
+) -> list[str]:
+    """Gives what differs and may: the length."""
     old_config, _ = read_run(workdir)
     changed = config_lib.differences(old_config, config)
-    if changed:
-        if all(change.startswith(("train.epochs:", "train.steps:")) for change in changed):
-            raise UserError(
-                f"--workdir={workdir} is of a run of another length: {', '.join(changed)}; to go on from its weights,"
-                f" give --config.init.weights={workdir} and another --workdir"
-            )
+    if changed and all(change.startswith(_LENGTH) for change in changed):
+        if (reason := why_not(old_config)) is not None:
+            raise UserError(f"--workdir={workdir} is of a run of another length: {', '.join(changed)}; {reason}")
+    elif changed:
         more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
         raise UserError(
             f"--workdir={workdir} is of a run with another config: {', '.join(changed[:3])}{more};"
@@ -271,6 +299,7 @@ def _check_same_run(
             f"--workdir={workdir} is of a run with another teacher: {what} has changed since (SHA-256 {before}… ->"
             f" {now}…); restore it or give another --workdir"
         )
+    return changed
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

@@ -6,6 +6,8 @@ A process may die in the middle of a line, so what isn't a sound line counts for
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pathlib
@@ -18,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import jsonable, reading, write_bytes, write_text, writing
 
 NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
@@ -137,6 +140,23 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path = workdir / NAME
     with reading(path):
         return [line for line in _parse(path.read_bytes()) if line is not None] if path.exists() else []
+
+
+def write_csv(workdir: pathlib.Path, path: pathlib.Path) -> None:
+    """Writes a run's log as CSV: a row for each of its lines, a column for each key of any; "" where a line lacks it,
+    or where the value wasn't finite.
+
+    Raises:
+      UserError: if there is no log yet, or the file can't be written.
+    """
+    lines = read_metrics(workdir)
+    if not lines:
+        raise UserError(f"{workdir}: nothing is logged there yet (no line in {NAME}); try again later")
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list({key: None for line in lines for key in line}), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, file.getvalue())
 
 
 def read_scores(workdir: pathlib.Path) -> dict[int, float]:

@@ -24,13 +24,14 @@ def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | N
     """
     settings, names = read_run(workdir)
     model = TASKS.find(settings.task, settings.modules).model(settings.model, settings.norm, len(names))
-    step, variables = restore_variables(workdir, which or settings.usual_checkpoint)
+    which = which or settings.usual_checkpoint
+    step, variables = restore_variables(workdir, which)
     seen = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
     info = WeightsInfo(
         preprocessing=Preprocessing(**seen | {"resolution": settings.data.seen_resolution}),
         labels=tuple(names),
         task=settings.task,
-        notes=(f"step {step} of the run {workdir.name}",),
+        notes=(f"step {step} of the run {workdir.name}, its {which} checkpoint",),
     )
     return Weights(model, variables, info)
 

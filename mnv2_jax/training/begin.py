@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -37,13 +38,23 @@ def begin(experiment: Experiment, run: Run) -> TrainState:
     """
     if run.has_checkpoint:
         return _restored(experiment, run)
+    return fresh(experiment, run.say)
+
+
+def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
+    """The state before the first step, with `init.weights` where they are set; ``say`` takes what is to be noticed.
+
+    Raises:
+      UserError: if they can't be had or are of another network.
+      FaultError: if the processes don't have the same state.
+    """
     config, mesh = experiment.config, experiment.mesh
     state = meshes.compile_init(mesh, experiment.init_state)()
     if config.init.weights is not None:
         weights = open_weights(config.init.weights, config.model, config.init.head)
         check_network(config, weights)
         if are_folded(weights.model, weights.variables):
-            run.say("the norms of the weights are folded; their statistics are taken from training images")
+            say("the norms of the weights are folded; their statistics are taken from training images")
             weights = unfolded(experiment, weights)
         if config.init.head == "load":
             weights = experiment.kind.arranged(weights, experiment.dataset)

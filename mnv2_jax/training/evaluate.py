@@ -88,7 +88,7 @@ def evaluate_run(
     workdir: pathlib.Path,
     which: Literal["latest", "best"] | None,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[int, Setup, Evaluation]:
+) -> tuple[Literal["latest", "best"], int, Setup, Evaluation]:
     """Evaluates a checkpoint of a run on the evaluation split of ``config``, which need not be the run's own.
 
     Args:
@@ -98,14 +98,15 @@ def evaluate_run(
       say: called with what the data set says of itself (`Dataset.notes`).
 
     Returns:
-      The checkpoint's step, what it was evaluated on, and the evaluation.
+      The checkpoint's name and step, what it was evaluated on, and the evaluation.
 
     Raises:
       UserError: if there is no checkpoint, its model isn't that of the config, or it doesn't know a class of the data.
       Stopped: if a signal came first.
     """
     own, trained = read_run(workdir)
-    step, variables = restore_variables(workdir, which or own.usual_checkpoint)
+    which = which or own.usual_checkpoint
+    step, variables = restore_variables(workdir, which)
     together.agree(
         {"the checkpoint": [step, digest(to_leaves(variables))], **config_facts(config)}, config.faults.start_timeout_s
     )
@@ -116,7 +117,7 @@ def evaluate_run(
     setup = open_setup(config, classes=classes)
     for note in setup.dataset.notes:
         say(note)
-    return step, setup, _evaluate(setup, variables)
+    return which, step, setup, _evaluate(setup, variables)
 
 
 def _evaluate(setup: Setup, variables: Variables) -> Evaluation:

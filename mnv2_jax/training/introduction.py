@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import shlex
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +12,7 @@ import jax
 from mnv2_jax.config import spanning_groups
 from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.processes.runtime import idle_devices
+from mnv2_jax.runs.metrics_log import TENSORBOARD
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.weights.file import describe
@@ -40,6 +42,8 @@ def introduce(experiment: Experiment, workdir: pathlib.Path, start: int) -> Iter
     found = meshes.describe(experiment.mesh)
     several = f" of {found['processes']} processes" if found["processes"] > 1 else ""
     yield f"  devices  {found['count']} × {found['kind']}{several}"
+    if config.log.tensorboard:
+        yield f"  watch    tensorboard --logdir={shlex.quote(str(workdir / TENSORBOARD))}"
     yield from data.notes
     yield from experiment.task.notes
     yield from filter(None, (spanning_groups(config, experiment.mesh.size), idle_devices(found["platform"])))

@@ -55,10 +55,12 @@ class Plan:
 
         Args:
           step: steps taken.
-          scores: of the evaluations so far, by their steps.
+          scores: of the evaluations so far, by their steps. What isn't due, at what was the end once, doesn't count.
         """
-        stalled = self.patience is not None and sum(other > best_of(scores)[0] for other in scores) >= self.patience
-        return step == self.total_steps or stalled
+        if step == self.total_steps or self.patience is None:
+            return step == self.total_steps
+        due = {at: score for at, score in scores.items() if self.evaluates_at(at)}
+        return sum(other > best_of(due)[0] for other in due) >= self.patience
 
 
 def make_plan(config: Config, num_images: int, parts: Sequence[str]) -> Plan:

@@ -38,7 +38,7 @@ def file_of(split: str, data: str, own_data: str) -> str:
     return f"{pathlib.Path(EVALUATION).stem}-{name}.json"
 
 
-def keep(path: pathlib.Path, setup: Setup, evaluation: Evaluation, step: int, **facts: Any) -> None:
+def keep(path: pathlib.Path, setup: Setup, evaluation: Evaluation, *, step: int, checkpoint: str, **facts: Any) -> None:
     """Writes an evaluation and the pictures of its examples.
 
     Args:
@@ -46,6 +46,7 @@ def keep(path: pathlib.Path, setup: Setup, evaluation: Evaluation, step: int, **
       setup: what was evaluated.
       evaluation: `located`.
       step: of the checkpoint.
+      checkpoint: which of the run's it was: latest or best.
       facts: what else is to be said.
 
     Raises:
@@ -55,7 +56,7 @@ def keep(path: pathlib.Path, setup: Setup, evaluation: Evaluation, step: int, **
     what = {"split": split.name, "resolution": data.seen_resolution, "data": {"name": data.name, "path": data.path}}
     skipped = {"skipped": list(evaluation.skipped)} if data.skip_corrupt else {}
     tables = {**evaluation.scalars, **evaluation.tables, "examples": list(evaluation.examples)}
-    write_json(path, {"step": step, **what, **tables, **skipped, **facts})
+    write_json(path, {"step": step, "checkpoint": checkpoint, **what, **tables, **skipped, **facts})
     save_pictures(pictures_of(path), split, [example["index"] for example in evaluation.examples])
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 
+from mnv2_jax.config import Config
 from mnv2_jax.data import streams
 from mnv2_jax.data.images import DamagedImageError
 from mnv2_jax.errors import FaultError, NonFiniteLossError, UserError, plain
@@ -20,6 +21,7 @@ from mnv2_jax.runs import folder as run_folder
 from mnv2_jax.runs.checkpoint import Checkpoints, Leaves, Restored, fingerprint
 from mnv2_jax.runs.metrics_log import SCORE, read_scores
 from mnv2_jax.tasks.base import Evaluation
+from mnv2_jax.training import length
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.training.speed import Speed
@@ -254,7 +256,14 @@ def _open_folder(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Chec
     run_folder.refuse_foreign(workdir)
     # A machine that has died keeps its lock on a network's file system for a while.
     with run_folder.lock(workdir, _LOCK_S if together.are_several() else 0.0):
-        run_folder.prepare(workdir, experiment.config, experiment.facts, meshes.describe(experiment.mesh))
+        devices = meshes.describe(experiment.mesh)
+
+        def why_not(old: Config) -> str | None:
+            taken = max(Checkpoints(workdir).steps(), default=0)
+            scores = {at: score for at, score in read_scores(workdir).items() if at <= taken}
+            return length.why_not(experiment, old, workdir, taken, scores)
+
+        run_folder.prepare(workdir, experiment.config, experiment.facts, devices, why_not)
         with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
             yield checkpoints
 

@@ -149,6 +149,8 @@ class FolderWriter:
         config, split, task = experiment.config, experiment.dataset.eval, experiment.task
         costs = summarise(task.model, config.data.seen_resolution)
         best_step, best_score = best_of(scores)
+        taken = config.usual_checkpoint
+        taken_step = self._checkpoints.step_of(taken)
         skips, metrics = config.data.skip_corrupt, read_metrics(workdir)
         summary = {
             "model": config.model.name,
@@ -163,10 +165,12 @@ class FolderWriter:
             **({"skipped": _skipped(metrics)} if skips else {}),
             "eval_split": split.name,
             **({"eval_skipped": len(evaluation.skipped)} if skips else {}),
-            "eval": dict(evaluation.scalars),
+            "eval": dict(evaluation.scalars),  # of the last step
             "best": {"step": best_step, task.score: best_score},
+            "checkpoint": {"taken": taken, "step": taken_step},  # where none is asked for
         }
-        results.keep(workdir / EVALUATION, experiment, results.located(evaluation, split), step)
+        located = results.located(evaluation, split)
+        results.keep(workdir / EVALUATION, experiment, located, step=step, checkpoint="latest")
         # A run is finished when it has a summary and a report; one of the unfinished run would be taken for it.
         with writing(workdir / REPORT):
             (workdir / REPORT).unlink(missing_ok=True)
@@ -178,9 +182,9 @@ class FolderWriter:
             else f"; no better in {config.train.patience} evaluations, so ended"
         )
         self.say(
-            f"{split.name} {task.headline(evaluation.scalars)}, after {summary['seconds']:.0f} s"
+            f"step {step}, the last: {split.name} {task.headline(evaluation.scalars)}, after {summary['seconds']:.0f} s"
             f" (best {task.score}: {best_score:.4f} at step {best_step}{early})\n"
-            f"  checkpoints  {workdir / 'checkpoints'}\n"
+            f"  checkpoints  {workdir / 'checkpoints'} (unless another is asked for, the {taken}: step {taken_step})\n"
             f"  log          {workdir / 'metrics.jsonl'}\n"
             f"  summary      {workdir / SUMMARY}\n"
             f"  report       {workdir / REPORT}"

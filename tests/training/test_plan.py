@@ -51,12 +51,14 @@ def test_stages_by_steps():
 
 
 def test_patience_counts_evaluations_since_the_best():
-    plan = planned(train=TrainConfig(patience=2, steps=100))
+    plan = planned(train=TrainConfig(patience=2, steps=100, eval_every_epochs=0.1))
     assert not plan.is_over(3, {})
     assert not plan.is_over(3, {1: 0.5, 2: 0.5, 3: 0.6})
     assert not plan.is_over(4, {1: 0.5, 2: 0.6, 3: 0.6})
     assert plan.is_over(4, {1: 0.5, 2: 0.6, 3: 0.6, 4: 0.1})
     assert plan.is_over(100, {})
+    longer = planned(train=TrainConfig(patience=2, steps=100, eval_every_epochs=0.2))
+    assert not longer.is_over(5, {2: 0.5, 4: 0.4, 5: 0.4})  # 5 was the end once
     assert not planned(train=TrainConfig(steps=100)).is_over(4, {1: 0.5, 2: 0.1, 3: 0.1, 4: 0.1})
 
 
