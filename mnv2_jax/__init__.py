@@ -42,7 +42,7 @@ __all__ = list(_EXPORTS)
 
 
 def __dir__() -> list[str]:
-    """What is exported, for completion."""
+    """Names of all exports, for completion."""
     return [*globals(), *_EXPORTS]
 
 

@@ -119,7 +119,7 @@ def file_type(text: str) -> pathlib.Path:
 
 
 def run_folder_type(text: str) -> pathlib.Path:
-    """As `workdir_type`, for what holds checkpoints.
+    """Does what `workdir_type` does, for a folder that holds checkpoints.
 
     Raises:
       UserError: too, where they could not be written: the path isn't UTF-8, or has no room for their names.
@@ -153,7 +153,7 @@ def config_of_run(workdir: pathlib.Path | None) -> str:
 
 
 def cluster_flags(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
-    """What `Parser.add_cluster_flags` has found."""
+    """Values of the flags of `Parser.add_cluster_flags`."""
     return args.coordinator_address, args.num_processes, args.process_id
 
 

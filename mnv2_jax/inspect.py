@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _lead(found: Inspection, limit: int) -> str:
-    """What there is, in a sentence."""
+    """Sentence on the whole folder."""
     names, splits = found.inventory.class_names, found.inventory.splits
     whole, seen = found.num_images, len(found.looks)
     classes = f" of {_counted(len(names), 'class', 'classes')}" if names else " without classes"

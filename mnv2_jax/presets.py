@@ -21,11 +21,11 @@ _NATIVE_RESOLUTION = {
     "mobilenet_v4_hybrid_medium": 256,
     "mobilenet_v4_hybrid_large": 384,
 }
-"""Where it isn't 224."""
+"""Published resolutions other than 224, in pixels."""
 
 
 def native_resolution(model: str | None) -> int:
-    """What a network was published for, in pixels."""
+    """Resolution that a network was published for, in pixels."""
     return _NATIVE_RESOLUTION.get(model or ModelConfig.name, DataConfig.resolution)
 
 
@@ -137,7 +137,7 @@ def _usual_recipe(kind: str, data: str, recipe: str) -> str:
 
 
 def _variant(name: str, taken: str, its_data: str, data: str, recipe: str) -> str:
-    """What tells an experiment on the data ``name`` by the recipe ``taken`` from that of the config file."""
+    """Suffix that tells an experiment on the data ``name`` by the recipe ``taken`` from that of the config file."""
     if (name, taken) == (data, recipe):
         return ""
     if taken == _usual_recipe(name.partition(":")[0], data, recipe):

@@ -105,11 +105,11 @@ def module_of(function: Any) -> str:
 
 
 TASKS = Registry("task", {"classification": "mnv2_jax.tasks.builtin"})
-"""By `config.Config.task`; a `tasks.base.Kind` each."""
+"""Tasks by `config.Config.task`; a `tasks.base.Kind` each."""
 MODELS = Registry("model.name", {})
-"""By `config.ModelConfig.name`: those outside the package; a `models.registry.Architecture` each."""
+"""Models outside the package by `config.ModelConfig.name`; a `models.registry.Architecture` each."""
 DATASETS = Registry("data.name", {})
-"""By `config.DataConfig.name`: those outside the package; a `data.sources.Source` each."""
+"""Data sets outside the package by `config.DataConfig.name`; a `data.sources.Source` each."""
 
 
 def modules_for(tree: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What holds for every network of the package, to be held against one of your own.
+"""Checks that every network of the package passes, for one of your own.
 
 from mnv2_jax.testing import check_model
 

@@ -30,7 +30,7 @@ def build(tree: Mapping[str, Any]) -> Config:
 
 
 def from_text(key: str, text: str) -> Any:
-    """What a text of the command line is for a key such as ``data.path``.
+    """Value of a text of the command line for a key such as ``data.path``.
 
     A name, as a path, is the text as it stands, whatever it looks like; several are separated by commas, in brackets,
     numbers by names in braces (``{cat: 3, dog: 0.5}``). Other values are Python literals. None leaves a key unset that
@@ -107,7 +107,7 @@ def _build(cls: type, tree: Any, prefix: str) -> Any:
 
 
 def _suggest(key: str) -> str:
-    """What a word of other libraries is called here; or the nearest declared key, of the same section where there is
+    """Our key for a word of other libraries; or the nearest declared key, of the same section where there is
     one that is close, else of all.
     """
     if (meant := called(key.rpartition(".")[2])) is not None:

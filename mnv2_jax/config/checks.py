@@ -146,7 +146,7 @@ _TOGETHER = (
     _check_stages,
     _check_teacher,
 )
-"""What relates several options; `check_devices` relates them to the devices."""
+"""Checks of options against each other; `check_devices` checks them against the devices."""
 
 
 _SHARES = 8

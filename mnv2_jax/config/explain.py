@@ -1,4 +1,4 @@
-"""What `schema` says of an option or a section, for ``--help KEY``."""
+"""Text of `schema` on an option or a section, for ``--help KEY``."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ from mnv2_jax.config.schema import Config
 
 
 class Option(NamedTuple):
-    """What is declared of a key."""
+    """Declaration of a key."""
 
     type: Any
     default: Any
     rules: tuple[Rule, ...]
-    """What its value must be, unless it is None."""
+    """Rules for its value, unless it is None."""
     conditions: tuple[Condition, ...]
     """With what it is read: all of these."""
 

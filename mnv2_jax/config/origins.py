@@ -1,4 +1,4 @@
-"""Whose the values of a config are."""
+"""Origins of the values of a config."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Loaded(NamedTuple):
     name of its folder."""
     config: Config
     origins: Mapping[str, Origin]
-    """Of every key."""
+    """Origin of every key."""
     recipe: str = ""
-    """Whose the values of the origin recipe are; "" where the file names none."""
+    """Name of the recipe that values of that origin come from; "" where the file names none."""
     workdir: str = ""
     """The folder of its run where no other is asked for: runs/ and the name, or where a config.json lies."""
 
@@ -35,14 +35,14 @@ class Loaded(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a config began; by itself nowhere."""
+    """Start of a config: recipe, variant and the values that it began with; empty by default."""
 
     recipe: str = ""
     variant: str = ""
-    """What is appended to the name of the config file."""
+    """Text that is appended to the name of the config file."""
     origins: Mapping[str, Origin] = {}
     values: Mapping[str, Any] = {}
-    """By key, as `origins`; one that is another now is the config file's."""
+    """Values by key, as `origins`; one that has changed since is the config file's."""
 
     def origins_in(self, tree: Mapping[str, Any]) -> dict[str, Origin]:
         """The origin of every key of what a config file returns."""
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 class Preset(ml_collections.ConfigDict):
-    """What `presets.preset` gives: a `ConfigDict` to be changed as any other, which knows where it began."""
+    """Result of `presets.preset`: a `ConfigDict` to be changed as any other, which knows where it began."""
 
     source = Source()
 

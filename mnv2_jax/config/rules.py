@@ -1,4 +1,4 @@
-"""What is said of an option beside its type: which values it can have, and with which other options it is read.
+"""Rules beside an option's type: the values that it can have, and the options with which it is read.
 
     momentum: Annotated[float, Within(0, 0.99999), read_when("optim.name", "sgd", "rmsprop")] = 0.9
 
@@ -37,7 +37,7 @@ class Within:
         return "" if self.high == math.inf else f" and at most {self.high:g}"
 
     def fault(self, value: Any) -> str:
-        """What is wrong with the value of an option; "" where nothing is."""
+        """Fault of the value of an option; "" where there is none."""
         entries = value if isinstance(value, tuple) else (value,)
         if all(number in self for number in entries):
             return ""
@@ -74,7 +74,7 @@ class Growing:
         return "growing from entry to entry"
 
     def fault(self, value: Any) -> str:
-        """What is wrong with the value of an option; "" where nothing is."""
+        """Fault of the value of an option; "" where there is none."""
         grows = all(a < b or (self.loosely and a == b) for a, b in itertools.pairwise(value))
         return "" if grows else "must grow from entry to entry"
 

@@ -67,7 +67,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """What the weights are before the first step."""
+    """Weights before the first step."""
 
     weights: str | None = None
     """A file of weights (ours, or of torchvision, timm, CoreNet, Keras, TFLite), the folder of a run, or a name such as
@@ -83,7 +83,7 @@ class NormConfig:
     group_size: Annotated[int, AtLeast(1)] = 32
     """Images whose statistics are taken together; a hyperparameter, not a property of the hardware."""
     decay: Annotated[float, Within(0, 0.99999), read_unless("finetune.train_from", ("classifier",))] = 0.9
-    """Of the running statistics, per step: TensorFlow's momentum, 1 - PyTorch's."""
+    """Decay of the running statistics, per step: TensorFlow's momentum, 1 - PyTorch's."""
     epsilon: Annotated[float, Above(0, 1)] = 1e-3
 
 
@@ -112,18 +112,18 @@ class DataConfig:
     """Set: each training batch has one of these resolutions, drawn anew, and as many images as keep its pixels at those
     of `batch_size` images of `resolution` (CoreNet's variable batch sampler)."""
     eval_resolution: Annotated[int | None, Within(8, 4096)] = None
-    """Of evaluation; unset: `resolution`."""
+    """Resolution of evaluation; unset: `resolution`."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images a step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128
     """At most this many images an evaluation step; the result doesn't depend on it."""
     eval_split: str | None = None
-    """By any name that such a split has (valid, dev, testing …). Unset: val, or test where there is no val."""
+    """Split to evaluate on, by any of its names (valid, dev, testing …). Unset: val, or test where there is no val."""
     holdout_fraction: Annotated[float, Within(0, 0.9)] = 0.0
     """This share of the training images (stratified) is kept out of training and evaluated on instead. Images without
     splits are trained on with 0.2 where nothing else is said."""
     crop: Literal["random_resized", "shift", "none"] = "random_resized"
-    """Of training images. shift: pad by `pad_pixels` zeros on each side, then crop back at random."""
+    """Crop of training images. shift: pad by `pad_pixels` zeros on each side, then crop back at random."""
     crop_area: Annotated[tuple[float, float], Above(0, 1), Growing(loosely=True), _RESIZED] = (0.08, 1.0)
     """The least and the largest share of the image that is cropped."""
     crop_ratio: Annotated[tuple[float, float], Within(0.01, 100), Growing(loosely=True), _RESIZED] = (3 / 4, 4 / 3)
@@ -139,10 +139,10 @@ class DataConfig:
     eval_crop_fraction: Annotated[float, Within(0.01, 1)] = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
-    """Where images shrink, whether all pixels that one of the result covers count (Pillow, torchvision, timm) or only
+    """Whether, where images shrink, all pixels that one of the result covers count (Pillow, torchvision, timm) or only
     the 2 (bicubic: 4) a side that are nearest to its centre (TensorFlow, Keras)."""
     mean: Annotated[tuple[float, float, float], Within(-255, 255)] = (0.485, 0.456, 0.406)
-    """Of red, green, blue, which run from 0 to 1."""
+    """Means of red, green and blue, which run from 0 to 1."""
     std: Annotated[tuple[float, float, float], Within(0.001, 255)] = (0.229, 0.224, 0.225)
     """Channels are normalised as (x / 255 - mean) / std."""
     num_workers: Annotated[int | None, Within(0, 1024), *_DECODED] = None
@@ -153,7 +153,7 @@ class DataConfig:
 
     @property
     def seen_resolution(self) -> int:
-        """What evaluation, and so whoever uses the weights, sees: `eval_resolution` or else `resolution`."""
+        """Resolution of evaluation and of whoever uses the weights: `eval_resolution` or else `resolution`."""
         return self.eval_resolution or self.resolution
 
 
@@ -167,7 +167,7 @@ _MIXUP, _CUTMIX = read_when("augment.mixup_alpha", Above(0)), read_when("augment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What is done to training images beyond crop and flip, each by (seed, epoch, index)."""
+    """Augmentation of training images beyond crop and flip, each by (seed, epoch, index)."""
 
     policy: Literal[
         "none", "autoaugment", "autoaugment_tf", "randaugment", "randaugment_timm", "randaugment_tf", "trivialaugment"
@@ -179,7 +179,7 @@ class AugmentConfig:
     policy_magnitude: Annotated[float, Within(0, 30), _RANDAUGMENT] = 9.0
     """Whole numbers from 0 to 30 (torchvision), 0 to 10 (timm), 0 to 30 (TF, whose tables are for 10)."""
     policy_magnitude_std: Annotated[float, Within(0, 1000), _TIMMS] = 0.0
-    """Of the normal deviate added to the magnitude; above 100: it is drawn uniformly from 0 up."""
+    """Standard deviation of a normal deviate added to the magnitude; above 100, the magnitude is uniform from 0 up."""
     policy_increasing: Annotated[bool, _TIMMS] = False
     """Every operation gets stronger with the magnitude (timm's inc1)."""
     policy_probability: Annotated[float, Within(0, 1), _BY_CHANCE] = 1.0
@@ -235,19 +235,19 @@ class DistillConfig:
     """A teacher's predictions as further targets (Hinton et al., arXiv:1503.02531)."""
 
     teacher: str | None = None
-    """As `init.weights`: a file of weights, the folder of a run, or a name. It sees what the student sees."""
+    """Teacher, as in `init.weights`: a file of weights, a run's folder, or a name. It sees what the student sees."""
     teacher_model: Annotated[str | None, read_unless("distill.teacher", None)] = None
     """Which network a foreign file holds; unset: the file says it."""
     logits: str | None = None
     """Instead of a teacher: logits stored once an image by `python -m mnv2_jax.predict --store-logits`."""
     temperature: Annotated[float, Above(0, 1000), _DISTILS] = 1.0
     weight: Annotated[float, Within(0, 1), _DISTILS] = 0.5
-    """Of the soft targets' loss; 1 - weight is that of the labels'."""
+    """Weight of the soft targets' loss; that of the labels' loss is 1 - weight."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """What of a network is trained, and how fast."""
+    """Parts of a network that are trained, and how fast."""
 
     train_from: tuple[str, ...] = ("stem",)
     """A name for each stage: this part of the network (stem, block_1, …, head, hidden, classifier) and what comes after
@@ -278,9 +278,9 @@ class OptimConfig:
     momentum: Annotated[float, Within(0, 0.99999), read_when("optim.name", "sgd", "rmsprop")] = 0.9
     nesterov: Annotated[bool, read_when("optim.name", "sgd"), _WITH_MOMENTUM] = False
     rms_decay: Annotated[float, Within(0, 0.99999), _RMSPROP] = 0.9
-    """Of the mean square."""
+    """Decay of the mean square."""
     rms_init: Annotated[float, Within(0, 1), _RMSPROP] = 1.0
-    """What the mean square begins with: 1 in TF1 and timm, 0 in Keras and PyTorch."""
+    """Start of the mean square: 1 in TF1 and timm, 0 in Keras and PyTorch."""
     epsilon_in_sqrt: Annotated[bool, _RMSPROP] = True
     """TensorFlow, Keras, timm; not PyTorch."""
     lr_in_momentum: Annotated[bool, _RMSPROP, _WITH_MOMENTUM] = True
@@ -303,16 +303,16 @@ class OptimConfig:
     update_every: Literal["step", "epoch"] = "step"
     """epoch: the learning rate stands still in between, and only a warm-up in steps moves by the step."""
     warmup_init_lr: Annotated[float, AtLeast(0), _WARMS_UP] = 0.0
-    """What it begins with."""
+    """Learning rate at the start of the warm-up."""
     warmup_to: Annotated[Literal["peak", "schedule"], _WARMS_UP] = "peak"
     """schedule: what the schedule has come to when the warm-up ends (TF model garden)."""
     final_lr: Annotated[float, AtLeast(0), _COSINE] = 0.0
-    """What it ends at."""
+    """Learning rate at the end."""
     cosine_from: Annotated[Literal["warmup", "start"], _COSINE, _WARMS_UP] = "warmup"
-    """Where the cosine begins. warmup: at its end (torchvision); start: of training, of which the warm-up takes the
+    """Start of the cosine. warmup: at its end (torchvision); start: of training, of which the warm-up takes the
     first part (timm, CoreNet, TF model garden)."""
     decay_factor: Annotated[float, Above(0, 1), read_when("optim.schedule", "exponential", "step")] = 0.98
-    """What each decay multiplies by."""
+    """Factor of each decay."""
     decay_every_epochs: Annotated[float, Above(0), _EXPONENTIAL, read_when("optim.decay_every_steps", None)] = 1.0
     decay_every_steps: Annotated[int | None, AtLeast(1), _EXPONENTIAL] = None
     """Set: instead of `decay_every_epochs`."""
@@ -324,7 +324,7 @@ class OptimConfig:
     milestones_epochs: Annotated[tuple[float, ...], AtLeast(0), Growing(), read_when("optim.schedule", "step")] = ()
     """When it decays."""
     clip_grad_norm: Annotated[float | None, Above(0)] = None
-    """Of all gradients together, at most."""
+    """Largest norm of all gradients together."""
     accumulate_steps: Annotated[int, AtLeast(1)] = 1
     """Microbatches a step; batch-norm groups stay within a microbatch."""
     ema_decay: Annotated[float | None, Within(0, 0.9999999)] = None
@@ -332,7 +332,7 @@ class OptimConfig:
     ema_every_steps: Annotated[int, AtLeast(1), _AVERAGES] = 1
     """How often the average takes in the weights."""
     ema_warmup: Annotated[bool, _AVERAGES] = True
-    """As TensorFlow with num_updates: decay = min(ema_decay, (1 + step) / (10 + step))."""
+    """Whether the decay warms up as TensorFlow's with num_updates: decay = min(ema_decay, (1 + step) / (10 + step))."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -390,9 +390,9 @@ class Config:
     """A whole experiment."""
 
     seed: Annotated[int, AtLeast(0)] = 0
-    """Of the initial weights, the data order, augmentation and dropout."""
+    """Seed of the initial weights, the data order, augmentation and dropout."""
     task: str = "classification"
-    """What is learnt: a name that `tasks.base.register_task` has made known."""
+    """Task: a name that `tasks.base.register_task` has made known."""
     modules: tuple[str, ...] = ()
     """Modules outside the package that register what the config names; filled in where they are imported by then."""
     model: ModelConfig = ModelConfig()

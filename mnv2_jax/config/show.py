@@ -13,7 +13,7 @@ from mnv2_jax.config.origins import Loaded
 from mnv2_jax.config.schema import to_dict
 
 _WIDTH = 26
-"""Of the column of values; longer ones stand out."""
+"""Width of the column of values; longer values stand out."""
 
 
 def as_json(loaded: Loaded) -> str:
@@ -48,5 +48,5 @@ def _lines(loaded: Loaded) -> Iterator[str]:
 
 
 def _word(value: Any) -> str:
-    """As the command line takes it."""
+    """Value as the command line takes it."""
     return f"({', '.join(map(str, value))})" if isinstance(value, tuple) else str(value)

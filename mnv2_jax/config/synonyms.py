@@ -74,7 +74,7 @@ FLAGS = {word: flag for flag, words in _BY_FLAG.items() for word in words.split(
 
 
 def called(word: str) -> str | None:
-    """What is meant, as it is typed on a command line; None for a word that isn't known.
+    """Our words for a word of other libraries, as typed on a command line; None for a word that isn't known.
 
     Args:
       word: a flag, or the last part of a key, as ``--learning-rate``.

@@ -46,7 +46,7 @@ _LAYOUT = (
 )
 _HIDDEN = "hidden"
 _KINDS = 6
-"""So many are named at most."""
+"""Most kinds of files that a note names."""
 
 
 def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_train: bool = True) -> Opened:
@@ -174,7 +174,7 @@ class Tree(Protocol):
 
     @property
     def path(self) -> str:
-        """Of the folder or file."""
+        """Path of the folder or file."""
         ...
 
     @property
@@ -243,7 +243,7 @@ def _holds_classes(tree: Tree) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """What lies in a split."""
+    """Content of a split."""
 
     name: str
     images: dict[str, list[str]]
@@ -326,7 +326,7 @@ def left_out(paths: Collection[str]) -> tuple[str, ...]:
 
 
 def _kinds(paths: Iterable[str]) -> str:
-    """What files are, most frequent first, as ".heic 2, .txt 1"."""
+    """Kinds of files, most frequent first, such as ".heic 2, .txt 1"."""
     counts = _counted(paths)
     more = [f"{len(counts) - _KINDS} other kinds"] if len(counts) > _KINDS else []
     return ", ".join([f"{kind} {count:,}" for kind, count in list(counts.items())[:_KINDS]] + more)
@@ -429,12 +429,12 @@ class FileReader:
         return os.path.abspath(os.path.join(self.root, os.fsdecode(self.names[index])))
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Of the names."""
+        """Digest of the names."""
         return {"names": sha256_of_names(self.names[rows].tolist())}
 
 
 def _packed(names: list[str]) -> np.ndarray:
-    """As one block of bytes: a million `str` would cost each worker process seconds and hundreds of megabytes."""
+    """Packs names into bytes: a million `str` would cost each worker process seconds and hundreds of megabytes."""
     return np.array([os.fsencode(name) for name in names])
 
 
@@ -551,5 +551,5 @@ class TarReader:
         return f"{os.path.abspath(self.path)}: {os.fsdecode(self.names[index])}"
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Of the names and the sizes; where in a tar a file lies is its packer's business."""
+        """Digest of names and sizes; the places of files in a tar don't count."""
         return {"names": sha256_of_names(self.names[rows].tolist()), "sizes": sha256_of(self.places[rows, 1])}

@@ -214,10 +214,10 @@ def decode(content: bytes, name: str) -> np.ndarray:
 
 
 class _Frame(NamedTuple):
-    """What the header of a JPEG says (ITU-T T.81, B.2.2)."""
+    """Frame header of a JPEG (ITU-T T.81, B.2.2)."""
 
     place: int
-    """Of the height in the file."""
+    """Offset of the height in the file."""
     size: tuple[int, int]
     """Height and width."""
     is_plain: bool

@@ -50,20 +50,20 @@ TRAITS: Mapping[str, str] = {
     "16 bits": "scaled to 8",
     "CMYK": "converted to RGB",
 }
-"""What may be special about an image, and what that means for whoever trains on it."""
+"""Traits that an image may have, and what each means for training on it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What was found of an image."""
+    """Findings on an image."""
 
     split: str
     index: int
     """In the split."""
     label: int
-    """Of the `split.Inventory`."""
+    """Label in the `split.Inventory`."""
     name: str = ""
-    """Of the file, below the top."""
+    """Name of the file, below the top."""
     problem: str = ""
     """Why it can't be looked at."""
     is_damaged: bool = False
@@ -72,9 +72,9 @@ class Look:
     """Height and width in pixels."""
     num_bytes: int = 0
     form: str = ""
-    """As Pillow calls the format."""
+    """Pillow's name of the format."""
     traits: tuple[str, ...] = ()
-    """Of `TRAITS`."""
+    """Its traits, keys of `TRAITS`."""
     content: bytes = b""
     """A digest of the file."""
     pixels: bytes = b""
@@ -83,11 +83,11 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What is known of a source."""
+    """Findings on a source."""
 
     inventory: Inventory
     looks: Sequence[Look]
-    """Of the images that were looked at, in the order of the splits."""
+    """Findings on the images that were looked at, in the order of the splits."""
     pictures: Mapping[tuple[str, int], bytes]
     """JPEG files of some images, by split and index."""
 
@@ -107,10 +107,10 @@ class Inspection:
 
 
 class Table(NamedTuple):
-    """What there is to say of one thing."""
+    """Table on one subject."""
 
     name: str
-    """By which it is found in JSON."""
+    """Key of the table in JSON."""
     title: str
     head: tuple[str, ...]
     """One word a column, all different; the first column is text."""
@@ -154,7 +154,7 @@ def look_through(inventory: Inventory, limit: int, with_pictures: bool, done: Ca
 def _in_order(
     pool: concurrent.futures.Executor, function: Callable[[Any], Any], items: Iterable[Any], waiting: int
 ) -> Iterator[Any]:
-    """As the pool's own map, but without a task for each of a million images at once."""
+    """Does what the pool's own map does, but without a task for each of a million images at once."""
     rest = iter(items)
     tasks = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, waiting))
     while tasks:
@@ -174,7 +174,7 @@ def _choose(inventory: Inventory, limit: int) -> list[tuple[str, int]]:
 
 
 def _spread(size: int, count: int) -> list[int]:
-    """So many places of 0..size - 1, evenly spread."""
+    """The given number of places of 0..size - 1, evenly spread."""
     places: list[int] = np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist()
     return places
 
@@ -389,4 +389,4 @@ def unread(inspection: Inspection) -> Table:
 
 
 TABLES: tuple[Callable[[Inspection], Table], ...] = (classes, sizes, formats, traits, duplicates, damaged, unread)
-"""What is said of a source, in this order."""
+"""Tables on a source, in this order."""

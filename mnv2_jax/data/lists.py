@@ -41,7 +41,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "split": ("split", "dataset", "subset", "set", "partition"),
 }
-"""What columns are called, small and without what isn't a letter, perhaps with an s; the first that is there counts."""
+"""Names of columns, small and without what isn't a letter, perhaps with an s; the first that is there counts."""
 _NAME_THEM = "write a first line that calls them file, label and, where there is one, split"
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 
@@ -235,7 +235,7 @@ class _Listing:
         return self._files.tree.split(name or _stem(self.path), labels, paths)
 
     def notes(self, entries: Mapping[str, Sequence[_Entry]]) -> tuple[str, ...]:
-        """What is to be said of the list, a line each."""
+        """Notes on the list, a line each."""
         notes = []
         if self._missing:
             first = self._missing[0]

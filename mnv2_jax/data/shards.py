@@ -38,7 +38,7 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What was written of some consecutive classes of a split."""
+    """A file of some consecutive classes of a split."""
 
     name: str
     """The file below the top: the shard; in the folder format the checksums of its images, as sha256sum writes them."""
@@ -46,9 +46,9 @@ class Shard:
     classes: Mapping[str, int]
     """The number of images by WordNet id, in the order of the records."""
     bytes: int
-    """Of the shard; in the folder format of all its images."""
+    """Size of the shard; in the folder format of all its images."""
     sha256: str
-    """Of the file `name`."""
+    """SHA-256 of the file `name`."""
     plan: str
     """Digest of what the source held, by which a later session knows that it is still the same."""
     damaged: Mapping[str, str]
@@ -57,13 +57,13 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a prepared folder holds."""
+    """Content of a prepared folder."""
 
     format: Literal["arrayrecord", "folder"]
     complete: bool
     """Every shard is there; until then the folder can't be read."""
     source: Mapping[str, str]
-    """By split: what it was made from."""
+    """Origin of each split."""
     shards: tuple[Shard, ...]
     """Sorted by name."""
 
@@ -114,7 +114,7 @@ def write_manifest(path: str, manifest: Manifest) -> None:
 
 
 def finished_manifest(path: str) -> Manifest:
-    """As `read_manifest`, for those who want the data.
+    """Does what `read_manifest` does, and refuses a preparation that isn't finished.
 
     Raises:
       UserError: also if the preparation wasn't brought to its end.
@@ -186,7 +186,7 @@ class ShardReader:
     """Reads images by their number; each process opens the shards for itself, each when it is first asked for."""
 
     def __init__(self, root: str, names: tuple[str, ...], sizes: tuple[int, ...], hashes: tuple[str, ...]) -> None:
-        """Of files below ``root`` with so many records, whose SHA-256 the manifest has."""
+        """Takes files below ``root``, their numbers of records and their SHA-256 in the manifest."""
         self._arguments = (root, names, sizes, hashes)
         self._ends = np.cumsum(sizes)
         self._readers: dict[int, Any] = {}
@@ -221,7 +221,7 @@ class ShardReader:
         return path, name, content
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Of the shards' own, and of which records of them."""
+        """Digest of the shards' own digests, and of the records that are used."""
         _, _, sizes, hashes = self._arguments
         records = sha256_of(np.arange(sum(sizes))[rows])
         return {"shards": sha256_of_names(text.encode() for text in (*hashes, records))}

@@ -42,7 +42,7 @@ class _Place:
     """Numbers of the worker, and of the segment among its own."""
     shape: tuple[int, ...]
     handle: Any
-    """Of a segment that was made since its number was last sent: what its file descriptor is had by."""
+    """Handle from which the receiver gets the file descriptor of a segment that it doesn't know yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def parcel(batch: NumpyBatch) -> Parcel:
-    """What a worker sends instead of a batch, in which each array of `empty` must be, and which isn't touched again."""
+    """Makes the message that a worker sends for a batch, whose arrays are those of `empty` and aren't touched again."""
     return Parcel(batch, {}) if _segments is None else _segments.parcel(batch)
 
 
@@ -149,7 +149,7 @@ def parcel(batch: NumpyBatch) -> Parcel:
 
 
 class Receiver:
-    """Of the parcels of some workers."""
+    """Receiver of the parcels of some workers."""
 
     def __init__(self) -> None:
         self._segments: dict[tuple[int, int], mmap.mmap] = {}

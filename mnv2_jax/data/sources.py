@@ -29,7 +29,7 @@ UNSPLIT_HOLDOUT = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What a run learns from and what it is measured on."""
+    """Data that a run learns from and is measured on."""
 
     name: str
     class_names: tuple[str, ...]
@@ -40,7 +40,7 @@ class Dataset:
     scored: tuple[int, ...] | None = None
     """The labels among which an evaluation looks for the predictions, rising; None: among all."""
     notes: tuple[str, ...] = ()
-    """What of the place on disk is left alone, a line each."""
+    """Notes on what is left alone on disk, a line each."""
     holdout_fraction: float = 0.0
     """Above 0: what is evaluated is this share of each class, taken out of train."""
 
@@ -176,7 +176,7 @@ def _at_home(data: DataConfig) -> DataConfig:
 
 
 def _opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
-    """What opens it, given also whether only to evaluate on."""
+    """Function that opens it, given also whether only to evaluate on."""
     if data.name.startswith("tfds:"):
         return _open_tfds
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
@@ -246,7 +246,7 @@ def _dataset(data: DataConfig, opened: Opened) -> Dataset:
 
 
 def _class_names(data: DataConfig, path: str) -> tuple[str, ...]:
-    """Of a folder or a tar, or what a list says."""
+    """Names of the classes of a folder, a tar or a list."""
     if lists.is_list(path):
         return lists.class_names(path)
     names: tuple[str, ...] = _kept_in(path).class_names(path)
@@ -254,7 +254,7 @@ def _class_names(data: DataConfig, path: str) -> tuple[str, ...]:
 
 
 def _kept_in(path: str) -> types.ModuleType:
-    """What reads a folder or a tar."""
+    """Reader of a folder or a tar."""
     is_sharded = shards.is_prepared(path) and shards.finished_manifest(path).format == "arrayrecord"
     return shards if is_sharded else folder
 
@@ -281,7 +281,7 @@ def _open_tfds(data: DataConfig, evaluates: bool) -> Dataset:
 
 
 def _tfds_name(data: DataConfig) -> str | None:
-    """What TFDS calls the data set, or None where `data.path` holds no copy by TFDS."""
+    """TFDS's name of the data set, or None where `data.path` holds no copy by TFDS."""
     if data.name.startswith("tfds:"):
         return data.name.removeprefix("tfds:")
     name = {"cifar10": "cifar10", "imagenet": "imagenet2012"}.get(data.name)
@@ -306,7 +306,7 @@ class MemoryReader:
         return self.images[index]
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Of the pixels."""
+        """Digest of the pixels."""
         return {"pixels": sha256_of(self.images[rows])}
 
 

@@ -18,7 +18,7 @@ _NAMES = {
     "val": ("val", "valid", "validation", "dev", "devel", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-"""What people call the three splits, in any case and perhaps with "set" at the end, as Test_Set."""
+"""Names that people give the three splits, in any case and perhaps with "set" at the end, such as Test_Set."""
 
 
 class Labels(Protocol):
@@ -106,7 +106,7 @@ class Split:
         return labels | _digest(self.read, slice(len(self)))
 
     def where(self, index: int) -> str | None:
-        """As `Located.where`; None for the images of arrays."""
+        """Place as in `Located.where`; None for the images of arrays."""
         return _where(self.read, index)
 
     def subset(self, keep: np.ndarray, name: str | None = None) -> Split:
@@ -145,14 +145,14 @@ def _where(read: Callable[[int], Picture], index: int) -> str | None:
 
 
 class Opened(NamedTuple):
-    """What a source holds."""
+    """Content of a source."""
 
     class_names: tuple[str, ...]
     """In the order of the labels."""
     train: Split
     eval: Split
     notes: tuple[str, ...] = ()
-    """What was left alone, a line each."""
+    """Notes on what was left alone, a line each."""
     is_unsplit: bool = False
     """Nothing says what is to be evaluated on: both splits are all there is."""
 
@@ -167,11 +167,11 @@ class Inventory(NamedTuple):
     class_names: tuple[str, ...]
     """In the order of the labels, also of classes without images."""
     splits: Mapping[str, Split]
-    """By their names, in the order of `usual_order`."""
+    """Splits by their names, in the order of `usual_order`."""
     top: str
     """The folder or file below which the images are."""
     notes: tuple[str, ...] = ()
-    """What was left alone or is missing, a line each."""
+    """Notes on what was left alone or is missing, a line each."""
 
 
 # --- which is which -----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ RESIDENT_BYTES = 512 * 2**20
 """Most that a split may take on a device; the network and its activations want the rest."""
 
 OR_SKIP = "; or go on without: --config.data.skip_corrupt=True"
-"""What else can be done about them in a run."""
+"""Advice on images that can't be decoded in a run."""
 _LOOK_S, _LOOK_IMAGES = 30.0, 64
 """How long to look for further damaged images, and how many are looked at together."""
 
@@ -59,7 +59,7 @@ class IndexStream:
     repeats: int = 1
 
     def take(self, positions: np.ndarray) -> NumpyBatch:
-        """What stands at some positions, int [b], of the stream.
+        """Items at some positions, int [b], of the stream.
 
         Returns:
           index: int32 [b], in 0..num_images - 1; epoch: int32 [b], epoch * R + number of the repeat, so that no two
@@ -131,7 +131,7 @@ def fits(view: View, split: Split) -> bool:
 
 
 def fits_training(data: DataConfig, view: View, split: Split) -> bool:
-    """As `fits`, where batches have one shape and say nothing of images that were skipped."""
+    """Does what `fits` does, where batches have one shape and say nothing of images that were skipped."""
     return fits(view, split) and not data.scales and (split.in_memory or not data.skip_corrupt)
 
 
@@ -309,7 +309,7 @@ class _EvalBatch:
 
 
 class _Filling(NamedTuple):
-    """What a row is filled with."""
+    """Content of a row."""
 
     view: Mapping[str, Any] | None
     """None: zeros."""
@@ -395,7 +395,7 @@ def _decode(split: Split, index: int) -> np.ndarray:
 
 
 def _lines(indices: Iterable[int], look: Callable[[int], Any]) -> dict[int, str]:
-    """What is wrong with the images that can't be looked at."""
+    """Lines on the images that can't be looked at."""
     found: dict[int, str] = {}
     for index in indices:
         try:

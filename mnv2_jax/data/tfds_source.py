@@ -167,7 +167,7 @@ class TfdsReader:
         return f"{os.path.abspath(builder_dir)}: image {index} of {split}"
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Of the description: data set, version, and how many records and bytes each file has; and of which records."""
+        """Digest of data set, version, the records and bytes of each file, and the records that are used."""
         builder_dir, split, *_ = self._arguments
         info = _builder(builder_dir).info
         part = info.splits[split]

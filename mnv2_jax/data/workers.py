@@ -1,4 +1,4 @@
-"""What makes batches in other processes, in order, and ends with whom it works for.
+"""Worker processes that make batches, in order, and end with the process that they work for.
 
 A worker is a new interpreter (``spawn``), which multiprocessing has import the main script once more, for the functions
 that are defined there. Here they come by value, so it is left out: a script needs no ``if __name__ == "__main__"``, and
@@ -38,9 +38,9 @@ _CLOSE_S = 2.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """They reach the whole process group, but it is the main process that decides."""
 _SOCKET_BYTES = 70
-"""Of the temporary folder; multiprocessing adds 33."""
+"""Longest path of the temporary folder; multiprocessing adds 33."""
 _PREFIX = "grain-process-prefetch"
-"""Of the names that grain gives its processes."""
+"""Prefix of the names that grain gives its processes."""
 
 Batches: TypeAlias = Generator[NumpyBatch, None, None]
 """``close()`` ends its worker processes; so does dropping it."""
@@ -94,7 +94,7 @@ def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_
 
 
 def _told_of_an_end(reason: str) -> str:
-    """As ``Worker process was terminated unexpectedly with exit code -9``."""
+    """Line for a reason such as ``Worker process was terminated unexpectedly with exit code -9``."""
     code = reason.rpartition(" ")[2]
     if not code.isdigit():  # of a signal, or of what a worker that is gone was to send
         return (

@@ -39,7 +39,7 @@ _UNKNOWN = float("-inf")
 _CHUNK = 2**24
 """Bytes that are read at a time."""
 _OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RecursionError)
-"""What Orbax, tensorstore, parsers and our digests raise where a file isn't what was written."""
+"""Errors of Orbax, tensorstore, parsers and our digests where a file isn't what was written."""
 
 
 class Restored(NamedTuple):
@@ -319,7 +319,7 @@ def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = 
 
 
 def _fault(error: Exception, folder: pathlib.Path) -> str | None:
-    """What kept a checkpoint from being read, where that isn't what its files hold; None: it is damaged."""
+    """Reason outside a checkpoint's files why it couldn't be read; None: it is damaged."""
     try:
         jax.devices()
     except Exception as of_jax:  # an assertion without a word, where what the platform needs isn't installed
@@ -350,7 +350,7 @@ def _digest_of_json(tree: Mapping[str, Any]) -> str:
 
 
 def _read_json(folder: pathlib.Path) -> dict[str, Any]:
-    """What `JsonSave` wrote."""
+    """Content of a file that `JsonSave` wrote."""
     tree = json.loads((folder / "metadata").read_text())
     if not isinstance(tree, dict):
         raise ValueError(f"{folder.name} is not a JSON object")

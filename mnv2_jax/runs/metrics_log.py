@@ -27,7 +27,7 @@ NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorbo
 SCORE = "score"
 """Key of an evaluation's line: the name of the value by which it is better than another."""
 _SCORE_OF_0_4 = "top1"
-"""Of lines that don't say so."""
+"""Name of the score in lines that don't name it."""
 
 
 _FLUSH_S = 10.0
@@ -42,7 +42,7 @@ class MetricsLog:
     """Appends to metrics.jsonl, and to TensorBoard's files where they are wanted."""
 
     seconds_before: float
-    """What earlier sessions took, their lost steps included: the largest `seconds` that the log had."""
+    """Seconds of earlier sessions, lost steps included: the largest `seconds` that the log had."""
 
     def __init__(self, workdir: pathlib.Path, resume_step: int, *, tensorboard: bool = False):
         """Cuts the log back to what belongs to the restored state, and opens it.

@@ -93,7 +93,7 @@ class Progress:
 
 
 def duration(seconds: float | None) -> str:
-    """As ``1:02:03`` or ``2:03``; ``?`` before it is known."""
+    """Seconds written as ``1:02:03`` or ``2:03``; ``?`` before they are known."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""What produced a session's numbers."""
+"""Provenance of a session's numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PACKAGES = (
 
 
 def provenance(devices: Mapping[str, Any]) -> dict[str, Any]:
-    """What produced a session's numbers: start (UTC), command, git, versions, devices, settings. No host, no user."""
+    """Provenance of a session's numbers: start (UTC), command, git, versions, devices, settings. No host, no user."""
     started = datetime.datetime.fromtimestamp(psutil.Process().create_time(), datetime.UTC)
     return {
         "started": started.isoformat(timespec="seconds"),

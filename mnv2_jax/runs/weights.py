@@ -37,7 +37,7 @@ def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | N
 
 
 def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weights:
-    """What ``init.weights`` names: a run's folder, our file, another library's, or published weights.
+    """Opens what ``init.weights`` names: a run's folder, our file, another library's, or published weights.
 
     Args:
       source: path or name.

@@ -1,4 +1,4 @@
-"""What the outputs of a classification mean to people."""
+"""Meaning of the outputs of a classification to people."""
 
 from __future__ import annotations
 

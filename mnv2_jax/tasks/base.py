@@ -1,4 +1,4 @@
-"""What a task is: pure functions between batches and numbers."""
+"""The contract of a task: pure functions between batches and numbers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mnv2_jax.weights.file import Weights, WeightsInfo
 
 
 class Aux(NamedTuple):
-    """What a loss gives besides its mean."""
+    """Results of a loss besides its mean."""
 
     model_state: PyTree
     """The new one."""
     metrics: dict[str, Array]
     """Further means [] to log, over what the loss is a mean of."""
     weight: Array | None = None
-    """What the mean was divided by, []; None: the number of rows. Parts of a batch are averaged by it."""
+    """Divisor of the mean, []; None: the number of rows. Parts of a batch are averaged by it."""
 
 
 class Evaluation(NamedTuple):
-    """What is known of a split once it was gone through, fit for JSON."""
+    """Results on a whole split, fit for JSON."""
 
     scalars: Mapping[str, float]
     """For the log and summary.json."""
@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
     skipped: Sequence[str] = ()
     """A line for each image that can't be decoded, and was left out."""
     notes: Sequence[str] = ()
-    """What is to be said besides, a line each: what makes the numbers doubtful."""
+    """Notes, a line each: whatever makes the numbers doubtful."""
     predictions: Mapping[str, np.ndarray] = {}
     """Columns [n] of a table of all images, by their names: "index" in the split, and what was answered. Text, or
     numbers, of which one that isn't finite stands for nothing. {}: the task has none."""
@@ -65,11 +65,11 @@ class Task(Protocol):
 
     @property
     def train_view(self) -> View:
-        """What an example of the train split becomes."""
+        """View of an example of the train split."""
 
     @property
     def eval_view(self) -> View:
-        """What an example becomes where nothing is trained."""
+        """View of an example where nothing is trained."""
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
@@ -81,7 +81,7 @@ class Task(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What is to be said before a training, a line each."""
+        """Notes to print before a training, a line each."""
 
     def init(self, key: Key) -> Variables:
         """Fresh variables: ``{"params": ..., "batch_stats": ...}``."""
@@ -112,7 +112,7 @@ class Task(Protocol):
         """
 
     def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
-        """What a whole split comes to, on the host.
+        """Turns the sums over a whole split into its results, on the host.
 
         Args:
           sums: merged over all batches.
@@ -120,14 +120,14 @@ class Task(Protocol):
         """
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """What a terminal says of an evaluation, on one line: numbers with their names."""
+        """Line for the terminal on an evaluation: numbers with their names."""
 
     def details(self, evaluation: Evaluation) -> list[str]:
-        """What a terminal says below it, line by line."""
+        """Lines for the terminal below the headline."""
 
 
 class Answers(Protocol):
-    """What a network's outputs mean to people; made of weights alone."""
+    """Meaning of a network's outputs to people; made of weights alone."""
 
     def decode(self, outputs: PyTree) -> PyTree:
         """Answers of fixed shapes, a pytree of [b, ...], of outputs [b, ...]. Pure, and traced."""
@@ -168,7 +168,7 @@ class Kind:
     answers: Callable[[Weights, int | None], Answers]
     """From weights, and how many answers an image at most, where that is asked for."""
     page: Page = PLAIN
-    """What the report has besides what all have."""
+    """Parts of the report that this task adds."""
     as_known: Callable[[Dataset, WeightsInfo, int], Dataset] = _as_they_are
     """The data as weights of so many classes are evaluated on them. Raises `UserError` if they can't be."""
     check_head: Callable[[Config, Weights, Dataset], None] = _fits

@@ -24,9 +24,9 @@ from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
 _PURPOSES = {"shift": 0, "flip": 1, "color": 2, "rotation": 3, "erasing": 4, "translation": 5}
-"""What an image's key is folded with for each."""
+"""Numbers that an image's key is folded with, one for each purpose."""
 _MIXING = 2**32 - 1
-"""What the step's key is folded with; the others are folded with an epoch first, which is never so high."""
+"""Number that the step's key is folded with; other keys are folded with an epoch first, which is never so high."""
 _NOT_SCORED = -1e9
 """Logit of a class that is no answer: finite, for 0 times infinity is not a number."""
 _SCALARS = ("top1", "top5", "loss", "ece", "count")
@@ -34,7 +34,7 @@ _SCALARS = ("top1", "top5", "loss", "ece", "count")
 _MATRIX_CLASSES = 30
 """Up to so many a terminal shows the confusion matrix."""
 _RANKS = 5
-"""Of so many classes an image `Evaluation.predictions` has the probabilities."""
+"""Number of classes whose probabilities `Evaluation.predictions` has, an image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,15 @@ class Classification:
     class_names: tuple[str, ...]
     label_smoothing: float
     seed: int
-    """Of augmentation, which follows from (seed, epoch, index) alone."""
+    """Seed of augmentation, which follows from (seed, epoch, index) alone."""
     group_size: int
     """`norm.group_size`, within which images are mixed."""
     class_weights: tuple[float, ...] | None = None
-    """By label: what an example's training loss is multiplied by."""
+    """Factors of an example's training loss, by label."""
     scored: tuple[int, ...] | None = None
     """Labels between which evaluation chooses, for data with some of the classes; unset: all."""
     notes: tuple[str, ...] = ()
-    """What is to be said before a training."""
+    """Notes to print before a training."""
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
@@ -103,7 +103,7 @@ class Classification:
         return each.mean(), Aux(new_state, {"loss": each.mean(), "top1": right.mean()})
 
     def view(self, batch: Batch, key: Key) -> tuple[Array, Targets]:
-        """What the network is shown of a training batch: normalised images [b, h, w, 3], augmented and mixed.
+        """Makes the network's input of a training batch: normalised images [b, h, w, 3], augmented and mixed.
 
         Args:
           batch: uint8 images of any size and number, in whole norm groups.
@@ -175,7 +175,7 @@ class Classification:
         )
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """As ``top-1 97.22%, top-5 100.00%, loss 0.1025, ECE 0.0132, 360 images``; see `has_top5`."""
+        """Line such as ``top-1 97.22%, top-5 100.00%, loss 0.1025, ECE 0.0132, 360 images``; see `has_top5`."""
         s = scalars
         top5 = f" top-5 {s['top5']:.2%}," if has_top5(len(self.class_names)) else ""
         return f"top-1 {s['top1']:.2%},{top5} loss {s['loss']:.4f}, ECE {s['ece']:.4f}, {s['count']} images"

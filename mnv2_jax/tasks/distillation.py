@@ -28,7 +28,7 @@ class Distillation:
     teacher: Teacher
     temperature: float
     weight: float
-    """Of the teacher's targets, in [0, 1]; the labels' is what is left."""
+    """Weight of the teacher's targets, in [0, 1]; the labels have the rest."""
 
     @property
     def model(self) -> Model:

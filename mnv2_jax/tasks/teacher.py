@@ -39,7 +39,7 @@ _CHUNK = 2**16
 """Rows whose finiteness is looked at together."""
 _WRITE = "by python -m mnv2_jax.predict --store-logits"
 TEACHER_LOGITS = "teacher_logits"
-"""Of a batch: float32 [b, k], what was stored for its images."""
+"""Key of a batch's stored logits, float32 [b, k]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def _open(distill: DistillConfig) -> Weights:
 
 
 def _of_view(weights: Weights, dataset: Dataset, seen: DataConfig) -> Callable[[PyTree, Array], Array]:
-    """As `answers_of`, of images that are normalised as the student has them."""
+    """Does what `answers_of` does, for images that are normalised for the student."""
     answer, wanted = answers_of(weights, dataset), weights.info.preprocessing
     # From one normalisation to the other: what the student's calls 0 and 1 in terms of the teacher's.
     mean = tuple((to - of) / by for to, of, by in zip(wanted.mean, seen.mean, seen.std, strict=True))

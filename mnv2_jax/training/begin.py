@@ -26,7 +26,7 @@ from mnv2_jax.weights.file import Weights
 from mnv2_jax.weights.unfold import are_folded, unfold
 
 _UNFOLDING_BATCH, _UNFOLDING_BATCHES = 64, 8
-"""So many images are enough for statistics of a channel."""
+"""Images a batch and batches that are enough for the statistics of a channel."""
 
 
 def begin(experiment: Experiment, run: Run) -> TrainState:

@@ -30,7 +30,7 @@ from mnv2_jax.weights.file import WeightsInfo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is evaluated: a task on its data, and the devices."""
+    """Task, data and devices of an evaluation."""
 
     config: Config
     dataset: Dataset
@@ -41,13 +41,13 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment(Setup):
-    """What is trained."""
+    """Everything that a training is made of."""
 
     plan: Plan
     optimizers: tuple[Optimizer, ...]
     """One for each stage of the plan, by this data's epochs."""
     facts: Mapping[str, Any]
-    """What was found in the data, for dataset.json."""
+    """Facts found in the data, for dataset.json."""
 
     def train_step(self, stage: int) -> TrainStep:
         """The step of a stage. Pure."""

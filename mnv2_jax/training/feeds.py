@@ -93,7 +93,7 @@ def eval_batches(
 
 
 def _taken_along(columns: Mapping[str, np.ndarray], batch: NumpyBatch) -> NumpyBatch:
-    """What goes to the devices: with the rows of ``columns``, and without what was said about the batch."""
+    """Arrays that go to the devices: with the rows of ``columns``, and without what was said about the batch."""
     taken = {name: rows[batch["index"]].astype(np.float32) for name, rows in columns.items()}
     return {name: array for name, array in batch.items() if name != "skipped"} | taken
 
@@ -105,7 +105,7 @@ def _feed(
     should_stop: Callable[[], bool],
     damaged: dict[int, str] | None = None,
 ) -> Callable[[meshes.HostBatch], Batch]:
-    """What gathers batches out of a split that it takes to the devices now."""
+    """Function that gathers batches out of a split, which it takes to the devices now."""
 
     def poll() -> None:
         if should_stop():

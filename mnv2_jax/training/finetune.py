@@ -1,4 +1,4 @@
-"""What of a network is trained, from which step on, and how fast.
+"""Parts of a network that are trained, from which step on, and how fast.
 
 A part that is frozen has no gradient, no weight decay, no state of the optimiser that moves; its norms use and keep
 their running statistics (`Model.training_from`). Each stage is a program of its own, compiled without what it doesn't

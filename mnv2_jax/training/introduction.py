@@ -1,4 +1,4 @@
-"""What a run says of itself before it trains."""
+"""Introduction of a run: the lines that it prints before it trains."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.training.finetune import Stage, make_stages, stage_at
 
 _MOST_STEPS = 2**31 - 1
-"""What `TrainState.step` can count."""
+"""Largest number that `TrainState.step` can count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Plan:
     batch_shapes: tuple[tuple[int, int], ...]
     """(resolution, images) of the batches, each once in as many steps; each is compiled by itself."""
     stages: tuple[Stage, ...]
-    """What is trained from which step on."""
+    """Stages: the parts that are trained, and from which step on."""
     log_every_steps: int
     save_every_steps: int
     eval_every_steps: float

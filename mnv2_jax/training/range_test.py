@@ -28,7 +28,7 @@ SMOOTHING = 0.9
 DIVERGED = 4.0
 """A smoothed loss of so many times the least ends the test."""
 _FIRST_SHARE = 0.1
-"""Of the steps, the first, whose smoothed loss is of few batches, count for no suggestion."""
+"""Share of the steps, from the first, that no suggestion goes by: their smoothed loss is of few batches."""
 
 
 class Point(NamedTuple):
@@ -36,12 +36,12 @@ class Point(NamedTuple):
 
     lr: float
     loss: float
-    """Of its batch, before the step; as training has it: smoothed labels, mixed images, a teacher's part."""
+    """Loss of its batch before the step, as in training: smoothed labels, mixed images, a teacher's part."""
     smoothed: float
 
 
 class Found(NamedTuple):
-    """What a test came to."""
+    """Result of a test."""
 
     points: Sequence[Point]
     diverged: bool
@@ -108,10 +108,10 @@ def range_test(
 
 
 class Advice(NamedTuple):
-    """What a test suggests."""
+    """Suggestions of a test."""
 
     rates: dict[str, float]
-    """By the names of the rules; none where the loss fell by no more than batches differ.
+    """Rates by the names of the rules; none where the loss fell by no more than batches differ.
 
     tenth: a tenth of the rate with the least smoothed loss.
     steepest: where it falls fastest over the logarithm of the rate.
@@ -121,7 +121,7 @@ class Advice(NamedTuple):
     fall: float
     """How far the smoothed loss fell."""
     noise: float
-    """By how much batches differed from it on the way, a standard deviation."""
+    """Standard deviation of the batches' losses from the smoothed loss on the way."""
 
 
 def advise(points: Sequence[Point]) -> Advice:
@@ -141,7 +141,7 @@ def advise(points: Sequence[Point]) -> Advice:
 
 
 def _valley(losses: np.ndarray) -> int:
-    """Where fastai's rule of that name is."""
+    """Place that fastai's rule of that name gives."""
     lengths = np.ones(len(losses), int)
     for place in range(1, len(losses)):
         higher = losses[:place] > losses[place]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a file and pictures in its run's folder, and a table of all its answers."""
+"""Files that an evaluation leaves: numbers and pictures in its run's folder, and a table of all its answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _located(example: Mapping[str, Any], split: Split) -> Mapping[str, Any]:
 
 
 def file_of(split: str, data: str, own_data: str) -> str:
-    """What the file of an evaluation is called, beside that of the training's end: by the split, and by the data set
+    """Name of the file of an evaluation, beside that of the training's end: by the split, and by the data set
     where it isn't the run's own."""
     name = re.sub(r"[^\w.-]+", "_", split if data == own_data else f"{data}-{split}")
     return f"{pathlib.Path(EVALUATION).stem}-{name}.json"

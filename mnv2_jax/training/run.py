@@ -34,18 +34,18 @@ _LOCK_S = 120.0
 
 
 class Found(NamedTuple):
-    """What process 0 tells the others of the run's folder."""
+    """Content of the run's folder as process 0 tells it to the others."""
 
     step: int | None
-    """Of the checkpoint that it goes on from; None: there is none."""
+    """Step of the checkpoint that it goes on from; None: there is none."""
     scores: list[tuple[int, float]]
-    """Of the evaluations up to there, with their steps."""
+    """Scores of the evaluations up to there, by their steps."""
     summary: dict[str, Any] | None
-    """Of a run that is finished."""
+    """Summary of a finished run."""
 
 
 class Run:
-    """What the loop asks and tells. Metrics are taken as they are, on the device, and read one step later."""
+    """A run as the loop sees it: decisions and records. Metrics are taken on the device, and read one step later."""
 
     def __init__(self, experiment: Experiment, writer: Writer, found: Found, restored: Restored | None):
         """Begins a session; see `open_run`."""
@@ -58,7 +58,7 @@ class Run:
         self.start = found.step or 0
         """Steps done before this session."""
         self.scores: dict[int, float] = dict(found.scores)
-        """Of the evaluations, by their steps."""
+        """Scores of the evaluations, by their steps."""
         self.summary = found.summary
         """Set once the run is finished."""
         self.speed = Speed()

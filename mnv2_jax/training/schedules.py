@@ -14,14 +14,14 @@ from mnv2_jax.types import Array
 
 _MOST_NOISE = 0.67
 _NOISE_SEED = 42
-"""As timm's: the noise belongs to the recipe, not to the run."""
+"""Seed of the noise, timm's: the noise belongs to the recipe, not to the run."""
 
 
 class _Span(NamedTuple):
     """Lengths of time in one unit, a step or an epoch."""
 
     steps: float
-    """What a unit is."""
+    """Steps of a unit."""
     epoch: float
     warmup: float
     total: float
@@ -104,7 +104,7 @@ def _decayed(xp: Any, optim: OptimConfig, peak_lr: float, time: Any, span: _Span
 
 
 def _noise_factors(lr_noise: tuple[float, float], epochs: float) -> np.ndarray:
-    """What the learning rate of each epoch is multiplied by; the same in every training."""
+    """Factor of the learning rate of each epoch; the same in every training."""
     begin, end = (share * epochs for share in lr_noise)
     return np.array([1 + _noise(epoch) if begin <= epoch < end else 1.0 for epoch in range(math.ceil(epochs))])
 

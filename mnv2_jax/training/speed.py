@@ -14,7 +14,7 @@ class Pace(NamedTuple):
     images_per_second: float | None
     """None over no step."""
     data_wait_share: float
-    """Of the time, 0 to 1."""
+    """Share of the time that was spent waiting for data, 0 to 1."""
 
 
 class Speed:

@@ -1,4 +1,4 @@
-"""What training carries from step to step, all of which is checkpointed."""
+"""State that training carries from step to step; all of it is checkpointed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> Variables:
-        """What evaluation uses: the moving average where there is one, its own batch-norm statistics included."""
+        """Variables for evaluation: the moving average where there is one, its own batch-norm statistics included."""
         return {"params": self.params, **self.model_state} if self.ema is None else self.ema
 
 

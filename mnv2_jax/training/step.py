@@ -83,7 +83,7 @@ def split_batch(x: Array, accumulate_steps: int, group_size: int) -> Array:
 def _accumulated(
     task: Task, gradient: Callable[..., Any], known: tuple[PyTree, PyTree, PyTree], microbatches: PyTree, key: Key
 ) -> tuple[tuple[Array, Aux], PyTree]:
-    """What ``gradient`` gives of a whole batch, one microbatch in memory at a time.
+    """Result of ``gradient`` for a whole batch, with one microbatch in memory at a time.
 
     Losses, their metrics and gradients count by `Aux.weight`. Every microbatch starts from the same statistics, and
     their results are averaged: the running statistics are linear in them, so the step is the same function as without

@@ -1,4 +1,4 @@
-"""What a run puts down: log, checkpoints, list of skipped images, summary and report, and lines on the terminal.
+"""Records of a run: log, checkpoints, list of skipped images, summary and report, and lines on the terminal.
 
 Of several processes the first writes; the others have a `NoWriter`, and nobody asks which it is.
 """
@@ -27,7 +27,7 @@ from mnv2_jax.training.state import TrainState
 
 
 class Writer(Protocol):
-    """Where a run puts down what becomes of it."""
+    """Place for the records of a run."""
 
     def say(self, line: str) -> None:
         """Prints a line."""

@@ -23,12 +23,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 GREY = (128, 128, 128)
 _LUMA = np.array([0.2989, 0.5870, 0.1140], np.float32)
-"""Of `tf.image.rgb_to_grayscale`."""
+"""Weights of red, green and blue in `tf.image.rgb_to_grayscale`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """What an operation works with beside its image and its argument."""
+    """Options of an operation beside its image and its argument."""
 
     fill: tuple[int, int, int]
     """RGB of what comes in from outside the image."""
@@ -145,7 +145,7 @@ PILLOW: Mapping[str, Operation] = {
 
 
 def tf_autocontrast(image: np.ndarray, *_: object) -> np.ndarray:
-    """As `autocontrast`, in float32."""
+    """TensorFlow's `autocontrast`, in float32."""
     low, high = image.min((0, 1)).astype(np.float32), image.max((0, 1)).astype(np.float32)
     scale = np.float32(255) / np.maximum(high - low, 1)
     stretched = np.clip(image * scale - low * scale, 0, 255).astype(np.uint8)
@@ -153,18 +153,18 @@ def tf_autocontrast(image: np.ndarray, *_: object) -> np.ndarray:
 
 
 def tf_posterize(image: np.ndarray, bits: float, *_: object) -> np.ndarray:
-    """As `posterize`; no bit, and more than 8, are one bit."""
+    """TensorFlow's `posterize`; no bit, and more than 8, are one bit."""
     shift = min((8 - int(bits)) % 256, 7)
     return image >> shift << shift
 
 
 def tf_solarize(image: np.ndarray, threshold: float, *_: object) -> np.ndarray:
-    """As `solarize`, modulo 256."""
+    """TensorFlow's `solarize`, modulo 256."""
     return solarize(image, int(threshold) % 256)
 
 
 def tf_color(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """As `color`, with TensorFlow's grey: truncated at 255.5 times its share."""
+    """TensorFlow's `color`, with its grey: truncated at 255.5 times its share."""
     grey = ((image * np.float32(1 / 255)) @ _LUMA * np.float32(255.5)).astype(np.uint8)
     return _blend(np.repeat(grey[..., None], 3, axis=-1), image, factor)
 
@@ -176,7 +176,7 @@ def tf_contrast(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
 
 
 def tf_sharpness(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """As `sharpness`, but the smoothed values are truncated, not rounded."""
+    """TensorFlow's `sharpness`: the smoothed values are truncated, not rounded."""
     height, width = image.shape[:2]
     wide = image.astype(np.uint16)
     smooth = image.copy()
@@ -190,7 +190,7 @@ def tf_sharpness(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
 
 
 def tf_rotate(image: np.ndarray, degrees: float, *_: object) -> np.ndarray:
-    """As `rotate`, about the middle of the pixels' centres."""
+    """TensorFlow's `rotate`, about the middle of the pixels' centres."""
     height, width = image.shape[:2]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x = ((width - 1) - (cos * (width - 1) - sin * (height - 1))) / 2
@@ -213,7 +213,7 @@ def _blend(zero: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _mirrored_affine(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
-    """As `_affine`, at the nearest pixel, of an image that goes on as its mirror image: d c b a | a b c d | d c b a."""
+    """`_affine` at the nearest pixel, of an image continued by its mirror image: d c b a | a b c d | d c b a."""
     height, width = image.shape[:2]
     a, b, c, d, e, f = np.asarray(matrix, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)

@@ -20,7 +20,7 @@ FLAT_NAME = "ILSVRC2012_val_"
 """With what the names of the validation images begin."""
 VAL_IMAGE = FLAT_NAME + "{:08d}"
 CLS_LOC = "Data/CLS-LOC"
-"""Where Kaggle's copy has train and val, below ILSVRC."""
+"""Folder of train and val in Kaggle's copy, below ILSVRC."""
 
 
 class NoLabelsError(UserError):
@@ -116,7 +116,7 @@ class Labels:
 
     @functools.cached_property
     def _synsets(self) -> dict[int, tuple[int, int]]:
-        """By ILSVRC2012_ID: label and number of training images, from meta.mat; empty without one."""
+        """Label and number of training images by ILSVRC2012_ID, from meta.mat; empty without one."""
         found = self._read("meta.mat")
         if found is None:
             return {}

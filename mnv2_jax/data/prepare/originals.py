@@ -44,7 +44,7 @@ class Part(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of what is known before reading: the same for the same images wherever they lie."""
+        """Fingerprint of what is known before reading: the same for the same images wherever they lie."""
 
     def images(self) -> Images:
         """Opens them, sorted by file name; a `UserError` if they are in an archive that can't be opened."""
@@ -52,12 +52,12 @@ class Part(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Originals:
-    """What a source holds."""
+    """Content of a source."""
 
     places: Mapping[str, str]
-    """By split: where it lies."""
+    """Places of the splits."""
     parts: Mapping[str, Mapping[int, Part]]
-    """By split and label, an index of `imagenet.class_ids`; no empty ones."""
+    """Parts by split and label, an index of `imagenet.class_ids`; no empty ones."""
     train_counts: Mapping[int, int]
     """Training images by label, as the development kit says; empty where it isn't there."""
     unlabelled: NoLabelsError | None = None
@@ -106,7 +106,7 @@ def find(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Ori
 
 
 def missing(originals: Originals) -> list[str]:
-    """What a whole ImageNet would have besides, as far as it can be told without opening archives.
+    """Parts of a whole ImageNet that lack here, as far as it can be told without opening archives.
 
     The files come first, then folders of classes, then images.
     """
@@ -146,7 +146,7 @@ def _is_class_folder(part: Part, top: str) -> bool:
 
 
 def short(split: str, counts: Mapping[int, int], originals: Originals) -> list[str]:
-    """Where images lack, from their number by label: in which class if that is known."""
+    """Classes and splits that lack images, from the number of images by label."""
     ids = imagenet.class_ids()
     if split == "train" and originals.train_counts:
         wanted = originals.train_counts
@@ -179,7 +179,7 @@ class Files:
 
     @property
     def fingerprint(self) -> str:
-        """Of the names."""
+        """Fingerprint of the names."""
         return _digest(self.names)
 
     def images(self) -> Images:
@@ -251,11 +251,11 @@ class Members:
     path: str
     names: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
-    """Of each name: offset and size in bytes."""
+    """Offset and size in bytes of each name."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the names."""
+        """Fingerprint of the names."""
         return _digest(self.names)
 
     def images(self) -> Images:
@@ -276,7 +276,7 @@ class InnerTar:
 
     @property
     def fingerprint(self) -> str:
-        """Of the size, all that the outer tar says."""
+        """Fingerprint of the size, all that the outer tar says."""
         return f"{self.wnid}.tar of {self.size}"
 
     def images(self) -> Images:
@@ -317,7 +317,7 @@ class Records:
 
     @property
     def fingerprint(self) -> str:
-        """Of the names."""
+        """Fingerprint of the names."""
         return _digest(self.names)
 
     def images(self) -> Images:

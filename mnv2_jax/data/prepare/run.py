@@ -26,7 +26,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_text
 
 MISSING = "missing.txt"
-"""What the source lacked when it was last refused for that, a line each."""
+"""File with what the source lacked when it was last refused for that, a line each."""
 _LOCK = ".lock"
 _MOST_NAMED = 5
 
@@ -117,7 +117,7 @@ def _lacks(source: pathlib.Path, out: pathlib.Path, lacking: list[str]) -> str:
 
 
 def _short(manifest: Manifest, found: originals.Originals) -> list[str]:
-    """What archives lack that can only be counted when they are read."""
+    """Images that archives lack, which can only be counted when they are read."""
     lacking = []
     for split in manifest.splits:
         counts = collections.Counter(manifest.counts(split))
@@ -138,7 +138,7 @@ def _check_own(out: pathlib.Path) -> None:
 
 
 def _before(out: pathlib.Path, form: str) -> Manifest | None:
-    """What an earlier session left."""
+    """State that an earlier session left."""
     if not is_prepared(str(out)):
         return None
     before = read_manifest(str(out))

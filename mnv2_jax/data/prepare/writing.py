@@ -25,13 +25,13 @@ _CLASSES_OF_A_SHARD = {"train": 5, "val": 50}
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What one worker process writes at a time."""
+    """Piece that one worker process writes at a time."""
 
     split: str
     stem: str
-    """As train-00000-of-00200: a class is always in the shard of this number, whatever else there is."""
+    """Stem of its file, train-00000-of-00200: a class is always in the shard of this number, whatever else there is."""
     parts: Mapping[int, Part]
-    """By label."""
+    """Parts by label."""
 
     @property
     def plan(self) -> str:

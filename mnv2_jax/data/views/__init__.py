@@ -1,1 +1,1 @@
-"""What a task makes of an example: one file a task."""
+"""Views, which a task makes of examples: one file a task."""

@@ -1,4 +1,4 @@
-"""What a view is: a pure function from an example to a row of a batch, on the host."""
+"""The contract of a view: a pure function from an example to a row of a batch, on the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Array(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """Of one row."""
+        """Bytes of one row."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
