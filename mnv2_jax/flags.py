@@ -163,7 +163,6 @@ def describe_config(arguments: Iterable[str], recipes: Iterable[str]) -> str:
     lines = [f"{key}={value}" for key, value in keys.items()]
     filled = textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return (
-        f"configs by name, as in --config=w1_0: {', '.join(config.shipped_configs())}; or a file\n"
         f"argument of a config: {', '.join(arguments)}; as in configs/w1_0.py:data=folder:DIR,res=128\n"
         "--help KEY and --help SECTION say what keys mean, as --help optim.momentum or --help optim\n"
         "values of keys: names and paths as they stand, other values as in Python; None unsets a key\n"

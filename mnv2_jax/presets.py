@@ -97,10 +97,8 @@ def preset(arg: str, *, data: str, recipe: str, **model: Any) -> Preset:
         raise UserError(f"recipe={taken} can't be run: {REFUSED[taken]}")
     if taken not in RECIPES:
         raise UserError(f"recipe={taken} is not one of ours{nearest(taken, RECIPES)}")
-    sections: dict[str, Any] = {"data": {}, "model": {}, "norm": {}, "optim": {}}
-    tree = sections | resolve(taken, model.get("name", ModelConfig.name), model.get("width", ModelConfig.width))
-    its_data = tree["data"].get("name", data)
-    kind = kind or (data if taken == recipe else its_data)
+    tree = resolve(taken, model.get("name", ModelConfig.name), model.get("width", ModelConfig.width))
+    kind = kind or (data if taken == recipe else tree["data"]["name"])
     config = Preset(tree, convert_dict=True)
     config.model.update(model)
     config.data.name = parsed["data"] if kind == "tfds" else kind
@@ -126,7 +124,7 @@ def preset(arg: str, *, data: str, recipe: str, **model: Any) -> Preset:
     origins |= dict.fromkeys((f"model.{key}" for key in model), "file")
     origins |= {"data.name": "file"} if taken == recipe else {}
     origins |= dict.fromkeys((key for name in parsed for key in _ARGUMENT[name]), "flag")
-    variant = _variant(config.data.name, taken, its_data, data, recipe)
+    variant = _variant(config.data.name, taken, tree["data"]["name"], data, recipe)
     config.begin(Source(taken, variant, origins, values))
     return config
 
@@ -153,7 +151,7 @@ def _follow_batch(config: Preset, batch: int) -> None:
     Learning rates change with it (that of the peak in `Config.peak_lr`), and numbers of steps so that they are as
     many images. What is said per step of an average, `norm.decay` and `optim.ema_decay`, stays.
     """
-    factor = batch / config.data.get("batch_size", DataConfig.batch_size)
+    factor = batch / config.data.batch_size
     config.data.batch_size = batch
     optim = config.optim
     optim.update({key: optim[key] * factor for key in ("warmup_init_lr", "final_lr") if key in optim})

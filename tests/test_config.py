@@ -13,7 +13,7 @@ import typing
 
 import pytest
 
-from mnv2_jax import config, presets, recipes
+from mnv2_jax import config, presets
 from mnv2_jax.config import checks, rules
 from mnv2_jax.config.options import Option
 from mnv2_jax.errors import UserError
@@ -467,38 +467,11 @@ def test_an_argument_stands_behind_py_and_a_colon(tmp_path, monkeypatch, spec, n
     assert ("data.resolution" in loaded.said) == ("res=" in spec or spec.endswith(".json"))
 
 
-def test_configs_of_the_package_have_names_in_every_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "w1_0").mkdir()  # of that name, a file is meant with its .py, and a folder never
-    for path in CONFIGS:
-        assert config.load(path.stem) == config.load(str(path))
-    assert config.load("w0_35:data=digits,res=32") == config.load(f"{ROOT}/configs/w0_35.py:data=digits,res=32")
-
-
-def test_a_recipe_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
-    monkeypatch.setattr(presets, "RECIPES", recipes.RECIPES)
-    (tmp_path / "own.py").write_text(
-        "from mnv2_jax import presets, recipes\n"
-        "recipes.register_recipe('mine', {'optim': {'momentum': 0.8}})\n"
-        "def get_config(arg):\n"
-        "    return presets.preset(arg, data='digits', recipe='digits', name='mobilenet_v2')\n"
-    )
-    loaded = config.load(f"{tmp_path}/own.py:recipe=mine,batch=32")
-    assert (loaded.name, loaded.recipe, loaded.config.optim.momentum) == ("own-mine", "mine", 0.8)
-    assert (loaded.origins["optim.momentum"], loaded.origins["train.epochs"]) == ("recipe", "default")
-    for name in ("paper", "paper_v1"):
-        with pytest.raises(UserError, match=name):
-            recipes.register_recipe(name, {})
-
-
 def test_files_that_are_not_there_or_not_configs(tmp_path):
     for spec, message in [
         (str(ROOT / "configs" / "w1.py"), "no file"),
         ("nowhere/w1_0.py", "there is no folder 'nowhere'"),
         ("configs/w1_0", "expected a .py or .json file"),
-        ("w1", "no config has the name 'w1'; did you mean"),
-        ("cfg:res=96", "no config has the name 'cfg'"),
         ("runs/12:30/config.json:res=96", "expected a .py or .json file"),
         ("runs/12:30/w1_0.py:res=96", "there is no folder 'runs/12:30'"),
         (f"{300 * 'x'}/w1_0.py", "there is no folder"),

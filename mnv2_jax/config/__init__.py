@@ -10,7 +10,7 @@ so an option can't be misspelt.
 
 from mnv2_jax.config.build import build
 from mnv2_jax.config.checks import batch_shapes, check_devices, spanning_groups
-from mnv2_jax.config.files import load, shipped_configs
+from mnv2_jax.config.files import load
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.config.origins import Loaded, Origin, Preset, Source
 from mnv2_jax.config.schema import (
@@ -66,7 +66,6 @@ __all__ = [
     "flatten",
     "load",
     "resolved",
-    "shipped_configs",
     "spanning_groups",
     "to_dict",
 ]

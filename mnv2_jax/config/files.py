@@ -21,7 +21,7 @@ from mnv2_jax.registry import modules_for
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
-    """Reads ``NAME[:ARG]``, ``FILE.py[:ARG]`` or ``FILE.json`` and applies overrides.
+    """Reads ``FILE.py[:ARG]`` or ``FILE.json`` and applies overrides.
 
     Args:
       spec: the value of ``--config``.
@@ -30,7 +30,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
       UserError: on anything that can't be read, isn't declared, is out of range, or is overridden for nothing.
     """
-    path, arg = _shipped(spec) or _file_and_argument(spec)
+    path, arg = _file_and_argument(spec)
     if path.suffix not in (".py", ".json"):
         raise UserError(
             f"--config={spec}: expected a .py or .json file, of which .py takes an argument, as in"
@@ -52,28 +52,6 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     every = {key: origins.get(key, "default") for key in OPTIONS}
     workdir = str(path.parent) if path.name == "config.json" else f"runs/{name}"
     return Loaded(name, config, every, recipe, workdir)
-
-
-def shipped_configs() -> dict[str, pathlib.Path]:
-    """The configs that come with the package by name: inside it where it was installed, beside it in a checkout."""
-    package = pathlib.Path(__file__).parents[1]
-    folder = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
-
-
-def _shipped(spec: str) -> tuple[pathlib.Path, str] | None:
-    """Finds the config and the argument of ``NAME[:ARG]``; None for what names a file.
-
-    Raises:
-      UserError: for a name that no config has.
-    """
-    name, _, arg = spec.partition(":")
-    if not re.fullmatch(r"\w+", name) or os.path.isfile(spec):
-        return None
-    configs = shipped_configs()
-    if name not in configs:
-        raise UserError(f"--config={spec}: no config has the name {name!r}{nearest(name, configs)}; or give a .py file")
-    return configs[name], arg
 
 
 def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:

@@ -39,7 +39,7 @@ from mnv2_jax.recipes.torchvision import (
 )
 from mnv2_jax.recipes.tree import Recipe, Tree
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: Mapping[str, Recipe] = {
     "paper": PAPER,
     "tf_slim_v2": TF_SLIM_V2,
     "tfmg_v1": TFMG_V1,
@@ -79,26 +79,6 @@ REFUSED: Mapping[str, str] = {
     "paper_v4_distill": "it needs JFT-300M, which isn't public; the nearest that runs: paper_v4",
 }
 """Recipes with something that we can't know or haven't, and what it is."""
-
-_SHIPPED = frozenset({*RECIPES, *REFUSED})
-
-
-def register_recipe(name: str, recipe: Recipe) -> None:
-    """Makes a recipe known, for `presets.preset` and ``:recipe=NAME`` of the config file that imports its module.
-
-    A run's config.json has the recipe's values, so nobody needs the recipe later.
-
-    Args:
-      name: not one of the package's.
-      recipe: config keys as nested dicts, or a function from a model's name and width to such dicts; keys that it
-        doesn't have are the defaults, and ``data.name`` the config file's.
-
-    Raises:
-      UserError: if the name is taken.
-    """
-    if name in _SHIPPED:
-        raise UserError(f"recipe={name!r} is one of the package's; give yours another name")
-    RECIPES[name] = recipe
 
 
 def resolve(name: str, model: str, width: float) -> Tree:
