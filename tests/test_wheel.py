@@ -68,8 +68,8 @@ def test_a_wheel_is_all_that_is_needed(installed, tmp_path):
             for n in range(count):
                 Image.fromarray(generator.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{n}.png")
     tuned = run(
-        *("-m", "mnv2_jax.main", "--config=finetune:data=folder:images,res=32,batch=8"),
-        *(f"--config.init.weights={weights}", "--config.init.head=new", *SHORT),
+        *("-m", "mnv2_jax.main", "--config=finetune:data=folder:images,res=32,batch=8", "--config.model.width=0.35"),
+        *(f"--config.init.weights={weights}", "--config.init.head=new", shrunk, *SHORT),
     )
     assert json.loads(tuned)["eval"]["count"] == 4
     answer = run("-m", "mnv2_jax.predict", "--workdir=runs/finetune", "images/val/cat/0.png", "--json")
