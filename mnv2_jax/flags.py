@@ -146,7 +146,7 @@ def config_of_run(workdir: pathlib.Path | None) -> str:
       UserError: if there is no run.
     """
     if workdir is None:
-        raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
+        raise UserError("--config is missing; try --config=w0_35:data=digits")
     if not (workdir / "config.json").is_file():
         raise UserError(f"--workdir={workdir}: no run is there (no config.json); give the folder of a run")
     return str(workdir / "config.json")
@@ -163,7 +163,8 @@ def describe_config(arguments: Iterable[str], recipes: Iterable[str]) -> str:
     lines = [f"{key}={value}" for key, value in keys.items()]
     filled = textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return (
-        f"argument of a config: {', '.join(arguments)}; as in configs/w1_0.py:data=folder:DIR,res=128\n"
+        f"argument of a config: {', '.join(arguments)}; as in w1_0:data=folder:DIR,res=128\n"
+        f"configs by name: {', '.join(config.named())}\n"
         "--help KEY and --help SECTION say what keys mean, as --help optim.momentum or --help optim\n"
         "values of keys: names and paths as they stand, other values as in Python; None unsets a key\n"
         f"recipes: {', '.join(recipes)}\n\nconfig keys and their defaults, which recipes change:\n{filled}"

@@ -28,7 +28,7 @@ examples:
 def main() -> None:
     """Flags, config, test."""
     parser = Parser("Tries learning rates on a config's training batches, and suggests one.", _HELP_AFTER)
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="a .py config or a run's config.json")
+    parser.add_argument("--config", metavar="NAME[:ARG]", help="a config by name, a .py file or a run's config.json")
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.data.batch_size=64")
     parser.add_argument("--from", type=_rate, default=1e-6, metavar="LR", dest="lowest", help="default: 1e-6")
     parser.add_argument("--to", type=_rate, default=10.0, metavar="LR", dest="highest", help="default: 10")

@@ -1,4 +1,4 @@
-"""Trains, evaluates, summarises or explains: ``python -m mnv2_jax.main --config=configs/w1_0.py``."""
+"""Trains, evaluates, summarises or explains: ``python -m mnv2_jax.main --config=w1_0``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main() -> None:
         "Trains (and goes on with) a run, evaluates it, summarises its model, or shows its config.",
         describe_config(presets.ARGUMENT_KEYS, presets.RECIPES),
     )
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="a .py config or a run's config.json")
+    parser.add_argument("--config", metavar="NAME[:ARG]", help="a config by name, a .py file or a run's config.json")
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
     parser.add_argument("--workdir", type=run_folder_type, help="the run's folder (default: as --mode=config says)")
     parser.add_argument(

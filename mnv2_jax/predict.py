@@ -45,7 +45,7 @@ examples:
   python -m mnv2_jax.predict --workdir=runs/w0_35 --checkpoint=best --top=1 --json photos/
   python -m mnv2_jax.predict --weights=v2.safetensors photos/
   python -m mnv2_jax.predict --weights=timm/mobilenetv2_100.ra_in1k photos/
-  python -m mnv2_jax.predict --workdir=runs/w1_0 --config=configs/w0_35.py:data=folder:DIR --store-logits=w1_0.npz
+  python -m mnv2_jax.predict --workdir=runs/w1_0 --config=w0_35:data=folder:DIR --store-logits=w1_0.npz
 """
 
 
@@ -68,7 +68,11 @@ def main() -> None:
         metavar="FILE.npz",
         help="instead: logits of the training images of --config",
     )
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="whose data --store-logits goes through")
+    parser.add_argument(
+        "--config",
+        metavar="NAME[:ARG]",
+        help="as for mnv2_jax.main: whose data --store-logits goes through",
+    )
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of it, as --config.data.holdout_fraction=0.1")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE_OR_FOLDER", help="a folder: every image in it and below, in sorted order"
@@ -123,7 +127,7 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if given := [flag for flag, value in idle if value]:
         raise UserError(f"--store-logits goes through the training images of --config; leave {given[0]} out")
     if args.config is None:
-        raise UserError("--store-logits needs --config, whose training images it goes through; as configs/w0_35.py")
+        raise UserError("--store-logits needs --config, whose training images it goes through; as w0_35")
     settings = config.load(args.config, overrides).config
 
     from mnv2_jax.training.storing import store_logits

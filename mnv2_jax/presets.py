@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mnv2_jax.config import DataConfig, ModelConfig, NormConfig, Origin, Preset, Source, flatten
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.recipes import RECIPES, REFUSED, resolve
+from mnv2_jax.recipes import RECIPES, REFUSED, Recipe, resolve
 
 RECIPE_OF_DATA = {"digits": "digits", "cifar10": "cifar", "folder": "scratch", "tfds": "scratch"}
 """Which recipe a data set takes where none is asked for; the others take that of the config file."""
@@ -39,6 +40,8 @@ _ARGUMENT = {
 }
 """Keys of the argument of a config file, each with the keys of the config that it says."""
 ARGUMENT_KEYS = tuple(_ARGUMENT)
+_CHANGED = ("model", "norm", "data", "optim")
+"""Sections that an argument may change; a recipe of one's own needn't have them all."""
 
 
 def parse_arg(arg: str) -> dict[str, str]:
@@ -73,18 +76,20 @@ def _integer(parsed: dict[str, str], key: str) -> int:
     return value
 
 
-def preset(arg: str, *, data: str, recipe: str, **model: Any) -> Preset:
+def preset(arg: str, *, data: str, recipe: str, recipes: Mapping[str, Recipe] | None = None, **model: Any) -> Preset:
     """The experiment of a config file, or what the argument makes of it.
 
     Args:
       arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME; path: where it
-        lies; res: resolution in pixels, of training and evaluation; recipe: a key of `recipes.RECIPES`; classes: number
-        of classes; batch: images a step, which the recipe's schedule follows (`_follow_batch`), and which sets the norm
-        group to its largest divisor up to the recipe's. Other data than the file's take a recipe of theirs
-        (`RECIPE_OF_DATA`), another recipe data of its, unless both are said. Where neither it nor the recipe has a
-        resolution, it is the network's own (`native_resolution`).
+        lies; res: resolution in pixels, of training and evaluation; recipe: a key of `recipes.RECIPES` or of
+        ``recipes``; classes: number of classes; batch: images a step, which the recipe's schedule follows
+        (`_follow_batch`), and which sets the norm group to its largest divisor up to the recipe's. Other data than the
+        file's take a recipe of theirs (`RECIPE_OF_DATA`), another recipe data of its, unless both are said. Where
+        neither it nor the recipe has a resolution, it is the network's own (`native_resolution`).
       data: the file's.
       recipe: the file's.
+      recipes: its own, beside those of the package: a tree of config keys each, which names its data (``data.name``),
+        or a function from the model's name and width to one.
       **model: fields of `config.ModelConfig`, as ``name="mobilenet_v2", width=0.35``.
 
     Raises:
@@ -93,11 +98,17 @@ def preset(arg: str, *, data: str, recipe: str, **model: Any) -> Preset:
     parsed = parse_arg(arg)
     kind, _, folder = parsed.get("data", "").partition(":")
     taken = parsed.get("recipe") or _usual_recipe(kind or data, data, recipe)
+    known = {**RECIPES, **(recipes or {})}
+    if doubled := sorted({*RECIPES, *REFUSED} & {*(recipes or {})}):
+        raise UserError(f"recipes: {doubled[0]!r} is the package's own; give yours another name")
     if taken in REFUSED:
         raise UserError(f"recipe={taken} can't be run: {REFUSED[taken]}")
-    if taken not in RECIPES:
-        raise UserError(f"recipe={taken} is not one of ours{nearest(taken, RECIPES)}")
-    tree = resolve(taken, model.get("name", ModelConfig.name), model.get("width", ModelConfig.width))
+    if taken not in known:
+        raise UserError(f"recipe={taken} is not known{nearest(taken, known)}")
+    said = resolve(taken, known[taken], model.get("name", ModelConfig.name), model.get("width", ModelConfig.width))
+    tree: dict[str, Any] = {section: {} for section in _CHANGED} | said
+    if "name" not in tree["data"]:
+        raise UserError(f"recipe={taken}: it doesn't say data.name; add the data that it was made for")
     kind = kind or (data if taken == recipe else tree["data"]["name"])
     config = Preset(tree, convert_dict=True)
     config.model.update(model)
@@ -151,7 +162,7 @@ def _follow_batch(config: Preset, batch: int) -> None:
     Learning rates change with it (that of the peak in `Config.peak_lr`), and numbers of steps so that they are as
     many images. What is said per step of an average, `norm.decay` and `optim.ema_decay`, stays.
     """
-    factor = batch / config.data.batch_size
+    factor = batch / config.data.get("batch_size", DataConfig.batch_size)
     config.data.batch_size = batch
     optim = config.optim
     optim.update({key: optim[key] * factor for key in ("warmup_init_lr", "final_lr") if key in optim})

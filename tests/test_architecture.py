@@ -166,7 +166,10 @@ def test_names_in_docstrings_and_comments_exist():
 
 def test_every_file_is_in_the_wheel():
     """setuptools takes packages, and of other files what it is told."""
-    told = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mnv2_jax"]
+    setuptools = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    told = setuptools["package-data"]["mnv2_jax"]
+    folders = {".".join(path.parent.relative_to(ROOT.parent).parts) for path in FILES}
+    assert set(setuptools["packages"]) == folders | set(setuptools["package-dir"])
     others = {path for path in ROOT.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert others == {path for pattern in told for path in ROOT.glob(pattern)}
     assert ROOT / "py.typed" in others

@@ -467,11 +467,74 @@ def test_an_argument_stands_behind_py_and_a_colon(tmp_path, monkeypatch, spec, n
     assert ("data.resolution" in loaded.said) == ("res=" in spec or spec.endswith(".json"))
 
 
+@pytest.mark.parametrize("arg", ["", ":", ":data=digits,res=64", ":data=folder:a.py:b/c.py"])
+def test_configs_by_name_from_any_folder(tmp_path, monkeypatch, arg):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("w1_0.py").write_text("no config")
+    pathlib.Path("w1_0").mkdir()
+    assert config.load(f"w1_0{arg}") == config.load(f"{W1}{arg}")
+    with pytest.raises(UserError, match=r"w1_0\.py"):
+        config.load("w1_0.py")
+    assert set(config.named()) == {path.stem for path in CONFIGS}
+
+
+def test_a_file_is_not_meant_by_its_stem(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(W1, "mine.py")
+    with pytest.raises(UserError, match=r"'mine\.py'"):
+        config.load("mine")
+    assert config.load("mine.py:res=96").workdir == "runs/mine"
+
+
+OWN_RECIPES = """
+from mnv2_jax import presets
+from mnv2_jax.recipes import SCRATCH, but
+
+RECIPES = {
+    "short": {"data": {"name": "digits"}, "optim": {"reference_lr": 0.02}, "train": {"epochs": 3.0}},
+    "gentle": lambda model, width: but(SCRATCH, optim=dict(peak_lr=0.1 * width)),
+    "nowhere": {"optim": {"peak_lr": 0.02}},
+}
+
+def get_config(arg=""):
+    return presets.preset(arg, data="digits", recipe="short", recipes=RECIPES, name="mobilenet_v2", width=0.35)
+"""
+
+
+def test_recipes_of_a_file_outside_the_repository(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN_RECIPES)
+    loaded = config.load(f"{path}:res=32")
+    assert (loaded.name, loaded.recipe, loaded.config.data.name) == ("mine", "short", "digits")
+    assert (loaded.config.optim.reference_lr, loaded.origins["optim.reference_lr"]) == (0.02, "recipe")
+    assert config.load(f"{path}:batch=16").config.data.batch_size == 16
+    gentle = config.load(f"{path}:recipe=gentle,path=DIR")
+    assert (gentle.name, gentle.config.data.name) == ("mine-gentle", "folder")
+    assert gentle.config.optim.peak_lr == pytest.approx(0.035)
+    assert config.load(f"{path}:recipe=digits").config.optim.reference_lr == 0.05
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict(loaded.config)))
+    path.unlink()
+    assert config.load(str(tmp_path / "run" / "config.json")).config == loaded.config
+
+
+@pytest.mark.parametrize(("name", "arg"), [("gentle", "shrot"), ("gentle", "nowhere"), ("paper", "short")])
+def test_recipes_that_can_not_be(tmp_path, name, arg):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN_RECIPES.replace("gentle", name))
+    with pytest.raises(UserError, match="'paper'" if name == "paper" else f"recipe={arg}"):
+        config.load(f"{path}:recipe={arg}")
+
+
 def test_files_that_are_not_there_or_not_configs(tmp_path):
     for spec, message in [
         (str(ROOT / "configs" / "w1.py"), "no file"),
         ("nowhere/w1_0.py", "there is no folder 'nowhere'"),
         ("configs/w1_0", "expected a .py or .json file"),
+        ("w1_00", "'w1_0'"),
+        ("w1_00:data=digits", "'w1_0'"),
+        ("12", "no config is named '12'"),
+        ("12:30.py", "no file '12:30.py'"),
         ("runs/12:30/config.json:res=96", "expected a .py or .json file"),
         ("runs/12:30/w1_0.py:res=96", "there is no folder 'runs/12:30'"),
         (f"{300 * 'x'}/w1_0.py", "there is no folder"),

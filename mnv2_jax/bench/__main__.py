@@ -37,12 +37,12 @@ Rivals take turns with ours, each in a process of its own; numbers are medians o
 most. "ours / it" below 1 says that ours takes less time.
 
 examples:
-  python -m mnv2_jax.bench step --config=configs/w1_0.py:recipe=torchvision_v2_IMAGENET1K_V1,batch=32 --against=torch
-  python -m mnv2_jax.bench infer --config=configs/w1_0.py:batch=1 --against=torch,xla --roofline
-  python -m mnv2_jax.bench compile --config=configs/w1_0.py --repeats=3
-  python -m mnv2_jax.bench memory --config=configs/w1_0.py:batch=32
+  python -m mnv2_jax.bench step --config=w1_0:recipe=torchvision_v2_IMAGENET1K_V1,batch=32 --against=torch
+  python -m mnv2_jax.bench infer --config=w1_0:batch=1 --against=torch,xla --roofline
+  python -m mnv2_jax.bench compile --config=w1_0 --repeats=3
+  python -m mnv2_jax.bench memory --config=w1_0:batch=32
   python -m mnv2_jax.bench input --data=folder:PATH
-  python -m mnv2_jax.bench pod --topology=v5e:2x2,v5e:16x16 --config=configs/w1_0.py:batch=2048
+  python -m mnv2_jax.bench pod --topology=v5e:2x2,v5e:16x16 --config=w1_0:batch=2048
   python -m mnv2_jax.bench gpu --out=measured --minutes=10 --cifar=cifar10.npz
 """
 
@@ -63,7 +63,7 @@ _REPEATS = {"step": 7, "infer": 7, "compile": 1, "input": 10}
 def _parser() -> Parser:
     parser = Parser("Measures ratios within one run; pod: compiles for TPUs.", _HELP_AFTER)
     parser.add_argument("what", choices=tuple(_VERBS), help="what to measure")
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="as for mnv2_jax.main; input can do without")
+    parser.add_argument("--config", metavar="NAME[:ARG]", help="as for mnv2_jax.main; input can do without")
     parser.add_argument(
         "--against",
         metavar="WHOM",

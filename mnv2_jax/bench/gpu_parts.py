@@ -29,8 +29,6 @@ from mnv2_jax.errors import UserError, exit_on_user_error
 
 Row = dict[str, Any]
 
-ROOT = pathlib.Path(mnv2_jax.__file__).parents[1]
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -193,7 +191,7 @@ def digits(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     from mnv2_jax.training.feeds import train_batches
 
     runtime.configure()
-    experiment = open_experiment(config.load(f"{ROOT / 'configs' / 'w0_35.py'}:data=digits", sizes.digits).config)
+    experiment = open_experiment(config.load("w0_35:data=digits", sizes.digits).config)
     step = meshes.compile_train_step(experiment.mesh, experiment.train_step(0))
     init = meshes.compile_init(experiment.mesh, experiment.init_state)
     batches = train_batches(experiment)
@@ -385,7 +383,7 @@ def cifar(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     workdir = pathlib.Path(asked["runs"]) / "cifar10"
     argument = f"data=cifar10,path={asked['cifar']},recipe=cifar"
     command = [
-        *(sys.executable, "-m", "mnv2_jax.main", f"--config={ROOT / 'configs' / 'w1_0.py'}:{argument}"),
+        *(sys.executable, "-m", "mnv2_jax.main", f"--config=w1_0:{argument}"),
         *("--config.model.dtype=bfloat16", "--config.train.eval_every_epochs=20", f"--workdir={workdir}"),
     ]
     if sizes is ON_A_CPU:

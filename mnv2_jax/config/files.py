@@ -21,10 +21,10 @@ from mnv2_jax.registry import modules_for
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
-    """Reads ``FILE.py[:ARG]`` or ``FILE.json`` and applies overrides.
+    """Reads ``NAME[:ARG]``, ``FILE.py[:ARG]`` or ``FILE.json`` and applies overrides.
 
     Args:
-      spec: the value of ``--config``.
+      spec: the value of ``--config``; a name is one of `named`, whatever the folder that the command is started in.
       overrides: ``a.b=value`` each; later ones win. See `from_text` for the values.
 
     Raises:
@@ -33,16 +33,18 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     path, arg = _file_and_argument(spec)
     if path.suffix not in (".py", ".json"):
         raise UserError(
-            f"--config={spec}: expected a .py or .json file, of which .py takes an argument, as in"
-            " --config=configs/w1_0.py:res=128"
+            f"--config={spec}: expected a .py or .json file, of which .py takes an argument, or a config's name, as in"
+            " --config=w1_0:res=128"
         )
     if not os.path.isfile(path):
         hint = f"; there is no folder {str(path.parent)!r} here"
         if os.path.isdir(path.parent):
             siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
             hint = nearest(str(path), siblings) if siblings else "; no config is there"
+        if path.stem in named():
+            hint += f"; by its name, {path.stem}, the package's own is found from anywhere"
         raise UserError(f"--config={spec}: no file {str(path)!r}{hint}")
-    name, recipe, tree, origins = _read_json(path) if path.suffix == ".json" else _run_python(path, arg)
+    name, recipe, tree, origins = _read_json(path) if path.suffix == ".json" else _run_python(path, arg, spec)
     keys = [override.partition("=")[0] for override in overrides]
     for override in overrides:
         _set(tree, override)
@@ -54,11 +56,35 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(name, config, every, recipe, workdir)
 
 
-def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:
-    """Splits ``FILE.py:ARG`` at a colon behind ``.py``; others belong to names, as in ``runs/12:30/config.json``.
+def named() -> dict[str, pathlib.Path]:
+    """The package's own config files by their names: within it where it is installed, beside it in a checkout."""
+    package = pathlib.Path(__file__).parents[1]
+    files = sorted((package / "configs").glob("*.py")) or sorted((package.parent / "configs").glob("*.py"))
+    return {path.stem: path for path in files}
 
-    Where several could be meant, it is the last before which there is a file, or else the first.
+
+def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:
+    """Splits ``NAME:ARG``, or ``FILE.py:ARG`` at a colon behind ``.py``; others belong to files' names, as in
+    ``runs/12:30/config.json``.
+
+    Where several files could be meant, it is the last before which there is one, or else the first.
+
+    Raises:
+      UserError: for a name that no config has.
     """
+    path, arg = _split_behind_py(spec)
+    name, _, its_arg = spec.partition(":")
+    known = named()
+    is_file = path.suffix in (".py", ".json") and (name not in known or os.path.isfile(path))
+    if is_file or not name or os.sep in name:
+        return path, arg
+    if name in known:
+        return known[name], its_arg
+    hint = f"; did you mean '{name}.py'?" if os.path.isfile(f"{name}.py") else nearest(name, known)
+    raise UserError(f"--config={spec}: no config is named {name!r}{hint} (a file is given with its .py or .json)")
+
+
+def _split_behind_py(spec: str) -> tuple[pathlib.Path, str]:
     ends = [match.end() for match in re.finditer(r"\.py(?=:)", spec)] + [len(spec)]
     paths = [os.path.expanduser(spec[:end]) for end in ends]
     place = max((place for place, path in enumerate(paths) if os.path.isfile(path)), default=0)
@@ -69,8 +95,8 @@ _Read: TypeAlias = tuple[str, str, dict[str, Any], dict[str, Origin]]
 """Name, recipe, the nested config and whose its values are."""
 
 
-def _run_python(path: pathlib.Path, arg: str) -> _Read:
-    """Runs ``get_config(arg)`` of a config file."""
+def _run_python(path: pathlib.Path, arg: str, spec: str) -> _Read:
+    """Runs ``get_config(arg)`` of a config file, which the user has called ``spec``."""
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     assert module_spec is not None
     assert module_spec.loader is not None
@@ -80,7 +106,7 @@ def _run_python(path: pathlib.Path, arg: str) -> _Read:
         found = module.get_config(arg)
         tree = typing.cast(dict[str, Any], found.to_dict())
     except UserError as error:
-        raise UserError(f"--config={path}{':' + arg if arg else ''}: {error}") from error
+        raise UserError(f"--config={spec}: {error}") from error
     except Exception as error:
         raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}") from error
     if modules := modules_for(tree):  # which the file has imported

@@ -142,7 +142,7 @@ def known_num_classes(data: DataConfig) -> int:
         where = "data.path is not set" if data.path is None else f"there is nothing at data.path={data.path!r}"
         raise UserError(
             f"data.name={data.name!r}: the number of classes is not known without the data, and {where}; give it in"
-            " the argument of the config, as in configs/w1_0.py:classes=10, or correct the path"
+            " the argument of the config, as in w1_0:classes=10, or correct the path"
         )
     return known[data.name]
 

@@ -37,7 +37,9 @@ from mnv2_jax.recipes.torchvision import (
     dli14_v3,
     torchvision_v2_v2,
 )
-from mnv2_jax.recipes.tree import Recipe, Tree
+from mnv2_jax.recipes.tree import Recipe, Tree, but
+
+__all__ = ["RECIPES", "REFUSED", "SCRATCH", "Recipe", "Tree", "but", "resolve"]
 
 RECIPES: Mapping[str, Recipe] = {
     "paper": PAPER,
@@ -81,18 +83,18 @@ REFUSED: Mapping[str, str] = {
 """Recipes with something that we can't know or haven't, and what it is."""
 
 
-def resolve(name: str, model: str, width: float) -> Tree:
+def resolve(name: str, recipe: Recipe, model: str, width: float) -> Tree:
     """Values that a recipe gives a network.
 
     Args:
-      name: a key of `RECIPES`.
+      name: what it is called.
+      recipe: the recipe, as a value of `RECIPES`.
       model: a name of `models.registry`.
       width: its width multiplier.
 
     Raises:
       UserError: where it says nothing of that network.
     """
-    recipe = RECIPES[name]
     try:
         return recipe(model, width) if callable(recipe) else recipe
     except UserError as error:

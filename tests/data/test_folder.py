@@ -280,7 +280,7 @@ def test_known_num_classes(photos, photos_tar):
     for path in (photos, photos_tar):
         assert known_num_classes(DataConfig(name="folder", path=str(path))) == 3
         assert known_num_classes(DataConfig(name="imagenet", path=str(path))) == 3
-    with pytest.raises(UserError, match=r"configs/w1_0\.py:classes=10"):
+    with pytest.raises(UserError, match=r"w1_0:classes=10"):
         known_num_classes(DataConfig(name="folder", path="nowhere"))
 
 

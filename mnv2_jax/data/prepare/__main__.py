@@ -65,7 +65,7 @@ def main() -> None:
             f"{len(damaged)} damaged images in --source; restore them and give the same command again, or leave them"
             " out by --skip-corrupt"
         )
-    print(f"{args.out}: {_summary(manifest)}; use it by --config=configs/w1_0.py:path={args.out}")
+    print(f"{args.out}: {_summary(manifest)}; use it by --config=w1_0:path={args.out}")
 
 
 def _verify(folder: pathlib.Path, workers: int) -> None:
