@@ -21,11 +21,7 @@ from mnv2_jax import UserError, open_data
 from mnv2_jax.registry import DATASETS, MODELS, TASKS
 from tests import cli, docs
 
-SMALLER = {
-    "STEPS = 200": "STEPS = 2",
-    "width=0.35, strides": "width=0.1, depth=0.1, strides",
-    "resolution=32": "resolution=16",
-}
+SMALLER = {"STEPS = 200": "STEPS = 2", "width=0.35, strides": "width=0.1, depth=0.1, strides"}
 """What makes a page's loop short."""
 SHORT = (
     "--config.train.epochs=0.05",
@@ -170,6 +166,7 @@ def test_a_loop_has_every_image_once_and_hears_of_damaged_ones(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_whole_notebook_from_its_first_cell_to_its_last(tmp_path, monkeypatch, optimized):
     """As a notebook does: one namespace that is __main__, files by %%writefile, commands behind an exclamation mark."""
     monkeypatch.chdir(tmp_path)
@@ -177,7 +174,7 @@ def test_the_whole_notebook_from_its_first_cell_to_its_last(tmp_path, monkeypatc
     monkeypatch.setenv("PYTHONPATH", str(cli.ROOT))
     out, namespace = io.StringIO(), {"__name__": "__main__"}
     for cell in json.loads(docs.LIBRARY.with_suffix(".ipynb").read_text())["cells"]:
-        source = "".join(cell["source"])
+        source = "".join(cell["source"]).replace("epochs = 10", "epochs = 1")
         if cell["cell_type"] == "markdown":
             continue
         if source.startswith("%%writefile "):
@@ -198,4 +195,5 @@ def test_the_whole_notebook_from_its_first_cell_to_its_last(tmp_path, monkeypatc
             with contextlib.redirect_stdout(out):
                 exec(compile(source, "cell", "exec"), namespace)
     assert int(re.search(r"(\d+) of 360 right", out.getvalue())[1]) > 300
-    assert len(re.findall(r"top-1 9\d", out.getvalue())) >= 5
+    assert sorted(path.parent.name for path in tmp_path.glob("runs/*/report.html")) == ["focal", "parity", "squeezed"]
+    assert len(list(tmp_path.glob("runs/*/evaluation-test.json"))) == 2

@@ -70,7 +70,7 @@ class Data:
 
         Yields:
           image, label and index as in training; mask, bool [b]: False for rows that only fill the last batch up, and
-          with `data.skip_corrupt` for images that can't be decoded.
+          with ``skip_corrupt`` for images that can't be decoded.
 
         Raises:
           UserError: naming an image that can't be read.
@@ -87,8 +87,8 @@ class Data:
 def open_data(name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Data:
     """Opens a data set for a loop of one's own.
 
-    Batches are images as they are cropped, uint8: normalising and mirroring them belongs into the step (`normalise`,
-    `ops.augment`).
+    Batches are images as they are cropped, uint8: normalising and mirroring them belongs into the step (`ops.augment`, of
+    which `normalise` is also exported).
 
     Args:
       name: digits, cifar10, imagenet, folder, tfds:NAME, or one of `register_dataset`.

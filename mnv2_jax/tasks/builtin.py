@@ -79,7 +79,7 @@ def _kind(name: str, variant: Callable[..., Classification]) -> Kind:
 
 
 def register_classification(name: str, variant: Callable[..., Classification]) -> None:
-    """Makes a variant of classification known under a name, for `config.task`: another loss, above all.
+    """Makes a variant of classification known under a name, for `config.Config.task`: another loss, above all.
 
     The module in which it is defined is imported again by whoever opens a run of it. Its weights are those of any
     classification, and are used without the module.
