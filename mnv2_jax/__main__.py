@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
 from mnv2_jax.errors import UserError, exit_on_user_error, nearest
@@ -34,7 +33,7 @@ def main() -> None:
 
 def run() -> None:
     """The console script. It finds modules in the current folder, as `python -m` does: a run's own may lie there."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
+    if "" not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, "")
     exit_on_user_error(main)
 

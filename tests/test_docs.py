@@ -1,6 +1,7 @@
 """What the pages of docs/ have people run, taken out of them and run; what `mnv2_jax` is said to have is there."""
 
 import contextlib
+import importlib
 import io
 import json
 import pathlib
@@ -128,6 +129,22 @@ def test_what_is_exported_is_there_completes_and_costs_nothing_before():
     assert told.stdout == "\n"
     assert {name for name in dir(mnv2_jax) if not name.startswith("_")} >= {*mnv2_jax.__all__}
     assert not {"importlib", "Any"} & {*dir(mnv2_jax)}
+
+
+def test_the_console_script_finds_modules_where_it_is_started(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.setattr(sys, "argv", ["mnv2"])
+    importlib.import_module("mnv2_jax.__main__").run()
+    assert sys.path[0] == ""
+    assert "usage: mnv2" in capsys.readouterr().out
+
+
+def test_a_config_whose_module_is_elsewhere_is_one_line(tmp_path):
+    (tmp_path / "experiment.py").write_text("import no_such_module\n")
+    result = cli.here("main", f"--config={tmp_path / 'experiment.py'}")
+    assert result.returncode == 2
+    assert "no_such_module" in result.stderr
+    assert "PYTHONPATH" in result.stderr
 
 
 @pytest.mark.parametrize(

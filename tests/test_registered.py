@@ -1,17 +1,30 @@
 """Models and data sets of users' own, which the package doesn't know by name."""
 
 import dataclasses
+import functools
 import importlib
 import sys
 
 import numpy as np
 import pytest
 
-from mnv2_jax import Dataset, Split, config, create_model, open_data, register_dataset, register_model
+from mnv2_jax import (
+    Classification,
+    Dataset,
+    Split,
+    config,
+    create_model,
+    open_data,
+    register_classification,
+    register_dataset,
+    register_model,
+)
 from mnv2_jax.data.sources import known_num_classes
 from mnv2_jax.errors import UserError
 from mnv2_jax.models import mobilenet_v2
-from mnv2_jax.registry import DATASETS, MODELS
+from mnv2_jax.nn.forms import LIBRARY
+from mnv2_jax.registry import DATASETS, MODELS, TASKS
+from mnv2_jax.tasks import builtin
 from mnv2_jax.testing import check_model
 from tests import docs
 
@@ -65,6 +78,25 @@ def test_names_that_are_taken_or_cannot_be(register, said):
 
 def test_classes_are_counted_without_the_data():
     assert known_num_classes(config.build({"data": {"name": "parity"}}).data) == 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaled(Classification):
+    factor: float = 1.0
+
+
+def test_a_variant_of_classification_may_have_fields_and_a_teacher(monkeypatch):
+    monkeypatch.setattr(TASKS, "_found", {})
+    monkeypatch.setattr(builtin, "open_teacher", lambda config, dataset: None)
+    register_classification("scaled", functools.partial(Scaled, factor=3.0))
+    split = Split.of_arrays("train", np.zeros((2, 8, 8, 3), np.uint8), np.arange(2))
+    dataset, kind = Dataset("mine", ("a", "b"), split, split), TASKS.find("scaled")
+    task = kind.make(config.Config(), dataset, False)
+    taught = kind.make(config.Config(distill=config.DistillConfig(teacher="x")), dataset, False)
+    for made in (task, task.training_from("classifier").with_forms(LIBRARY), taught.student):
+        assert (type(made), made.factor) == (Scaled, 3.0)
+    with pytest.raises(UserError, match="task='classification' is registered by"):
+        register_classification("classification", Scaled)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def _run_python(path: pathlib.Path, arg: str) -> _Read:
     except UserError as error:
         raise UserError(f"--config={path}{':' + arg if arg else ''}: {error}") from error
     except Exception as error:
-        raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}") from error
+        mend = "; start where it lies, or put its folder on PYTHONPATH" if isinstance(error, ImportError) else ""
+        raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}{mend}") from error
     source = found.source if isinstance(found, Preset) else Source()
     return path.stem + source.variant, source.recipe, tree, source.origins_in(tree)
 

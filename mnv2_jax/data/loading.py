@@ -31,6 +31,10 @@ class Data:
     dataset: Dataset
     config: DataConfig
 
+    def __post_init__(self) -> None:
+        if self.config.crop == "shift":
+            raise UserError("crop='shift' is done in the step, by mnv2_jax.ops.augment.random_shift; take crop='none'")
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """In the order of the labels."""
@@ -87,8 +91,8 @@ class Data:
 def open_data(name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Data:
     """Opens a data set for a loop of one's own.
 
-    Batches are images as they are cropped, uint8: normalising and mirroring them belongs into the step (`ops.augment`, of
-    which `normalise` is also exported).
+    Batches have images as they are cropped, uint8. Normalising and mirroring them belongs into the step: `normalise`,
+    `ops.augment`.
 
     Args:
       name: digits, cifar10, imagenet, folder, tfds:NAME, or one of `register_dataset`.
@@ -105,6 +109,4 @@ def open_data(name: str, path: str | os.PathLike[str] | None = None, **options: 
             raise UserError(f"{key}={options[key]!r}: batches have images as they are cropped; do that in the step")
     where = {} if path is None else {"path": os.fspath(path)}
     data = config.build({"data": {"name": name, **where, **options}}).data
-    if data.crop == "shift":
-        raise UserError("crop='shift' is done in the step, by mnv2_jax.ops.augment.random_shift; take crop='none'")
     return Data(open_dataset(data), data)
