@@ -15,14 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from PIL import Image
 
 import mnv2_jax
 from mnv2_jax import UserError, open_data
+from mnv2_jax.models.network import Block, Plan
+from mnv2_jax.nn.blocks import InvertedResidual
 from mnv2_jax.registry import DATASETS, MODELS, TASKS
 from tests import cli, docs
 
-SMALLER = {"STEPS = 200": "STEPS = 2", "width=0.35, strides": "width=0.1, depth=0.1, strides"}
+SMALLER = {"STEPS = 200": "STEPS = 2", '"mobilenet_v2"': '"tiny"', "width=0.35, ": ""}
 """What makes a page's loop short."""
 SHORT = (
     "--config.train.epochs=0.05",
@@ -35,6 +38,13 @@ SHORT = (
     "--json",
 )
 """What makes a page's training short, and one of its network as well."""
+
+
+def tiny(model):
+    """The fewest blocks that a network can have."""
+    del model
+    block = Block(module=InvertedResidual, options=FrozenDict(features=8, hidden=None, act="relu6"), stride=2, stage=0)
+    return Plan(stem=8, blocks=(block,) * 4, act="relu6")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +60,7 @@ def folder(tmp_path_factory):
         patch.setattr(TASKS, "_found", {k: v for k, v in TASKS._found.items() if k == "classification"})
         for name in docs.files(docs.LIBRARY):
             patch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+        mnv2_jax.register_model("tiny", tiny)
         yield folder
 
 
