@@ -6,14 +6,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mnv2_jax.config import DataConfig as DataConfig
+    from mnv2_jax.config import ModelConfig as ModelConfig
+    from mnv2_jax.config import NormConfig as NormConfig
+    from mnv2_jax.data.loading import Data as Data
+    from mnv2_jax.data.loading import open_data as open_data
+    from mnv2_jax.data.sources import Dataset as Dataset
     from mnv2_jax.data.sources import register_dataset as register_dataset
+    from mnv2_jax.data.split import Split as Split
+    from mnv2_jax.errors import UserError as UserError
     from mnv2_jax.models.info import ModelInfo as ModelInfo
     from mnv2_jax.models.info import model_info as model_info
     from mnv2_jax.models.registry import Model as Model
     from mnv2_jax.models.registry import create_model as create_model
     from mnv2_jax.models.registry import list_models as list_models
     from mnv2_jax.models.registry import register_model as register_model
+    from mnv2_jax.ops.augment import normalise as normalise
     from mnv2_jax.tasks.base import register_task as register_task
+    from mnv2_jax.tasks.builtin import register_classification as register_classification
+    from mnv2_jax.tasks.classification import Classification as Classification
     from mnv2_jax.weights.file import Preprocessing as Preprocessing
     from mnv2_jax.weights.file import Weights as Weights
     from mnv2_jax.weights.file import WeightsInfo as WeightsInfo
@@ -22,9 +33,17 @@ if TYPE_CHECKING:
     from mnv2_jax.weights.load import load_weights as load_weights
 
 _EXPORTS = {
+    "Classification": "mnv2_jax.tasks.classification",
+    "Data": "mnv2_jax.data.loading",
+    "DataConfig": "mnv2_jax.config",
+    "Dataset": "mnv2_jax.data.sources",
     "Model": "mnv2_jax.models.registry",
+    "ModelConfig": "mnv2_jax.config",
     "ModelInfo": "mnv2_jax.models.info",
+    "NormConfig": "mnv2_jax.config",
     "Preprocessing": "mnv2_jax.weights.file",
+    "Split": "mnv2_jax.data.split",
+    "UserError": "mnv2_jax.errors",
     "Weights": "mnv2_jax.weights.file",
     "WeightsInfo": "mnv2_jax.weights.file",
     "create_model": "mnv2_jax.models.registry",
@@ -32,6 +51,9 @@ _EXPORTS = {
     "list_weights": "mnv2_jax.weights.hub",
     "load_weights": "mnv2_jax.weights.load",
     "model_info": "mnv2_jax.models.info",
+    "normalise": "mnv2_jax.ops.augment",
+    "open_data": "mnv2_jax.data.loading",
+    "register_classification": "mnv2_jax.tasks.builtin",
     "register_dataset": "mnv2_jax.data.sources",
     "register_model": "mnv2_jax.models.registry",
     "register_task": "mnv2_jax.tasks.base",
@@ -39,11 +61,12 @@ _EXPORTS = {
 }
 
 __all__ = list(_EXPORTS)
+_NOT_OURS = {"annotations", "importlib", "TYPE_CHECKING", "Any"}
 
 
 def __dir__() -> list[str]:
     """Names of all exports, for completion."""
-    return [*globals(), *_EXPORTS]
+    return sorted({*globals(), *_EXPORTS} - _NOT_OURS)
 
 
 def __getattr__(name: str) -> Any:

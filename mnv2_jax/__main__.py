@@ -33,7 +33,9 @@ def main() -> None:
 
 
 def run() -> None:
-    """The console script."""
+    """The console script. It finds modules in the current folder, as `python -m` does: a run's own may lie there."""
+    if "" not in sys.path and not sys.flags.safe_path:
+        sys.path.insert(0, "")
     exit_on_user_error(main)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -91,16 +92,19 @@ def _import(module: str) -> None:
 
 
 def module_of(function: Any) -> str:
-    """Name of the module in which a function is defined, or that of a `functools.partial`.
+    """Name of the module in which a function or class is defined, or that of a `functools.partial`.
 
     Raises:
-      UserError: if it is a script, which nobody could import again.
+      UserError: if nobody could import it again: a script, a notebook, a config file.
     """
     while isinstance(function, functools.partial):
         function = function.func
     module: str = function.__module__
-    if module == "__main__":
-        raise UserError("register from a module that can be imported again, not from the script that is run")
+    if module == "__main__" or module not in sys.modules:
+        raise UserError(
+            f"{getattr(function, '__name__', function)!r} can't be registered where it is defined, since others can't"
+            " import that again; put it into a file of its own and import that (in a notebook: a %%writefile cell)"
+        )
     return module
 
 

@@ -1,58 +1,52 @@
 """Models and data sets of users' own, which the package doesn't know by name."""
 
 import dataclasses
-import json
+import functools
+import importlib
 import sys
 
+import numpy as np
 import pytest
 
-from mnv2_jax import config, create_model, list_models, register_dataset, register_model
+from mnv2_jax import (
+    Classification,
+    Dataset,
+    Split,
+    config,
+    create_model,
+    open_data,
+    register_classification,
+    register_dataset,
+    register_model,
+)
 from mnv2_jax.data.sources import known_num_classes
 from mnv2_jax.errors import UserError
 from mnv2_jax.models import mobilenet_v2
-from mnv2_jax.registry import DATASETS, MODELS
+from mnv2_jax.nn.forms import LIBRARY
+from mnv2_jax.registry import DATASETS, MODELS, TASKS
+from mnv2_jax.tasks import builtin
 from mnv2_jax.testing import check_model
-from tests import cli
+from tests import docs
 
-CONFIG = """
-from mnv2_jax import presets
-import tests.data.two_circles
-import tests.models.squeezed_v2
-
-def get_config(arg):
-    model = dict(name="squeezed_v2", width=0.1, depth=0.1)
-    return presets.preset("batch=16,res=16", data="two_circles", recipe="digits", **model)
-"""
-FLAGS = ("--config.train.steps=2", "--config.finetune.train_from=('classifier',)", "--json")
+SMALL = dict(width=0.1, depth=0.1)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A short run of both, and its summary."""
-    top = tmp_path_factory.mktemp("own")
-    (top / "own.py").write_text(CONFIG)
-    answer = cli.answer(cli.here("main", f"--config={top / 'own.py'}", *FLAGS, f"--workdir={top / 'run'}"))
-    return top / "run", answer
-
-
-def test_they_are_trained_by_a_config_file(run):
-    workdir, summary = run
-    assert (summary["model"], summary["data"], summary["eval"]["count"]) == ("squeezed_v2", "two_circles", 32)
-    held = json.loads((workdir / "config.json").read_text())
-    assert held["modules"] == ["tests.data.two_circles", "tests.models.squeezed_v2"]
-
-
-def test_whoever_opens_the_run_imports_them_again(run, monkeypatch):
-    for module, registry in (("tests.data.two_circles", DATASETS), ("tests.models.squeezed_v2", MODELS)):
-        monkeypatch.delitem(sys.modules, module)
-        monkeypatch.setattr(registry, "_found", {})
-    answer = cli.answer(cli.here("main", "--mode=eval", f"--workdir={run[0]}", "--json"))
-    assert answer["eval"]["top1"] == run[1]["eval"]["top1"]
-    assert "squeezed_v2" in list_models()
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory):
+    """The docs' network and data set are registered."""
+    folder = tmp_path_factory.mktemp("own")
+    docs.write_files(docs.LIBRARY, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        for name, registry in (("my_data", DATASETS), ("my_network", MODELS)):
+            patch.setattr(registry, "_found", {})
+            patch.delitem(sys.modules, name, raising=False)
+            importlib.import_module(name)
+        yield
 
 
 def test_a_model_of_ones_own_holds_what_the_package_s_do():
-    check_model("squeezed_v2", width=0.1, depth=0.1)
+    check_model("squeezed_v2", **SMALL)
 
 
 def test_what_does_not_hold_is_said():
@@ -70,20 +64,65 @@ def test_what_does_not_hold_is_said():
     [
         (lambda: register_model("mobilenet_v2", mobilenet_v2.plan), "'mobilenet_v2' is the package's own"),
         (lambda: register_model("My Net", mobilenet_v2.plan), "lower-case letters"),
-        (lambda: register_model("squeezed_v2", mobilenet_v2.plan), "registered by tests.models.squeezed_v2"),
+        (lambda: register_model("squeezed_v2", mobilenet_v2.plan), "registered by my_network"),
         (lambda: register_dataset("digits", print), "'digits' is the package's own"),
         (lambda: register_dataset("a:b", print), "colon"),
+        (lambda: register_dataset("a", eval("lambda: 0", {"__name__": "__main__"})), "file of its own"),
+        (lambda: register_model("a", eval("lambda: 0", {"__name__": "_config_own"})), "file of its own"),
     ],
 )
-def test_names_that_are_taken_or_cannot_be(run, register, said):
+def test_names_that_are_taken_or_cannot_be(register, said):
     with pytest.raises(UserError, match=said):
         register()
 
 
-def test_classes_are_counted_without_the_data(run):
-    assert known_num_classes(config.build({"data": {"name": "two_circles"}}).data) == 2
+def test_classes_are_counted_without_the_data():
+    assert known_num_classes(config.build({"data": {"name": "parity"}}).data) == 2
 
 
-def test_an_option_that_it_does_not_have_is_refused(run):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaled(Classification):
+    factor: float = 1.0
+
+
+def test_a_variant_of_classification_may_have_fields_and_a_teacher(monkeypatch):
+    monkeypatch.setattr(TASKS, "_found", {})
+    monkeypatch.setattr(builtin, "open_teacher", lambda config, dataset: None)
+    register_classification("scaled", functools.partial(Scaled, factor=3.0))
+    split = Split.of_arrays("train", np.zeros((2, 8, 8, 3), np.uint8), np.arange(2))
+    dataset, kind = Dataset("mine", ("a", "b"), split, split), TASKS.find("scaled")
+    task = kind.make(config.Config(), dataset, False)
+    taught = kind.make(config.Config(distill=config.DistillConfig(teacher="x")), dataset, False)
+    for made in (task, task.training_from("classifier").with_forms(LIBRARY), taught.student):
+        assert (type(made), made.factor) == (Scaled, 3.0)
+    with pytest.raises(UserError, match="task='classification' is registered by"):
+        register_classification("classification", Scaled)
+
+
+@pytest.mark.parametrize(
+    ("opened", "said"),
+    [
+        (lambda split: Dataset("mine", ("a", "b"), split, split), "labels of train run from 0 to 2"),
+        (lambda split: split, "gives no Dataset"),
+    ],
+)
+def test_a_data_set_that_is_none_is_refused(monkeypatch, opened, said):
+    monkeypatch.setattr(DATASETS, "_found", {})
+    split = Split.of_arrays("train", np.zeros((3, 8, 8, 3), np.uint8), np.arange(3))
+    register_dataset("mine", lambda data, evaluates: opened(split))
+    with pytest.raises(UserError, match=said):
+        open_data("mine")
+
+
+def test_arrays_that_are_no_images_and_labels_that_are_none_are_refused():
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    for wrong, labels in ((images[..., 0], np.arange(3)), (images / 255, np.arange(3)), (images, np.arange(2))):
+        with pytest.raises(UserError, match="of train: "):
+            Split.of_arrays("train", wrong, labels)
+    with pytest.raises(UserError, match="labels of train: float64"):
+        Split.of_arrays("train", images, np.zeros(3))
+
+
+def test_an_option_that_it_does_not_have_is_refused():
     with pytest.raises(UserError, match=r"model.activation=.relu.: squeezed_v2 has none"):
         create_model("squeezed_v2", 2, activation="relu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -14,7 +15,7 @@ from mnv2_jax.config.build import build, from_text
 from mnv2_jax.config.checks import check_read
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.config.origins import Loaded, Origin, Preset, Source
-from mnv2_jax.config.schema import flatten, linear_lr
+from mnv2_jax.config.schema import flatten, linear_lr, to_dict
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
 from mnv2_jax.registry import modules_for
@@ -49,6 +50,10 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     for override in overrides:
         _set(tree, override)
     config = build(tree)
+    # What the modules have registered that a config file imports stays known to the run where a flag names others.
+    if missing := [module for module in modules_for(to_dict(config)) if module not in config.modules]:
+        config = dataclasses.replace(config, modules=(*config.modules, *missing))
+        origins.setdefault("modules", "file")
     check_read(config, keys)
     origins |= dict.fromkeys(keys, "flag")
     every = {key: origins.get(key, "default") for key in OPTIONS}
@@ -108,9 +113,8 @@ def _run_python(path: pathlib.Path, arg: str, spec: str) -> _Read:
     except UserError as error:
         raise UserError(f"--config={spec}: {error}") from error
     except Exception as error:
-        raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}") from error
-    if modules := modules_for(tree):  # which the file has imported
-        tree.setdefault("modules", modules)
+        mend = "; start where it lies, or put its folder on PYTHONPATH" if isinstance(error, ImportError) else ""
+        raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}{mend}") from error
     source = found.source if isinstance(found, Preset) else Source()
     return path.stem + source.variant, source.recipe, tree, source.origins_in(tree)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, shards, tfds_source
-from mnv2_jax.data.split import Inventory, Opened, Rows, Split, sha256_of, stratified_share
+from mnv2_jax.data.split import Inventory, Opened, Split, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 from mnv2_jax.registry import DATASETS, module_of
 
@@ -182,8 +182,7 @@ def _opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
     openers |= dict.fromkeys(imagenet_subsets.NAMES, _open_subset)
     if data.name in DATASETS.names():
-        source: Source = DATASETS.find(data.name)
-        return source.open
+        return _open_registered
     if data.name not in openers:
         raise UserError(f"data.name={data.name!r} is not a data set{nearest(data.name, [*NAMES, *DATASETS.names()])}")
     return openers[data.name]
@@ -198,6 +197,23 @@ def _path(data: DataConfig) -> str:
     return data.path
 
 
+def _open_registered(data: DataConfig, evaluates: bool) -> Dataset:
+    """A data set outside the package, whose labels are looked at: a wrong one would be learnt in silence."""
+    source: Source = DATASETS.find(data.name)
+    dataset = source.open(data, evaluates)
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"data.name={data.name!r}: {source.open.__name__} gives no Dataset but {dataset!r:.80}")
+    count = len(dataset.class_names)
+    for split in (dataset.train, dataset.eval):
+        labels = split.labels
+        if isinstance(labels, np.ndarray) and len(labels) and not (labels.min() >= 0 and labels.max() < count):
+            raise UserError(
+                f"data.name={data.name!r}: labels of {split.name} run from {labels.min()} to {labels.max()}; of {count}"
+                f" classes they are 0 to {count - 1}"
+            )
+    return dataset
+
+
 def _open_digits(data: DataConfig, evaluates: bool) -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels (Alpaydin and Kaynak 1998), 36 a class held out."""
     del evaluates
@@ -205,7 +221,7 @@ def _open_digits(data: DataConfig, evaluates: bool) -> Dataset:
 
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # given as 0..16
-    whole = Split("train", digits.target.astype(np.int32), MemoryReader(np.repeat(grey[..., None], 3, axis=-1)), True)
+    whole = Split.of_arrays("train", np.repeat(grey[..., None], 3, axis=-1), digits.target)
     held = stratified_share(np.asarray(whole.labels), lambda count: 36)
     names = tuple(str(name) for name in digits.target_names)
     _check_only_test(data)
@@ -295,21 +311,6 @@ def _check_only_test(data: DataConfig) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class MemoryReader:
-    """Reads from an array, uint8 [n, h, w, 3]."""
-
-    images: np.ndarray
-
-    def __call__(self, index: int) -> np.ndarray:
-        """The image as uint8 [h, w, 3]."""
-        return self.images[index]
-
-    def digest(self, rows: Rows) -> dict[str, str]:
-        """Digest of the pixels."""
-        return {"pixels": sha256_of(self.images[rows])}
-
-
 def _read_npz(path: str) -> tuple[Split, Split]:
     """Reads {x,y}_{train,test} (images uint8 [n, 32, 32, 3], labels [n] or [n, 1]), the keys that Keras uses."""
     try:
@@ -344,4 +345,4 @@ def _checked(path: str, name: str, arrays: dict[str, np.ndarray]) -> Split:
         )
     if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
         raise UserError(f"{path}: y_{name} runs from {labels.min()} to {labels.max()}; labels must be 0 to 9")
-    return Split(name, labels.reshape(-1).astype(np.int32), MemoryReader(images), True)
+    return Split.of_arrays(name, images, labels.reshape(-1))

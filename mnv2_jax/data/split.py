@@ -109,6 +109,27 @@ class Split:
         """Place as in `Located.where`; None for the images of arrays."""
         return _where(self.read, index)
 
+    @staticmethod
+    def of_arrays(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
+        """A split of images that lie in memory.
+
+        Args:
+          name: train, val, test …
+          images: uint8 [n, h, w, 3], RGB.
+          labels: integers [n], from 0.
+
+        Raises:
+          UserError: if they are anything else.
+        """
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(f"images of {name}: {images.dtype} {list(images.shape)}; give them as uint8 [n, h, w, 3]")
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise UserError(
+                f"labels of {name}: {labels.dtype} {list(labels.shape)} for {len(images)} images; give an integer each"
+            )
+        return Split(name, labels.astype(np.int32), MemoryReader(images), in_memory=True)
+
     def subset(self, keep: np.ndarray, name: str | None = None) -> Split:
         """The images where ``keep``, bool [n], is true, in their order."""
         indices = np.flatnonzero(keep)
@@ -119,6 +140,21 @@ class Split:
     def nothing(self, name: str) -> Split:
         """A split without images."""
         return dataclasses.replace(self, name=name, labels=np.zeros(0, np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReader:
+    """Reads from an array, uint8 [n, h, w, 3]."""
+
+    images: np.ndarray
+
+    def __call__(self, index: int) -> np.ndarray:
+        """The image as uint8 [h, w, 3]."""
+        return self.images[index]
+
+    def digest(self, rows: Rows) -> dict[str, str]:
+        """Digest of the pixels."""
+        return {"pixels": sha256_of(self.images[rows])}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array as AnyArray
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
+from mnv2_jax.config import DataConfig
 from mnv2_jax.types import Array, Key
 
 
@@ -294,10 +295,15 @@ def as_float(images: UInt8[AnyArray, "b h w c"] | Float[AnyArray, "b h w c"]) ->
 
 def normalise(
     images: UInt8[AnyArray, "b h w c"] | Float[AnyArray, "b h w c"],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: tuple[float, ...] = DataConfig.mean,
+    std: tuple[float, ...] = DataConfig.std,
 ) -> Float[AnyArray, "b h w c"]:
-    """uint8 in 0..255, or floats in [0, 1], as (x - mean) / std by channel, in float32 at least."""
+    """What networks see: uint8 in 0..255, or floats in [0, 1], as (x - mean) / std by channel, in float32 at least.
+
+    Args:
+      images: [b, h, w, c].
+      mean, std: of each channel, on the scale from 0 to 1; unless said, those of ImageNet's red, green and blue.
+    """
     images = as_float(images)
     dtype, shape = images.dtype, (1, 1, 1, -1)
     return (images - jnp.asarray(mean, dtype).reshape(shape)) / jnp.asarray(std, dtype).reshape(shape)

@@ -167,6 +167,9 @@ class Kind:
     """
     answers: Callable[[Weights, int | None], Answers]
     """From weights, and how many answers an image at most, where that is asked for."""
+    saved_as: str | None = None
+    """Which task's weights those of its networks are, where it is a variant of another and answers as that does: they
+    are used without its module. Unset: its own."""
     page: Page = PLAIN
     """Parts of the report that this task adds."""
     as_known: Callable[[Dataset, WeightsInfo, int], Dataset] = _as_they_are

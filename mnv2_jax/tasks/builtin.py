@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,9 +12,10 @@ from mnv2_jax.config import Config, ModelConfig, NormConfig
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import Model, from_config
+from mnv2_jax.registry import TASKS, module_of
 from mnv2_jax.report.sections import CLASSIFICATION, absent_classes
 from mnv2_jax.tasks.answers import top_classes
-from mnv2_jax.tasks.base import Kind, Task, register_task
+from mnv2_jax.tasks.base import Kind, Task
 from mnv2_jax.tasks.classes import arranged, check_head, relabel
 from mnv2_jax.tasks.classification import Classification, make_task
 from mnv2_jax.tasks.distillation import Distillation
@@ -51,24 +54,45 @@ def _classes_without_images(dataset: Dataset) -> str:
     return absent_classes(dataset.eval.name, names, np.bincount(labels, minlength=len(names)).tolist())
 
 
-def _classification(config: Config, dataset: Dataset, evaluates: bool) -> Task:
+def _make(variant: Callable[..., Classification], config: Config, dataset: Dataset, evaluates: bool) -> Task:
     """A classification, or where a teacher is asked for and something is trained, a distillation."""
-    student, distill = student_of(config, dataset, evaluates), config.distill
+    plain, distill = student_of(config, dataset, evaluates), config.distill
+    student = variant(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
     if evaluates or (distill.teacher is None and distill.logits is None):
         return student
     teacher = open_teacher(config, dataset)
     return Distillation(student=student, teacher=teacher, temperature=distill.temperature, weight=distill.weight)
 
 
-register_task(
-    Kind(
-        name="classification",
+def _kind(name: str, variant: Callable[..., Classification]) -> Kind:
+    return Kind(
+        name=name,
         model=_network,
-        make=_classification,
+        make=functools.partial(_make, variant),
         answers=top_classes,
+        saved_as="classification",
         page=CLASSIFICATION,
         as_known=relabel,
         check_head=check_head,
         arranged=arranged,
     )
-)
+
+
+def register_classification(name: str, variant: Callable[..., Classification]) -> None:
+    """Makes a variant of classification known under a name, for `config.Config.task`: another loss, above all.
+
+    The module in which it is defined is imported again by whoever opens a run of it. Its weights are those of any
+    classification, and are used without the module.
+
+    Args:
+      name: of the task.
+      variant: a subclass of `Classification` that overrides what is to be different, as `Classification.label_loss`;
+        or a `functools.partial` of one that has fields of its own.
+
+    Raises:
+      UserError: if the name is taken, or the module can't be imported again.
+    """
+    TASKS.add(name, _kind(name, variant), module_of(variant))
+
+
+TASKS.add("classification", _kind("classification", Classification), __name__)

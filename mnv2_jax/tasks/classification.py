@@ -39,7 +39,7 @@ _RANKS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification:
-    """A `tasks.base.Task`."""
+    """A `tasks.base.Task`. A variant is a subclass, made known by `tasks.builtin.register_classification`."""
 
     score = "top1"
 
@@ -130,16 +130,25 @@ class Classification:
         dropout_keys = example_keys(key, batch["epoch"], batch["index"])
         return self.model.apply({"params": params, **model_state}, images, train=True, dropout_keys=dropout_keys)
 
+    def label_loss(self, logits: Array, labels: Array) -> Array:
+        """Smoothed cross-entropy of each example [b]: what a variant with another loss overrides.
+
+        Args:
+          logits: [b, k], float32 or wider.
+          labels: int32 [b].
+        """
+        return losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+
     def label_losses(self, logits: Array, targets: Targets) -> Array:
-        """Smoothed cross-entropy of each example [b], by the shares of its labels and their classes' weights.
+        """`label_loss` of each example [b], by the shares of its labels and their classes' weights.
 
         The weights aren't divided by their sum over the batch, they are 1 on average over the split: so the mean is the
         same however the batch is cut up.
         """
-        own = self._label_loss(logits, targets.labels)
+        own = self._weighed(logits, targets.labels)
         if targets.partners is None or targets.share is None:
             return own
-        return targets.share * own + (1 - targets.share) * self._label_loss(logits, targets.partners)
+        return targets.share * own + (1 - targets.share) * self._weighed(logits, targets.partners)
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         """`ops.metrics.classification_sums` of the unaugmented images, without label smoothing and class weights."""
@@ -193,8 +202,8 @@ class Classification:
             lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in tables["confusion"]]
         return lines
 
-    def _label_loss(self, logits: Array, labels: Array) -> Array:
-        each = losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
+    def _weighed(self, logits: Array, labels: Array) -> Array:
+        each = self.label_loss(logits, labels)
         return each if self.class_weights is None else jnp.asarray(self.class_weights, each.dtype)[labels] * each
 
     def _normalised(self, images: Array) -> Array:

@@ -14,7 +14,7 @@ from mnv2_jax.config import AugmentConfig, DataConfig
 from mnv2_jax.data import images, streams
 from mnv2_jax.data.images import DamagedImageError, evaluation_view, random_resized_view
 from mnv2_jax.data.policies import apply_policy
-from mnv2_jax.data.sources import MemoryReader, open_dataset
+from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.streams import IndexStream, ShapeStream, skipped_images
 from mnv2_jax.errors import UserError
@@ -26,7 +26,7 @@ DATA = DataConfig(name="folder", resolution=16, batch_size=6, num_workers=0)
 def numbered(count: int, size: int = 16) -> Split:
     """A split whose image i is filled with i, and labelled i % 5."""
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, size, size, 3))
-    return Split("train", np.arange(count, dtype=np.int32) % 5, MemoryReader(images), in_memory=True)
+    return Split.of_arrays("train", images, np.arange(count) % 5)
 
 
 @pytest.fixture(scope="module")
