@@ -98,7 +98,7 @@ def test_the_loop(folder):
     model, variables, info = mnv2_jax.load_weights("digits.safetensors")
     assert (model.name, info.labels, info.preprocessing.resolution) == ("tiny", tuple("0123456789"), 16)
     seen = mnv2_jax.normalise(jnp.zeros((1, 16, 16, 3), jnp.uint8), info.preprocessing.mean, info.preprocessing.std)
-    assert "block_4" in model.endpoints(variables, seen)
+    assert "block_4" in model.endpoints(jax.device_put(variables), seen)
 
 
 def test_data_loss_and_network_are_trained_evaluated_and_predict(folder, monkeypatch):
