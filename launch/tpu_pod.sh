@@ -3,7 +3,7 @@
 # workers, and does both again when the slice was preempted or a worker failed, until the run is finished.
 #
 #   launch/tpu_pod.sh up        asks for the slice and waits for it
-#   launch/tpu_pod.sh run --config=configs/w1_0.py:path=/mnt/shared/imagenet,batch=4096
+#   launch/tpu_pod.sh run --config=w1_0:recipe=tfmg_v2,path=/mnt/shared/imagenet
 #   launch/tpu_pod.sh status    the state of the slice, of the containers, and the newest lines
 #   launch/tpu_pod.sh delete    saves (SIGTERM) and gives the slice back; until then it costs
 #

@@ -107,7 +107,7 @@ def answer(result):
 def metrics(workdir, split):
     """The lines of metrics.jsonl of a split, without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    clock = {"seconds", "images_per_second", "data_wait_share"}
+    clock = {"seconds", "images_per_second", "images_per_second_per_device", "data_wait_share"}
     return [{k: v for k, v in line.items() if k not in clock} for line in lines if line["split"] == split]
 
 

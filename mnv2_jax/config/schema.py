@@ -100,8 +100,8 @@ class DataConfig:
 
     name: str = "imagenet"
     """digits, cifar10, imagenet, folder or tfds:NAME; to evaluate on imagenet_v2, imagenet_r, imagenet_a or
-    imagenet_sketch."""
-    path: Annotated[str | None, read_unless("data.name", "digits")] = None
+    imagenet_sketch; to try a machine synthetic, images of ImageNet's number made on the fly."""
+    path: Annotated[str | None, read_unless("data.name", "digits", "synthetic")] = None
     """Directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or what `data.prepare` wrote; for
     TFDS its data_dir. Digits come with scikit-learn."""
     image_root: str | None = None

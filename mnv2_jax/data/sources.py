@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, shards, tfds_source
+from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, shards, synthetic, tfds_source
 from mnv2_jax.data.split import Inventory, Opened, Split, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 from mnv2_jax.registry import DATASETS, module_of
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME")
+NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME", "synthetic")
 UNSPLIT_HOLDOUT = 0.2
 """`data.holdout_fraction` of images that come without splits, where it is left at 0."""
 
@@ -135,7 +135,7 @@ def known_num_classes(data: DataConfig) -> int:
             return len(tfds_source.class_names(name, data.path))
         if data.name in ("folder", "imagenet"):
             return len(_class_names(data, data.path))
-    known = {"digits": 10, "cifar10": 10} | dict.fromkeys(("imagenet", *imagenet_subsets.NAMES), 1000)
+    known = {"digits": 10, "cifar10": 10} | dict.fromkeys(("imagenet", "synthetic", *imagenet_subsets.NAMES), 1000)
     sources = {name: DATASETS.find(name) for name in DATASETS.names()}
     known |= {name: source.num_classes for name, source in sources.items() if source.num_classes is not None}
     if data.name not in known:
@@ -180,7 +180,7 @@ def _opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
     if data.name.startswith("tfds:"):
         return _open_tfds
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
-    openers |= dict.fromkeys(imagenet_subsets.NAMES, _open_subset)
+    openers |= dict.fromkeys(imagenet_subsets.NAMES, _open_subset) | {"synthetic": _open_synthetic}
     if data.name in DATASETS.names():
         return _open_registered
     if data.name not in openers:
@@ -226,6 +226,15 @@ def _open_digits(data: DataConfig, evaluates: bool) -> Dataset:
     names = tuple(str(name) for name in digits.target_names)
     _check_only_test(data)
     return Dataset("digits", names, whole.subset(~held), whole.subset(held, name="test"))
+
+
+def _open_synthetic(data: DataConfig, evaluates: bool) -> Dataset:
+    """Images of `synthetic`, as many as ImageNet has."""
+    del evaluates
+    if data.eval_split not in (None, "val"):
+        raise UserError(f"data.eval_split={data.eval_split!r}: synthetic has train and val; leave it out")
+    notes = ("data: synthetic images, to measure how fast a machine is; accuracies mean nothing",)
+    return Dataset("synthetic", imagenet.class_ids(), *synthetic.open_splits(data.resolution), notes=notes)
 
 
 def _open_cifar10(data: DataConfig, evaluates: bool) -> Dataset:

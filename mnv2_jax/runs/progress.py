@@ -47,17 +47,27 @@ class Progress:
                 mininterval=0,
             )
 
-    def update(self, step: int, loss: float, images_per_second: float | None, data_wait_share: float) -> None:
+    def update(
+        self,
+        step: int,
+        loss: float,
+        images_per_second: float | None,
+        images_per_second_per_device: float | None,
+        data_wait_share: float,
+    ) -> None:
         """Shows where the run is.
 
         Args:
           step: steps taken.
           loss: of that step.
           images_per_second: since the last update.
+          images_per_second_per_device: likewise; shown where it is another number.
           data_wait_share: waiting for data, as a fraction of the time since the last update.
         """
         left = duration(self._seconds_left(step))
         speed = "?" if images_per_second is None else f"{images_per_second:,.0f}"
+        if images_per_second_per_device != images_per_second and images_per_second_per_device is not None:
+            speed += f" ({images_per_second_per_device:,.0f} a device)"
         text = f"loss {loss:.4f}  {speed} images/s  data wait {data_wait_share:.0%}  {left} left"
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)

@@ -61,7 +61,7 @@ class Run:
         """Scores of the evaluations, by their steps."""
         self.summary = found.summary
         """Set once the run is finished."""
-        self.speed = Speed()
+        self.speed = Speed(experiment.mesh.size)
 
     def say(self, line: str) -> None:
         """Prints a line; of several processes the first does."""

@@ -13,6 +13,7 @@ class Pace(NamedTuple):
 
     images_per_second: float | None
     """None over no step."""
+    images_per_second_per_device: float | None
     data_wait_share: float
     """Share of the time that was spent waiting for data, 0 to 1."""
 
@@ -20,8 +21,8 @@ class Pace(NamedTuple):
 class Speed:
     """A stopwatch over steps. Compilation, evaluation and saving don't count."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
+    def __init__(self, devices: int = 1, clock: Callable[[], float] = time.monotonic):
+        self._devices, self._clock = devices, clock
         self.restart()
 
     def restart(self) -> None:
@@ -50,6 +51,6 @@ class Speed:
         """The pace since the lap before."""
         seconds = max(self._clock() - self._since, 1e-9)
         speed = self._images / seconds if self._images else None
-        pace = Pace(speed, min(self._waited / seconds, 1.0))
+        pace = Pace(speed, speed and speed / self._devices, min(self._waited / seconds, 1.0))
         self.restart()
         return pace

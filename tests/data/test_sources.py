@@ -56,6 +56,25 @@ def test_digits_have_no_val():
         open_dataset(DataConfig(name="digits", eval_split="val"))
 
 
+# --- synthetic ----------------------------------------------------------------------------------------------
+
+
+def test_synthetic_images_are_as_many_as_imagenet_s_and_follow_from_their_number():
+    dataset = open_dataset(DataConfig(name="synthetic", resolution=28))
+    assert [len(split) for split in (dataset.train, dataset.eval)] == [1_281_167, 50_000]
+    assert dataset.class_names == imagenet.class_ids()
+    first, again, other = (split.read(0) for split in (dataset.train, dataset.train, dataset.eval))
+    assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    colours = {tuple((image := dataset.train.read(i)).min((0, 1))): int(dataset.train.labels[i]) for i in range(1000)}
+    assert sorted(colours.values()) == list(range(1000))
+    assert image.max() > image.min() + 60
+    assert len({tuple(split.digest().values()) for split in (dataset.train, dataset.eval)}) == 2
+    with pytest.raises(UserError, match=r"data\.eval_split"):
+        open_dataset(DataConfig(name="synthetic", eval_split="test"))
+
+
 # --- CIFAR-10 -----------------------------------------------------------------------------------------------
 
 

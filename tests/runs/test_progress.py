@@ -20,10 +20,10 @@ def fake_clock(times):
 def test_plain_lines():
     out = io.StringIO()
     progress = Progress(1000, 100, out, clock=fake_clock([60.0, 70.2227, 80.0]))
-    progress.update(110, 2.34567, 12345.6, 0.031)
-    progress.update(120, 2.0, 999.4, 0.0)
+    progress.update(110, 2.34567, 12345.6, 12345.6, 0.031)
+    progress.update(120, 2.0, 999.4, 999.4, 0.0)
     progress.line("saved")
-    progress.update(1000, float("nan"), 0.0, 1.0)
+    progress.update(1000, float("nan"), 0.0, 0.0, 1.0)
     progress.close()
     assert out.getvalue().splitlines() == [
         "step  110/1000  loss 2.3457  12,346 images/s  data wait 3%  ? left",
@@ -36,14 +36,14 @@ def test_plain_lines():
 def test_time_left_leaves_out_what_came_before_the_first_update():
     out = io.StringIO()
     progress = Progress(11000, 0, out, clock=fake_clock([500.0, 501.0]))
-    progress.update(1000, 1.0, 1.0, 0.0)
-    progress.update(1001, 1.0, 1.0, 0.0)
+    progress.update(1000, 1.0, 1.0, 1.0, 0.0)
+    progress.update(1001, 1.0, 1.0, 1.0, 0.0)
     assert out.getvalue().splitlines()[-1].endswith("2:46:39 left")
 
 
 def test_lines_go_to_standard_output_and_nothing_to_standard_error(capsys):
     progress = Progress(10)
-    progress.update(1, 1.0, 1.0, 0.0)
+    progress.update(1, 1.0, 1.0, 1.0, 0.0)
     progress.close()
     out, err = capsys.readouterr()
     assert out.startswith("step  1/10  loss 1.0000")
@@ -54,7 +54,7 @@ BAR = """
 from mnv2_jax.runs.progress import Progress
 progress = Progress(1000, 100)
 for step in range(200, 1001, 100):
-    progress.update(step, 2.5, 1234.5, 0.03)
+    progress.update(step, 2.5, 1234.5, 1234.5, 0.03)
     if step == 500:
         progress.line("evaluated")
 progress.close()
