@@ -13,6 +13,9 @@ from mnv2_jax.recipes import RECIPES, REFUSED, Recipe, resolve
 RECIPE_OF_DATA = {"digits": "digits", "cifar10": "cifar", "folder": "scratch", "tfds": "scratch"}
 """Which recipe a data set takes where none is asked for; the others take that of the config file."""
 
+_WITHOUT_FILES = {"digits": "comes with scikit-learn", "synthetic": "is made on the fly"}
+"""Data sets that lie nowhere, and why."""
+
 WHATEVER_THE_DATA = ("finetune",)
 """Recipes of config files that every data set takes."""
 
@@ -80,8 +83,8 @@ def preset(arg: str, *, data: str, recipe: str, recipes: Mapping[str, Recipe] | 
     """The experiment of a config file, or what the argument makes of it.
 
     Args:
-      arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, folder:PATH or tfds:NAME; path: where it
-        lies; res: resolution in pixels, of training and evaluation; recipe: a key of `recipes.RECIPES` or of
+      arg: comma-separated ``key=value``. data: digits, cifar10, imagenet, synthetic, folder:PATH or tfds:NAME; path:
+        where it lies; res: resolution in pixels, of training and evaluation; recipe: a key of `recipes.RECIPES` or of
         ``recipes``; classes: number of classes; batch: images a step, which the recipe's schedule follows
         (`_follow_batch`), and which sets the norm group to its largest divisor up to the recipe's. Other data than the
         file's take a recipe of theirs (`RECIPE_OF_DATA`), another recipe data of its, unless both are said. Where
@@ -113,8 +116,8 @@ def preset(arg: str, *, data: str, recipe: str, recipes: Mapping[str, Recipe] | 
     config = Preset(tree, convert_dict=True)
     config.model.update(model)
     config.data.name = parsed["data"] if kind == "tfds" else kind
-    if kind == "digits" and (folder or "path" in parsed):
-        raise UserError(f"data=digits comes with scikit-learn; leave {folder or parsed['path']!r} out")
+    if kind in _WITHOUT_FILES and (folder or "path" in parsed):
+        raise UserError(f"data={kind} {_WITHOUT_FILES[kind]}; leave {folder or parsed['path']!r} out")
     if folder and kind != "tfds":
         if "path" in parsed:
             raise UserError(f"data={parsed['data']} and path={parsed['path']} both give the path; leave one out")
@@ -127,6 +130,8 @@ def preset(arg: str, *, data: str, recipe: str, recipes: Mapping[str, Recipe] | 
         config.data.resolution = native_resolution(config.model.get("name"))
     if "classes" in parsed:
         config.model.num_classes = _integer(parsed, "classes")
+        if kind == "synthetic":
+            config.data.synthetic_classes = config.model.num_classes
     if "batch" in parsed:
         _follow_batch(config, _integer(parsed, "batch"))
 

@@ -49,7 +49,7 @@ def time_input(
     """
     settings = loaded.config
     # The images to evaluate on aren't read, so they need not be there.
-    whole = settings.data.name in ("digits", "cifar10", *imagenet_subsets.NAMES)
+    whole = settings.data.name in ("digits", "cifar10", "synthetic", *imagenet_subsets.NAMES)
     data = dataclasses.replace(settings.data, eval_split=None if whole else "train", holdout_fraction=0.0)
     dataset = open_dataset(data)
     check_trainable(dataset)
@@ -62,6 +62,9 @@ def time_input(
             f"data.name={settings.data.name!r} is kept in memory as arrays, without an input pipeline; give image"
             " files that are cropped at random, as --data=folder:PATH"
         )
+    with contextlib.suppress(DamagedImageError):  # which is a file, and may be skipped
+        if not isinstance(split.read(0), EncodedImage):
+            raise UserError(f"data.name={settings.data.name!r} has nothing to decode; give --data=folder:PATH")
     workers = streams.num_workers(data, split)
     cores = max(1, min(workers, num_cores()))
     ours = streams.train_batches(

@@ -92,6 +92,7 @@ _DECODED = (  # a folder of CIFAR-10 can hold images or an .npz file
     read_unless("data.name", "cifar10") | read_unless("data.path", Ending(".npz")),
 )
 _RESIZED = read_when("data.crop", "random_resized")
+_SYNTHETIC = read_when("data.name", "synthetic")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,12 +101,16 @@ class DataConfig:
 
     name: str = "imagenet"
     """digits, cifar10, imagenet, folder or tfds:NAME; to evaluate on imagenet_v2, imagenet_r, imagenet_a or
-    imagenet_sketch; to try a machine synthetic, images of ImageNet's number made on the fly."""
+    imagenet_sketch; to try a machine synthetic, images made on the fly."""
     path: Annotated[str | None, read_unless("data.name", "digits", "synthetic")] = None
     """Directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or what `data.prepare` wrote; for
     TFDS its data_dir. Digits come with scikit-learn."""
     image_root: str | None = None
     """Directory or .tar in which the files of a list are looked for. Unset: the folder of the list."""
+    synthetic_classes: Annotated[int, Within(2, 1000), _SYNTHETIC] = 1000
+    """Classes of synthetic images."""
+    synthetic_images: Annotated[tuple[int, int], AtLeast(1), _SYNTHETIC] = (1_281_167, 50_000)
+    """Synthetic images to train and to evaluate on; as many as ImageNet has."""
     resolution: Annotated[int, Within(8, 4096)] = 224
     """Height and width of what the network sees, in pixels."""
     scales: Annotated[tuple[int, ...], Within(8, 4096), Growing()] = ()

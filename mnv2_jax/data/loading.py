@@ -95,7 +95,7 @@ def open_data(name: str, path: str | os.PathLike[str] | None = None, **options: 
     `ops.augment`.
 
     Args:
-      name: digits, cifar10, imagenet, folder, tfds:NAME, or one of `register_dataset`.
+      name: digits, cifar10, imagenet, synthetic, folder, tfds:NAME, or one of `register_dataset`.
       path: where it lies.
       **options: fields of `config.DataConfig`: resolution, batch_size, crop (random_resized or none), crop_area,
         eval_split, holdout_fraction, num_workers … ``mnv2 train --help data`` says what they mean.

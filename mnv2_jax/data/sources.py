@@ -135,7 +135,8 @@ def known_num_classes(data: DataConfig) -> int:
             return len(tfds_source.class_names(name, data.path))
         if data.name in ("folder", "imagenet"):
             return len(_class_names(data, data.path))
-    known = {"digits": 10, "cifar10": 10} | dict.fromkeys(("imagenet", "synthetic", *imagenet_subsets.NAMES), 1000)
+    known = {"digits": 10, "cifar10": 10, "synthetic": data.synthetic_classes}
+    known |= dict.fromkeys(("imagenet", *imagenet_subsets.NAMES), 1000)
     sources = {name: DATASETS.find(name) for name in DATASETS.names()}
     known |= {name: source.num_classes for name, source in sources.items() if source.num_classes is not None}
     if data.name not in known:
@@ -224,17 +225,17 @@ def _open_digits(data: DataConfig, evaluates: bool) -> Dataset:
     whole = Split.of_arrays("train", np.repeat(grey[..., None], 3, axis=-1), digits.target)
     held = stratified_share(np.asarray(whole.labels), lambda count: 36)
     names = tuple(str(name) for name in digits.target_names)
-    _check_only_test(data)
+    _check_only(data, "test")
     return Dataset("digits", names, whole.subset(~held), whole.subset(held, name="test"))
 
 
 def _open_synthetic(data: DataConfig, evaluates: bool) -> Dataset:
-    """Images of `synthetic`, as many as ImageNet has."""
+    """Images of `synthetic`, unless otherwise said as many as ImageNet has."""
     del evaluates
-    if data.eval_split not in (None, "val"):
-        raise UserError(f"data.eval_split={data.eval_split!r}: synthetic has train and val; leave it out")
+    _check_only(data, "val")
     notes = ("data: synthetic images, to measure how fast a machine is; accuracies mean nothing",)
-    return Dataset("synthetic", imagenet.class_ids(), *synthetic.open_splits(data.resolution), notes=notes)
+    class_names = imagenet.class_ids()[: data.synthetic_classes]
+    return Dataset("synthetic", class_names, *synthetic.open_splits(data), notes=notes)
 
 
 def _open_cifar10(data: DataConfig, evaluates: bool) -> Dataset:
@@ -242,7 +243,7 @@ def _open_cifar10(data: DataConfig, evaluates: bool) -> Dataset:
     path = _path(data)
     archive = os.path.join(path, "cifar10.npz") if os.path.isdir(path) else path
     if archive.endswith(".npz") and os.path.exists(archive):
-        _check_only_test(data)
+        _check_only(data, "test")
         train, test = _read_npz(archive)
         return Dataset("cifar10", CIFAR10_CLASSES, train, test)
     return _open_folder(data, evaluates)
@@ -313,10 +314,11 @@ def _tfds_name(data: DataConfig) -> str | None:
     return name if name and data.path and os.path.isdir(os.path.join(data.path, name)) else None
 
 
-def _check_only_test(data: DataConfig) -> None:
-    if data.eval_split not in (None, "test"):
+def _check_only(data: DataConfig, held_out: str) -> None:
+    if data.eval_split not in (None, held_out):
         raise UserError(
-            f"data.eval_split={data.eval_split!r}: {data.name} has train and test; use test, or data.holdout_fraction"
+            f"data.eval_split={data.eval_split!r}: {data.name} has train and {held_out}; use {held_out}, or"
+            " data.holdout_fraction"
         )
 
 

@@ -60,17 +60,38 @@ def test_digits_have_no_val():
 
 
 def test_synthetic_images_are_as_many_as_imagenet_s_and_follow_from_their_number():
-    dataset = open_dataset(DataConfig(name="synthetic", resolution=28))
+    dataset = open_dataset(DataConfig(name="synthetic"))
     assert [len(split) for split in (dataset.train, dataset.eval)] == [1_281_167, 50_000]
     assert dataset.class_names == imagenet.class_ids()
-    first, again, other = (split.read(0) for split in (dataset.train, dataset.train, dataset.eval))
-    assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
-    colours = {tuple((image := dataset.train.read(i)).min((0, 1))): int(dataset.train.labels[i]) for i in range(1000)}
-    assert sorted(colours.values()) == list(range(1000))
-    assert image.max() > image.min() + 60
-    assert len({tuple(split.digest().values()) for split in (dataset.train, dataset.eval)}) == 2
+    images = [split.read(index) for split in (dataset.train, dataset.eval) for index in (0, 1000, 2000)]
+    assert {(image.shape, image.dtype) for image in images} == {((375, 500, 3), np.dtype(np.uint8))}
+    assert len({image.tobytes() for image in images}) == 6  # though all are of a class
+    means = np.array([image.mean((0, 1)) for image in images])
+    assert np.ptp(means, axis=0).max() < 1
+    np.testing.assert_array_equal(dataset.train.read(1000), images[1])
+    assert images[0].reshape(-1)[:6].tolist() == [222, 173, 27, 216, 186, 68]  # whatever the version of NumPy
+
+
+def test_a_crop_of_a_synthetic_image_tells_its_class():
+    dataset = open_dataset(DataConfig(name="synthetic", synthetic_classes=50, synthetic_images=(150, 50)))
+    train, held_out = (
+        np.array([split.read(i)[100:275, 100:400].mean((0, 1)) for i in range(len(split))])
+        for split in (dataset.train, dataset.eval)
+    )
+    nearest = np.square(held_out[:, None] - train[None]).sum(-1).argmin(1)
+    np.testing.assert_array_equal(dataset.train.labels[nearest], dataset.eval.labels)
+
+
+def test_other_synthetic_images_are_other_data():
+    def digests(**fields):
+        dataset = open_dataset(DataConfig(name="synthetic", **fields))
+        return [tuple(split.digest().values()) for split in (dataset.train, dataset.eval)]
+
+    few = dict(synthetic_images=(100, 20))
+    others = [digests(**few), digests(synthetic_images=(101, 20)), digests(**few, synthetic_classes=7)]
+    assert len({digest for both in others for digest in both}) == 6
+    assert digests(**few, resolution=32) == others[0]
+    assert known_num_classes(DataConfig(name="synthetic", synthetic_classes=7)) == 7
     with pytest.raises(UserError, match=r"data\.eval_split"):
         open_dataset(DataConfig(name="synthetic", eval_split="test"))
 
