@@ -27,7 +27,7 @@ def test_summary_has_what_scripts_rely_on(trained):
     assert (summary["model"], summary["steps"], summary["eval"]["count"]) == ("mobilenet_v2", 12, 360)
     assert summary == json.loads((workdir / "summary.json").read_text())
     assert summary["seconds"] > 1
-    assert summary["images_per_second"] > 0
+    assert summary["images_per_second"] == summary["images_per_second_per_device"] > 0
 
 
 def test_run_folder_is_complete(trained):

@@ -19,7 +19,7 @@ from mnv2_jax.json_files import jsonable, read_json, write_bytes, write_text, wr
 from mnv2_jax.report.charts import Panel, curves
 from mnv2_jax.report.words import number, short, table, text
 from mnv2_jax.runs.folder import CONFIG, DATASET, EVALUATION, PROVENANCE, SKIPPED, SUMMARY, read_skipped
-from mnv2_jax.runs.metrics_log import images_per_second, read_metrics
+from mnv2_jax.runs.metrics_log import read_metrics, speeds
 from mnv2_jax.runs.progress import duration
 
 NAME = "report.html"
@@ -190,7 +190,7 @@ def _so_far(metrics: Sequence[Facts]) -> Facts:
         "eval": evaluations[-1] if evaluations else {},
         "steps": max(line["step"] for line in metrics),
         "seconds": max(line.get("seconds") or 0 for line in metrics),
-        "images_per_second": images_per_second(metrics),
+        **speeds(metrics),
     }
 
 
@@ -246,6 +246,8 @@ def _tiles(page: Page, summary: Facts, dataset: Facts) -> str:
         "seconds": ("wall time", duration),
         "images_per_second": ("images/s in training", number),
     }
+    if summary.get("images_per_second_per_device") != summary.get("images_per_second"):  # of several devices
+        run = {**run, "images_per_second_per_device": ("images/s a device", number)}
     tiles = [
         (label, written(values[name]))
         for named, values in ((_named(page, scores, dataset), scores), (run, summary))

@@ -29,7 +29,7 @@ SCORE = "score"
 _SCORE_OF_0_4 = "top1"
 """Name of the score in lines that don't name it."""
 
-
+_SPEEDS = ("images_per_second", "images_per_second_per_device")
 _FLUSH_S = 10.0
 
 
@@ -166,10 +166,12 @@ def read_scores(workdir: pathlib.Path) -> dict[int, float]:
     return {step: float(score) for step, score in scores if isinstance(score, int | float)}
 
 
-def images_per_second(lines: Iterable[Mapping[str, Any]]) -> float | None:
-    """The median of a log's steps, over all sessions; None where no session took two steps."""
-    speeds = [line["images_per_second"] for line in lines if line["split"] == "train" and line.get("images_per_second")]
-    return statistics.median(speeds) if speeds else None
+def speeds(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """images_per_second and images_per_second_per_device: each the median of a log's steps, over all sessions; None
+    where no session took two steps, or the log is of a version that didn't write it."""
+    steps = [line for line in lines if line["split"] == "train"]
+    found = {key: [line[key] for line in steps if line.get(key)] for key in _SPEEDS}
+    return {key: statistics.median(values) if values else None for key, values in found.items()}
 
 
 def _parse(content: bytes) -> Iterator[dict[str, Any] | None]:

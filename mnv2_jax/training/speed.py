@@ -14,6 +14,7 @@ class Pace(NamedTuple):
     images_per_second: float | None
     """None over no step."""
     images_per_second_per_device: float | None
+    """Likewise, over the devices of all processes."""
     data_wait_share: float
     """Share of the time that was spent waiting for data, 0 to 1."""
 

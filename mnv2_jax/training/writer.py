@@ -16,7 +16,7 @@ from mnv2_jax.report.page import NAME as REPORT
 from mnv2_jax.report.page import write_report
 from mnv2_jax.runs.checkpoint import Checkpoints
 from mnv2_jax.runs.folder import EVALUATION, SKIPPED, SUMMARY, note_memory, read_skipped
-from mnv2_jax.runs.metrics_log import MetricsLog, images_per_second, read_metrics
+from mnv2_jax.runs.metrics_log import MetricsLog, read_metrics, speeds
 from mnv2_jax.runs.progress import Progress
 from mnv2_jax.tasks.base import Evaluation
 from mnv2_jax.training import results
@@ -161,7 +161,7 @@ class FolderWriter:
             "madds": costs.madds,
             "steps": step,
             "seconds": round(self._log.seconds, 1),
-            "images_per_second": images_per_second(metrics),
+            **speeds(metrics),
             **({"skipped": _skipped(metrics)} if skips else {}),
             "eval_split": split.name,
             **({"eval_skipped": len(evaluation.skipped)} if skips else {}),

@@ -87,7 +87,8 @@ def make_run(workdir, names, lines=40):
     tables = {"per_class": per_class, "confusion": confusion, "calibration": bins}
     write_json(workdir / "evaluation.json", {"step": lines, **scores, **tables, "examples": []})
     summary = {"model": "mobilenet_v2", "params": 410114, "madds": 6_170_000, "steps": lines, "seconds": 143.2}
-    write_json(workdir / "summary.json", {**summary, "images_per_second": 311.3, "eval": scores})
+    speeds = {"images_per_second": 311.3, "images_per_second_per_device": 155.6}
+    write_json(workdir / "summary.json", {**summary, **speeds, "eval": scores})
 
 
 def render(workdir):
@@ -100,6 +101,7 @@ def test_report_holds_the_run(tmp_path):
     for words in (
         "mobilenet_v2 ×0.35 on digits",
         "2:23",
+        "images/s a device 156",
         "410 k",
         "6.17 M",
         "images of the test split",

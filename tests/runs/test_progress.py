@@ -20,13 +20,13 @@ def fake_clock(times):
 def test_plain_lines():
     out = io.StringIO()
     progress = Progress(1000, 100, out, clock=fake_clock([60.0, 70.2227, 80.0]))
-    progress.update(110, 2.34567, 12345.6, 12345.6, 0.031)
+    progress.update(110, 2.34567, 12345.6, 1543.2, 0.031)
     progress.update(120, 2.0, 999.4, 999.4, 0.0)
     progress.line("saved")
     progress.update(1000, float("nan"), 0.0, 0.0, 1.0)
     progress.close()
     assert out.getvalue().splitlines() == [
-        "step  110/1000  loss 2.3457  12,346 images/s  data wait 3%  ? left",
+        "step  110/1000  loss 2.3457  12,346 (1,543 a device) images/s  data wait 3%  ? left",
         "step  120/1000  loss 2.0000  999 images/s  data wait 0%  15:00 left",
         "saved",
         "step 1000/1000  loss nan  0 images/s  data wait 100%  0:00 left",
