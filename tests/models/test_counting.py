@@ -39,7 +39,7 @@ def two_of_each(rows):
     for row in rows:
         widths = seen[f"{row['model']} {row['options'] | {'width': None}}"]
         width = row["options"].get("width")
-        later = width in widths or len(widths) == 2
+        later = width in widths or len(widths) >= 2
         yield pytest.param(row, id=name_of(row), marks=[pytest.mark.slow] if later else [])
         widths.add(width)
 

@@ -33,6 +33,7 @@ def test_what_does_not_fall_by_more_than_batches_differ_suggests_nothing(losses,
     assert advise(curve(losses, noise)).rates == {}
 
 
+@pytest.mark.slow
 def test_a_test_takes_the_steps_of_the_training_and_says_what_it_found(trained, tmp_path):
     flags = (*cli.SHRUNK, "--config.finetune.backbone_lr_factor=0.1", "--from=1e-3", "--to=1e9", "--steps=20")
     result = cli.here("lr_find", *flags, f"--out={tmp_path / 'lr'}", "--json")
