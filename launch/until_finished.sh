@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains in a container of an orchestrator that restarts what fails: exits with 0 only if the run is finished.
 #
-#   WORKDIR=/runs/w1_0 launch/until_finished.sh --config=configs/w1_0.py:path=/data/imagenet
+#   WORKDIR=/runs/w1_0 launch/until_finished.sh --config=w1_0:recipe=tfmg_v2,path=/data/imagenet
 #
 # Must be set: WORKDIR  the run's folder, on a file system that all processes mount
 # Needs:       SIGTERM, which is forwarded, before a SIGKILL.
