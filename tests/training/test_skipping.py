@@ -89,7 +89,7 @@ def session(workdir, batches, start=0):
     """One session of a run that skips ``batches``, by step; gives what it said."""
     config = config_lib.build({"data": {"skip_corrupt": True}})
     plan = make_plan(dataclasses.replace(config, train=config_lib.TrainConfig(steps=100)), 64, ("stem",))
-    experiment = types.SimpleNamespace(config=config, plan=plan)
+    experiment = types.SimpleNamespace(config=config, plan=plan, mesh=types.SimpleNamespace(size=1))
     stream, found = io.StringIO(), Found(start, [], None)
     with open_writer(experiment, workdir, None, start, stream) as writer:
         run = Run(experiment, writer, found, None)
