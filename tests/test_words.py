@@ -33,7 +33,7 @@ def test_a_word_is_refused_with_the_right_key_and_is_no_alias(word):
         ("--epochs=3", "--config.train.epochs"),
         ("--lr", "--config.optim.peak_lr"),
         ("--learning-rate=1", "--config.optim.peak_lr"),
-        ("--data", "--config.data.name"),
+        ("--data", "--config=NAME:data=folder:DIR"),
         ("--imgsz=64", "--config.data.resolution"),
         ("--device=0", "JAX_PLATFORMS"),
         ("--output-dir=x", "--workdir"),

@@ -27,7 +27,7 @@ _BY_KEY = {
     "data.eval_resolution": "eval_res val_resize_size test_input_size eval_size",
     "data.num_workers": "workers num_workers dataloader_num_workers j",
     "data.path": "data_dir data_path dataset_path train_dir root",
-    "data.name": "data dataset dataset_name",
+    "data.name": "dataset dataset_name",
     "data.holdout_fraction": "val_split validation_split val_pct test_size",
     "data.flip": "hflip fliplr horizontal_flip",
     "data.crop_area": "scale random_resized_crop",
@@ -63,6 +63,7 @@ _BY_KEY = {
 _BY_FLAG = {
     "--workdir": "output output_dir save_dir project name resume out exp_dir logdir log_dir run_dir",
     "--mode=eval": "eval evaluate val validate test",
+    "--config=NAME:data=folder:DIR": "data",
     "--config": "cfg conf config_file recipe",
     "--json": "format",
     "JAX_PLATFORMS=cpu, cuda or tpu in the environment": "device gpu gpus cuda accelerator devices",

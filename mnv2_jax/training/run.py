@@ -209,7 +209,9 @@ class Run:
         if self._evaluation is not None and self.is_over(step):
             summary = self._writer.finish(step, self._evaluation, self.scores)
         else:
-            self.say("stopped and saved; the same command goes on from here")
+            self.say(
+                "stopped and saved; the same command goes on from here" if step else "stopped before the first step"
+            )
         result: dict[str, Any] | None = together.from_first(summary)
         return result
 
