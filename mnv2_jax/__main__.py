@@ -26,7 +26,7 @@ def main() -> None:
     if verb in ("-h", "--help"):
         verbs = "\n".join(f"  {word:<8} {what}" for word, (_, what) in DOORS.items())
         print(
-            f"usage: mnv2 VERB …\n\n{verbs}\n\nmnv2 VERB --help says what each takes, mnv2 train --help KEY what a key is."
+            f"usage: mnv2 VERB …\n\n{verbs}\n\nmnv2 VERB --help says what it takes, mnv2 train --help KEY what a key is."
         )
         return
     if verb not in DOORS:
