@@ -25,9 +25,7 @@ def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help"):
         verbs = "\n".join(f"  {word:<8} {what}" for word, (_, what) in DOORS.items())
-        print(
-            f"usage: mnv2 VERB …\n\n{verbs}\n\nmnv2 VERB --help says what it takes, mnv2 train --help KEY what a key is."
-        )
+        print(f"usage: mnv2 VERB …\n\n{verbs}\n\nmnv2 VERB --help says more.")
         return
     if verb not in DOORS:
         raise UserError(f"mnv2 {verb}: no such command{nearest(verb, DOORS)}")
