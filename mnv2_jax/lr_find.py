@@ -1,4 +1,4 @@
-"""Tries learning rates: ``python -m mnv2_jax.lr_find --config=configs/w0_35.py:data=digits``."""
+"""Tries learning rates: ``python -m mnv2_jax.lr_find --config=w0_35:data=digits``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ isn't read. What is suggested is a peak for a schedule that warms up to it, a pl
 high or low are worth a training each. Where a network learns slowly from scratch, give some hundred --steps.
 
 examples:
-  python -m mnv2_jax.lr_find --config=configs/w0_35.py:data=digits
-  python -m mnv2_jax.lr_find --config=configs/finetune.py:data=folder:DIR --config.init.weights=v2.safetensors --out=lr
+  python -m mnv2_jax.lr_find --config=w0_35:data=digits
+  python -m mnv2_jax.lr_find --config=finetune:data=folder:DIR --config.init.weights=v2.safetensors --out=lr
 """
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
     args, overrides = parser.parse(sys.argv[1:])
     if args.config is None:
-        raise UserError("--config is missing; try --config=configs/w0_35.py:data=digits")
+        raise UserError("--config is missing; try --config=w0_35:data=digits")
     if args.lowest >= args.highest:
         raise UserError(f"--from={args.lowest:g} --to={args.highest:g}: the rate is to grow; give a larger --to")
     loaded = config.load(args.config, overrides)

@@ -210,7 +210,9 @@ class Run:
             summary = self._writer.finish(step, self._evaluation, self.scores)
         else:
             self.say(
-                "stopped and saved; the same command goes on from here" if step else "stopped before the first step"
+                "stopped and saved; the same command goes on from here"
+                if step
+                else "stopped before the first step; the same command begins anew"
             )
         result: dict[str, Any] | None = together.from_first(summary)
         return result

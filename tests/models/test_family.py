@@ -251,7 +251,7 @@ def shortened(model: Model) -> Model:
     return dataclasses.replace(model, module=Network(model.options, model.norm, plan_of))
 
 
-@pytest.mark.slow  # block by block in nn/test_blocks.py, and each `testing.check_model`
+@pytest.mark.slow  # block by block it is tested in nn/test_blocks.py
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_step_of_training_reaches_every_parameter(name):
     model = shortened(create_quick(name, norm=NormConfig(group_size=2), dropout=0.0))
