@@ -12,8 +12,9 @@ from typing import Any
 
 import tqdm
 
+from mnv2_jax.config import DataConfig
 from mnv2_jax.data.inspection import TABLES, Inspection, Table, look_through
-from mnv2_jax.data.sources import take_inventory
+from mnv2_jax.data.sources import check_trainable, open_dataset, take_inventory
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser
 from mnv2_jax.json_files import jsonable
@@ -58,14 +59,15 @@ def main() -> None:
     with tqdm.tqdm(total=min(total, args.limit or total), unit="image", disable=None, file=sys.stderr) as bar:
         found = look_through(inventory, args.limit, args.report is not None, bar.update)
     tables, lead = [make(found) for make in TABLES], _lead(found, args.limit)
+    use, said = _as_training_data(args.path, args.image_root)
     if args.report is not None:
         from mnv2_jax.report.inspection import write_inspection  # matplotlib takes a second
 
-        write_inspection(args.report, args.path, lead, found, tables)
+        write_inspection(args.report, args.path, f"{lead}. {said[0].upper()}{said[1:]}", found, tables)
     if args.json:
-        print(json.dumps(jsonable(_tree(args.path, found, tables)), allow_nan=False))
+        print(json.dumps(jsonable(_tree(args.path, found, tables) | {"training": use}), allow_nan=False))
         return
-    print(f"{args.path}: {lead}", *inventory.notes, sep="\n")
+    print(f"{args.path}: {lead}", *inventory.notes, said, sep="\n")
     for table in tables:
         print("", *_lines(table), sep="\n")
     if args.report is not None:
@@ -81,6 +83,19 @@ def _lead(found: Inspection, limit: int) -> str:
     if seen < whole:
         said += f"; {seen:,} of them were looked at, evenly spread (--limit={limit}; 0: all)"
     return said
+
+
+def _as_training_data(path: str, image_root: str | None) -> tuple[dict[str, Any], str]:
+    """What a training would take of it, or why it can't be trained on: as a tree, and as a line."""
+    try:
+        dataset = open_dataset(DataConfig(name="folder", path=path, image_root=image_root))
+        check_trainable(dataset)
+    except UserError as error:
+        return {"problem": str(error)}, f"can't be trained on as it lies: {error}"
+    train, held = len(dataset.train), len(dataset.eval)
+    tree = {"train": train, "eval": held, "eval_split": dataset.eval.name}
+    notes = "".join(f"; {note}" for note in dataset.notes if note.startswith("no splits"))
+    return tree, f"a training takes {train:,} images and is evaluated on {held:,} of {dataset.eval.name}{notes}"
 
 
 def _counted(count: int, one: str, several: str = "") -> str:

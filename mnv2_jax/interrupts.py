@@ -1,4 +1,4 @@
-"""A second Ctrl-C ends the process, wherever its main thread waits."""
+"""Signals that are heard while the main thread waits: a second Ctrl-C ends the process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 GRACE_S = 5.0
 """In which the first two can still do it in the usual way, which closes what is open."""
 
 _watching = False
+_listeners: list[Callable[[int], None]] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[int], None]) -> Iterator[None]:
+    """In here ``listener`` gets the number of each signal that arrives, at once and in a thread, where `second_ends`
+    is on. Handlers run as well, but only when the main thread is back from a compiler or a device.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 @contextlib.contextmanager
@@ -37,6 +50,8 @@ def second_ends(line: str, exit_code: int) -> Iterator[None]:
         while number := os.read(reading, 1):
             if before >= 0:
                 os.write(before, number)
+            for listener in tuple(_listeners):
+                listener(number[0])
             count += number[0] == signal.SIGINT
             if count >= 2 and not over.wait(GRACE_S):
                 with contextlib.suppress(OSError):

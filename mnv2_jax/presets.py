@@ -139,7 +139,7 @@ def preset(arg: str, *, data: str, recipe: str, recipes: Mapping[str, Recipe] | 
     origins: dict[str, Origin] = dict.fromkeys(values, "recipe")
     origins |= dict.fromkeys((f"model.{key}" for key in model), "file")
     origins |= {"data.name": "file"} if taken == recipe else {}
-    origins |= dict.fromkeys((key for name in parsed for key in _ARGUMENT[name]), "flag")
+    origins |= dict.fromkeys((key for name in parsed for key in _ARGUMENT[name]), "argument")
     variant = _variant(config.data.name, taken, tree["data"]["name"], data, recipe)
     config.begin(Source(taken, variant, origins, values))
     return config

@@ -85,10 +85,10 @@ def _import(module: str) -> None:
         raise
     except Exception as error:  # whatever a user's module does
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"modules: {module!r} can't be imported ({type(error).__name__}: {reason}); start where it can be found, or"
-            " put its folder on PYTHONPATH"
-        ) from error
+        mend = "start where it can be found, or put its folder on PYTHONPATH"
+        if "," in module:
+            mend = f"several are written in brackets, --config.modules=[{module}]"
+        raise UserError(f"modules: {module!r} can't be imported ({type(error).__name__}: {reason}); {mend}") from error
 
 
 def module_of(function: Any) -> str:

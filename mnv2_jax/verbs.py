@@ -15,7 +15,7 @@ import tqdm
 
 from mnv2_jax import outputs
 from mnv2_jax.config import Config, Loaded, build, to_dict
-from mnv2_jax.data.sources import known_num_classes
+from mnv2_jax.data.sources import check_path, known_num_classes
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import jsonable, write_json
 from mnv2_jax.models import counting
@@ -78,6 +78,7 @@ def _open_training(loaded: Loaded, saved: Config | None = None) -> Experiment:
     """What is to be trained, with its weights looked at; ``saved`` is the config of a run that is gone on with."""
     if loaded.config.init.weights is None and loaded.config.init.head == "new":
         raise UserError("init.head='new' is a new head for init.weights, which are not set; give --config.init.weights")
+    check_path(loaded.config.data)
     config, weights = prepare(loaded, saved=saved)
     experiment = open_experiment(config)
     if config.init.weights is not None and saved is None:
@@ -157,7 +158,7 @@ def _sentences_of_rates(found: range_test.Found, advice: range_test.Advice, conf
     own = f"the config's own: optim.peak_lr={config.peak_lr:.4g}, for batches of {config.data.batch_size}"
     if not rates:
         fell = f"the smoothed loss fell by {advice.fall:.2g}, no more than batches differ ({advice.noise:.2g})"
-        return [ended, f"{fell}, so nothing can be suggested; give more --steps, or other bounds", own]
+        return [ended, f"{fell}, so nothing can be suggested; give --steps={4 * len(points)}, or a higher --from", own]
     suggested = (
         f"suggested: --config.optim.peak_lr={rates['tenth']:.2g}, a tenth of the rate with the least loss; it falls"
         f" fastest at {rates['steepest']:.2g}, and half way down the longest descent is {rates['valley']:.2g}"
@@ -236,6 +237,7 @@ def evaluate_weights(loaded: Loaded, out: Output, predictions: pathlib.Path | No
     head = loaded.config.init.head
     if head != "load" and "init.head" in loaded.said:
         raise UserError(f"init.head={head!r}: a new head has learnt nothing to evaluate; leave it out")
+    check_path(loaded.config.data)
     config, weights = prepare(loaded, evaluates=True)
     assert config.init.weights is not None
     weights = weights or open_weights(config.init.weights, config.model)

@@ -149,6 +149,13 @@ def test_other_forms_of_data(messy, tmp_path):
     assert (flat["class_names"], flat["tables"]["classes"][0]["class"]) == ([], "no class")
     unsplit = answer(here("inspect", messy / "train", "--json"))
     assert unsplit["splits"] == {"train": 16}
+    assert "fox" in unsplit["training"]["problem"]
+    assert "fox" in plain["training"]["problem"]
+    assert "problem" in flat["training"]
+    shutil.copytree(messy / "train", tmp_path / "classes")
+    (tmp_path / "classes" / "fox").rmdir()
+    whole = answer(here("inspect", tmp_path / "classes", "--json"))
+    assert whole["training"] == {"train": 12, "eval": 4, "eval_split": "holdout"}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import ml_collections
 
 from mnv2_jax.config.schema import Config, flatten
 
-Origin: TypeAlias = Literal["default", "recipe", "file", "json", "flag"]
+Origin: TypeAlias = Literal["default", "recipe", "file", "json", "argument", "flag"]
 """default: `schema`. recipe: the recipe, as it is for the network and the batch. file: the .py file, beside its recipe.
-json: a .json file, which has what a run was resolved to. flag: the command line, a config file's argument included."""
+json: a .json file, which has what a run was resolved to. argument: the text behind the config's colon. flag: a
+--config.KEY of the command line."""
 
 
 class Loaded(NamedTuple):
@@ -31,7 +32,7 @@ class Loaded(NamedTuple):
     @property
     def said(self) -> frozenset[str]:
         """The keys that the command line says, or a .json file: other values give way to those of weights."""
-        return frozenset(key for key, origin in self.origins.items() if origin in ("flag", "json"))
+        return frozenset(key for key, origin in self.origins.items() if origin in ("argument", "flag", "json"))
 
 
 class Source(NamedTuple):

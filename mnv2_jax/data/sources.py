@@ -87,6 +87,16 @@ def check_trainable(dataset: Dataset) -> None:
         )
 
 
+def check_path(data: DataConfig) -> None:
+    """Refuses a `data.path` that leads nowhere, before anything that takes longer is read.
+
+    Raises:
+      UserError: naming the path.
+    """
+    if data.path is not None:
+        _path(_at_home(data))
+
+
 def open_dataset(data: DataConfig, evaluates: bool = False) -> Dataset:
     """Opens the data set that the config names; reads file names and labels, but no image files.
 

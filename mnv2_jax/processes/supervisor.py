@@ -44,7 +44,7 @@ class Supervisor:
         """Watches nothing yet; `supervise` does."""
         self._compile_timeout_s, self._limit_s = compile_timeout_s, step_timeout_s
         self._alive = 0  # counted up here, and compared in the thread: neither undoes what the other does
-        self._stopping = self.signalled = self._leaves_waiting = False
+        self._stopping = self.signalled = self._leaves_waiting = self._compiles = False
 
     def should_stop(self) -> bool:
         """Whether a stop was requested; of several processes, all get the same answer in the same place."""
@@ -85,12 +85,22 @@ class Supervisor:
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
         """In here something is compiled or read: it may take `faults.compile_timeout_s`."""
-        before, self._limit_s = self._limit_s, self._compile_timeout_s
+        before, self._limit_s = (self._limit_s, self._compiles), self._compile_timeout_s
+        self._compiles = True
         try:
             yield
         finally:
             self._alive += 1
-            self._limit_s = before
+            self._limit_s, self._compiles = before
+
+    def heard(self, number: int) -> None:
+        """Says, in a thread, why a signal to stop has no effect yet."""
+        if number in _STOPPING and self._compiles and not self._leaves_waiting:
+            name = signal.Signals(number).name
+            line = (
+                f"{name}: stopping once what is being compiled, read or written is done; a second Ctrl-C ends at once"
+            )
+            print(line, file=sys.stderr, flush=True)
 
     def watch(self, over: threading.Event) -> None:
         """Ends the process once the loop has waited too long. Time in which the process itself stood still is none.
@@ -142,7 +152,7 @@ def supervise(faults: FaultsConfig) -> Iterator[Supervisor]:
     over = threading.Event()
     threading.Thread(target=supervisor.watch, args=(over,), daemon=True, name="watchdog").start()
     try:
-        with interrupts.second_ends("interrupted", 130):
+        with interrupts.second_ends("interrupted", 130), interrupts.listening(supervisor.heard):
             yield supervisor
     finally:
         over.set()

@@ -151,7 +151,9 @@ def write_csv(workdir: pathlib.Path, path: pathlib.Path) -> None:
     """
     lines = read_metrics(workdir)
     if not lines:
-        raise UserError(f"{workdir}: nothing is logged there yet (no line in {NAME}); try again later")
+        raise UserError(
+            f"{workdir}: nothing is logged there yet (no line in {NAME}); the first comes after log.every_steps steps"
+        )
     file = io.StringIO()
     writer = csv.DictWriter(file, list({key: None for line in lines for key in line}), lineterminator="\n")
     writer.writeheader()

@@ -1,5 +1,6 @@
 """What one process does of what several do, and how one that has got stuck is noticed."""
 
+import contextlib
 import errno
 import os
 import queue
@@ -95,6 +96,16 @@ def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
         with pytest.raises(Stopped):
             next(supervisor.each(iter([2])))
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_signal_during_compilation_is_answered_before_that_is_over(capfd, compiles):
+    with supervise(config_lib.FaultsConfig()) as supervisor:
+        with supervisor.compiling() if compiles else contextlib.nullcontext():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the thread's
+        assert supervisor.should_stop()
+    assert ("SIGTERM" in capfd.readouterr().err) is compiles
 
 
 INTERRUPTED = """
