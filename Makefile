@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all test-parity test-pods lint format clean
+.PHONY: quickstart test test-all test-parity test-pods docs lint format clean
 
 # Trains MobileNetV2 0.35 on the digits that come with scikit-learn; again: says that it is done.
 quickstart: .venv/core
@@ -21,6 +21,10 @@ test-parity: .venv/parity
 test-pods: .venv/pods
 	$(BIN)/python -m pytest -m pods
 
+# The site of docs/, in site/; a broken link fails.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,7 +35,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -48,4 +52,8 @@ clean:
 
 .venv/pods: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[pods]"
+	touch $@
+
+.venv/docs: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@

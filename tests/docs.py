@@ -1,6 +1,6 @@
-"""The pages of docs/ as what they are run from: their blocks, and a page as a notebook.
+"""The pages of the documentation, taken apart: their Python files, their commands, and a page as a notebook.
 
-python -m tests.docs    # writes the notebooks anew
+python -m tests.docs    # writes the notebook anew
 """
 
 import json
@@ -9,12 +9,13 @@ import re
 import shlex
 from typing import NamedTuple
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
-LIBRARY = DOCS / "library.md"
+ROOT = pathlib.Path(__file__).parents[1]
+LIBRARY = ROOT / "docs" / "library.md"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 class Block(NamedTuple):
-    """Text, or what stands between fences: Python with the file it is, or commands."""
+    """A piece of a page: text (no language), Python with the file that it is, or commands."""
 
     language: str
     title: str
@@ -22,7 +23,7 @@ class Block(NamedTuple):
 
 
 def blocks(page):
-    """A page from top to bottom."""
+    """The pieces of a page from top to bottom."""
     parts = re.split(
         r"^```(\w+)(?: title=\"([^\"\n]+)\")?\n(.*?)^```\n", page.read_text(), flags=re.MULTILINE | re.DOTALL
     )
@@ -35,12 +36,32 @@ def blocks(page):
 
 def files(page):
     """The Python files of a page, by their names."""
-    return {block.title: block.source for block in blocks(page) if block.language == "python"}
+    return {block.title: block.source for block in blocks(page) if block.language == "python" and block.title}
+
+
+def lines(source):
+    """Commands of a block, split into words: continued lines joined, comments left out, parts of ``&&`` apart."""
+    for line in source.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while "&&" in words:
+            place = words.index("&&")
+            yield words[:place]
+            words = words[place + 1 :]
+        if words:
+            yield words
 
 
 def commands(page):
-    """The commands of a page, split into words."""
-    return [shlex.split(line) for block in blocks(page) if block.language == "sh" for line in block.source.splitlines()]
+    """Commands of the fenced blocks of a page, split into words."""
+    return [words for block in blocks(page) if block.language == "sh" for words in lines(block.source)]
+
+
+def quoted_commands(page):
+    """Whole commands of ours in the text of a page, between backquotes."""
+    texts = [block.source for block in blocks(page) if not block.language]
+    quoted = (" ".join(code.split()) for text in texts for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text))
+    ours = (code for code in quoted if re.match(r"(mnv2 \w+|python -m mnv2_jax\S*|make) \S", code) and "…" not in code)
+    return [words for code in ours for words in lines(code.replace("\\|", "|"))]
 
 
 def write_files(page, folder):
@@ -60,7 +81,7 @@ def cells(page):
                 "code",
                 block.source.strip() if block.title in scripts else f"%%writefile {block.title}\n{block.source}",
             )
-        elif kept := [f"!{line}" for line in block.source.splitlines() if shlex.split(line)[1] not in scripts]:
+        elif kept := [f"!{shlex.join(words)}" for words in lines(block.source) if words[1] not in scripts]:
             yield "code", "\n".join(kept)
 
 
