@@ -85,7 +85,7 @@ def test_evaluated_as_they_are_they_predict_what_predict_says(weights, tmp_path)
         if (tmp_path / digit).exists():
             os.rename(tmp_path / digit, tmp_path / "all" / "train" / digit)
     os.symlink(tmp_path / "all" / "train", tmp_path / "all" / "val")
-    told = cli.answer(cli.run("main", "--mode=eval", folder, f"--config.init.weights={weights}", "--json"))
+    told = cli.answer(cli.here("main", "--mode=eval", folder, f"--config.init.weights={weights}", "--json", devices=1))
     assert told["weights"] == str(weights)
     images = tmp_path / "all" / "val"
     answers = cli.answer(cli.run("predict", f"--weights={weights}", "--top=10", "--json", images))
@@ -104,7 +104,7 @@ def test_training_starts_from_them(weights, tmp_path):
     before = cli.answer(cli.here("main", "--mode=eval", *digits_config(weights)))
     ema = ("--config.optim.ema_decay=0.5", "--config.data.resolution=16", "--config.model.strides=(2, 2, 2, 2, 2)")
     run = f"--workdir={tmp_path / 'run'}"
-    after = cli.answer(cli.run("main", *digits_config(weights, *still, *ema, run)))
+    after = cli.answer(cli.here("main", *digits_config(weights, *still, *ema, run), devices=1))
     assert after["eval"]["loss"] == pytest.approx(before["eval"]["loss"], rel=1e-3)
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (kept["model"]["padding"], kept["norm"]["epsilon"]) == ("symmetric", 1e-5)
@@ -498,7 +498,7 @@ def test_trained_weights_name_the_images(file, model, settings, least, imagenet_
     for dtype in settings:
         arguments = [f"--config={cli.W0_25}:data=folder:{imagenet_samples}", f"--config.init.weights={out}"]
         arguments += [f"--config.model.name={name}", f"--config.model.width={width}", f"--config.model.dtype={dtype}"]
-        told = cli.answer(cli.run("main", "--mode=eval", "--json", *arguments))["eval"]
+        told = cli.answer(cli.here("main", "--mode=eval", "--json", *arguments, devices=1))["eval"]
         assert told["count"] == 200
         top1.append(told["top1"])
     assert min(top1) >= least

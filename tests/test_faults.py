@@ -245,7 +245,7 @@ def test_a_loss_that_is_not_finite_is_told_by_its_step_again_and_again(tmp_path,
     workdir, bad = tmp_path / "run", warmup + 2
     explodes = (f"--config.optim.warmup_steps={warmup}", "--config.optim.final_lr=1e38", *flags)
     for attempt in range(2):
-        result = cli.run("main", *cli.SHRUNK, *explodes, f"--workdir={workdir}")
+        result = cli.here("main", *cli.SHRUNK, *explodes, f"--workdir={workdir}", devices=1)
         assert result.returncode == 1, result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
         assert result.stderr.startswith(f"error: the loss, gradient or weights of step {bad} are not finite")

@@ -55,7 +55,7 @@ def test_nothing_but_the_answer_on_standard_output(trained):
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_eval_counts_every_image_once_on_any_number_of_devices(trained, own, devices):
     summary = trained[1]
-    found = cli.answer(cli.run("main", "--mode=eval", f"--workdir={own}", "--json", devices=devices))
+    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--json", devices=devices))
     # 32 images a training step don't divide over 3 devices; evaluation doesn't mind.
     for name in ("top1", "top5", "count"):
         assert found["eval"][name] == summary["eval"][name], name

@@ -2,14 +2,21 @@
 
 import importlib
 import re
+import shutil
 import tomllib
 
+import jax
+import numpy as np
 import pytest
+from PIL import Image
 
+import mnv2_jax
 from mnv2_jax import config, flags
 from mnv2_jax.__main__ import DOORS
 from mnv2_jax.config.options import OPTIONS
-from tests import docs
+from mnv2_jax.data import imagenet
+from tests import cli, docs
+from tests.data.test_prepare import original_files, write_tars
 
 OTHERS = {".", "docker", "export", "tensorboard", "sed", "python3.11", "pytest"}
 """Programs of others that the pages name, whose flags aren't looked at."""
@@ -99,3 +106,110 @@ def check_another_program(page, words):
         assert name in docs.files(page) or (docs.ROOT / name).is_file()
     else:
         assert program in OTHERS
+
+
+# --- run, in a small world ---------------------------------------------------------------------------------------------
+
+CLASSES = ("n01443537", "n01484850")  # goldfish and white shark, which ImageNet-R has, too
+SMALL = (
+    *("--config.data.resolution=32", "--config.data.batch_size=8", "--config.norm.group_size=8"),
+    "--config.log.tensorboard=False",
+)
+"""What makes a training of the pages short; its epochs are in `EPOCHS`."""
+EPOCHS = {"data=digits": 0.1, "data=": 1, "path=": 1}
+FURTHER = {
+    "recipe=corenet_v2": ("--config.data.scales=()", "--config.optim.warmup_steps=1"),
+    "data=synthetic": ("--config.data.synthetic_images=(16,8)",),
+    "photos": ("--config.data.num_workers=0",),
+    "imagenet": ("--config.data.num_workers=0",),
+}
+"""Flags that some trainings need besides."""
+IN_SMALL = {
+    "--config.train.epochs=90": "--config.train.epochs=0.2",
+    "timm/mobilenetv2_100.ra_in1k": "v2.safetensors",  # a name is fetched from a server: tests/weights/test_hub.py
+    "--steps=400": "--steps=20",
+    "/share/imagenet": "imagenet",
+}
+"""Words of the commands that the small world has otherwise."""
+ELSEWHERE = {
+    r"\bbench\b": "tests/test_bench*.py, and the numbers of docs/results.md",
+    r"^launch/|^WORKDIR=|^sbatch": "tests/test_launch.py",
+    r"^make ": "the tests themselves, and continuous integration",
+    r"\.tflite|\.h5|timm/mobilenetv3": "tests/test_convert.py, with real files",
+    r"input_rivals": "needs TensorFlow and torch",
+    r"docs/figures\.py": "by whoever changes a picture",
+    r"figures|--cifar": "needs a GPU",
+}
+"""Commands that aren't run here, with where they are, or why not."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with small data under the names that the pages use, weights, and two trained runs."""
+    world = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4), ("test", 4)):
+        for number in range(count):
+            path = world / "photos" / split / CLASSES[number % 2] / f"{split}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
+    for name in ("imagenet", "clothes", "samples"):
+        shutil.copytree(world / "photos", world / name)
+    shutil.copytree(world / "photos" / "val", world / "imagenet-r")
+    arrays = {f"x_{split}": rng.integers(0, 256, (20, 32, 32, 3), np.uint8) for split in ("train", "test")}
+    arrays |= {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
+    (world / "cifar10").mkdir()
+    np.savez(world / "cifar10" / "cifar10.npz", **arrays)
+    model = mnv2_jax.create_model("mobilenet_v2", 1000)
+    variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
+    info = mnv2_jax.WeightsInfo(preprocessing=mnv2_jax.Preprocessing(resolution=32), labels=imagenet.class_ids())
+    mnv2_jax.save_weights(world / "v2.safetensors", model, variables, info)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        for command in (
+            "mnv2 train --config=w0_35:data=digits",
+            "mnv2 train --config=finetune:data=folder:photos --config.init.weights=v2.safetensors",
+        ):
+            run(tuple(command.split()))
+    return world
+
+
+def run(words):
+    """Runs a command of a page, made small, in this process."""
+    module, arguments = door(words)
+    arguments = [
+        next((word.replace(large, small) for large, small in IN_SMALL.items() if large in word), word)
+        for word in arguments
+    ]
+    line = " ".join(arguments)
+    if module in ("main", "lr_find") and "--config=" in line and "--mode=" not in line and "--help" not in line:
+        epochs = next((count for key, count in EPOCHS.items() if key in line), 1)
+        given = {word.partition("=")[0] for word in arguments}
+        small = [
+            *SMALL,
+            f"--config.train.epochs={epochs}",
+            *(f for key, f in FURTHER.items() if key in line for f in f),
+        ]
+        arguments += [flag for flag in dict.fromkeys(small) if flag.partition("=")[0] not in given]
+    result = cli.here(module, *arguments)
+    assert result.returncode == 0, (arguments, result.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.name)
+def test_a_page_from_its_first_command_to_its_last(page, world, tmp_path, monkeypatch):
+    if page == docs.LIBRARY:
+        pytest.skip("tests/test_docs.py runs it")
+    shutil.copytree(world, tmp_path / "world")
+    monkeypatch.chdir(tmp_path / "world")
+    docs.write_files(page, tmp_path / "world")
+    for words in map(tuple, docs.commands(page)):
+        line = " ".join(words)
+        if door(words) is None or any(re.search(pattern, line) for pattern in ELSEWHERE):
+            continue
+        if words[:3] == ("mnv2", "prepare", "imagenet"):
+            write_tars(tmp_path / "world" / "tars", original_files())
+            shutil.rmtree("imagenet")
+            words += ("--allow-incomplete",)
+        run(words)

@@ -44,7 +44,11 @@ def encoded(seed: int, form: str = "JPEG", mode: str = "RGB") -> bytes:
 
 @pytest.fixture(scope="module")
 def images() -> dict[str, bytes]:
-    """By SPLIT/WNID/NAME; among them a PNG and a JPEG in CMYK, as in the original, and a grey one."""
+    return original_files()
+
+
+def original_files() -> dict[str, bytes]:
+    """Some images by SPLIT/WNID/NAME; among them a PNG and a JPEG in CMYK, as in the original, and a grey one."""
     files = {}
     for label, count in TRAIN.items():
         for i in range(count):

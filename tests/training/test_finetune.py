@@ -152,7 +152,7 @@ def test_stages_by_steps():
 
 def test_training_ends_when_patience_does_and_the_same_command_says_so(tmp_path):
     still = (*cli.SHRUNK, "--config.optim.peak_lr=1e-12", "--config.train.patience=1", f"--workdir={tmp_path / 'run'}")
-    result = cli.run("main", *still, "--json")
+    result = cli.here("main", *still, "--json", devices=1)
     summary = cli.answer(result)
     assert summary["steps"] < 12
     assert summary["best"]["step"] < summary["steps"]

@@ -52,7 +52,8 @@ def test_what_is_skipped_or_absent_is_said_and_kept(folder, tmp_path):
     assert "1 of the 16 images of train" in refused.stderr
     assert "3.jpg" in refused.stderr
     assert "--config.data.skip_corrupt=True" in refused.stderr
-    result = cli.run("main", *command, "--config.data.skip_corrupt=True", f"--workdir={tmp_path / 'strict'}", "--json")
+    command = (*command, "--config.data.skip_corrupt=True", f"--workdir={tmp_path / 'strict'}", "--json")
+    result = cli.here("main", *command, devices=1)
     summary = cli.answer(result)
     assert summary["skipped"] == 2  # four batches of eight are two epochs of sixteen images
     assert (summary["eval"]["count"], summary["eval_skipped"]) == (3, 1)

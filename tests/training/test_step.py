@@ -80,11 +80,10 @@ SPREAD = {  # on eight devices of 4 images
     ),
 }
 ALL_SPREAD = [
-    pytest.param(case, n, marks=[pytest.mark.slow] * (n < 8 or case == "groups of 8"))
+    pytest.param(case, n, marks=[pytest.mark.slow] * (n < 8 or not case.startswith("fine-tuning")))
     for n in (2, 4, 8)
     for case in SPREAD
 ]
-"""Those in microbatches are groups of 8, too."""
 
 
 @functools.lru_cache

@@ -317,7 +317,7 @@ def test_a_run_learns_from_a_run_and_goes_on_to_the_bit(trained, tmp_path):
         f"--config.distill.teacher={trained[0]}",
     )
     whole, again = tmp_path / "whole", tmp_path / "again"
-    summary = cli.answer(cli.run("main", *flags, f"--workdir={whole}", "--json"))
+    summary = cli.answer(cli.here("main", *flags, f"--workdir={whole}", "--json", devices=1))
     assert summary["steps"] == 4
     for line in cli.metrics(whole, "train"):
         assert line["loss"] == pytest.approx((line["hard_loss"] + line["soft_loss"]) / 2, rel=1e-5)
@@ -326,7 +326,7 @@ def test_a_run_learns_from_a_run_and_goes_on_to_the_bit(trained, tmp_path):
     for name in ("summary.json", "report.html"):
         (again / name).unlink()
     shutil.rmtree(again / "checkpoints" / "4")
-    result = cli.run("main", *flags, f"--workdir={again}", "--json")
+    result = cli.here("main", *flags, f"--workdir={again}", "--json", devices=1)
     assert cli.answer(result)["eval"] == summary["eval"]
     assert "going on at step 2" in result.stderr
     assert cli.metrics(again, "train") == cli.metrics(whole, "train")
