@@ -108,7 +108,7 @@ def check_another_program(page, words):
         assert program in OTHERS
 
 
-# --- run, in a small world ---------------------------------------------------------------------------------------------
+# --- run, in a small world ----------------------------------------------------------------------------------
 
 CLASSES = ("n01443537", "n01484850")  # goldfish and white shark, which ImageNet-R has, too
 SMALL = (
