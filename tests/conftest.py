@@ -10,6 +10,7 @@ import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["KERAS_BACKEND"] = "jax"  # before anything imports Keras, which would compute with TensorFlow
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax

@@ -1,7 +1,6 @@
 """Initial weights beside those of freshly made networks of torchvision and timm, and Keras' initialisers."""
 
 import dataclasses
-import os
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +78,6 @@ def test_timm_drops_paths_at_the_same_rates(theirs, ours, operators):
 
 
 def test_the_garden_is_keras():
-    os.environ["KERAS_BACKEND"] = "jax"
     keras = pytest.importorskip("keras", reason="pip install .[parity]")
     garden, heads, key = INITS["tf_model_garden"], 4, jax.random.key(0)
     attention, smaller = garden.of_attention(heads, 1), garden.of_attention(heads, 2)

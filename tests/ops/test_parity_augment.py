@@ -1,6 +1,5 @@
 """Augmentation beside torchvision's, timm's and Keras': the same results for the same draws, the same distributions."""
 
-import os
 import random
 
 import jax
@@ -30,8 +29,7 @@ def timm_erasing(operators):
 
 @pytest.fixture
 def keras():
-    """Keras over JAX, which it would otherwise compute with TensorFlow."""
-    os.environ["KERAS_BACKEND"] = "jax"
+    """Keras over JAX (see conftest.py)."""
     return pytest.importorskip("keras", reason="pip install .[parity]")
 
 
@@ -143,7 +141,7 @@ def test_erasing_is_distributed_as_torchvisions(area, v2):
 
 def test_erasing_is_torchvisions_for_the_same_box(v2):
     images = np.random.default_rng(0).normal(size=(16, *SIZE, 3)).astype(np.float32)
-    found = augment.random_erasing(keys(16), images, 1.0, (0.1, 0.3), "zero")
+    found = augment.random_erasing(keys(16), jnp.asarray(images), 1.0, (0.1, 0.3), "zero")
     for image, result in zip(images, np.asarray(found), strict=True):
         rows, columns = np.nonzero((result == 0).all(axis=-1))
         box = (rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1)
@@ -173,7 +171,7 @@ def mixed(key, **options):
     images = rng.random((8, *SIZE, 3)).astype(np.float32)
     labels = rng.integers(0, NUM_CLASSES, 8).astype(np.int32)
     weights, share = mixing.draw_weights(jax.random.key(key), *SIZE, **options)
-    out = mixing.mix(images, mixing.partners(jnp.asarray(images), 8), weights)
+    out = mixing.mix(jnp.asarray(images), mixing.partners(jnp.asarray(images), 8), weights)
     return images, labels, out, weights, share
 
 

@@ -4,8 +4,6 @@ The optimisers train a network with a norm on the digits, in float64, while the 
 the momentum and what outside makes no difference otherwise.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,12 +108,8 @@ def of_keras(make, decayed):
 
 
 def import_keras():
-    """Over JAX, which it would otherwise compute with TensorFlow; in float64."""
-    os.environ["KERAS_BACKEND"] = "jax"
-    keras = pytest.importorskip("keras", reason="pip install .[parity]")
-    if keras.backend.backend() != "jax":
-        pytest.skip("Keras was imported with another backend")
-    return keras
+    """Over JAX (see conftest.py), in float64."""
+    return pytest.importorskip("keras", reason="pip install .[parity]")
 
 
 @pytest.fixture

@@ -438,8 +438,7 @@ def test_an_edited_config(edit, expected, real_data, tmp_path):
         ("MobileNetV3Small", {"minimalistic": True}, "mobilenet_v3_small_minimalistic", "same"),
     ],
 )
-def test_keras_applications(theirs, options, name, padding, size, tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
+def test_keras_applications(theirs, options, name, padding, size, tmp_path):
     keras = pytest.importorskip("keras")
     model = getattr(keras.applications, theirs)(weights=None, classes=7, input_shape=(size, size, 3), **options)
     for form in ("h5", "keras"):

@@ -761,8 +761,7 @@ def test_a_published_file(real_data):
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras with NumPy 2
 @pytest.mark.parametrize(("name", "width"), [("MobileNet", 0.25), ("MobileNetV2", 0.35), ("MobileNetV3Small", 0.75)])
-def test_what_keras_writes(name, width, tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
+def test_what_keras_writes(name, width, tmp_path):
     keras = pytest.importorskip("keras")
     model = getattr(keras.applications, name)(weights=None, classes=7, input_shape=(96, 96, 3), alpha=width)
     rng = np.random.default_rng(0)

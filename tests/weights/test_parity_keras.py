@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 import re
 
 import jax
@@ -49,8 +48,7 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def keras():
-    """Keras over JAX, which it would otherwise compute with TensorFlow."""
-    os.environ["KERAS_BACKEND"] = "jax"
+    """Keras over JAX (see conftest.py)."""
     return pytest.importorskip("keras", reason="pip install .[parity]")
 
 
@@ -204,5 +202,5 @@ def test_probabilities_of_models_that_prepare_their_images(name, keras, tmp_path
         wanted = weights.info.preprocessing
         assert wanted.resolution == 64
         images = normalise(jnp.asarray(PIXELS, jnp.uint8), wanted.mean, wanted.std)
-        logits, _ = weights.model.apply(weights.variables, images)
+        logits, _ = weights.model.apply(jax.device_put(weights.variables), images)
         np.testing.assert_allclose(jax.nn.softmax(logits), theirs, atol=1e-5)

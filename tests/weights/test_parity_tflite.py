@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,5 +29,5 @@ def test_outputs_are_those_of_the_runtime(file):
         theirs.set_tensor(theirs.get_input_details()[0]["index"], image)
         theirs.invoke()
         expected = theirs.get_tensor(theirs.get_output_details()[0]["index"])
-        logits, _ = model.apply(variables, image)
+        logits, _ = model.apply(jax.device_put(variables), jnp.asarray(image))
         np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=1e-4)
