@@ -17,7 +17,7 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, shards, synthetic, tfds_source
-from mnv2_jax.data.split import Inventory, Opened, Split, stratified_share
+from mnv2_jax.data.split import Inventory, OpenedSplits, Split, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 from mnv2_jax.registry import DATASETS, module_of
 
@@ -277,7 +277,7 @@ def _open_folder(data: DataConfig, evaluates: bool) -> Dataset:
     return _dataset(data, _reader_of(path).open_splits(path, *options))
 
 
-def _dataset(data: DataConfig, opened: Opened) -> Dataset:
+def _dataset(data: DataConfig, opened: OpenedSplits) -> Dataset:
     share, notes = data.holdout_fraction, opened.notes
     if opened.is_unsplit and not share:
         share = UNSPLIT_HOLDOUT
@@ -311,7 +311,7 @@ def _open_subset(data: DataConfig, evaluates: bool) -> Dataset:
         )
     held_out, notes = imagenet_subsets.open_split(data.name, _existing_path(data))
     scored = imagenet_subsets.scored(data.name)
-    return Dataset(data.name, imagenet.class_ids(), held_out.nothing("train"), held_out, scored, notes)
+    return Dataset(data.name, imagenet.class_ids(), held_out.without_images("train"), held_out, scored, notes)
 
 
 def _open_tfds(data: DataConfig, evaluates: bool) -> Dataset:
