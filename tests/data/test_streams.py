@@ -484,8 +484,8 @@ def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
         assert "\n" not in error
     monkeypatch.setattr(images, "MOST_NAMED", 1)
     assert "; and 2 more; replace" in str(streams.all_damage(data, split, met.value))
-    monkeypatch.setattr(streams, "_LOOK_S", -1.0)  # no time for all
-    monkeypatch.setattr(streams, "_LOOK_IMAGES", 5)
+    monkeypatch.setattr(streams, "_SEARCH_S", -1.0)  # no time for all
+    monkeypatch.setattr(streams, "_SEARCH_IMAGES", 5)
     some = str(streams.all_damage(data, split, met.value))
     assert some.startswith(str(met.value))
     assert "(5 of the 17 images of train were looked at, of which 1 can't be decoded)" in some
