@@ -126,14 +126,14 @@ def _shuffled(count: int, seed: np.random.SeedSequence) -> np.ndarray:
 
 
 def fits(view: View, split: Split) -> bool:
-    """Whether a split can be kept on a device: each image has one view only, and all views together are small enough."""
+    """Whether a split can be kept on a device: each image has one view only, and all of them are small enough."""
     return not view.varies and len(split) * sum(array.size_bytes for array in view.spec.values()) <= RESIDENT_BYTES
 
 
 def fits_training(data: DataConfig, view: View, split: Split) -> bool:
-    """Whether the training split can be kept on a device: it `fits`, its batches have one shape, and none are skipped.
+    """Whether a split to train on can be kept on a device: it `fits`, batches have one shape, and no image is skipped.
 
-    Only images that need decoding can be skipped, with `data.skip_corrupt`; the batches then say which were.
+    With `data.skip_corrupt`, batches of images that need decoding must say which images were skipped.
     """
     return fits(view, split) and not data.scales and (split.in_memory or not data.skip_corrupt)
 
