@@ -296,7 +296,7 @@ class _Files:
         return None
 
 
-def _images(count: int) -> str:
+def _count_images(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
 
 
@@ -398,7 +398,9 @@ def _columns(path: str, rows: Sequence[Sequence[str]], is_lenient: bool) -> tupl
         for place in range(len(first))
         for test in (is_image, lambda cell: _NUMBER.fullmatch(cell) is not None)
     )
-    is_header = not any(map(is_image, first)) and bool("file" in columns or "label" in columns or (body and differs_below))
+    is_header = not any(map(is_image, first)) and bool(
+        "file" in columns or "label" in columns or (body and differs_below)
+    )
     if not is_header:
         columns, body = {}, rows
     unassigned = [place for place in range(len(first)) if place not in columns.values()]
