@@ -158,7 +158,7 @@ def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_
             f"{path}: {lacking} was not prepared{nearest(lacking, manifest.splits)}; choose by data.eval_split, hold"
             " some of train out by data.holdout_fraction=0.1, or prepare it"
         )
-    return Opened(names, train if with_train else train.nothing("train"), _split(path, manifest, wanted, names))
+    return Opened(names, train if with_train else train.without_images("train"), _split(path, manifest, wanted, names))
 
 
 def class_names(path: str) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def open_splits(
     train = split_of("train") if with_train else None
     held_out = split_of(eval_split) if with_eval or train is None else train
     notes = in_use(sizes, train.name if train else None, held_out.name if with_eval else None)
-    return Opened(_class_names(builder, label_key), train or held_out.nothing("train"), held_out, notes)
+    return Opened(_class_names(builder, label_key), train or held_out.without_images("train"), held_out, notes)
 
 
 def class_names(name: str, data_dir: str) -> tuple[str, ...]:
