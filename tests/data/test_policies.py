@@ -157,11 +157,11 @@ def test_operations_are_stronger_with_the_magnitude():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(policy="randaugment_tf", policy_excluded=("Cutot",)), "has no 'Cutot'; did you mean 'Cutout'"),
-        (dict(policy="randaugment", policy_excluded=("Cutout",)), "randaugment has no 'Cutout'"),
-        (dict(policy="randaugment", policy_excluded=tuple(tables.RANDAUGMENT)), "leaves no operation"),
-        (dict(policy="randaugment", policy_magnitude=9.5), "is 9.5; torchvision's are the whole numbers 0 to 30"),
-        (dict(policy="randaugment_timm", policy_magnitude=11.0), "is 11.0; timm's are cut off at 10"),
+        (dict(policy="randaugment_tf", policy_excluded=("Cutot",)), "'Cutot'; .*'Cutout'"),
+        (dict(policy="randaugment", policy_excluded=("Cutout",)), "randaugment .*'Cutout'"),
+        (dict(policy="randaugment", policy_excluded=tuple(tables.RANDAUGMENT)), "policy_excluded .*no operation"),
+        (dict(policy="randaugment", policy_magnitude=9.5), r"policy_magnitude is 9\.5; .*0 to 30"),
+        (dict(policy="randaugment_timm", policy_magnitude=11.0), r"policy_magnitude is 11\.0; .* 10"),
     ],
 )
 def test_what_a_policy_cant_follow_is_refused(options, message):

@@ -199,7 +199,7 @@ def tf_rotate(image: np.ndarray, degrees: float, *_: object) -> np.ndarray:
 
 
 def cutout(image: np.ndarray, half: float, canvas: Canvas) -> np.ndarray:
-    """Paints a grey square of 2 `half` px a side about a random pixel, which may be cut at an edge (arXiv:1708.04552)."""
+    """Paints a grey square of 2 `half` px a side about a random pixel; it may be cut at an edge (arXiv:1708.04552)."""
     height, width = image.shape[:2]
     y, x = canvas.rng.integers(height), canvas.rng.integers(width)
     result = image.copy()
