@@ -294,7 +294,7 @@ def test_killed_and_resumed(tree, prepared, tmp_path, in_process):
             assert lines[-1].endswith("(8/9)\n"), lines
             assert not any("train-00001" in line for line in lines)
             children = psutil.Process(process.pid).children(recursive=True)
-            with pytest.raises(UserError, match="--out=.*another process") as caught:
+            with pytest.raises(UserError, match=r"--out=.*another process") as caught:
                 prepare(tree, out)
             assert "\n" not in str(caught.value)
         finally:

@@ -287,11 +287,11 @@ def test_robustness_with_other_classes(tmp_path):
     path = subset(tmp_path / "a", folders)
     data = DataConfig(name="imagenet_a", path=str(path))
     (path / "n01440764").mkdir()
-    with pytest.raises(UserError, match="'n01440764' .* 200 classes of imagenet_a;"):
+    with pytest.raises(UserError, match=r"'n01440764' .* 200 classes of imagenet_a;"):
         open_dataset(data)
     (path / "n01443537").mkdir()
     (path / "others").mkdir()
-    with pytest.raises(UserError, match="'n01440764' .* 200 classes .* 2 more;"):
+    with pytest.raises(UserError, match=r"'n01440764' .* 200 classes .* 2 more;"):
         open_dataset(data)
     for name in ("n01440764", "n01443537", "others"):
         (path / name).rmdir()
@@ -302,5 +302,5 @@ def test_robustness_with_other_classes(tmp_path):
     (path / folders[7]).rmdir()
     with pytest.raises(UserError, match=f"'{folders[7]}' .* 199 of 200"):
         open_dataset(data)
-    with pytest.raises(UserError, match="not a folder; .*imagenet_a"):
+    with pytest.raises(UserError, match=r"not a folder; .*imagenet_a"):
         open_dataset(DataConfig(name="imagenet_a", path=str(path / "README.txt")))

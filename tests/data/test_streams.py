@@ -246,7 +246,7 @@ def test_restart_workers_and_processes_change_nothing_of_several_shapes(photo_sp
     shares = [take(train_batches(DATA, photo_split, process=(p, 2), **options), 7) for p in range(2)]
     for k in range(7):
         assert_same({key: np.concatenate([share[k][key] for share in shares]) for key in whole[k]}, whole[k])
-    with pytest.raises(UserError, match="batch of 6 images .* 4 processes"):
+    with pytest.raises(UserError, match=r"batch of 6 images .* 4 processes"):
         train_batches(DATA, photo_split, process=(0, 4), **options)
 
 
