@@ -141,7 +141,7 @@ def take_inventory(path: str) -> Inventory:
     splits = {}
     for top, images in listings.items():
         labels = [np.full(len(files), number[name], np.int32) for name, files in images.items()]
-        files = [file for some in images.values() for file in some]
+        files = [file for group in images.values() for file in group]
         check_readable(files)
         splits[top or _base_name(tree)] = tree.split(top or _base_name(tree), np.concatenate(labels), files)
     return Inventory(names, splits, path, (*notes, *left_out(ignored)))
@@ -220,18 +220,16 @@ def _find_folder(tree: Tree, requested: str | None) -> str:
         return name
     missing = "val/ nor test/" if requested is None else f"{requested}/"
     existing = f"only {', '.join(name + '/' for name in names[:8])}" if names else "and no folders at all"
-    mend = _LAYOUT
+    advice = _LAYOUT
     if requested is None:
-        mend += ", or hold out a share of train with data.holdout_fraction=0.1"
+        advice += ", or hold out a share of train with data.holdout_fraction=0.1"
     elif requested != "train":
-        mend = "choose one of them with data.eval_split"
-    raise UserError(f"{tree.path}: there is no {missing} in it, {existing}; {mend}")
+        advice = "choose one of them with data.eval_split"
+    raise UserError(f"{tree.path}: there is no {missing} in it, {existing}; {advice}")
 
 
 def _holds_classes(tree: Tree) -> bool:
-    """Whether the folders at the top are classes, not splits: none is named like a split, or a class is, as train
-    beside bus.
-    """
+    """Whether the folders at the top are classes, not splits; a class may have a split's name, as train beside bus."""
 
     def holds_images(folder: str) -> bool:
         return any(is_taken(path) and not _is_flat(path) for path in tree.files(folder))
@@ -302,7 +300,7 @@ def _make_split(tree: Tree, listing: _Listing, class_names: tuple[str, ...]) -> 
                 f" add it to train, or remove it from {listing.name}/"
             )
     labels = [np.full(len(images), number[name], np.int32) for name, images in listing.images.items()]
-    images = [path for some in listing.images.values() for path in some]
+    images = [path for group in listing.images.values() for path in group]
     return tree.split(listing.name or _base_name(tree), np.concatenate(labels), images)
 
 

@@ -187,8 +187,8 @@ def _choose_pictures(inventory: Inventory, chosen: Sequence[tuple[str, int]]) ->
         if not rows or rows[0][0] == split:
             rows.append((split, index))
     count = max(1, min(_PER_CLASS, _PICTURES // len(by_class)))
-    some = list(by_class.values())[:_PICTURES]
-    return frozenset(rows[place] for rows in some for place in _spread(len(rows), count))
+    groups = list(by_class.values())[:_PICTURES]
+    return frozenset(rows[place] for rows in groups for place in _spread(len(rows), count))
 
 
 def _look(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tuple[Look, bytes]:

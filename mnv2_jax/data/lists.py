@@ -80,9 +80,9 @@ def open_splits(
     is_unsplit = train is not None and with_eval and eval_split is None and listing.splits in ([train], [""])
     held_out = train
     if not is_unsplit and (with_eval or not with_train) and (held_out := listing.find(eval_split)) is None:
-        mend = "set data.eval_split to None" if listing.splits == [""] else "choose one with data.eval_split"
+        advice = "set data.eval_split to None" if listing.splits == [""] else "choose one with data.eval_split"
         raise UserError(
-            f"{path}: {listing.describe_missing(eval_split)}; {mend}, or hold out a share of train with"
+            f"{path}: {listing.describe_missing(eval_split)}; {advice}, or hold out a share of train with"
             " data.holdout_fraction=0.2"
         )
     assert held_out is not None
@@ -105,11 +105,11 @@ def take_inventory(path: str, image_root: str | None) -> Inventory:
       UserError: naming the list and the line that can't be read, or if none of its images exists.
     """
     listing = _Listing(path, image_root, is_lenient=True)
-    entries = {name: some for name in listing.splits if (some := listing.entries(name))}
+    entries = {name: group for name in listing.splits if (group := listing.entries(name))}
     if not entries:
         raise UserError(f"{path}: none of its images is below {listing.root}; set data.image_root=DIR to their folder")
-    names = _class_names(entry.label for some in entries.values() for entry in some if entry.label)
-    splits = {name or "all": listing.split(name or "all", some, names) for name, some in entries.items()}
+    names = _class_names(entry.label for group in entries.values() for entry in group if entry.label)
+    splits = {name or "all": listing.split(name or "all", group, names) for name, group in entries.items()}
     return Inventory(names, splits, listing.root, listing.notes(entries))
 
 
@@ -242,7 +242,7 @@ class _Listing:
             notes.append(f"listed but not below {self.root}: {_count_images(len(self._missing))}, as {first.file!r}")
         if self._twice:
             notes.append(f"listed twice in a split, and used once: {_count_images(self._twice)}")
-        times = collections.Counter(entry.path for some in entries.values() for entry in some)
+        times = collections.Counter(entry.path for group in entries.values() for entry in group)
         if repeated := [path for path, count in times.items() if count > 1]:
             notes.append(f"listed in several splits: {_count_images(len(repeated))}, as {repeated[0]}")
         assert self._files is not None

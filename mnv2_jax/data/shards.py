@@ -105,7 +105,7 @@ def read_manifest(path: str) -> Manifest:
 def write_manifest(path: str, manifest: Manifest) -> None:
     """Writes or replaces the manifest atomically; the same data give the same bytes."""
     counts = {split: manifest.counts(split) for split in manifest.splits}
-    totals = {split: {"images": sum(some.values()), "classes": some} for split, some in counts.items()}
+    totals = {split: {"images": sum(classes.values()), "classes": classes} for split, classes in counts.items()}
     fields = dataclasses.asdict(manifest)
     shards = fields.pop("shards")
     write_json(

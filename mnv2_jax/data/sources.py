@@ -347,7 +347,7 @@ def _read_npz(path: str) -> tuple[Split, Split]:
         raise UserError(f"{path}: not an archive of plain NumPy arrays; make or copy it again") from error
     except Exception as error:  # a damaged zip fails in many ways
         if (fault := machine_fault(error)) is not None:
-            raise UserError(f"{path}: can't be read ({fault}); mend that and start again") from error
+            raise UserError(f"{path}: can't be read ({fault}); fix that and start again") from error
         raise UserError(f"{path}: can't be read as a NumPy archive ({error}); make or copy it again") from error
     if missing := sorted({"x_train", "y_train", "x_test", "y_test"} - set(arrays)):
         raise UserError(

@@ -247,8 +247,10 @@ def find_split(path: str, names: Collection[str], requested: str | None) -> str 
     for role in ("val", "test") if requested is None else filter(None, [role_of(requested)]):
         matches = sorted(name for name in names if role_of(name) == role)
         if len(matches) > 1:
-            mend = "move one of them away" if role == "train" else f"choose with --config.data.eval_split={matches[0]}"
-            raise UserError(f"{path}: {' and '.join(matches)} could each be the {role} split; {mend}")
+            advice = (
+                "move one of them away" if role == "train" else f"choose with --config.data.eval_split={matches[0]}"
+            )
+            raise UserError(f"{path}: {' and '.join(matches)} could each be the {role} split; {advice}")
         if matches:
             return matches[0]
     return None

@@ -50,9 +50,9 @@ def open_splits(
     def open_split(requested: str | None) -> Split:
         split = find_split(builder_dir, sizes, requested)
         if split is None:
-            mend = "" if requested == "train" else "; choose with data.eval_split, or set data.holdout_fraction"
+            advice = "" if requested == "train" else "; choose with data.eval_split, or set data.holdout_fraction"
             hint = nearest(requested or "validation", sizes)
-            raise UserError(f"{builder_dir}: no split {requested or 'validation or test'}{hint}{mend}")
+            raise UserError(f"{builder_dir}: no split {requested or 'validation or test'}{hint}{advice}")
         reader = TfdsReader(builder_dir, split, image_key, label_key)
         return Split(split, TfdsLabels(reader, sizes[split]), reader)
 

@@ -60,7 +60,7 @@ _OPEN: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Ends the workers of streams that were left open, while the interpreter still has what that takes."""
+    """Ends the workers of streams that were left open, before the interpreter unloads the modules that this needs."""
     for batches in list(_OPEN):
         with contextlib.suppress(ValueError):  # another thread is reading from it
             batches.close()

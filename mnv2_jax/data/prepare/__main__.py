@@ -26,7 +26,7 @@ def main() -> None:
         "\nand val/ (a folder for each WordNet id, val also flat with the development kit or LOC_val_solution.csv); or"
         "\nKaggle's ILSVRC/Data/CLS-LOC; or TFDS's imagenet2012/. If it is killed, the same command resumes it.",
     )
-    parser.add_argument("what", choices=("imagenet", "verify"), help="what to do")
+    parser.add_argument("command", choices=("imagenet", "verify"), help="what to do")
     parser.add_argument("folder", nargs="?", type=workdir_type, help="verify: the prepared folder")
     parser.add_argument("--source", type=workdir_type, help="where the images are")
     parser.add_argument(
@@ -42,7 +42,7 @@ def main() -> None:
         raise UserError(f"--config.{overrides[0]}: this command has no config; leave the flag out")
     if args.workers < 1:
         raise UserError(f"--workers={args.workers} must be at least 1")
-    if args.what == "verify":
+    if args.command == "verify":
         if args.folder is None or args.source or args.out:
             raise UserError("verify takes the prepared folder and nothing else, as in: verify DIR")
         _verify(args.folder, args.workers)

@@ -223,7 +223,7 @@ def _val_folder(top: pathlib.Path, labels: Labels) -> dict[int, Part]:
     names = [entry.name for entry in _list_folder(top) if _is_image(entry.name)]
     if not names:
         return _class_folders(top)
-    return {label: Files(str(top), some) for label, some in labels.group(names, top).items()}
+    return {label: Files(str(top), group) for label, group in labels.group(names, top).items()}
 
 
 # --- tars ---------------------------------------------------------------------------------------------------
@@ -342,13 +342,13 @@ def _find_tfds(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) 
         say(f"{builder_dir}: reading the labels and file names of {len(split):,} records of {split.name}")
         starts = range(0, len(split), _INDEXED_AT_ONCE)
         index = functools.partial(_index, builder_dir, split.name, len(split))
-        rows = sorted((labels[k], name, number) for some in parallel(index, starts) for k, name, number in some)
+        rows = sorted((labels[k], name, number) for records in parallel(index, starts) for k, name, number in records)
         by_label: dict[int, list[tuple[str, int]]] = {}
         for label, name, number in rows:
             by_label.setdefault(label, []).append((name, number))
         parts[split_name] = {
-            label: Records(builder_dir, split.name, *map(tuple, zip(*some, strict=True)))
-            for label, some in by_label.items()
+            label: Records(builder_dir, split.name, *map(tuple, zip(*records, strict=True)))
+            for label, records in by_label.items()
         }
     return Originals(dict.fromkeys(parts, builder_dir), parts, {})
 
