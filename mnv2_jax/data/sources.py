@@ -231,7 +231,7 @@ def _open_registered(data: DataConfig, evaluates: bool) -> Dataset:
 
 
 def _open_digits(data: DataConfig, evaluates: bool) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8×8 pixels (Alpaydin and Kaynak 1998), 36 a class held out."""
+    """Opens scikit-learn's 1,797 digits of 8×8 pixels (Alpaydin and Kaynak 1998), with 36 of each class held out."""
     del evaluates
     from sklearn.datasets import load_digits  # takes a second to import, and only digits need it
 

@@ -1,4 +1,4 @@
-"""Image folders on disk and in a tar: the same images either way, and one clear line for each thing amiss."""
+"""Image folders on disk and in a tar: the same images either way, and a one-line error for each problem."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ def opened(path, **fields):
 
 @pytest.fixture
 def own(photos, tmp_path) -> pathlib.Path:
-    """A copy of the folder, to be spoilt."""
+    """A copy of the folder that a test may change."""
     return pathlib.Path(shutil.copytree(photos, tmp_path / "own"))
 
 
@@ -119,7 +119,7 @@ def test_splits_go_by_many_names_and_unused_ones_are_named(own, tmp_path, names,
 
 
 def test_what_pillow_reads_is_taken(own, monkeypatch):
-    """Every ending that we take is one of Pillow's or of a JPEG, and opens; what this Pillow lacks is said."""
+    """Every extension that we accept is Pillow's or a JPEG's, and its files open; a missing codec is an error."""
     known = Image.registered_extensions()
     assert {ending for ending in EXTENSIONS if ending not in known} == {".jfi", ".jif"}
     sample = Image.open(own / "train" / "cat" / "0.png").convert("RGB").resize((32, 32))
@@ -215,7 +215,7 @@ def test_a_folder_around_another_is_no_class(own, tmp_path):
 
 
 def test_classes_may_be_called_like_splits(own):
-    """A train is no split where it lies beside a bus."""
+    """A folder named train is a class where it lies beside bus."""
     for name in ("bus", "train"):
         shutil.copytree(own / "val" / "cat", own / "vehicles" / name)
     dataset = evaluated(own / "vehicles")

@@ -355,7 +355,7 @@ def test_damage_within_a_crop_is_the_same_line(damage):
 
 
 def test_too_little_memory_is_no_damage(monkeypatch):
-    """It would be skipped with data.skip_corrupt."""
+    """A damaged image could be skipped, with data.skip_corrupt."""
 
     def load(image):
         raise MemoryError

@@ -1,4 +1,4 @@
-"""Lists of files and labels, in the forms that people have them; one clear line for each thing amiss."""
+"""Lists of files and labels in the usual forms, and a one-line error for each problem."""
 
 import tarfile
 
@@ -19,7 +19,7 @@ SPLITS = ("train", "train", "valid", "test", "train")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Ten images as photos/CLASS/*.jpg and ten as train/NUMBER.png, each of a shade by which it is known."""
+    """Ten images as photos/CLASS/*.jpg and ten as train/NUMBER.png, each of its own shade."""
     top = tmp_path_factory.mktemp("listed")
     for shade, name in enumerate([*PHOTOS, *(f"train/{image}.png" for image in IDS)]):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms(listed, form):
-    """Each is the same ten images of two classes, of each of which one is held out."""
+    """Each form gives the same ten images of two classes, one of each held out."""
     name, content = FORMS[form]
     dataset = listed(content, name)
     assert (dataset.class_names, dataset.eval.name, dataset.holdout_fraction) == (("cat", "dog"), "holdout", 0.2)

@@ -126,7 +126,7 @@ STRONGEST = {
     "autoaugment_tf": TF_STRONGEST | dict(TranslateX=250),
 }
 ONE_WAY = {"Posterize", "Solarize", "SolarizeAdd", "Cutout"}
-"""And what `tf` and timm do to colours."""
+"""Operations whose argument has no sign; so are the colour operations of TensorFlow and timm."""
 
 
 @pytest.mark.parametrize("policy", STRONGEST)
@@ -139,7 +139,7 @@ def test_the_strongest_operations_are_the_librarys(policy):
 
 
 def test_operations_are_stronger_with_the_magnitude():
-    """But those whose strength falls with it in TensorFlow's and timm's tables."""
+    """The exceptions are operations that get weaker in TensorFlow's and timm's tables."""
     for scales, maximum in ((tables.RANDAUGMENT, 1.0), (tables.RANDAUGMENT_TIMM_INCREASING, 0.999)):
         for name in ("Posterize", "Solarize", "Rotate", "Color"):
             weak, strong = (

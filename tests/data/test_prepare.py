@@ -1,4 +1,4 @@
-"""ImageNet prepared from each of its forms: the same bytes, whatever was killed on the way; what is amiss is named."""
+"""ImageNet prepared from each of its forms: the same bytes even after a kill, and errors that name each problem."""
 
 import concurrent.futures
 import csv
@@ -44,7 +44,7 @@ def encoded(seed: int, form: str = "JPEG", mode: str = "RGB") -> bytes:
 
 @pytest.fixture(scope="module")
 def images() -> dict[str, bytes]:
-    """By SPLIT/WNID/NAME; among them a PNG and a JPEG in CMYK, as in the original, and a grey one."""
+    """Files by SPLIT/WNID/NAME; among them a PNG and a JPEG in CMYK, as in the original, and a grey one."""
     files = {}
     for label, count in TRAIN.items():
         for i in range(count):
@@ -85,7 +85,7 @@ def tar_of(files: dict[str, bytes], mode="w") -> bytes:
 
 
 def devkit() -> dict[str, bytes]:
-    """meta.mat as it is: a 1860×1 array of structures, the 1000 classes first, in an order of its own."""
+    """A development kit whose meta.mat has the original form: an n×1 array of structures, the 1000 classes first, shuffled."""
     names = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height"]
     names.append("num_train_images")
     rows = np.zeros((1003, 1), [(name, object) for name in names])
@@ -121,7 +121,7 @@ def write_tars(root: pathlib.Path, images: dict[str, bytes]) -> pathlib.Path:
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Without worker processes, which take half a second to start."""
+    """Replaces the worker processes by threads, which start faster."""
     monkeypatch.setattr(run, "_pool", concurrent.futures.ThreadPoolExecutor)
 
 
@@ -141,7 +141,7 @@ def hashes(out: pathlib.Path) -> dict[str, str]:
 
 
 def records(out: pathlib.Path) -> dict[str, bytes]:
-    """What the shards hold, as SPLIT/WNID/NAME."""
+    """The images in the shards, by SPLIT/WNID/NAME."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     found = {}
@@ -159,7 +159,7 @@ def records(out: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def prepared(images, tmp_path_factory) -> pathlib.Path:
-    """By two worker processes, of a tree of files."""
+    """A folder that two worker processes prepared from a tree of files."""
     top = tmp_path_factory.mktemp("prepared")
     manifest, damaged = prepare(write_files(top / "tree", images), top / "out", workers=2)
     assert manifest.complete
@@ -466,7 +466,7 @@ def missing(source) -> list[str]:
 
 
 def test_missing_files_come_first(images, tmp_path, in_process):
-    """Whatever else lacks: a tar or the development kit, then classes, then images."""
+    """A missing tar or development kit is listed first, then classes, then images."""
     source = write_tars(tmp_path / "source", images)
     train, val, kit = (source / f"ILSVRC2012_{name}" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz"))
     content = kit.read_bytes()

@@ -1,4 +1,4 @@
-"""Prepared shards: the images of the folder source, from any process; and one line for each thing amiss."""
+"""Prepared shards: the images of the folder source, from any process; and a one-line error for each problem."""
 
 import concurrent.futures
 import contextlib

@@ -275,7 +275,7 @@ def test_robustness(tmp_path, name):
 
 
 def test_the_classes_of_imagenet_r_and_a():
-    """Of the authors' eval.py: the first and last of each, how many there are, and how many they share."""
+    """The first and last classes in the authors' eval.py, and how many there are."""
     r, a = (imagenet_subsets.scored(name) for name in ("imagenet_r", "imagenet_a"))
     assert (len(r), r[:4], r[-3:], sum(r)) == (200, (1, 2, 4, 6), (981, 983, 988), sum(sorted(set(r))))
     assert (len(a), a[:4], a[-3:], sum(a)) == (200, (6, 11, 13, 15), (986, 987, 988), sum(sorted(set(a))))

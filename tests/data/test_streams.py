@@ -392,7 +392,7 @@ def test_fits_by_the_resolution_that_is_asked_for():
 
 @pytest.fixture
 def spoilt(photos, tmp_path) -> tuple[DataConfig, Split, set[int]]:
-    """The photos, three of which, neighbours and the last among them, can't be decoded."""
+    """The photos, three of which can't be decoded: two neighbours and the last."""
     shutil.copytree(photos, tmp_path / "spoilt")
     data = dataclasses.replace(DATA, path=str(tmp_path / "spoilt"), skip_corrupt=True)
     split = open_dataset(data).train

@@ -135,14 +135,14 @@ def test_segments_are_filled_again_and_none_is_left():
 
 @pytest.fixture
 def receiver(monkeypatch):
-    """This process as its own worker."""
+    """A receiver whose worker is this process itself."""
     monkeypatch.setattr(shared, "_segments", None)
     shared.share_from(3)
     return shared.Receiver()
 
 
 def sent(batch):
-    """As it comes out of the queue between two processes."""
+    """A parcel as it comes out of the queue between two processes."""
     return pickle.loads(pickle.dumps(shared.parcel(batch)))
 
 
