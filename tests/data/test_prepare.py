@@ -85,7 +85,7 @@ def tar_of(files: dict[str, bytes], mode="w") -> bytes:
 
 
 def devkit() -> dict[str, bytes]:
-    """A development kit; its meta.mat is an n×1 array of structures as in the original, the 1000 classes first, shuffled."""
+    """A development kit; its meta.mat has the original form: structures, n×1, the 1000 classes first and shuffled."""
     names = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height"]
     names.append("num_train_images")
     rows = np.zeros((1003, 1), [(name, object) for name in names])
