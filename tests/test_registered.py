@@ -103,7 +103,7 @@ def test_a_variant_of_classification_may_have_fields_and_a_teacher(monkeypatch):
     ("opened", "said"),
     [
         (lambda split: Dataset("mine", ("a", "b"), split, split), "labels of train run from 0 to 2"),
-        (lambda split: split, "gives no Dataset"),
+        (lambda split: split, "'mine'.*Dataset"),
     ],
 )
 def test_a_data_set_that_is_none_is_refused(monkeypatch, opened, said):

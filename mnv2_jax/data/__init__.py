@@ -1,1 +1,1 @@
-"""Images and their labels: where they lie, how they are cropped, and the order in which they come."""
+"""Images and their labels: reading them from disk, cropping them, and ordering them into batches."""

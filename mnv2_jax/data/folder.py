@@ -2,9 +2,10 @@
 
     train/CLASS/**/*.jpg    val/CLASS/**/*.jpg    test/CLASS/**/*.jpg
 
-The three may be called otherwise (`split.role_of`), and a tar may wrap all in one folder. ImageNet's val may be flat,
-as it is published, with one of the lists of its labels (`prepare.labels`). A folder of class folders without splits is
-one. What isn't called like an image, and what begins with a dot, is left out, and named.
+The three splits may have other usual names (`split.role_of`), and a tar may wrap everything in one folder. ImageNet's
+val may be flat, as it is published, with one of the lists of its labels (`prepare.labels`). Class folders without
+splits are read as one split. Files without an image's extension, and names that begin with a dot, are left out; a note
+counts them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from mnv2_jax.data.prepare.labels import FLAT_NAME, Labels, NoLabelsError
 from mnv2_jax.data.split import (
     NO_CLASS,
     Inventory,
-    Opened,
+    OpenedSplits,
     Rows,
     Split,
     find_split,
-    in_use,
+    note_unused,
     role_of,
     sha256_of,
     sha256_of_names,
@@ -45,23 +46,23 @@ _LAYOUT = (
     " labels (.csv, .txt)"
 )
 _HIDDEN = "hidden"
-_KINDS = 6
-"""Most kinds of files that a note names."""
+_MOST_KINDS = 6
+"""Kinds of files that a note names at most."""
 
 
-def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_train: bool = True) -> Opened:
-    """Opens the train split and the one to evaluate on.
+def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_train: bool = True) -> OpenedSplits:
+    """Opens the train split and the split to evaluate.
 
     Args:
       path: a directory or a .tar file that exists.
-      eval_split: the folder to evaluate on; None: val, or test where there is no val.
-      with_eval: False where the images to evaluate on will be taken out of train: the train split is given twice.
-      with_train: False where nothing is trained: train is without images and need not be there, nor any split, where
-        class folders lie at the top.
+      eval_split: the folder to evaluate; None: val, or test where there is no val.
+      with_eval: False where the images to evaluate will be taken out of train; the train split is then returned twice.
+      with_train: False where nothing is trained. Train then has no images and need not exist; with class folders at the
+        top, there need be no splits at all.
 
     Returns:
-      The class names, sorted, and the two splits, whose images are sorted by class and file name. The classes are
-      those of train, with nothing to train on also those of the other. Class folders at the top are unsplit.
+      The class names, sorted, and the two splits, whose images are sorted by class and file name. The classes are those
+      of train; where nothing is trained, also those of the other split. Class folders at the top are unsplit.
 
     Raises:
       UserError: if the layout isn't as above, naming what is missing.
@@ -71,141 +72,141 @@ def open_splits(path: str, eval_split: str | None, with_eval: bool = True, with_
         return _open_to_evaluate(tree, eval_split)
     if _holds_classes(tree):
         return _open_unsplit(tree, eval_split)
-    train = _find(tree, "train")
-    held_out = _find(tree, eval_split) if with_eval else train
-    read = {name: _read(tree, name) for name in (train, held_out)}
-    names = tuple(sorted(read[train].images))
-    splits = {name: _split(tree, listing, names) for name, listing in read.items()}
-    used = in_use(tree.folders(""), train, held_out if with_eval else None)
-    others = [file for listing in read.values() for file in listing.others]
-    return Opened(names, splits[train], splits[held_out], (*used, *left_out(others)))
+    train = _find_folder(tree, "train")
+    held_out = _find_folder(tree, eval_split) if with_eval else train
+    listings = {name: _list_split(tree, name) for name in (train, held_out)}
+    names = tuple(sorted(listings[train].images))
+    splits = {name: _make_split(tree, listing, names) for name, listing in listings.items()}
+    notes = note_unused(tree.folders(""), train, held_out if with_eval else None)
+    ignored = [file for listing in listings.values() for file in listing.ignored]
+    return OpenedSplits(names, splits[train], splits[held_out], (*notes, *left_out(ignored)))
 
 
-def _open_to_evaluate(tree: Tree, eval_split: str | None) -> Opened:
-    there = tree.folders("")
+def _open_to_evaluate(tree: Tree, eval_split: str | None) -> OpenedSplits:
+    folder_names = tree.folders("")
     is_top = eval_split is None and _holds_classes(tree)
-    listing = _read(tree, "" if is_top else _find(tree, eval_split))
-    train = None if is_top else find_split(tree.path, there, "train")
+    listing = _list_split(tree, "" if is_top else _find_folder(tree, eval_split))
+    train = None if is_top else find_split(tree.path, folder_names, "train")
     names = tuple(sorted({*(tree.folders(train) if train else ()), *listing.images}))
-    held_out = _split(tree, listing, names)
-    used = () if is_top else in_use(there, None, listing.name)
-    return Opened(names, held_out.nothing("train"), held_out, (*used, *left_out(listing.others)))
+    held_out = _make_split(tree, listing, names)
+    notes = () if is_top else note_unused(folder_names, None, listing.name)
+    return OpenedSplits(names, held_out.without_images("train"), held_out, (*notes, *left_out(listing.ignored)))
 
 
-def _open_unsplit(tree: Tree, eval_split: str | None) -> Opened:
+def _open_unsplit(tree: Tree, eval_split: str | None) -> OpenedSplits:
     if eval_split is not None and role_of(eval_split) != "train":
         raise UserError(
-            f"{tree.path}: class folders without splits, and so no {eval_split}; set data.eval_split to None, and a"
-            " share of each class is held out"
+            f"{tree.path}: has class folders but no splits, and so no {eval_split}; set data.eval_split to None, which"
+            " holds out a share of each class"
         )
-    listing = _read(tree, "")
+    listing = _list_split(tree, "")
     if len(listing.images) == 1:
         (only,) = listing.images
         raise UserError(
-            f"{tree.path}: only {only}/ in it, which would be the only class; give {os.path.join(tree.path, only)} if"
-            " classes or splits are in there, or a list of files and labels (.csv, .txt)"
+            f"{tree.path}: {only}/ is the only folder in it, and would be the only class; if {only}/ holds the classes"
+            f" or splits, give {os.path.join(tree.path, only)}, or else a list of files and labels (.csv, .txt)"
         )
     names = tuple(sorted(listing.images))
-    whole = _split(tree, listing, names)
-    return Opened(names, whole, whole, left_out(listing.others), is_unsplit=eval_split is None)
+    whole = _make_split(tree, listing, names)
+    return OpenedSplits(names, whole, whole, left_out(listing.ignored), is_unsplit=eval_split is None)
 
 
 def take_inventory(path: str) -> Inventory:
-    """Lists all that a directory or a tar holds: every folder with images is a split, or the whole is.
+    """Lists everything that a directory or a tar holds, as one split per folder at the top, or as a single split.
 
-    Classes may lack in some splits, and where there are no class folders images have no class. Reads no image.
+    A class may be missing from some splits, and images outside of class folders have no class. Reads no image.
 
     Raises:
-      UserError: if it can't be read, or there is no image in it.
+      UserError: if the path can't be read or holds no image.
     """
     tree = open_tree(path)
     folders = tree.folders("")
     tops = folders if folders and not _holds_classes(tree) else [""]
     listings: dict[str, dict[str | None, list[str]]] = {}
-    others, notes = ([] if tops == [""] else tree.files("")), list[str]()
+    ignored, notes = ([] if tops == [""] else tree.files("")), list[str]()
     for top in usual_order(tops):
         try:
-            images, rest = _list_loosely(tree, top)
-        except UserError as error:  # of the labels of a flat val
+            images, ignored_here = _list_loosely(tree, top)
+        except UserError as error:  # the labels of a flat val are missing or wrong
             notes.append(str(error))
-            images, rest = {None: [file for file in tree.files(top) if is_taken(file)]}, []
-        others += rest
+            images, ignored_here = {None: [file for file in tree.files(top) if is_taken(file)]}, []
+        ignored += ignored_here
         if any(images.values()):
             listings[top] = images
     if not listings:
-        only = f", only {_kinds(others)}" if others else ""
-        raise UserError(f"{path}: no image that can be read is in it{only}; give the folder of the images")
+        only = f", only {_describe_kinds(ignored)}" if ignored else ""
+        raise UserError(f"{path}: no image that can be read is in it{only}; give the folder that holds the images")
     names = tuple(sorted({name for images in listings.values() for name in images if name is not None}))
     number: dict[str | None, int] = {name: label for label, name in enumerate(names)} | {None: NO_CLASS}
     splits = {}
     for top, images in listings.items():
         labels = [np.full(len(files), number[name], np.int32) for name, files in images.items()]
-        files = [file for some in images.values() for file in some]
+        files = [file for group in images.values() for file in group]
         check_readable(files)
-        splits[top or _base(tree)] = tree.split(top or _base(tree), np.concatenate(labels), files)
-    return Inventory(names, splits, path, (*notes, *left_out(others)))
+        splits[top or _base_name(tree)] = tree.split(top or _base_name(tree), np.concatenate(labels), files)
+    return Inventory(names, splits, path, (*notes, *left_out(ignored)))
 
 
 def _list_loosely(tree: Tree, top: str) -> tuple[dict[str | None, list[str]], list[str]]:
-    """The images in a folder by class, None where there are no class folders, and what else is there."""
-    beside, images, others = tree.files(top), dict[str | None, list[str]](), list[str]()
+    """Returns the images in a folder by class (None where there are no class folders), and the other files in it."""
+    beside, images, ignored = tree.files(top), dict[str | None, list[str]](), list[str]()
     for folder in tree.folders(top):
-        found = tree.below(posixpath.join(top, folder))
-        images[folder] = [path for path in found if is_taken(path)]
-        others += [path for path in found if not is_taken(path)]
+        paths = tree.below(posixpath.join(top, folder))
+        images[folder] = [path for path in paths if is_taken(path)]
+        ignored += [path for path in paths if not is_taken(path)]
     if not images and (flat := [path for path in beside if _is_flat(path)]):
-        images.update(_by_label(tree, top, flat))
+        images.update(_group_by_label(tree, top, flat))
         beside = [path for path in beside if not _is_flat(path)]
     if not any(images.values()):
         images = {None: [path for path in beside if is_taken(path)]}
         beside = [path for path in beside if not is_taken(path)]
-    return images, others + beside
+    return images, ignored + beside
 
 
 def class_names(path: str) -> tuple[str, ...]:
-    """The sorted class names of the train split; lists its folders and reads no image."""
+    """Returns the sorted class names of the train split; lists its folders and reads no image."""
     tree = open_tree(path)
-    name = "" if _holds_classes(tree) else _find(tree, "train")
-    return tuple(tree.folders(name)) or tuple(_read(tree, name).images)
+    name = "" if _holds_classes(tree) else _find_folder(tree, "train")
+    return tuple(tree.folders(name)) or tuple(_list_split(tree, name).images)
 
 
 class Tree(Protocol):
-    """Files below folders, by paths with slashes relative to the top."""
+    """A tree of folders and files, on disk or in a tar; paths are relative to the top and have forward slashes."""
 
     @property
     def path(self) -> str:
-        """Path of the folder or file."""
+        """The path of the directory or of the tar."""
         ...
 
     @property
     def home(self) -> pathlib.Path:
-        """The folder beside whose files this lies."""
+        """The directory itself, or the folder in which the tar lies."""
         ...
 
     def folders(self, parent: str) -> list[str]:
-        """Names of the folders directly in a folder ("" for the top), sorted, hidden ones left out."""
+        """Returns the sorted names of the folders directly in a folder ("" for the top), without hidden ones."""
         ...
 
     def files(self, parent: str) -> list[str]:
-        """Paths of what else is directly in a folder, sorted."""
+        """Returns the sorted paths of everything else directly in a folder."""
         ...
 
     def below(self, parent: str) -> list[str]:
-        """Paths of the files anywhere below a folder, sorted; a hidden folder counts as one."""
+        """Returns the sorted paths of the files anywhere below a folder; a hidden folder counts as one file."""
         ...
 
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
-        """A split of these files and their labels, int32 [n]."""
+        """Returns a split of these images and their labels, int32 [n]."""
         ...
 
 
 def open_tree(path: str) -> Tree:
-    """A directory or a tar; its table of contents is read here."""
+    """Opens a directory or a tar; reads the table of contents of a tar."""
     return _Directory(path) if os.path.isdir(path) else _Tar(path)
 
 
 def has_splits(path: str) -> bool:
-    """Whether a folder holds some with class folders in them that are called like splits, or ImageNet's flat val."""
+    """Whether a folder holds splits (folders named like splits, with class folders in them) or ImageNet's flat val."""
     tree = open_tree(path)
     splits = filter(role_of, tree.folders(""))
     return any(tree.folders(name) or any(map(_is_flat, tree.files(name))) for name in splits) or any(
@@ -213,74 +214,74 @@ def has_splits(path: str) -> bool:
     )
 
 
-def _find(tree: Tree, wanted: str | None) -> str:
-    there = tree.folders("")
-    if (name := find_split(tree.path, there, wanted)) is not None:
+def _find_folder(tree: Tree, requested: str | None) -> str:
+    names = tree.folders("")
+    if (name := find_split(tree.path, names, requested)) is not None:
         return name
-    what = "val/ nor test/" if wanted is None else f"{wanted}/"
-    found = f"only {', '.join(name + '/' for name in there[:8])}" if there else "and no folders at all"
-    mend = _LAYOUT
-    if wanted is None:
-        mend += ", or hold some of train out by data.holdout_fraction=0.1"
-    elif wanted != "train":
-        mend = "choose one of them by data.eval_split"
-    raise UserError(f"{tree.path}: there is no {what} in it, {found}; {mend}")
+    missing = "val/ nor test/" if requested is None else f"{requested}/"
+    existing = f"only {', '.join(name + '/' for name in names[:8])}" if names else "and no folders at all"
+    advice = _LAYOUT
+    if requested is None:
+        advice += ", or hold out a share of train with data.holdout_fraction=0.1"
+    elif requested != "train":
+        advice = "choose one of them with data.eval_split"
+    raise UserError(f"{tree.path}: there is no {missing} in it, {existing}; {advice}")
 
 
 def _holds_classes(tree: Tree) -> bool:
-    """Whether the top is a split itself: no folder is called like one, or they are classes, as train beside bus."""
+    """Whether the folders at the top are classes, not splits; a class may have a split's name, as train beside bus."""
 
     def holds_images(folder: str) -> bool:
         return any(is_taken(path) and not _is_flat(path) for path in tree.files(folder))
 
-    there = tree.folders("")
-    if not there:
+    names = tree.folders("")
+    if not names:
         return any(map(_is_flat, tree.files("")))
-    splits = [name for name in there if role_of(name)]
-    others = (name for name in there if not role_of(name))
-    return not splits or (all(map(holds_images, splits)) and any(map(holds_images, others)))
+    split_names = [name for name in names if role_of(name)]
+    other_names = (name for name in names if not role_of(name))
+    return not split_names or (all(map(holds_images, split_names)) and any(map(holds_images, other_names)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """Content of a split."""
+    """The files of a split."""
 
     name: str
     images: dict[str, list[str]]
-    """Paths by class, sorted."""
-    others: list[str]
-    """Paths of what is left out."""
+    """Sorted paths of the images, by class."""
+    ignored: list[str]
+    """Paths of the files that are left out."""
 
 
-def _read(tree: Tree, name: str) -> _Listing:
+def _list_split(tree: Tree, name: str) -> _Listing:
     beside, classes = tree.files(name), tree.folders(name)
     if not classes and (flat := [path for path in beside if _is_flat(path)]):
-        return _Listing(name, _by_label(tree, name, flat), [path for path in beside if not _is_flat(path)])
+        return _Listing(name, _group_by_label(tree, name, flat), [path for path in beside if not _is_flat(path)])
     if not classes:
         raise UserError(f"{tree.path}: {name}/ holds no class folders; {_LAYOUT}")
     images: dict[str, list[str]] = {}
-    others = list(beside)
+    ignored = list(beside)
     for folder in classes:
-        found = tree.below(posixpath.join(name, folder))
-        images[folder] = [path for path in found if is_taken(path)]
-        rest = [path for path in found if not is_taken(path)]
+        paths = tree.below(posixpath.join(name, folder))
+        images[folder] = [path for path in paths if is_taken(path)]
+        ignored_here = [path for path in paths if not is_taken(path)]
         if not images[folder]:
-            only = f", only {_kinds(rest)}" if rest else ""
+            only = f", only {_describe_kinds(ignored_here)}" if ignored_here else ""
             raise UserError(
                 f"{tree.path}: class folder {posixpath.join(name, folder)} holds no images that can be read{only}; add"
                 " some, or remove the folder"
             )
         check_readable(images[folder])
-        others += rest
-    return _Listing(name, images, others)
+        ignored += ignored_here
+    return _Listing(name, images, ignored)
 
 
 def _is_flat(path: str) -> bool:
     return is_taken(path) and posixpath.basename(path).startswith(FLAT_NAME)
 
 
-def _by_label(tree: Tree, name: str, images: Collection[str]) -> dict[str, list[str]]:
-    """The images of a flat val by their WordNet ids."""
+def _group_by_label(tree: Tree, name: str, images: Collection[str]) -> dict[str, list[str]]:
+    """Groups the images of a flat val by their WordNet ids."""
     labels = Labels(tree.home, tree.home / name if name else tree.home.parent)
     by_name = {posixpath.basename(path): path for path in images}
     try:
@@ -290,49 +291,49 @@ def _by_label(tree: Tree, name: str, images: Collection[str]) -> dict[str, list[
     return {imagenet.class_ids()[label]: [by_name[image] for image in names] for label, names in groups.items()}
 
 
-def _split(tree: Tree, listing: _Listing, class_names: tuple[str, ...]) -> Split:
+def _make_split(tree: Tree, listing: _Listing, class_names: tuple[str, ...]) -> Split:
     number = {name: i for i, name in enumerate(class_names)}
     for name in listing.images:
         if name not in number:
             raise UserError(
                 f"{tree.path}: class {name!r} is in {listing.name}/ but not in train, which has {len(number)} classes;"
-                " add it there, or remove it here"
+                f" add it to train, or remove it from {listing.name}/"
             )
     labels = [np.full(len(images), number[name], np.int32) for name, images in listing.images.items()]
-    images = [path for some in listing.images.values() for path in some]
-    return tree.split(listing.name or _base(tree), np.concatenate(labels), images)
+    images = [path for group in listing.images.values() for path in group]
+    return tree.split(listing.name or _base_name(tree), np.concatenate(labels), images)
 
 
-def _base(tree: Tree) -> str:
+def _base_name(tree: Tree) -> str:
     return os.path.basename(os.path.abspath(tree.path)).removesuffix(".tar")
 
 
-# --- what is left out ---------------------------------------------------------------------------------------
+# --- files that are left out --------------------------------------------------------------------------------
 
 
 def is_taken(path: str) -> bool:
-    """Whether a file is called like an image, and isn't hidden."""
+    """Whether a file has an image's extension and isn't hidden."""
     return not posixpath.basename(path).startswith(".") and is_image(path)
 
 
 def left_out(paths: Collection[str]) -> tuple[str, ...]:
-    """A line that counts and names files that aren't looked at, or none where there are no such."""
+    """Returns a note, if any, that counts the files that were left out and gives an example."""
     if not paths:
         return ()
     files = "1 file" if len(paths) == 1 else f"{len(paths):,} files"
-    first = next(iter(_counted(paths)))
+    first = next(iter(_count_kinds(paths)))
     example = min(path for path in paths if _kind(path) == first)
-    return (f"left out: {files}: {_kinds(paths)}; as {example}",)
+    return (f"left out: {files}: {_describe_kinds(paths)}; as {example}",)
 
 
-def _kinds(paths: Iterable[str]) -> str:
-    """Kinds of files, most frequent first, such as ".heic 2, .txt 1"."""
-    counts = _counted(paths)
-    more = [f"{len(counts) - _KINDS} other kinds"] if len(counts) > _KINDS else []
-    return ", ".join([f"{kind} {count:,}" for kind, count in list(counts.items())[:_KINDS]] + more)
+def _describe_kinds(paths: Iterable[str]) -> str:
+    """Counts the kinds of files, most frequent first, as in ".heic 2, .txt 1"."""
+    counts = _count_kinds(paths)
+    more = [f"{len(counts) - _MOST_KINDS} other kinds"] if len(counts) > _MOST_KINDS else []
+    return ", ".join([f"{kind} {count:,}" for kind, count in list(counts.items())[:_MOST_KINDS]] + more)
 
 
-def _counted(paths: Iterable[str]) -> dict[str, int]:
+def _count_kinds(paths: Iterable[str]) -> dict[str, int]:
     counts = collections.Counter(map(_kind, paths))
     return dict(sorted(counts.items(), key=lambda item: (item[0] == _HIDDEN, -item[1], item[0])))
 
@@ -343,33 +344,35 @@ def _kind(path: str) -> str:
         return _HIDDEN
     if is_image(name):
         return "images outside of class folders"
-    return posixpath.splitext(name)[1].lower() or "without an ending"
+    return posixpath.splitext(name)[1].lower() or "without an extension"
 
 
 def walk_files(top: str) -> Iterator[str]:
-    """The files below a folder, links followed, each real folder gone through once; a hidden folder counts as one.
+    """Yields the files below a folder; a hidden folder counts as one file.
+
+    Follows links, and goes through each real folder once.
 
     Raises:
       UserError: for a folder that can't be read.
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: can't be read ({error.strerror}); mend its permissions or move it away")
+        raise UserError(f"{error.filename}: can't be read ({error.strerror}); fix its permissions or move it away")
 
-    seen = set()
+    visited = set()
     for folder, folders, files in os.walk(top, followlinks=True, onerror=refuse):
-        seen.add(os.path.realpath(folder))
+        visited.add(os.path.realpath(folder))
         yield from (os.path.join(folder, name) for name in [*files, *(name for name in folders if name[0] == ".")])
         links = {name: os.path.realpath(os.path.join(folder, name)) for name in folders if name[0] != "."}
-        folders[:] = sorted(name for name, real in links.items() if real not in seen)
+        folders[:] = sorted(name for name, real in links.items() if real not in visited)
 
 
 def find_images(top: str) -> tuple[list[str], list[str]]:
-    """The image files below a folder, sorted, and what else is there; see `walk_files` and `check_readable`."""
-    found = sorted(walk_files(top))
-    images = [path for path in found if is_taken(path)]
+    """Returns the image files below a folder, and the other files; both sorted (`walk_files`, `check_readable`)."""
+    paths = sorted(walk_files(top))
+    images = [path for path in paths if is_taken(path)]
     check_readable(images)
-    return images, [path for path in found if not is_taken(path)]
+    return images, [path for path in paths if not is_taken(path)]
 
 
 # --- on disk ------------------------------------------------------------------------------------------------
@@ -393,17 +396,17 @@ class _Directory:
         return sorted(os.path.relpath(path, self.path) for path in walk_files(os.path.join(self.path, parent)))
 
     def _entries(self, parent: str) -> list[tuple[str, bool]]:
-        """Names, and whether each is of a folder that isn't hidden."""
+        """Returns the names in a folder, each with whether it is a folder that isn't hidden."""
         try:
             with os.scandir(os.path.join(self.path, parent)) as entries:
                 return sorted((entry.name, entry.name[0] != "." and entry.is_dir()) for entry in entries)
         except OSError as error:
             raise UserError(
-                f"{error.filename}: can't be read ({error.strerror}); mend its permissions or move it away"
+                f"{error.filename}: can't be read ({error.strerror}); fix its permissions or move it away"
             ) from error
 
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
-        return Split(name, labels, FileReader(self.path, _packed(images)))
+        return Split(name, labels, FileReader(self.path, _pack_names(images)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,7 +418,7 @@ class FileReader:
     """bytes [n]: paths below the root."""
 
     def __call__(self, index: int) -> EncodedImage:
-        """Reads the file."""
+        """Reads the file of an image."""
         path = os.path.join(self.root, os.fsdecode(self.names[index]))
         try:
             with open(path, "rb") as file:
@@ -425,16 +428,16 @@ class FileReader:
         return EncodedImage(content, path)
 
     def where(self, index: int) -> str:
-        """The file."""
+        """Returns the absolute path of an image's file."""
         return os.path.abspath(os.path.join(self.root, os.fsdecode(self.names[index])))
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Digest of the names."""
+        """Returns the digest of the file names."""
         return {"names": sha256_of_names(self.names[rows].tolist())}
 
 
-def _packed(names: list[str]) -> np.ndarray:
-    """Packs names into bytes: a million `str` would cost each worker process seconds and hundreds of megabytes."""
+def _pack_names(names: list[str]) -> np.ndarray:
+    """Packs names into one array: a million `str` would cost each worker process seconds and hundreds of megabytes."""
     return np.array([os.fsencode(name) for name in names])
 
 
@@ -444,22 +447,22 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"
 
 
 class _Tar:
-    """A tar whose table of contents has been read once; images are then read by their offsets."""
+    """A tar whose table of contents is read once; images are then read by their offsets."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._place: dict[str, tuple[int, int]] = {}  # of each image: offset and size in bytes
-        self._folders: dict[str, set[str]] = {"": set()}  # of each folder: the folders in it
-        members = [(_seen_name(member), member) for member in _members(path)]
-        seen = [(name, member) for name, member in members if name]
-        # Folders need no entries of their own, and a tar of "imagenette/train/..." has one that says nothing.
-        tops = {name.split("/")[0] for name, member in seen if ("/" in name or member.isdir()) and name[0] != "."}
+        self._place: dict[str, tuple[int, int]] = {}  # image -> its offset and size in bytes
+        self._folders: dict[str, set[str]] = {"": set()}  # folder -> the folders directly in it
+        members = [(_visible_name(member), member) for member in _read_members(path)]
+        named = [(name, member) for name, member in members if name]
+        # Folders need no entries of their own. A tar of "imagenette/train/..." has a top folder that means nothing.
+        tops = {name.split("/")[0] for name, member in named if ("/" in name or member.isdir()) and name[0] != "."}
         wrapper = next(iter(tops)) + "/" if len(tops) == 1 and not any(map(role_of, tops)) else ""
-        within = [(name.removeprefix(wrapper), member) for name, member in seen if f"{name}/" != wrapper]
+        within = [(name.removeprefix(wrapper), member) for name, member in named if f"{name}/" != wrapper]
         self._files = sorted({name for name, member in within if self._add(name, member)})
 
     def _add(self, name: str, member: tarfile.TarInfo) -> bool:
-        """Takes an entry in; whether it isn't a folder, or is a hidden one."""
+        """Records an entry, and returns whether it counts as a file: it is no folder, or a hidden one."""
         parts = name.split("/")
         is_hidden = parts[-1].startswith(".")
         is_folder = member.isdir() and not is_hidden
@@ -471,7 +474,7 @@ class _Tar:
         if is_taken(name):
             if not member.isreg():
                 raise UserError(
-                    f"{self.path}: {member.name} is a link, which has no bytes of its own; write the tar again with"
+                    f"{self.path}: {member.name} is a link, which holds no image data; write the tar again with"
                     " tar --dereference --hard-dereference"
                 )
             self._place[name] = (member.offset_data, member.size)
@@ -495,29 +498,29 @@ class _Tar:
 
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
         places = np.array([self._place[image] for image in images], np.int64)
-        return Split(name, labels, TarReader(self.path, _packed(images), places))
+        return Split(name, labels, TarReader(self.path, _pack_names(images), places))
 
 
-def _members(path: str) -> list[tarfile.TarInfo]:
+def _read_members(path: str) -> list[tarfile.TarInfo]:
     try:
         with open(path, "rb") as file:
             start = file.read(6)
         for magic, command in _COMPRESSED.items():
             if start.startswith(magic):
                 raise UserError(
-                    f"{path}: a compressed file has no random access; write the tar uncompressed ({command} {path}),"
-                    " or unpack it and give the folder"
+                    f"{path}: is compressed, so images can't be read from it at random; decompress the tar ({command}"
+                    f" {path}), or unpack it and give the folder"
                 )
         return read_members(path)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
-            f"{path}: not a folder, and can't be read as a tar ({error}); correct --config.data.path, or copy the file"
-            " again"
+            f"{path}: is not a folder, and can't be read as a tar ({error}); correct --config.data.path, or copy the"
+            " file again"
         ) from error
 
 
-def _seen_name(member: tarfile.TarInfo) -> str:
-    """The path without "./" and slashes at its ends, down to what is hidden; "" for the top."""
+def _visible_name(member: tarfile.TarInfo) -> str:
+    """Returns an entry's path without "./" and outer slashes, cut behind its first hidden part; "" for the top."""
     name = posixpath.normpath(member.name).strip("/")
     parts = [] if name == "." else name.split("/")
     hidden = next((depth for depth, part in enumerate(parts) if part.startswith(".")), len(parts))
@@ -535,10 +538,10 @@ class TarReader:
     """int64 [n, 2]: offset and size in bytes."""
 
     def __call__(self, index: int) -> EncodedImage:
-        """Reads the file."""
+        """Reads the file of an image."""
         offset, size = self.places[index].tolist()
         try:
-            # Opened anew each time, so that there is no open file to share between processes or threads.
+            # The tar is opened each time, so that processes and threads share no open file.
             with open(self.path, "rb") as file:
                 file.seek(offset)
                 content = file.read(size)
@@ -547,9 +550,9 @@ class TarReader:
         return EncodedImage(content, f"{self.path}: {os.fsdecode(self.names[index])}")
 
     def where(self, index: int) -> str:
-        """The tar, and the path inside."""
+        """Returns the absolute path of the tar, and the path of the image inside."""
         return f"{os.path.abspath(self.path)}: {os.fsdecode(self.names[index])}"
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Digest of names and sizes; the places of files in a tar don't count."""
+        """Returns the digests of names and sizes; the offsets of the files in the tar don't matter."""
         return {"names": sha256_of_names(self.names[rows].tolist()), "sizes": sha256_of(self.places[rows, 1])}

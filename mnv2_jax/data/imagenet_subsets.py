@@ -1,4 +1,4 @@
-"""The data sets that measure how robust a classifier of ImageNet is: folders of images to evaluate on, nothing more.
+"""Data sets that measure how robust an ImageNet classifier is: class folders of images that are only evaluated.
 
 | name | folders | source |
 | --- | --- | --- |
@@ -8,7 +8,7 @@
 | imagenet_sketch | 1000 WordNet ids | Wang et al. 2019, arXiv:1905.13549 |
 
 The 200 classes are those of the authors' ``eval.py`` (hendrycks/imagenet-r, hendrycks/natural-adv-examples), who take
-the largest logit of these classes for the prediction.
+the class with the largest of these 200 logits as the prediction.
 """
 
 from __future__ import annotations
@@ -36,44 +36,45 @@ def open_split(name: str, path: str) -> tuple[Split, tuple[str, ...]]:
       path: the folder that holds the class folders.
 
     Returns:
-      The split, whose labels are in 0..999, in the order of `imagenet.class_ids`; and what was left out, a line each.
+      The split, whose labels are in 0..999, in the order of `imagenet.class_ids`; and a note on the files that were
+      left out, if any.
 
     Raises:
-      UserError: naming a class folder that lacks, has no images, or is of no class of this data set.
+      UserError: naming a class folder that is missing, is empty, or isn't a class of this data set.
     """
     if not os.path.isdir(path):
         raise UserError(f"{path}: not a folder; unpack {name}, and give the folder that holds its class folders")
-    wanted = _label_of_folder(name)
+    label_of = _label_of_folder(name)
     with os.scandir(path) as entries:
-        there = {entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()}
-    if unknown := sorted(there - wanted.keys()):
+        folders = {entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()}
+    if unknown := sorted(folders - label_of.keys()):
         more = f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{path}: folder {unknown[0]!r} is none of the {len(wanted)} classes of {name}{more}; give a folder that"
-            " has only those"
+            f"{path}: folder {unknown[0]!r} is none of the {len(label_of)} classes of {name}{more}; give a folder that"
+            " holds only these classes"
         )
-    images, labels, others = [], [], []
-    for folder, label in wanted.items():
-        found, rest = find_images(os.path.join(path, folder)) if folder in there else ([], [])
-        if not found:
+    names, labels, ignored = [], [], []
+    for folder, label in label_of.items():
+        images, other_files = find_images(os.path.join(path, folder)) if folder in folders else ([], [])
+        if not images:
             raise UserError(
-                f"{path}: class {folder!r} of {name} has no images; {len(there)} of {len(wanted)} class folders are"
-                " there, so copy or unpack it again"
+                f"{path}: class {folder!r} of {name} has no images, and {len(folders)} of {len(label_of)} class folders"
+                " exist; copy or unpack the data again"
             )
-        images += [os.fsencode(os.path.relpath(image, path)) for image in found]
-        labels += [label] * len(found)
-        others += [os.path.relpath(file, path) for file in rest]
-    return Split("test", np.array(labels, np.int32), FileReader(path, np.array(images))), left_out(others)
+        names += [os.fsencode(os.path.relpath(image, path)) for image in images]
+        labels += [label] * len(images)
+        ignored += [os.path.relpath(file, path) for file in other_files]
+    return Split("test", np.array(labels, np.int32), FileReader(path, np.array(names))), left_out(ignored)
 
 
 def scored(name: str) -> tuple[int, ...] | None:
-    """The classes among which the prediction is looked for, rising; None for all of them."""
+    """Returns the labels, in rising order, among which the largest logit is the prediction; None: all labels."""
     classes = tuple(_label_of_folder(name).values())
     return None if len(classes) == len(imagenet.class_ids()) else classes
 
 
 def _label_of_folder(name: str) -> dict[str, int]:
-    """Labels by the names of the class folders, rising."""
+    """Returns the labels by the names of the class folders, in rising order."""
     ids = imagenet.class_ids()
     if name == "imagenet_v2":
         return {str(label): label for label in range(len(ids))}

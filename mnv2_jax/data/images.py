@@ -1,9 +1,9 @@
-"""From the bytes of an image file to uint8 RGB, and the crops that are made on the host.
+"""Decodes image files to uint8 RGB, and makes the crops that are made on the host.
 
     split.read(i) ──► Picture: its size is known ──► a crop is drawn ──► only what the crop needs is decoded ──► resized
 
-Everything is NumPy and Pillow on uint8 [h, w, 3], and what is random takes its generator as an argument. Flips, shifts
-and colour are not here: they run on the device, in `ops`.
+Everything is NumPy and Pillow on uint8 [h, w, 3], and random functions take their generator as an argument. Flips,
+shifts and colour changes run on the device, in `ops`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from mnv2_jax.errors import UserError
 
 try:
     import cykooz_resizer as simd
-except ImportError:  # there is no wheel for Linux on ARM
+except ImportError:  # it has no wheel for Linux on ARM
     simd = None
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _THINNEST = 100
+"""Largest ratio of an image's sides."""
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes for grey values above 255: 16-bit PNG, TIFF and PPM."""
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 """Markers of the frames with Huffman codes: baseline, extended, progressive."""
 _JPEG_END = b"\xff\xd9"
 _JPEG_SKIPPED = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)
-"""Markers of what may come before the frame: tables, the restart interval, metadata, comments."""
+"""Markers of the segments that may come before the frame: tables, the restart interval, metadata, comments."""
 
 
 _ENDINGS: Mapping[str, tuple[str, ...]] = {
@@ -50,62 +51,62 @@ _ENDINGS: Mapping[str, tuple[str, ...]] = {
     "avif": (".avif", ".avifs"),
     "jpg_2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
-"""How files of pictures end, by what Pillow may have been built without. A list of our own, not Pillow's, whose other
-formats are documents, videos and measurements: the same folder holds the same images on every machine."""
+"""Extensions of image files, by the codec that Pillow may lack. Pillow's own list isn't used, since it has documents,
+videos and measurements too; with a fixed list, a folder holds the same images on every machine."""
 EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is called like an image that can be read, in small or capital letters."""
+    """Whether a file has the extension of an image that can be read, in lower or upper case."""
     return name.lower().endswith(EXTENSIONS)
 
 
 def check_readable(names: Iterable[str]) -> None:
-    """Makes sure that the Pillow of this machine has what some image files need.
+    """Checks that the Pillow of this machine has the codecs that some image files need.
 
     Raises:
-      UserError: naming the first that it can't read.
+      UserError: naming the first file that it can't read.
     """
     lacking = {codec: endings for codec, endings in _ENDINGS.items() if codec and not features.check(codec)}
     for codec, endings in lacking.items():
         if (name := next((name for name in names if name.lower().endswith(endings)), None)) is not None:
             raise UserError(
-                f"{name}: the Pillow of this machine was built without {codec}; install another (pip install -U pillow)"
-                " or convert such images"
+                f"{name}: the Pillow of this machine was built without {codec}; install another build (pip install -U"
+                " pillow), or convert such images"
             )
 
 
 class DamagedImageError(UserError):
-    """The bytes of an image are there, but they can't be decoded."""
+    """An image file was read, but its bytes can't be decoded."""
 
 
 MOST_NAMED = 20
-"""Damaged images in an error."""
+"""Damaged images that an error names at most."""
 
 
-def damaged_images(lines: Sequence[str], what: str) -> DamagedImageError:
-    """An error that names several damaged images at once, 20 of them at most.
+def damaged_images(lines: Sequence[str], total: str) -> DamagedImageError:
+    """Returns an error that names several damaged images at once, 20 of them at most.
 
     Args:
-      lines: what was said of each, at least one.
-      what: how many there are and of what, as "9 images of val".
+      lines: the error of each damaged image, at least one.
+      total: how many images there are in all, as "9 images of val".
     """
-    # What is to be done, behind the last semicolon, is said once for all.
+    # The advice behind the last semicolon of each line is given once, at the end.
     named = [line.rpartition("; ")[0] or line for line in lines]
     more = [f"and {len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
     return DamagedImageError(
-        f"{len(named):,} of the {what} can't be decoded: {'; '.join(named[:MOST_NAMED] + more)}; replace or remove"
+        f"{len(named):,} of the {total} can't be decoded: {'; '.join(named[:MOST_NAMED] + more)}; replace or remove"
         f" {'it' if len(named) == 1 else 'them'}"
     )
 
 
 class EncodedImage:
-    """An image file of any kind that Pillow reads: its size is known, its pixels wait until it is known which.
+    """An image file of any format that Pillow reads. Its header is read at once; pixels are decoded when needed.
 
-    Transparency is dropped, of an animation the first frame is taken, 16-bit grey is scaled to 8 bits. An orientation
-    written beside the pixels (EXIF) is not applied, as no published accuracy was measured with it.
+    Transparency is dropped, the first frame of an animation is used, and 16-bit grey is scaled to 8 bits. The EXIF
+    orientation is not applied, since no published accuracy was measured with it.
 
-    `np.asarray` decodes all of it, uint8 [h, w, 3], RGB.
+    `np.asarray` decodes the whole image to uint8 [h, w, 3], RGB.
     """
 
     def __init__(self, content: bytes, name: str) -> None:
@@ -113,10 +114,10 @@ class EncodedImage:
 
         Args:
           content: the bytes of the file.
-          name: what the file is called in an error.
+          name: the name of the file in errors.
 
         Raises:
-          DamagedImageError: naming the file, if it is empty, no image, or unreasonably large or thin.
+          DamagedImageError: naming the file, if it is empty, isn't an image, or is unreasonably large or thin.
         """
         self.content, self.name = content, name
         self._jpeg = _jpeg_frame(content)
@@ -125,9 +126,9 @@ class EncodedImage:
                 raise DamagedImageError("the file is empty; restore or remove it")
             height, width = self._jpeg.size if self._jpeg else Image.open(io.BytesIO(content)).size[::-1]
             if max(height, width) > _THINNEST * min(height, width):
-                # With the short side resized, the long one would take gigabytes before it is cropped.
+                # Once its short side is resized, its long side would take gigabytes before it is cropped.
                 raise DamagedImageError(f"{width}×{height} pixels is thinner than {_THINNEST}:1; crop or remove it")
-            if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as Pillow, whatever part is decoded
+            if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow's limit, whichever part is decoded
                 raise Image.DecompressionBombError
         self.shape = (height, width, 3)
 
@@ -136,20 +137,21 @@ class EncodedImage:
         return np.asarray(self.crop(0, 0, *self.shape[:2]), dtype)
 
     def crop(self, top: int, left: int, height: int, width: int, enough: int | None = None) -> Image.Image:
-        """Decodes a part, given in pixels.
+        """Decodes a part of the image, given in pixels.
 
-        Of a JPEG nothing below the part is decoded, which changes none of its pixels; damage down there isn't seen.
+        The rows of a JPEG below the part are not decoded. This doesn't change the part's pixels, but damage in those
+        rows goes unnoticed.
 
         Args:
           top: first row.
           left: first column.
           height: rows.
           width: columns.
-          enough: set: the part may come 2, 4 or 8 times smaller as long as no side gets shorter than this; a JPEG's
+          enough: if set, the part may come 2, 4 or 8 times smaller as long as no side gets shorter than this. A JPEG's
             blocks are then decoded at that size (Pillow's `draft`), and the part begins at the nearest pixel there.
 
         Returns:
-          An image in RGB.
+          The part as an RGB image.
 
         Raises:
           DamagedImageError: naming the file, if it is cut off or damaged.
@@ -158,7 +160,7 @@ class EncodedImage:
             scale = 1
             if self._jpeg and enough:
                 scale = max((s for s in (8, 4, 2) if min(height, width) >= s * enough), default=1)
-            # Colour is blurred over a further row, which must be there, as it would be without the cut.
+            # Colour is smoothed over one further row, which must be kept for the pixels to be the same.
             image: Image.Image = Image.open(io.BytesIO(self._cut_below(top + height + 2 * scale)))
             if scale > 1:
                 image.draft(None, (image.width // scale, image.height // scale))
@@ -171,61 +173,61 @@ class EncodedImage:
             return _to_rgb(image)
 
     def part(self, top: int, left: int, height: int, width: int, enough: int | None = None) -> np.ndarray:
-        """Decodes a part as `crop` does, uint8 [h, w, 3]; of most JPEGs without the detour through Pillow's memory.
+        """Decodes a part as `crop` does, to uint8 [h, w, 3]; most JPEGs avoid the detour through Pillow's memory.
 
-        The pixels are the same: both decode by libjpeg-turbo.
+        The pixels are the same, since both ways use libjpeg-turbo.
         """
         needs_all = enough is None or min(height, width) < 2 * enough
         if self._jpeg and needs_all and self._jpeg.is_plain and self.content.endswith(_JPEG_END):
-            with contextlib.suppress(ValueError):  # Pillow says what is wrong, or isn't as strict
-                # Not strict: what is left out below would be a warning.
+            with contextlib.suppress(ValueError):  # Pillow then tells what is wrong, or decodes it after all
+                # Strict decoding would warn of the rows that were cut off.
                 image = simplejpeg.decode_jpeg(self._cut_below(top + height + 2), "RGB", strict=False)
                 return image[top : top + height, left : left + width]
         return np.asarray(self.crop(top, left, height, width, enough))
 
     def _cut_below(self, row: int) -> bytes | bytearray:
-        """The file without what comes at or after a row, where that can be left out."""
+        """Returns the file without the rows from a given one on, where its format allows that."""
         if not self._jpeg or row >= self._jpeg.size[0]:
             return self.content
-        # With a smaller height in its header it is a file whose last rows are unread bytes before the end marker.
+        # With a smaller height in the header, decoders take the last rows for unread bytes before the end marker.
         content, place = bytearray(self.content), self._jpeg.place
         content[place : place + 2] = row.to_bytes(2, "big")
         return content
 
 
 Picture: TypeAlias = np.ndarray | EncodedImage
-"""uint8 [h, w, 3], RGB, or what has this shape and `np.asarray` turns into it."""
+"""uint8 [h, w, 3], RGB, or an object of this shape that `np.asarray` turns into it."""
 
 
 def decode(content: bytes, name: str) -> np.ndarray:
-    """Decodes all of an image file; see `EncodedImage`.
+    """Decodes a whole image file; see `EncodedImage`.
 
     Args:
       content: the bytes of the file.
-      name: what the file is called in an error.
+      name: the name of the file in errors.
 
     Returns:
       uint8 [h, w, 3], RGB.
 
     Raises:
-      DamagedImageError: naming the file, if it is empty, cut off, no image, or unreasonably large.
+      DamagedImageError: naming the file, if it is empty, cut off, isn't an image, or is unreasonably large.
     """
     return np.asarray(EncodedImage(content, name))
 
 
 class _Frame(NamedTuple):
-    """Frame header of a JPEG (ITU-T T.81, B.2.2)."""
+    """The frame header of a JPEG (ITU-T T.81, B.2.2)."""
 
     place: int
     """Offset of the height in the file."""
     size: tuple[int, int]
     """Height and width."""
     is_plain: bool
-    """One or three components: grey or colour, not CMYK."""
+    """Whether it has one or three components: grey or colour, not CMYK."""
 
 
 def _jpeg_frame(content: bytes) -> _Frame | None:
-    """The header of a JPEG; None for what isn't one that we understand."""
+    """Reads the frame header of a JPEG; None for other formats and for kinds of JPEG that aren't handled here."""
     if content[:2] != b"\xff\xd8":
         return None
     place = 2
@@ -246,32 +248,32 @@ def _jpeg_frame(content: bytes) -> _Frame | None:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turns whatever Pillow raises into one line that names the file."""
+    """Turns any error that Pillow raises into one line that names the file."""
     try:
-        # Pillow warns of damaged metadata and of sizes below its limit, neither of which touches the pixels.
+        # Pillow warns of damaged metadata and of large sizes below its limit; neither affects the pixels.
         with warnings.catch_warnings(action="ignore"):
             yield
     except DamagedImageError as error:
         raise DamagedImageError(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise DamagedImageError(f"{name}: not an image in any format we read; replace or remove it") from error
+        raise DamagedImageError(f"{name}: not an image in a supported format; replace or remove it") from error
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DamagedImageError(f"{name}: its header claims more than {limit:,} pixels; shrink or remove it") from error
-    except MemoryError as error:  # nobody's damage, and not to be skipped
+    except MemoryError as error:  # the image isn't damaged, and must not be skipped
         raise UserError(f"{name}: not enough memory to decode it; lower data.num_workers or data.batch_size") from error
-    except Exception as error:  # Pillow's many readers raise whatever the damage leads them to
+    except Exception as error:  # damage makes Pillow's readers raise many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedImageError(f"{name}: can't be decoded ({reason}); replace or remove it") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_GREY:
-        # 257 = 65535 / 255. Pillow's own conversion would clip at 255, that is, turn nearly everything white.
+        # 257 = 65535 / 255. Pillow's own conversion clips at 255, which would turn nearly everything white.
         deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     if image.mode == "F":
-        raise DamagedImageError("a floating-point image, whose range is not known; save it with 8 bits")
+        raise DamagedImageError("a floating-point image, whose range of values is unknown; save it with 8 bits")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -279,12 +281,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = None) -> np.ndarray:
-    """The deterministic view of an image: of evaluation, and of training without random-resized crop.
+    """Makes the deterministic view of an image, for evaluation and for training without a random-resized crop.
 
     Args:
       image: uint8 [h, w, 3].
       data: `eval_crop`, `eval_crop_fraction`, `interpolation` and `antialias` are read.
-      resolution: height and width of the view; None: that of evaluation.
+      resolution: height and width of the view; None: the resolution of evaluation.
 
     Returns:
       uint8 [resolution, resolution, 3].
@@ -292,11 +294,11 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
     height, width = image.shape[:2]
     resolution, fraction = resolution or data.seen_resolution, data.eval_crop_fraction
     if data.eval_crop == "central":
-        # TF-slim's rounding: the margin is cut to whole pixels, the crop is what remains.
+        # TF-slim's rounding: the margins are rounded down to whole pixels, and the crop is the remainder.
         top, left = int((height - height * fraction) / 2), int((width - width * fraction) / 2)
         part = _part(image, top, left, height - 2 * top, width - 2 * left)
         return _resized(part, resolution, resolution, data)
-    # torchvision's Resize and CenterCrop: the long side is truncated, the centre rounded half to even.
+    # torchvision's Resize and CenterCrop: the long side is rounded down, the centre half to even.
     short = round(resolution / fraction)
     whole = _part(image, 0, 0, height, width)
     if height <= width:
@@ -311,19 +313,19 @@ def evaluation_view(image: Picture, data: DataConfig, resolution: int | None = N
 
 
 def random_resized_view(image: Picture, data: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """A random part of the image, stretched to the resolution ("Inception crop", Szegedy et al. 2014).
+    """Stretches a random part of the image to the resolution ("Inception crop", Szegedy et al. 2014).
 
     Args:
       image: uint8 [h, w, 3].
       data: `crop_draw`, `crop_area`, `crop_ratio`, `resolution`, `interpolation` and `antialias` are read.
-      rng: what the draws come from.
+      rng: the generator for all draws.
 
     Returns:
       uint8 [resolution, resolution, 3].
     """
     top, left, height, width = draw_crop(image.shape[0], image.shape[1], data, rng)
     if isinstance(image, EncodedImage):
-        # Decoding at a smaller size is an antialiasing, too.
+        # Decoding at a smaller size also antialiases, so it must not happen without `antialias`.
         enough = data.resolution if data.antialias else None
         return _stretched(image.part(top, left, height, width, enough), data)
     return _stretched(image[top : top + height, left : left + width], data)
@@ -332,12 +334,16 @@ def random_resized_view(image: Picture, data: DataConfig, rng: np.random.Generat
 def draw_crop(height: int, width: int, data: DataConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws the (top, left, height, width) of a random-resized crop, in pixels.
 
-    By `data.crop_draw` as torchvision draws: the area uniformly, the ratio log-uniformly; after ten draws that don't
-    fit, the largest centred part of an allowed ratio is taken. Or as TensorFlow's `sample_distorted_bounding_box` does
-    (sample_distorted_bounding_box_op.cc) with the whole image as its box: the ratio uniformly, the height uniformly
-    among those that ratio and area allow. TF-slim calls it with at least 0.1 of the image covered and 100 attempts,
-    after which the whole image is taken (tensorflow); the TF model garden with no more than the area asks for and 10
-    attempts, and takes the centre, 0.875 of the short side, where the whole image comes out (model_garden).
+    `data.crop_draw` selects the rule.
+
+    torchvision: the area is uniform and the ratio log-uniform. After ten draws that don't fit, the crop is the largest
+    centred part with an allowed ratio.
+
+    tensorflow and model_garden: as TensorFlow's `sample_distorted_bounding_box` (sample_distorted_bounding_box_op.cc),
+    with the whole image as its box; the ratio is uniform, and so is the height among those that ratio and area allow.
+    TF-slim (tensorflow) requires that a crop covers at least 0.1 of the image, and takes the whole image after 100
+    attempts. The TF model garden (model_garden) requires only what `crop_area` does and makes 10 attempts; where they
+    give the whole image, it takes the centre, 0.875 of the short side.
     """
     return _DRAWS[data.crop_draw](height, width, data, rng)
 
@@ -367,14 +373,14 @@ def _draw_tensorflow(
         tallest = min(tallest, height)
         shortest = min(round(math.sqrt(smallest / ratio)), tallest)
         h = int(rng.integers(shortest, tallest + 1))
-        # Rounding may have led out of the range of areas by a row.
+        # Rounding may have led out of the range of areas by one row.
         if h * round(h * ratio) < smallest:
             h += 1
         if h * round(h * ratio) > largest:
             h -= 1
         w = round(h * ratio)
         if 0 < h <= height and 0 < w <= width and max(smallest, covered * height * width) <= h * w <= largest:
-            # The last row and column can't be reached, as in the original.
+            # As in the original, a smaller crop never reaches the last row or column.
             return int(rng.integers(max(height - h, 1))), int(rng.integers(max(width - w, 1))), h, w
     return 0, 0, height, width
 
@@ -401,23 +407,24 @@ _DRAWS: Mapping[str, Callable[..., tuple[int, int, int, int]]] = {
 
 
 def _part(image: Picture, top: int, left: int, height: int, width: int) -> Image.Image:
-    # Cropped first: Pillow's resize(box=...) would let pixels from just outside the crop bleed into its edges.
+    # The image is cropped first, as Pillow's resize(box=...) lets pixels just outside the crop bleed into its edges.
     if isinstance(image, EncodedImage):
         return image.crop(top, left, height, width)
     return Image.fromarray(image[top : top + height, left : left + width])
 
 
 def resizer(data: DataConfig) -> str:
-    """The library that resizes the random-resized crop."""
+    """Returns the name of the library that resizes the random-resized crop."""
     if not data.antialias:
         return "NumPy"
     return "Pillow" if simd is None or data.interpolation != "bilinear" else "cykooz_resizer"
 
 
 def _stretched(pixels: np.ndarray, data: DataConfig) -> np.ndarray:
-    """Resizes to the resolution, 2.5 times as fast as Pillow where `simd` is there, and equal to it within one level.
+    """Resizes to the resolution; where `simd` is installed, 2.5 times as fast as Pillow and within one level of it.
 
-    It is the crop of training only: evaluation is Pillow's to the bit. So is bicubic, where they differ by more.
+    Only training crops use `simd`. Evaluation gives Pillow's exact pixels, and so does bicubic interpolation, in which
+    the two libraries differ by more than a level.
     """
     size = data.resolution
     if not data.antialias:
@@ -434,7 +441,7 @@ def _stretched(pixels: np.ndarray, data: DataConfig) -> np.ndarray:
 
 @functools.cache
 def _simd_bilinear() -> tuple[Callable[..., None], simd.ResizeOptions]:
-    """One for the process: it keeps what it computes with."""
+    """Returns the resizer of this process, which keeps its buffers."""
     return simd.Resizer().resize, simd.ResizeOptions(simd.ResizeAlg.convolution(simd.FilterType.bilinear))
 
 

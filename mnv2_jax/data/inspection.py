@@ -1,8 +1,8 @@
-"""Looks at the images of a source once each: what they are, which can't be decoded, and which are there twice.
+"""Inspects each image of a source once: its format and size, whether it can be decoded, and whether it has duplicates.
 
-    split.Inventory ──► look_through: a `Look` an image ──► TABLES ──► text, JSON, a page
+    split.Inventory ──► look_through: one `Look` per image ──► TABLES ──► text, JSON, a page
 
-A task whose images have more than classes adds what it looks for to `Look`, and a function to `TABLES`.
+A task with other targets than classes adds its findings to `Look`, and a function to `TABLES`.
 """
 
 from __future__ import annotations
@@ -28,53 +28,53 @@ from mnv2_jax.data.split import NO_CLASS, Inventory
 from mnv2_jax.errors import UserError
 
 _LOOKED_AT, _COMPARED = 64, 16
-"""Sides in pixels: a JPEG is decoded at no less than the one, and images are compared at the other."""
-_PICTURE, _PICTURES, _OF_A_CLASS = 128, 240, 8
-"""The longest side of a picture, how many are kept, and of how many images a class at most."""
+"""Sides in pixels: the smallest at which a JPEG is decoded, and the size at which images are compared."""
+_PICTURE, _PICTURES, _PER_CLASS = 128, 240, 8
+"""The longest side of a thumbnail in pixels, the number of thumbnails, and the number per class at most."""
 _SAME_GREY = 2
-"""Channels of an image without colour differ by no more, of 255."""
+"""Largest difference, out of 255, between the channels of an image that counts as grey."""
 _CHUNK, _WAITING = 32, 4
-"""Images that a thread looks at in a row, and how many such tasks wait for each."""
+"""Images that a thread inspects in a row, and how many such chunks wait for each thread."""
 _TURNED = range(2, 9)
-"""Values of the EXIF tag 0x0112 by which an image is turned or mirrored."""
+"""Values of the EXIF tag 0x0112 by which an image is rotated or mirrored."""
 _ORIENTATION = 0x0112
-_NAMED, _UNEVEN = 5, 1.5
-"""Classes in a note; and from how many times the smallest on the largest is worth one."""
+_MOST_NAMED, _UNEVEN = 5, 1.5
+"""Classes that a note names at most; and the ratio of the largest to the smallest class that is worth a note."""
 
 TRAITS: Mapping[str, str] = {
     "greyscale": "the three channels are the same",
-    "grey in colour": "stored in colour, but without any",
+    "grey in colour": "stored in colour, but all pixels are grey",
     "transparent": "transparency is dropped",
-    "turned": "their EXIF data say so, which is not followed: they are seen as they are stored",
-    "animated": "or of several pages, of which the first is taken",
-    "16 bits": "scaled to 8",
+    "turned": "their EXIF data say how to turn them, which is ignored: they are used as they are stored",
+    "animated": "or of several pages; only the first is used",
+    "16 bits": "scaled to 8 bits",
     "CMYK": "converted to RGB",
 }
-"""Traits that an image may have, and what each means for training on it."""
+"""Traits that an image may have, each with what it means for training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """Findings on an image."""
+    """The findings on one image."""
 
     split: str
     index: int
-    """In the split."""
+    """Index of the image in its split."""
     label: int
     """Label in the `split.Inventory`."""
     name: str = ""
-    """Name of the file, below the top."""
+    """Path of the file below the top."""
     problem: str = ""
-    """Why it can't be looked at."""
+    """Why the image can't be read or decoded; "" for one that can."""
     is_damaged: bool = False
-    """Whether it is the image that is wrong, and not the machine."""
+    """Whether the problem is the image itself, rather than the machine."""
     size: tuple[int, int] = (0, 0)
     """Height and width in pixels."""
     num_bytes: int = 0
     form: str = ""
     """Pillow's name of the format."""
     traits: tuple[str, ...] = ()
-    """Its traits, keys of `TRAITS`."""
+    """Keys of `TRAITS`."""
     content: bytes = b""
     """A digest of the file."""
     pixels: bytes = b""
@@ -83,53 +83,53 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """Findings on a source."""
+    """The findings on a source."""
 
     inventory: Inventory
     looks: Sequence[Look]
-    """Findings on the images that were looked at, in the order of the splits."""
+    """Findings on the images that were inspected, in the order of the splits."""
     pictures: Mapping[tuple[str, int], bytes]
-    """JPEG files of some images, by split and index."""
+    """Thumbnails of some images, JPEG files by split and index."""
 
     @property
     def sound(self) -> Iterator[Look]:
-        """Those that can be decoded."""
+        """The findings on the images that can be decoded."""
         return (look for look in self.looks if not look.problem)
 
     @property
     def num_images(self) -> int:
-        """All there are, looked at or not."""
+        """The number of all images in the source, inspected or not."""
         return sum(map(len, self.inventory.splits.values()))
 
     def class_of(self, look: Look) -> str:
-        """The name of its class."""
+        """Returns the name of an image's class."""
         return "no class" if look.label == NO_CLASS else self.inventory.class_names[look.label]
 
 
 class Table(NamedTuple):
-    """Table on one subject."""
+    """A table on one subject."""
 
     name: str
     """Key of the table in JSON."""
     title: str
     head: tuple[str, ...]
-    """One word a column, all different; the first column is text."""
+    """One word for each column, all different; the first column is text."""
     rows: Sequence[tuple[Any, ...]]
-    """Texts and numbers."""
+    """Rows of texts and numbers."""
     note: str = ""
 
 
-def look_through(inventory: Inventory, limit: int, with_pictures: bool, done: Callable[[int], None]) -> Inspection:
-    """Reads images, each once, and decodes them, in threads.
+def look_through(inventory: Inventory, limit: int, with_pictures: bool, advance: Callable[[int], None]) -> Inspection:
+    """Reads and decodes images once each, in threads.
 
     Args:
-      inventory: what there is.
-      limit: at most so many images, evenly spread over the splits and classes; 0: all.
-      with_pictures: whether some of each class are kept.
-      done: called with how many images have been looked at since.
+      inventory: the images of the source.
+      limit: how many images to inspect at most, evenly spread over the splits and classes; 0: all.
+      with_pictures: whether to keep thumbnails of some images of each class.
+      advance: called with the number of images inspected since the last call.
     """
     chosen = _choose(inventory, limit)
-    pictured = _pictured(inventory, chosen) if with_pictures else frozenset[tuple[str, int]]()
+    pictured = _choose_pictures(inventory, chosen) if with_pictures else frozenset[tuple[str, int]]()
     chunks = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
     looks: list[Look] = []
     pictures: dict[tuple[str, int], bytes] = {}
@@ -137,15 +137,15 @@ def look_through(inventory: Inventory, limit: int, with_pictures: bool, done: Ca
     def look_at(chunk: Sequence[tuple[str, int]]) -> list[tuple[Look, bytes]]:
         return [_look(inventory, split, index, (split, index) in pictured) for split, index in chunk]
 
-    # Filters of warnings are the process's: what a thread does to them for an image, another may undo.
+    # All threads share the warning filters, and one would undo what another sets; so warnings are ignored here.
     with warnings.catch_warnings(action="ignore"):
         threads = 2 * num_cores()
         pool = concurrent.futures.ThreadPoolExecutor(threads)
         try:
-            for found in _in_order(pool, look_at, chunks, _WAITING * threads):
-                looks += [look for look, _ in found]
-                pictures |= {(look.split, look.index): picture for look, picture in found if picture}
-                done(len(found))
+            for results in _in_order(pool, look_at, chunks, _WAITING * threads):
+                looks += [look for look, _ in results]
+                pictures |= {(look.split, look.index): picture for look, picture in results if picture}
+                advance(len(results))
         finally:
             pool.shutdown(cancel_futures=True)
     return Inspection(inventory, looks, pictures)
@@ -154,16 +154,16 @@ def look_through(inventory: Inventory, limit: int, with_pictures: bool, done: Ca
 def _in_order(
     pool: concurrent.futures.Executor, function: Callable[[Any], Any], items: Iterable[Any], waiting: int
 ) -> Iterator[Any]:
-    """Does what the pool's own map does, but without a task for each of a million images at once."""
-    rest = iter(items)
-    tasks = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, waiting))
+    """Maps a function over items as the pool's own map does, but doesn't submit all tasks at once."""
+    remaining = iter(items)
+    tasks = collections.deque(pool.submit(function, item) for item in itertools.islice(remaining, waiting))
     while tasks:
         yield tasks.popleft().result()
-        tasks.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
+        tasks.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
 
 
 def _choose(inventory: Inventory, limit: int) -> list[tuple[str, int]]:
-    """Split and index of the images to look at: sorted by class, every n-th is a fair share of each."""
+    """Chooses the split and index of the images to inspect; as they are sorted by class, each gets its share."""
     total = sum(map(len, inventory.splits.values()))
     share = 1.0 if limit == 0 else min(1.0, limit / total)
     return [
@@ -174,24 +174,26 @@ def _choose(inventory: Inventory, limit: int) -> list[tuple[str, int]]:
 
 
 def _spread(size: int, count: int) -> list[int]:
-    """The given number of places of 0..size - 1, evenly spread."""
+    """Returns ``count`` of the numbers 0..size - 1, evenly spread."""
     places: list[int] = np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist()
     return places
 
 
-def _pictured(inventory: Inventory, chosen: Sequence[tuple[str, int]]) -> frozenset[tuple[str, int]]:
-    """Which of them are shown: as many of each class, of the first split that has some."""
+def _choose_pictures(inventory: Inventory, chosen: Sequence[tuple[str, int]]) -> frozenset[tuple[str, int]]:
+    """Chooses the images to show: equally many of each class, from the first split that has some of it."""
     by_class: dict[int, list[tuple[str, int]]] = {}
     for split, index in chosen:
         rows = by_class.setdefault(int(inventory.splits[split].labels[index]), [])
         if not rows or rows[0][0] == split:
             rows.append((split, index))
-    count = max(1, min(_OF_A_CLASS, _PICTURES // len(by_class)))
-    some = list(by_class.values())[:_PICTURES]
-    return frozenset(rows[place] for rows in some for place in _spread(len(rows), count))
+    count = max(1, min(_PER_CLASS, _PICTURES // len(by_class)))
+    groups = list(by_class.values())[:_PICTURES]
+    return frozenset(rows[place] for rows in groups for place in _spread(len(rows), count))
 
 
 def _look(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tuple[Look, bytes]:
+    """Inspects one image; returns the findings and its thumbnail, b"" where none is wanted."""
+
     def below(path: str) -> str:
         return path.removeprefix(f"{inventory.top}: ").removeprefix(os.path.join(inventory.top, ""))
 
@@ -204,7 +206,7 @@ def _look(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tup
         if is_pictured:
             picture = _picture(image)
     except UserError as error:
-        problem = below(str(error)).rpartition("; ")[0]  # what is to be done comes last, and is the same for all
+        problem = below(str(error)).rpartition("; ")[0]  # drops the advice, which is the same for all images
         is_damaged = isinstance(error, DamagedImageError)
         return Look(split=name, index=index, label=label, problem=problem, is_damaged=is_damaged), b""
     pixels = small.resize((_COMPARED, _COMPARED), Image.Resampling.BOX).tobytes()
@@ -237,53 +239,55 @@ def _picture(image: EncodedImage) -> bytes:
 
 
 def _header(content: bytes, small: np.ndarray) -> tuple[str, tuple[str, ...]]:
-    """Format and traits of an image that can be decoded, as ``small``, uint8 [h, w, 3]."""
+    """Returns the format and the traits of an image; ``small`` is the image decoded to uint8 [h, w, 3]."""
     image = Image.open(io.BytesIO(content))
     is_grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     spread = int(np.ptp(small.astype(np.int16), axis=-1).max())
-    found = {
+    has_trait = {
         "greyscale": is_grey,
         "grey in colour": not is_grey and spread <= _SAME_GREY,
         "transparent": image.has_transparency_data,
         "turned": _is_turned(image),
-        "animated": image.format != "MPO" and _is_animated(image),  # a camera's, with a preview behind the image
+        "animated": image.format != "MPO" and _is_animated(image),  # MPO: a camera's image followed by a preview
         "16 bits": image.mode.startswith("I"),
         "CMYK": image.mode == "CMYK",
     }
-    return image.format or "unknown", tuple(trait for trait, is_so in found.items() if is_so)
+    return image.format or "unknown", tuple(trait for trait, is_present in has_trait.items() if is_present)
 
 
 def _is_turned(image: Image.Image) -> bool:
-    # Asked for its EXIF data, a PNG without them would be decoded to its end.
+    # Pillow would decode a PNG without EXIF data to its end in search of them.
     if "exif" not in image.info and image.format != "TIFF":
         return False
     try:
         return image.getexif().get(_ORIENTATION, 1) in _TURNED
-    except Exception:  # damaged metadata are no damage of the image, and say nothing
+    except Exception:  # damaged metadata don't make a damaged image
         return False
 
 
 def _is_animated(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # what comes behind the first image may be damaged, which nobody will see
+    except Exception:  # only the first image is used, so damage behind it doesn't matter
         return False
 
 
 # --- tables -------------------------------------------------------------------------------------------------
 
 
-def _by_split(inspection: Inspection, said: Callable[[Look], Iterable[str]]) -> Mapping[str, collections.Counter[str]]:
-    """How often something is said of images, by split; a column for each, where there are several, and one for all."""
+def _by_split(
+    inspection: Inspection, words_of: Callable[[Look], Iterable[str]]
+) -> Mapping[str, collections.Counter[str]]:
+    """Counts the words that describe images, in a column for all images and, with several splits, one for each."""
     counts = {name: collections.Counter[str]() for name in inspection.inventory.splits}
     for look in inspection.sound:
-        counts[look.split].update(said(look))
+        counts[look.split].update(words_of(look))
     whole = sum(counts.values(), collections.Counter[str]())
     return {**(counts if len(counts) > 1 else {}), "images": whole}
 
 
 def classes(inspection: Inspection) -> Table:
-    """The images of each class in each split; counted by their names, whether or not they were looked at."""
+    """Makes the table of the images of each class in each split; it counts all images, inspected or not."""
     names = [*inspection.inventory.class_names, "no class"]
     splits = inspection.inventory.splits
     counts = {
@@ -297,26 +301,30 @@ def classes(inspection: Inspection) -> Table:
         if label < len(names) - 1 or whole[label]
     ]
     rows.append(("all", *(int(column.sum()) for column in columns.values())))
-    known, notes = whole[:-1], []
-    if len(known) and known.max() >= _UNEVEN * known.min() > 0:
-        notes.append(f"the largest has {known.max() / known.min():.1f} times the images of the smallest")
-    lacking = {"": whole == 0} | {
+    per_class, notes = whole[:-1], []
+    if len(per_class) and per_class.max() >= _UNEVEN * per_class.min() > 0:
+        ratio = per_class.max() / per_class.min()
+        notes.append(f"the largest class has {ratio:.1f} times as many images as the smallest")
+    is_missing = {"": whole == 0} | {
         name: (column == 0) & (whole > 0) for name, column in counts.items() if column[:-1].any()
     }
-    for split, is_absent in lacking.items():
+    for split, is_absent in is_missing.items():
         if absent := [names[label] for label in np.flatnonzero(is_absent[:-1])]:
-            more = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
-            where = f"in {split} no images" if split else "no images"
-            notes.append(f"{where} of {len(absent):,} of {len(known):,}: {', '.join(absent[:_NAMED])}{more}")
+            more = f" and {len(absent) - _MOST_NAMED:,} more" if len(absent) > _MOST_NAMED else ""
+            place = f" in {split}" if split else ""
+            notes.append(
+                f"{len(absent):,} of {len(per_class):,} classes have no images{place}:"
+                f" {', '.join(absent[:_MOST_NAMED])}{more}"
+            )
     return Table("classes", "Classes", ("class", *columns), rows, "; ".join(notes))
 
 
 def sizes(inspection: Inspection) -> Table:
-    """Quantiles of the images' sides and files."""
-    found = list(inspection.sound)
-    height, width = np.array([look.size for look in found], float).reshape(-1, 2).T
-    kilobytes = np.array([look.num_bytes for look in found]) / 1000
-    of = {
+    """Makes the table of the quantiles of the images' sides and of the files' sizes."""
+    looks = list(inspection.sound)
+    height, width = np.array([look.size for look in looks], float).reshape(-1, 2).T
+    kilobytes = np.array([look.num_bytes for look in looks]) / 1000
+    quantities = {
         "width": width,
         "height": height,
         "short side": np.minimum(height, width),
@@ -326,35 +334,35 @@ def sizes(inspection: Inspection) -> Table:
     quantiles = {"least": 0, "p5": 0.05, "median": 0.5, "p95": 0.95, "most": 1}
     rows = [
         (name, *(float(f"{np.quantile(values, q):.4g}") for q in quantiles.values()))
-        for name, values in of.items()
+        for name, values in quantities.items()
         if len(values)
     ]
     return Table("sizes", "Sizes in pixels", ("of", *quantiles), rows)
 
 
 def formats(inspection: Inspection) -> Table:
-    """Formats, and how files of each end."""
+    """Makes the table of the images' formats, with the extensions of the files."""
     counts = _by_split(inspection, lambda look: [look.form])
     endings: dict[str, collections.Counter[str]] = {}
     for look in inspection.sound:
         ending = posixpath.splitext(look.name)[1].lower() or "none"
         endings.setdefault(look.form, collections.Counter())[ending] += 1
     rows = [
-        (form, *(column[form] for column in counts.values()), ", ".join(ending for ending, _ in found.most_common()))
-        for form, found in sorted(endings.items(), key=lambda item: -item[1].total())
+        (form, *(column[form] for column in counts.values()), ", ".join(ending for ending, _ in count.most_common()))
+        for form, count in sorted(endings.items(), key=lambda item: -item[1].total())
     ]
     return Table("formats", "Formats", ("format", *counts, "endings"), rows)
 
 
 def traits(inspection: Inspection) -> Table:
-    """How many images are special, and what that means."""
+    """Makes the table of how many images have each of the `TRAITS`, and what that means."""
     counts = _by_split(inspection, lambda look: look.traits)
     rows = [(trait, *(column[trait] for column in counts.values()), note) for trait, note in TRAITS.items()]
     return Table("traits", "Special images", ("kind", *counts, "meaning"), rows)
 
 
 def duplicates(inspection: Inspection) -> Table:
-    """Images that are there more than once, those in several splits first, then those of several classes."""
+    """Makes the table of duplicate images: those in several splits first, then those of several classes."""
     by_content: dict[bytes, list[Look]] = {}
     by_pixels: dict[bytes, list[Look]] = {}
     for look in inspection.sound:
@@ -364,18 +372,18 @@ def duplicates(inspection: Inspection) -> Table:
     groups += [("pixels", group) for group in by_pixels.values() if len({look.content for look in group}) > 1]
 
     rows = []
-    for what, group in groups:
+    for same, group in groups:
         splits, labels = {look.split for look in group}, {look.label for look in group} - {NO_CLASS}
-        across = [word for word, found in (("splits", splits), ("classes", labels)) if len(found) > 1]
-        rows.append((what, " and ".join(across) or "none", len(group), " = ".join(look.name for look in group)))
-    rows.sort(key=lambda found: ("splits" not in found[1], "classes" not in found[1], found[0] != "file", found[3]))
+        across = [word for word, values in (("splits", splits), ("classes", labels)) if len(values) > 1]
+        rows.append((same, " and ".join(across) or "none", len(group), " = ".join(look.name for look in group)))
+    rows.sort(key=lambda row: ("splits" not in row[1], "classes" not in row[1], row[0] != "file", row[3]))
     leaks = sum("splits" in across for _, across, *_ in rows)
     note = f"{len(rows):,} groups, of which {leaks:,} across splits" if rows else ""
     return Table("duplicates", "Duplicates", ("same", "across", "images", "files"), rows, note)
 
 
 def damaged(inspection: Inspection) -> Table:
-    """Images that can't be decoded."""
+    """Makes the table of the images that can't be decoded."""
     rows = [(look.split, look.problem) for look in inspection.looks if look.is_damaged]
     return Table(
         "damaged", "Damaged images", ("split", "file"), rows, f"{len(rows):,} can't be decoded" if rows else ""
@@ -383,10 +391,10 @@ def damaged(inspection: Inspection) -> Table:
 
 
 def unread(inspection: Inspection) -> Table:
-    """Files that this machine didn't give."""
+    """Makes the table of the files that this machine couldn't read, though their images may be sound."""
     rows = [(look.split, look.problem) for look in inspection.looks if look.problem and not look.is_damaged]
     return Table("unread", "Files that can't be read", ("split", "file"), rows)
 
 
 TABLES: tuple[Callable[[Inspection], Table], ...] = (classes, sizes, formats, traits, duplicates, damaged, unread)
-"""Tables on a source, in this order."""
+"""Functions that make the tables on a source, in the order in which the tables are shown."""

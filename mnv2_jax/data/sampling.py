@@ -1,8 +1,8 @@
-"""Resizing without antialiasing, as TensorFlow resizes unless it is asked for more.
+"""Resizing without antialiasing, which is TensorFlow's default.
 
-A pixel is the weighted sum of the 2×2 (bilinear) or 4×4 (bicubic) pixels around its centre, however many it covers. No
-library that we depend on does so to the nearest level: Pillow's filters widen as an image shrinks, and its transforms
-cut off what is behind the comma.
+A pixel is the weighted sum of the 2×2 (bilinear) or 4×4 (bicubic) pixels around its centre, however many pixels it
+covers. No library that we depend on does this and rounds to the nearest level: Pillow's filters widen as an image
+shrinks, and its transforms truncate.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Literal
 import numpy as np
 
 _STRIP = 32
-"""Rows at a time, so that what is computed with stays in a core's cache."""
+"""Rows computed at a time, so that the intermediate values stay in a core's cache."""
 
 
 def sample(image: np.ndarray, height: int, width: int, interpolation: Literal["bilinear", "bicubic"]) -> np.ndarray:
     """Resizes an image as ``tf.image.resize(image, (height, width), interpolation)`` does, rounded to whole levels.
 
-    Centres of pixels lie at halves, Keys' cubic has a = -0.5, and what would lie outside of the image is left out of
-    the sum. The result is the same to the bit on every machine.
+    Pixel centres lie at half-integers, Keys' cubic has a = -0.5, and pixels outside the image are left out of the sum.
+    The result is the same to the bit on every machine.
 
     Args:
       image: uint8 [h, w, c].
-      height: of the result, in pixels.
-      width: likewise.
+      height: height of the result in pixels.
+      width: width of the result in pixels.
       interpolation: bilinear or bicubic.
 
     Returns:
@@ -48,15 +48,18 @@ def sample(image: np.ndarray, height: int, width: int, interpolation: Literal["b
 
 
 def _blend(parts: list[np.ndarray], shares: np.ndarray) -> np.ndarray:
-    """The weighted sum, in the memory of the parts."""
-    total, *others = (np.multiply(part, share, out=part) for part, share in zip(parts, shares, strict=True))
-    for part in others:
+    """Returns the weighted sum of the parts; overwrites them."""
+    total, *weighted = (np.multiply(part, share, out=part) for part, share in zip(parts, shares, strict=True))
+    for part in weighted:
         total += part
     return total
 
 
 def _taps(size: int, target: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels of a row or column make each of the result's, int [taps, target], and their shares, float32."""
+    """Returns the pixels of a row or column that make each pixel of the result, and their weights.
+
+    The indices are int [taps, target], the weights float32 [taps, target].
+    """
     count, kernel = _KERNELS[interpolation]
     centres = (np.arange(target) + 0.5) * (size / target) - 0.5
     places = np.floor(centres).astype(np.int64) + np.arange(1 - count // 2, count // 2 + 1)[:, None]
@@ -80,4 +83,4 @@ _KERNELS: Mapping[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
     "bilinear": (2, _triangle),
     "bicubic": (4, _keys),
 }
-"""How many pixels count a side, and the share of each by its distance."""
+"""The number of pixels along a side, and the weight of a pixel as a function of its distance."""

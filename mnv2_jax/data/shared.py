@@ -1,13 +1,13 @@
-"""Batches that a worker process fills where the main process reads them: nothing is copied, no memory is new each time.
+"""Batches in memory shared by worker and main process: nothing is copied, and the memory is used again.
 
-    worker:  empty(shape) ──► filled ──► parcel(batch) ──┐ which segments, instead of the arrays
+    worker:  empty(shape) ──► filled ──► parcel(batch) ──┐ numbers of segments, instead of the arrays
     main:    Receiver.open ◄─────────────────────────────┘
              used, dropped ──► the segment is free; the worker fills it again
 
-A segment of shared memory for each batch, as grain has them, costs the page faults of both processes and a copy, which
-took a tenth of the time that decoding takes.
+A new segment of shared memory for each batch, as grain makes, would cost page faults in both processes and a copy; that
+took a tenth of the time of decoding.
 
-Segments have no names: they are file descriptors, handed over once, so that nothing is left of them however a process
+Segments have no names. They are file descriptors that are passed once, so nothing remains of them however a process
 ends, and a container's small /dev/shm is no limit.
 """
 
@@ -27,22 +27,22 @@ import numpy as np
 from mnv2_jax.errors import UserError
 
 _HEADER_BYTES = 64
-"""The first byte says whether the segment is in use; the array begins where vector instructions like it to."""
+"""Size of a segment's header: its first byte says whether the segment is in use, the rest aligns the array."""
 
 NumpyBatch: TypeAlias = dict[str, np.ndarray]
-"""See `types.Batch`: index; epoch in training, mask in evaluation; image and label unless they are resident; skipped
-with `data.skip_corrupt`; damaged in an evaluation with such images."""
+"""The arrays of a `types.Batch`: index; epoch in training, mask in evaluation; the view's, such as image and label,
+unless they are resident; skipped with `data.skip_corrupt`; damaged in an evaluation that met damaged images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """An array in a segment."""
+    """The place of an array in a segment."""
 
     segment: tuple[int, int]
-    """Numbers of the worker, and of the segment among its own."""
+    """The number of the worker, and the number of the segment among those of the worker."""
     shape: tuple[int, ...]
     handle: Any
-    """Handle from which the receiver gets the file descriptor of a segment that it doesn't know yet."""
+    """A handle that gives the receiver the file descriptor of a new segment; None for one that it has already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +50,24 @@ class Parcel:
     """A batch on its way between processes."""
 
     small: NumpyBatch
+    """Arrays that are sent themselves."""
     places: dict[str, _Place]
+    """Arrays that lie in segments."""
     error: UserError | None = None
-    """Instead of a batch."""
+    """An error that is sent instead of a batch."""
 
 
 # --- in a worker --------------------------------------------------------------------------------------------
 
 
 class _Segments:
-    """Those of one worker: as many as are filled, waiting, or in use at a time."""
+    """The segments of one worker: as many as are being filled, waiting or in use at the same time."""
 
     def __init__(self, worker: int) -> None:
         self._worker = worker
         self._segments: list[mmap.mmap] = []
-        self._handles: dict[int, Any] = {}  # of segments that were not sent yet
-        self._taken: set[int] = set()  # since the last parcel
+        self._handles: dict[int, Any] = {}  # of the segments that were not sent yet
+        self._filling: set[int] = set()  # numbers of the segments given out since the last parcel
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         size_bytes = _HEADER_BYTES + math.prod(shape)
@@ -75,22 +77,22 @@ class _Segments:
             number = fitting[0]
         elif free:
             number = free[0]
-            self._segments[number], self._handles[number] = _made(size_bytes)
+            self._segments[number], self._handles[number] = _make_segment(size_bytes)
         else:
             number = len(self._segments)
-            segment, self._handles[number] = _made(size_bytes)
+            segment, self._handles[number] = _make_segment(size_bytes)
             self._segments.append(segment)
         segment = self._segments[number]
         segment[0] = 1
-        self._taken.add(number)
+        self._filling.add(number)
         return np.ndarray(shape, np.uint8, segment, _HEADER_BYTES)
 
     def parcel(self, batch: NumpyBatch) -> Parcel:
-        lying = {id(self._segments[number]): number for number in self._taken}
-        numbers = {key: lying[id(array.base)] for key, array in batch.items() if id(array.base) in lying}
-        # What is left out, or sent in part or twice, would never be free again.
-        assert sorted(numbers.values()) == sorted(self._taken), "send every array of empty(), whole and once"
-        self._taken.clear()
+        number_of = {id(self._segments[number]): number for number in self._filling}
+        numbers = {key: number_of[id(array.base)] for key, array in batch.items() if id(array.base) in number_of}
+        # The segment of an array that is left out, or sent in part or twice, would never be free again.
+        assert sorted(numbers.values()) == sorted(self._filling), "send every array of empty(), whole and once"
+        self._filling.clear()
         places = {
             key: _Place((self._worker, number), batch[key].shape, self._handles.pop(number, None))
             for key, number in numbers.items()
@@ -99,26 +101,26 @@ class _Segments:
 
 
 def nameless_file() -> BinaryIO:
-    """A file that is gone with the last who has it open; in memory, where the system has such files."""
+    """Opens a file without a name, which ceases to exist when it is closed; in memory, where the system allows it."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("mnv2_jax"), "rb+")
     return tempfile.TemporaryFile()
 
 
-def _made(size_bytes: int) -> tuple[mmap.mmap, Any]:
-    """A new segment, and what another process gets it by."""
+def _make_segment(size_bytes: int) -> tuple[mmap.mmap, Any]:
+    """Makes a segment, and a handle from which another process gets its file descriptor."""
     try:
         with nameless_file() as file:
             if hasattr(os, "posix_fallocate"):
-                # Taken now: a process is killed that writes to memory which was only promised.
+                # The memory is allocated now: a process that later writes to memory that isn't there is killed.
                 os.posix_fallocate(file.fileno(), 0, size_bytes)
             else:
                 os.ftruncate(file.fileno(), size_bytes)
             return mmap.mmap(file.fileno(), size_bytes), reduction.DupFd(file.fileno())
     except OSError as error:
         raise UserError(
-            f"no memory for a batch of {size_bytes / 2**20:,.0f} MB ({error.strerror or error}); lower data.num_workers"
-            " or data.batch_size"
+            f"not enough memory for a batch of {size_bytes / 2**20:,.0f} MB ({error.strerror or error}); lower"
+            " data.num_workers or data.batch_size"
         ) from error
 
 
@@ -126,22 +128,22 @@ _segments: _Segments | None = None
 
 
 def share_from(worker: int) -> None:
-    """From now on this process is a worker: `empty` is in shared memory.
+    """Makes this process a worker, so that from now on `empty` allocates shared memory.
 
     Args:
-      worker: its number among those of a Receiver.
+      worker: the number of this worker among those of a `Receiver`.
     """
     global _segments
     _segments = _Segments(worker)
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to be filled, uint8; in a worker, one that `parcel` sends without a copy."""
+    """Allocates a uint8 array to be filled; in a worker, one that `parcel` sends without a copy."""
     return np.empty(shape, np.uint8) if _segments is None else _segments.empty(shape)
 
 
 def parcel(batch: NumpyBatch) -> Parcel:
-    """Makes the message that a worker sends for a batch, whose arrays are those of `empty` and aren't touched again."""
+    """Makes the message that a worker sends for a batch; the worker must not change arrays from `empty` afterwards."""
     return Parcel(batch, {}) if _segments is None else _segments.parcel(batch)
 
 
@@ -149,16 +151,18 @@ def parcel(batch: NumpyBatch) -> Parcel:
 
 
 class Receiver:
-    """Receiver of the parcels of some workers."""
+    """Receives the parcels of workers in the main process."""
 
     def __init__(self) -> None:
         self._segments: dict[tuple[int, int], mmap.mmap] = {}
 
     def open(self, parcel: Parcel) -> NumpyBatch:
-        """The batch. A segment is given back when its array, and all that views or aliases it, is dropped.
+        """Returns the batch of a parcel.
+
+        A segment becomes free when its array and everything that views or aliases the array are garbage-collected.
 
         Raises:
-          UserError: the parcel's.
+          UserError: the error of the parcel.
           OSError, EOFError: if the worker is gone, and its segment with it.
         """
         if parcel.error is not None:
@@ -179,5 +183,5 @@ class Receiver:
 
 
 def _give_back(segment: mmap.mmap, owner: int) -> None:
-    if os.getpid() == owner:  # and not a fork of it, which has its own copy of the array but the same memory
+    if os.getpid() == owner:  # a fork has its own copy of the array, but shares the memory
         segment[0] = 0

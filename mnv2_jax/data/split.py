@@ -1,4 +1,4 @@
-"""`Split`: labelled images with random access, which of those that are there is meant, and how a share is chosen."""
+"""`Split`: labelled images with random access. Also how a split is found by its name, and how a share is drawn."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NAMES = {
     "val": ("val", "valid", "validation", "dev", "devel", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-"""Names that people give the three splits, in any case and perhaps with "set" at the end, such as Test_Set."""
+"""Usual names of the three splits, in any case and optionally with "set" at the end, such as Test_Set."""
 
 
 class Labels(Protocol):
-    """int32 [n], or what `np.asarray` turns into it: labels that lie beside the pixels are read when asked for."""
+    """int32 [n], or an object that `np.asarray` turns into it; labels stored beside the pixels are read on demand."""
 
     def __len__(self) -> int: ...
 
@@ -32,43 +32,45 @@ class Labels(Protocol):
 
 
 Example: TypeAlias = Mapping[str, Any]
-"""An image of a split as "image", and what is known of it: "label", an int."""
+"""One image of a split and its targets: "image", a `Picture`, and "label", an int."""
 
 Rows: TypeAlias = slice | np.ndarray
-"""Which of a reader's images: a slice, or int [n]."""
+"""A selection of a reader's images: a slice, or indices int [n]."""
 
 
 @runtime_checkable
 class Identified(Protocol):
-    """A reader that knows its images without opening a file of them."""
+    """A reader that can tell one data set from another without opening an image file."""
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """SHA-256 of what it knows of some images, in their order, by the kind of it: names, sizes, pixels, …"""
+        """Returns the SHA-256 of what is known of some images, in their order, by kind: names, sizes, pixels, …"""
         ...
 
 
 @runtime_checkable
 class Located(Protocol):
-    """A reader whose images may have names."""
+    """A reader that can say in which file an image lies."""
 
     def where(self, index: int) -> str | None:
-        """The file of an image, as an absolute path; in an archive that, ": " and the name inside. None: it has none.
+        """Returns the absolute path of an image's file; in an archive, the archive's path, ": " and the name inside.
+
+        Returns None for an image that has no file.
 
         Raises:
-          UserError: if the name lies beside the pixels, and can't be read.
+          UserError: if the name is stored beside the pixels and can't be read.
         """
         ...
 
 
 def sha256_of(array: np.ndarray) -> str:
-    """SHA-256 of a numeric array's type, shape and bytes, in hexadecimal."""
+    """Returns the SHA-256 of a numeric array's type, shape and bytes, in hexadecimal."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def sha256_of_names(names: Iterable[bytes]) -> str:
-    """SHA-256 of names that hold no zero byte, in their order, in hexadecimal."""
+    """Returns the SHA-256 of names in their order, in hexadecimal; the names hold no zero byte."""
     return hashlib.sha256(b"\0".join(names)).hexdigest()
 
 
@@ -79,39 +81,39 @@ class Split:
     name: str
     labels: Labels
     read: Callable[[int], Picture]
-    """Image number i; a `UserError` naming the file where it can't be read, which may come as late as its pixels."""
+    """Reads image number i. Raises a `UserError` that names a file which can't be read, now or when it is decoded."""
     in_memory: bool = False
-    """Reading costs no more than a copy, so that worker processes would gain nothing."""
+    """Whether reading an image is only a copy in memory, so that worker processes would gain nothing."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def example(self, index: int) -> Example:
-        """Everything that is known of an image.
+        """Reads an image and its label.
 
         Raises:
-          UserError: naming the file, if it can't be read; it may be found later that its pixels can't be decoded.
+          UserError: naming the file, if it can't be read. Damaged pixels may raise only later, when they are decoded.
         """
-        image = self.read(index)
-        return {"image": image, "label": int(self.labels[index])}  # after it: a record that holds both is read once
+        image = self.read(index)  # before the label, so that a record which holds both is read once
+        return {"image": image, "label": int(self.labels[index])}
 
     def digest(self) -> dict[str, str]:
-        """SHA-256 of what is known of the images without opening a file, by the kind of it.
+        """Returns the SHA-256 of everything that is known of the images without opening an image file, by kind.
 
-        labels: where they don't lie beside the pixels; names: of the files, below the top of the data set; sizes: of
-        files in a tar; pixels: of arrays; shards, copy: of what others have written of the files. The same wherever the
-        data lie.
+        The kinds: labels, unless they are stored beside the pixels; names of the files, relative to the top of the data
+        set; sizes of the files in a tar; pixels of arrays; shards and copy, from the metadata of prepared shards and
+        TFDS. The digests don't depend on where the data lie.
         """
         labels = {"labels": sha256_of(self.labels)} if isinstance(self.labels, np.ndarray) else {}
         return labels | _digest(self.read, slice(len(self)))
 
     def where(self, index: int) -> str | None:
-        """Place as in `Located.where`; None for the images of arrays."""
+        """Returns the file of an image, as in `Located.where`; None for the images of arrays."""
         return _where(self.read, index)
 
     @staticmethod
     def of_arrays(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
-        """A split of images that lie in memory.
+        """Makes a split of images that lie in memory.
 
         Args:
           name: train, val, test …
@@ -119,41 +121,42 @@ class Split:
           labels: integers [n], from 0.
 
         Raises:
-          UserError: if they are anything else.
+          UserError: if the arrays have another type or shape.
         """
         images, labels = np.asarray(images), np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise UserError(f"images of {name}: {images.dtype} {list(images.shape)}; give them as uint8 [n, h, w, 3]")
+            raise UserError(f"images of {name} are {images.dtype} {list(images.shape)}; give uint8 [n, h, w, 3]")
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise UserError(
-                f"labels of {name}: {labels.dtype} {list(labels.shape)} for {len(images)} images; give an integer each"
+                f"labels of {name} are {labels.dtype} {list(labels.shape)} for {len(images)} images; give one integer"
+                " for each image"
             )
         return Split(name, labels.astype(np.int32), MemoryReader(images), in_memory=True)
 
     def subset(self, keep: np.ndarray, name: str | None = None) -> Split:
-        """The images where ``keep``, bool [n], is true, in their order."""
+        """Returns the images where ``keep``, bool [n], is true, in their order."""
         indices = np.flatnonzero(keep)
         return dataclasses.replace(
             self, name=name or self.name, labels=np.asarray(self.labels)[indices], read=_Subset(self.read, indices)
         )
 
-    def nothing(self, name: str) -> Split:
-        """A split without images."""
+    def without_images(self, name: str) -> Split:
+        """Returns an empty split."""
         return dataclasses.replace(self, name=name, labels=np.zeros(0, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReader:
-    """Reads from an array, uint8 [n, h, w, 3]."""
+    """Reads images from an array, uint8 [n, h, w, 3]."""
 
     images: np.ndarray
 
     def __call__(self, index: int) -> np.ndarray:
-        """The image as uint8 [h, w, 3]."""
+        """Returns an image as uint8 [h, w, 3]."""
         return self.images[index]
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Digest of the pixels."""
+        """Returns the digest of the pixels."""
         return {"pixels": sha256_of(self.images[rows])}
 
 
@@ -180,107 +183,109 @@ def _where(read: Callable[[int], Picture], index: int) -> str | None:
     return read.where(index) if isinstance(read, Located) else None
 
 
-class Opened(NamedTuple):
-    """Content of a source."""
+class OpenedSplits(NamedTuple):
+    """The class names and the two splits that a source holds."""
 
     class_names: tuple[str, ...]
-    """In the order of the labels."""
+    """Names of the classes, in the order of their labels."""
     train: Split
     eval: Split
     notes: tuple[str, ...] = ()
-    """Notes on what was left alone, a line each."""
+    """Remarks on what was left out, one line each."""
     is_unsplit: bool = False
-    """Nothing says what is to be evaluated on: both splits are all there is."""
+    """Whether the source has no split for evaluation, so that both splits are all of its images."""
 
 
 NO_CLASS = -1
-"""The label of an image in an `Inventory` that is in no class."""
+"""The label of an image in an `Inventory` that belongs to no class."""
 
 
 class Inventory(NamedTuple):
-    """Everything that a source holds, whether or not it can be trained on."""
+    """Everything that a source holds, whether or not a run can train on it."""
 
     class_names: tuple[str, ...]
-    """In the order of the labels, also of classes without images."""
+    """Names of all classes, also those without images, in the order of their labels."""
     splits: Mapping[str, Split]
     """Splits by their names, in the order of `usual_order`."""
     top: str
-    """The folder or file below which the images are."""
+    """The folder or file below which the images lie."""
     notes: tuple[str, ...] = ()
-    """Notes on what was left alone or is missing, a line each."""
+    """Remarks on what was left out or is missing, one line each."""
 
 
-# --- which is which -----------------------------------------------------------------------------------------
+# --- splits by their names ----------------------------------------------------------------------------------
 
 
 def role_of(name: str) -> str | None:
-    """``train``, ``val`` or ``test``, whichever a split of this name is; None for any other name."""
+    """Returns what a split of this name is for, ``train``, ``val`` or ``test``; None for any other name."""
     plain = re.sub(r"[ ._-]?set$", "", name.lower())
     return next((role for role, names in _NAMES.items() if plain in names), None)
 
 
 def usual_order(names: Iterable[str]) -> list[str]:
-    """Splits to train on, to choose by, to test on, and others."""
+    """Sorts the names of splits: those for training first, then validation, test, and others."""
     roles = {role: place for place, role in enumerate(_NAMES)}
     return sorted(names, key=lambda name: (roles.get(role_of(name) or "", len(roles)), name))
 
 
-def find_split(where: str, names: Collection[str], wanted: str | None) -> str | None:
-    """Which of some splits is meant: the one of just this name, or else the one that plays the same part.
+def find_split(path: str, names: Collection[str], requested: str | None) -> str | None:
+    """Finds a split by its exact name, or else by its role: "val" also finds "validation".
 
     Args:
-      where: the place, for an error.
-      names: of the splits that are there.
-      wanted: None: val, or test where there is no val.
+      path: where the splits lie, for an error.
+      names: the names of the splits.
+      requested: the name asked for; None: val, or test where there is no val.
 
     Returns:
-      Its name; None where it isn't there.
+      The name of the split that was found; None where there is none.
 
     Raises:
-      UserError: if several could be meant.
+      UserError: if several splits have the role.
     """
-    if wanted in names:
-        return wanted
-    for role in ("val", "test") if wanted is None else filter(None, [role_of(wanted)]):
-        found = sorted(name for name in names if role_of(name) == role)
-        if len(found) > 1:
-            mend = "move one of them away" if role == "train" else f"choose by --config.data.eval_split={found[0]}"
-            raise UserError(f"{where}: {' and '.join(found)} could each be the {role} split; {mend}")
-        if found:
-            return found[0]
+    if requested in names:
+        return requested
+    for role in ("val", "test") if requested is None else filter(None, [role_of(requested)]):
+        matches = sorted(name for name in names if role_of(name) == role)
+        if len(matches) > 1:
+            advice = (
+                "move one of them away" if role == "train" else f"choose with --config.data.eval_split={matches[0]}"
+            )
+            raise UserError(f"{path}: {' and '.join(matches)} could each be the {role} split; {advice}")
+        if matches:
+            return matches[0]
     return None
 
 
-def in_use(names: Iterable[str], train: str | None, held_out: str | None) -> tuple[str, ...]:
-    """A line that names the splits which nobody looks at, or none where there are no such.
+def note_unused(names: Iterable[str], train: str | None, held_out: str | None) -> tuple[str, ...]:
+    """Returns a note, if any, that names the splits which neither training nor evaluation uses.
 
     Args:
-      names: of what is there; what isn't called like a split isn't named.
-      train: what is trained on; None where nothing is trained, and nobody misses train.
-      held_out: what is evaluated on; None where that is a part of train.
+      names: names of the folders or splits; those that aren't named like a split are not mentioned.
+      train: the split that is trained on; None where nothing is trained, and a train split is not mentioned.
+      held_out: the split that is evaluated; None where it is a part of train.
     """
 
-    def is_missed(name: str) -> bool:
+    def is_unused(name: str) -> bool:
         roles = {role_of(word) for word in (name, *re.split(r"[^a-z]+", name.lower()))} - {None}
         return name not in (train, held_out) and bool(roles if train else roles - {"train"})
 
-    others = sorted(filter(is_missed, names))
-    if not others:
+    unused = sorted(filter(is_unused, names))
+    if not unused:
         return ()
-    uses = [f"training is on {train!r}"] if train else []
-    uses += [f"evaluation on {held_out!r}" if held_out else "evaluation on a part held out of it"]
-    return (f"{', '.join(uses)}; not looked at: {', '.join(map(repr, others))}",)
+    uses = [f"training uses {train!r}"] if train else []
+    uses += [f"evaluation uses {held_out!r}" if held_out else "evaluation uses a share held out of it"]
+    return (f"{', '.join(uses)}; not used: {', '.join(map(repr, unused))}",)
 
 
-# --- a share of one -----------------------------------------------------------------------------------------
+# --- a share of a split -------------------------------------------------------------------------------------
 
 
 def stratified_share(labels: np.ndarray, count_of: Callable[[int], int]) -> np.ndarray:
-    """Draws a share of every class, always the same one.
+    """Draws a share of every class; the draw is always the same.
 
     Args:
       labels: int [n].
-      count_of: how many to draw of a class that has so many images.
+      count_of: a function from the number of a class's images to how many of them to draw.
 
     Returns:
       bool [n], true for the images drawn.

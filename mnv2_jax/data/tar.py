@@ -1,4 +1,4 @@
-"""The table of contents of a tar."""
+"""Reads the table of contents of a tar."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import tarfile
 
 
 def read_members(path: str, start: int = 0) -> list[tarfile.TarInfo]:
-    """All entries of an uncompressed tar.
+    """Returns all entries of an uncompressed tar.
 
     Args:
-      path: a file.
-      start: in bytes, where in it the tar begins.
+      path: the file that holds the tar.
+      start: the offset in bytes at which the tar begins.
 
     Raises:
-      OSError, tarfile.TarError: if it can't be read, is damaged or cut off.
+      OSError, tarfile.TarError: if the tar can't be read, is damaged or is cut off.
     """
     with open(path, "rb") as file:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             members = archive.getmembers()
-            # The library takes a damaged header, other than the first of a file, for the end of the archive.
+            # The library takes a damaged header, unless it is the first, for the end of the archive.
             file.seek(archive.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")

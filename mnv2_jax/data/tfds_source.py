@@ -1,7 +1,7 @@
-"""Copies of data sets that TensorFlow Datasets (TFDS) has prepared, read without TensorFlow and without a network.
+"""Reads copies of data sets made by TensorFlow Datasets (TFDS), without TensorFlow and without a network.
 
-TFDS keeps a copy as ``data_dir/NAME[/CONFIG]/VERSION/``. Only its ArrayRecord form has random access. The version is
-looked up here rather than by ``tfds.builder``, which may run the code of the data set or ask the network for it.
+TFDS stores a copy as ``data_dir/NAME[/CONFIG]/VERSION/``. Only its ArrayRecord format has random access. The version is
+looked up here rather than by ``tfds.builder``, which may run the code of the data set or download it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnv2_jax.data.images import EncodedImage
-from mnv2_jax.data.split import Opened, Rows, Split, find_split, in_use, sha256_of, sha256_of_names
+from mnv2_jax.data.split import OpenedSplits, Rows, Split, find_split, note_unused, sha256_of, sha256_of_names
 from mnv2_jax.errors import UserError, nearest
 
 _INFO_FILE = "dataset_info.json"
@@ -22,48 +22,48 @@ _INFO_FILE = "dataset_info.json"
 
 def open_splits(
     name: str, data_dir: str, eval_split: str | None, with_eval: bool = True, with_train: bool = True
-) -> Opened:
-    """Opens the train split and the one to evaluate on.
+) -> OpenedSplits:
+    """Opens the train split and the split to evaluate.
 
     Args:
-      name: ``NAME[/CONFIG][:VERSION]``; the newest version where none is given.
+      name: ``NAME[/CONFIG][:VERSION]``; without a version, the newest.
       data_dir: the folder that holds NAME.
-      eval_split: None: validation, or test where there is no validation.
-      with_eval: False where the images to evaluate on will be taken out of train: the train split is given twice.
-      with_train: False where nothing is trained: train is without images, and need not be there.
+      eval_split: the split to evaluate; None: validation, or test where there is no validation.
+      with_eval: False where the images to evaluate will be taken out of train; the train split is then returned twice.
+      with_train: False where nothing is trained; train then has no images and need not exist.
 
     Raises:
-      UserError: if there is no such copy, or not one that can be read at random.
+      UserError: if there is no such copy, or if it can't be read at random.
     """
     builder_dir = find_copy(name, data_dir)
     builder = _builder(builder_dir)
     formats = {form.value for form in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise UserError(
-            f"{builder_dir}: kept as {', '.join(sorted(formats)) or 'an unknown format'}, which has no random access;"
-            " convert it, where TensorFlow is installed, by: tfds convert_format --out_file_format=array_record"
+            f"{builder_dir}: stored as {', '.join(sorted(formats)) or 'an unknown format'}, which has no random access;"
+            " convert it where TensorFlow is installed, with: tfds convert_format --out_file_format=array_record"
             f" --dataset_version_dir={builder_dir}"
         )
     image_key, label_key = _keys(builder)
     sizes = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
 
-    def split_of(wanted: str | None) -> Split:
-        choice = find_split(builder_dir, sizes, wanted)
-        if choice is None:
-            mend = "" if wanted == "train" else "; choose by data.eval_split, or set data.holdout_fraction"
-            known = nearest(wanted or "validation", sizes)
-            raise UserError(f"{builder_dir}: no split {wanted or 'validation or test'}{known}{mend}")
-        reader = TfdsReader(builder_dir, choice, image_key, label_key)
-        return Split(choice, TfdsLabels(reader, sizes[choice]), reader)
+    def open_split(requested: str | None) -> Split:
+        split = find_split(builder_dir, sizes, requested)
+        if split is None:
+            advice = "" if requested == "train" else "; choose with data.eval_split, or set data.holdout_fraction"
+            hint = nearest(requested or "validation", sizes)
+            raise UserError(f"{builder_dir}: no split {requested or 'validation or test'}{hint}{advice}")
+        reader = TfdsReader(builder_dir, split, image_key, label_key)
+        return Split(split, TfdsLabels(reader, sizes[split]), reader)
 
-    train = split_of("train") if with_train else None
-    held_out = split_of(eval_split) if with_eval or train is None else train
-    notes = in_use(sizes, train.name if train else None, held_out.name if with_eval else None)
-    return Opened(_class_names(builder, label_key), train or held_out.nothing("train"), held_out, notes)
+    train = open_split("train") if with_train else None
+    held_out = open_split(eval_split) if with_eval or train is None else train
+    notes = note_unused(sizes, train.name if train else None, held_out.name if with_eval else None)
+    return OpenedSplits(_class_names(builder, label_key), train or held_out.without_images("train"), held_out, notes)
 
 
 def class_names(name: str, data_dir: str) -> tuple[str, ...]:
-    """The class names, from the description beside the data."""
+    """Returns the class names, from the description beside the data."""
     builder = _builder(find_copy(name, data_dir))
     return _class_names(builder, _keys(builder)[1])
 
@@ -72,7 +72,7 @@ def find_copy(name: str, data_dir: str) -> str:
     """Returns the folder of a prepared copy, ``data_dir/NAME[/CONFIG]/VERSION``.
 
     Raises:
-      UserError: if it isn't there, naming what is.
+      UserError: if it doesn't exist, naming the versions or configs that do.
     """
     match = re.fullmatch(r"(\w+)(?:/([\w.-]+))?(?::([\w.]+))?", name)
     if not match:
@@ -81,8 +81,8 @@ def find_copy(name: str, data_dir: str) -> str:
     top = os.path.join(data_dir, base)
     if not os.path.isdir(top):
         raise UserError(
-            f"{data_dir}: no prepared copy of {base!r} in it; give the data_dir of TFDS by --config.data.path, or"
-            f" prepare one where TensorFlow is installed: tfds build {base} --file_format=array_record"
+            f"{data_dir}: no prepared copy of {base!r} in it; set --config.data.path to the data_dir of TFDS, or"
+            f" prepare a copy where TensorFlow is installed: tfds build {base} --file_format=array_record"
             f" --data_dir={data_dir}"
         )
     configs = [folder for folder in _folders(top) if _versions(os.path.join(top, folder))]
@@ -106,7 +106,7 @@ def _folders(path: str) -> list[str]:
 
 
 def _versions(path: str) -> list[str]:
-    """Folders that hold a finished copy, the newest last; TFDS writes the description at the very end."""
+    """Returns the folders of finished copies, the newest last; TFDS writes a copy's description at the very end."""
     names = [
         name
         for name in _folders(path)
@@ -116,7 +116,7 @@ def _versions(path: str) -> list[str]:
 
 
 def _builder(builder_dir: str) -> Any:
-    import tensorflow_datasets as tfds  # slow to import, and only needed here
+    import tensorflow_datasets as tfds  # slow to import, and only copies made by TFDS need it
 
     try:
         return tfds.builder_from_directory(builder_dir)
@@ -126,19 +126,19 @@ def _builder(builder_dir: str) -> Any:
 
 
 def _keys(builder: Any) -> tuple[str, str]:
-    """The names of the image and of the label among the features."""
+    """Returns the names of the features that hold the image and the label."""
     import tensorflow_datasets as tfds
 
-    found = []
+    names = []
     for usual, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
         keys = [key for key, feature in builder.info.features.items() if isinstance(feature, kind)]
         if usual not in keys and len(keys) != 1:
             raise UserError(
-                f"{builder.data_dir}: expected one feature {usual!r} ({kind.__name__}), found"
-                f" {', '.join(keys) or 'none'}; only data sets for classification can be read"
+                f"{builder.data_dir}: expected one feature {usual!r} ({kind.__name__}), but found"
+                f" {', '.join(keys) or 'none'}; give a data set for classification"
             )
-        found.append(usual if usual in keys else keys[0])
-    return found[0], found[1]
+        names.append(usual if usual in keys else keys[0])
+    return names[0], names[1]
 
 
 def _class_names(builder: Any, label_key: str) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ def _class_names(builder: Any, label_key: str) -> tuple[str, ...]:
 
 
 class TfdsReader:
-    """Reads records by their number; each process opens the files for itself."""
+    """Reads images by their number; each process opens the files for itself."""
 
     def __init__(self, builder_dir: str, split: str, image_key: str, label_key: str) -> None:
         self._arguments = (builder_dir, split, image_key, label_key)
@@ -157,17 +157,17 @@ class TfdsReader:
         return TfdsReader, self._arguments
 
     def __call__(self, index: int) -> EncodedImage:
-        """Reads the record."""
+        """Reads an image from its record."""
         builder_dir, split, image_key, _ = self._arguments
         return EncodedImage(self._record(index)[image_key], f"{builder_dir}: image {index} of {split}")
 
     def where(self, index: int) -> str:
-        """The copy's folder, and the number in its split."""
+        """Returns the folder of the copy and the number of the image in its split."""
         builder_dir, split, *_ = self._arguments
         return f"{os.path.abspath(builder_dir)}: image {index} of {split}"
 
     def digest(self, rows: Rows) -> dict[str, str]:
-        """Digest of data set, version, the records and bytes of each file, and the records that are used."""
+        """Returns a digest of the copy's full name, its split, its files' sizes and the numbers of the records."""
         builder_dir, split, *_ = self._arguments
         info = _builder(builder_dir).info
         part = info.splits[split]
@@ -176,20 +176,20 @@ class TfdsReader:
         return {"copy": sha256_of_names(text.encode() for text in facts)}
 
     def label(self, index: int) -> int:
-        """The label alone."""
+        """Returns the label of an image."""
         return int(self._record(index)[self._arguments[3]])
 
     def _record(self, index: int) -> dict[str, Any]:
-        # Image and label of a record are asked for one after the other.
+        # The image and the label of a record are usually read one after the other.
         last = self._last
         if last is None or last[0] != index:
             try:
                 self._last = last = (index, self._open()[index])
-            except Exception as error:  # whatever a damaged or missing file leads to
+            except Exception as error:  # damaged or missing files raise many kinds of errors
                 builder_dir, split, *_ = self._arguments
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(
-                    f"{builder_dir}: record {index} of {split} can't be read ({reason}); restore or prepare the copy"
+                    f"{builder_dir}: record {index} of {split} can't be read ({reason}); restore the copy or prepare it"
                     " again"
                 ) from error
         return last[1]
@@ -206,7 +206,7 @@ class TfdsReader:
 
 
 class TfdsLabels:
-    """The labels of a split; they lie in the records, so that all of them (`np.asarray`) take a pass over the files."""
+    """The labels of a split. They are stored in the records, so `np.asarray` reads all files to collect them."""
 
     def __init__(self, reader: TfdsReader, size: int) -> None:
         self._reader = reader

@@ -1,8 +1,8 @@
-"""Worker processes that make batches, in order, and end with the process that they work for.
+"""Worker processes that make batches, in order, and end with the main process.
 
-A worker is a new interpreter (``spawn``), which multiprocessing has import the main script once more, for the functions
-that are defined there. Here they come by value, so it is left out: a script needs no ``if __name__ == "__main__"``, and
-may come from standard input or a notebook.
+A worker is a new interpreter (``spawn``). By default, multiprocessing imports the main script in it again, for the
+functions defined there. Here functions are sent by value and that import is left out, so a script needs no
+``if __name__ == "__main__"``, and may come from standard input or a notebook.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from mnv2_jax.errors import UserError
 
 _OPEN_FILES = 2**14
 _CLOSE_S = 2.0
-"""In which a worker must have finished its batch once nobody wants it any more."""
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""They reach the whole process group, but it is the main process that decides."""
+"""Seconds that a worker has to finish its batch once the stream is closed."""
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that reach the whole process group, while only the main process decides when to end."""
 _SOCKET_BYTES = 70
-"""Longest path of the temporary folder; multiprocessing adds 33."""
+"""Longest path of the temporary folder in bytes; multiprocessing adds 33."""
 _PREFIX = "grain-process-prefetch"
 """Prefix of the names that grain gives its processes."""
 
 Batches: TypeAlias = Generator[NumpyBatch, None, None]
-"""``close()`` ends its worker processes; so does dropping it."""
+"""A stream of batches; ``close()`` or garbage collection ends its worker processes."""
 
 
 def in_order(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
-    """``make(start)``, ``make(start + 1)``, ... in this order, made by worker processes where there are any."""
+    """Yields ``make(start)`` to ``make(stop - 1)`` in order, made by worker processes unless there are 0."""
     if num_workers == 0:
         return (make(step) for step in range(start, stop))
     batches = _from_workers(make, start, stop, num_workers)
@@ -60,24 +60,24 @@ _OPEN: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Ends the workers of a stream that was left open, before the interpreter takes apart what they need to end."""
+    """Ends the workers of streams that were left open, before the interpreter unloads the modules that this needs."""
     for batches in list(_OPEN):
-        with contextlib.suppress(ValueError):  # it is being read from by another thread
+        with contextlib.suppress(ValueError):  # another thread is reading from it
             batches.close()
 
 
 def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_workers: int) -> Batches:
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads a flag of absl; under app.run they are parsed already
+        flags.FLAGS.mark_as_parsed()  # grain reads an absl flag; only absl's app.run would have parsed the flags
     _allow_open_files()
     _leave_out_main()
     _start_tracker()
     _shorten_temporary_folder()
-    lent = _Lent(_Parcelled(make, stop))
+    lent = _LentFunction(_ParcelMaker(make, stop))
     dataset = (
         grain.MapDataset.range(start, sys.maxsize)
         .map(lent)
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # a process each is parallel enough
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # the processes are parallel enough
         .mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_start_worker)
     )
     receiver = shared.Receiver()
@@ -88,56 +88,57 @@ def _from_workers(make: Callable[[int], NumpyBatch], start: int, stop: int, num_
             except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
                 if isinstance(error, RuntimeError) and "terminated unexpectedly" not in str(error):
                     raise
-                raise UserError(_told_of_an_end(str(error).split(".")[0])) from error
+                raise UserError(_describe_end(str(error).split(".")[0])) from error
             yield batch
-            del batch  # its memory is filled again as soon as the caller has dropped it, too
+            del batch  # its memory is reused as soon as the caller has dropped it too
 
 
-def _told_of_an_end(reason: str) -> str:
-    """Line for a reason such as ``Worker process was terminated unexpectedly with exit code -9``."""
+def _describe_end(reason: str) -> str:
+    """Returns the error for a reason such as ``Worker process was terminated unexpectedly with exit code -9``."""
     code = reason.rpartition(" ")[2]
-    if not code.isdigit():  # of a signal, or of what a worker that is gone was to send
+    if not code.isdigit():  # a signal's number is negative; other errors come from what a killed worker didn't send
         return (
-            f"a process that reads images was killed ({reason}), mostly for want of memory; lower data.num_workers, or"
-            " give more of it"
+            f"a process that reads images was killed ({reason}), usually for lack of memory; lower data.num_workers, or"
+            " provide more memory"
         )
     return (
-        f"a process that reads images has ended ({reason}); what it said of that stands above, and"
-        " data.num_workers=0 does without such processes"
+        f"a process that reads images has ended ({reason}); see its own error above, or set data.num_workers=0 to read"
+        " without such processes"
     )
 
 
-class _Lent:
-    """A function that workers fetch from memory, and the word that nobody needs them any more.
+class _LentFunction:
+    """A function that workers load from shared memory, with a pipe that tells them to end.
 
-    Written into the pipe by which a process is started, a long list of images would take its time for each of them, and
-    for ever for one that dies before it has read it. A context manager; leaving it ends the workers.
+    Multiprocessing would write the function, with its long list of images, into the pipe that starts a process. That
+    takes time for every process, and never returns for one that dies before it has read everything. This is a context
+    manager; leaving it ends the workers.
     """
 
     def __init__(self, function: Callable[[int], Parcel]):
         self._content = shared.nameless_file()
         self._size = self._content.write(cloudpickle.dumps(function))
         self._content.flush()
-        self._over, self._open = os.pipe()
+        self._end_pipe, self._open_end = os.pipe()
 
     def __call__(self, number: int) -> Parcel:
-        raise NotImplementedError  # it is called in workers, as what it has become there
+        raise NotImplementedError  # unpickling it in a worker gives the function itself, which is called there
 
     def __reduce__(self) -> Any:
-        return _fetched, (reduction.DupFd(self._content.fileno()), self._size, reduction.DupFd(self._over))
+        return _load_function, (reduction.DupFd(self._content.fileno()), self._size, reduction.DupFd(self._end_pipe))
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
         self._content.close()
-        os.close(self._over)
-        os.close(self._open)
+        os.close(self._end_pipe)
+        os.close(self._open_end)
 
 
-def _fetched(content: Any, size: int, over: Any) -> Callable[[int], Parcel]:
-    """In a worker: the function of a `_Lent`."""
-    threading.Thread(target=_exit_when_over, args=(over.detach(),), daemon=True).start()
+def _load_function(content: Any, size: int, end_pipe: Any) -> Callable[[int], Parcel]:
+    """Loads the function of a `_LentFunction` in a worker."""
+    threading.Thread(target=_exit_when_closed, args=(end_pipe.detach(),), daemon=True).start()
     number = content.detach()
     try:
         with mmap.mmap(number, size, access=mmap.ACCESS_READ) as memory:
@@ -147,37 +148,43 @@ def _fetched(content: Any, size: int, over: Any) -> Callable[[int], Parcel]:
     return function
 
 
-def _exit_when_over(pipe: int) -> None:
-    """Grain waits for each of its workers by itself, for half a minute; one may be reading from a dead file system."""
+def _exit_when_closed(pipe: int) -> None:
+    """Ends a worker soon after the main process has closed the pipe.
+
+    Grain would wait half a minute for each worker in turn, and a worker may be reading from a dead file system.
+    """
     os.read(pipe, 1)
     time.sleep(_CLOSE_S)
     os._exit(1)
 
 
 def _leave_out_main() -> None:
-    """Has multiprocessing start grain's workers without the main script, and deaf until `_start_worker`."""
+    """Makes multiprocessing start grain's workers without the main script, and with signals blocked.
+
+    `_start_worker` unblocks the signals.
+    """
     original = spawn.get_preparation_data
     if original.__module__ == __name__:
         return
 
     def without_main(name: str) -> dict[str, Any]:
-        told: dict[str, Any] = original(name)
+        preparation: dict[str, Any] = original(name)
         if name.startswith(_PREFIX):
             for key in ("init_main_from_name", "init_main_from_path"):
-                told.pop(key, None)
-            if threading.current_thread() is not threading.main_thread():  # grain has threads that start processes
-                signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        return told
+                preparation.pop(key, None)
+            if threading.current_thread() is not threading.main_thread():  # grain starts processes in threads
+                signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+        return preparation
 
     spawn.get_preparation_data = without_main
 
 
 def _start_tracker() -> None:
-    """Starts multiprocessing's own process deaf to what reaches the whole group, as an ssh that is gone does by SIGHUP.
+    """Starts multiprocessing's resource tracker with signals blocked that reach the whole process group.
 
-    Without it Python tells at length of each semaphore that it can't find.
+    A lost ssh connection sends such a SIGHUP. Without the tracker, Python prints a warning for each missing semaphore.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
     try:
         resource_tracker.ensure_running()
     finally:
@@ -185,12 +192,15 @@ def _start_tracker() -> None:
 
 
 def _shorten_temporary_folder() -> None:
-    """Processes pass files on through a socket in a temporary folder; a socket's path has at most about 100 bytes."""
+    """Makes multiprocessing use /tmp where the temporary folder has a long path.
+
+    Processes pass file descriptors through a socket in that folder, and a socket's path has about 100 bytes at most.
+    """
     if len(os.fsencode(tempfile.gettempdir())) <= _SOCKET_BYTES:
         return
     too_long, tempfile.tempdir = tempfile.tempdir, "/tmp"
     try:
-        util.get_temp_dir()  # from now on it is that one, here and in workers; removed at the end
+        util.get_temp_dir()  # multiprocessing keeps this folder, also for its workers, and removes it at the end
     except OSError as error:
         raise UserError(f"TMPDIR={too_long!r} is too long for a socket's path; set it to a shorter one") from error
     finally:
@@ -198,11 +208,11 @@ def _shorten_temporary_folder() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parcelled:
-    """Batch number -> parcel; what a worker process is sent.
+class _ParcelMaker:
+    """The function from a batch's number to its parcel, which worker processes receive.
 
-    Neither the end nor a user's error is an exception in a worker: grain would end the process as soon as it reads of
-    it, ahead of need, and with the process what is on its way and not yet opened.
+    Neither the end of the stream nor a user's error is raised in a worker. Grain would end the process as soon as it
+    reads of an exception, which is ahead of time, and the parcels that are still on their way would be lost.
     """
 
     make: Callable[[int], NumpyBatch]
@@ -218,27 +228,31 @@ class _Parcelled:
 
 
 def _allow_open_files() -> None:
-    """A worker takes about 15 file descriptors of this process: with the usual 1,024, 64 cores would be too many."""
+    """Raises the limit of open files: a worker takes about 15, so the usual 1,024 wouldn't suffice for 64 workers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft not in (resource.RLIM_INFINITY, wanted) and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft not in (resource.RLIM_INFINITY, limit) and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _start_worker(number: int, count: int) -> None:
-    """Runs first in a worker: it shall live exactly as long as it is needed."""
+    """Prepares a worker before anything else runs in it, so that it lives exactly as long as it is needed."""
     del count
     shared.share_from(number)
-    # The main process saves a checkpoint and then closes us. Should it not, we are gone a minute later.
-    for ending in _ENDING:
-        if signal.getsignal(ending) != signal.SIG_IGN:  # as SIGHUP is under nohup, here and there
-            signal.signal(ending, signal.SIG_IGN if ending == signal.SIGINT else lambda *_: signal.alarm(60))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    # The main process saves a checkpoint and then ends its workers. If it doesn't, they end a minute after the signal.
+    for end_signal in _END_SIGNALS:
+        if signal.getsignal(end_signal) != signal.SIG_IGN:  # nohup ignores SIGHUP, also for the main process
+            is_interrupt = end_signal == signal.SIGINT
+            signal.signal(end_signal, signal.SIG_IGN if is_interrupt else lambda *_: signal.alarm(60))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def exit_with_parent() -> None:
-    """For a thread of a worker: a main process that is killed can't end it, and it would work on or wait forever."""
+    """Ends a worker once the main process is gone; runs in a thread of the worker.
+
+    A main process that is killed can't end its workers, which would work on or wait forever.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

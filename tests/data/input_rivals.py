@@ -132,11 +132,11 @@ def measure(path, repeats, seconds):
 
 
 def main():
-    """Flags, turns, a table."""
+    """Reads the flags, takes the turns, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", metavar="DIR", help="train/CLASS/*.jpg lie below")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: 5)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="that a turn takes at least (default: 4)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="shortest time of a turn (default: 4)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     found = measure(args.path, args.repeats, args.seconds)

@@ -1,4 +1,4 @@
-"""What is known of images without opening them: the same wherever they lie, another where they are others."""
+"""Digests of data, made without opening an image: equal wherever the data lie, different for other data."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def digests(path, name="folder", **fields):
 
 
 def differing(one, other):
-    """The splits and kinds of which both know something else."""
+    """The pairs (split, kind) that both have, with different digests."""
     shared = ((split, kind) for split in one for kind in one[split].keys() & other[split].keys())
     return {(split, kind) for split, kind in shared if one[split][kind] != other[split][kind]}
 

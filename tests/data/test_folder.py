@@ -1,4 +1,4 @@
-"""Image folders on disk and in a tar: the same images either way, and one clear line for each thing amiss."""
+"""Image folders on disk and in a tar: the same images either way, and a one-line error for each problem."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ def opened(path, **fields):
 
 @pytest.fixture
 def own(photos, tmp_path) -> pathlib.Path:
-    """A copy of the folder, to be spoilt."""
+    """A copy of the folder that a test may change."""
     return pathlib.Path(shutil.copytree(photos, tmp_path / "own"))
 
 
@@ -92,7 +92,7 @@ def test_eval_split_prefers_val_then_test(own):
 
 
 @pytest.mark.parametrize(
-    ("there", "asked", "found", "left"),
+    ("names", "requested", "expected", "unused"),
     [
         (("train", "valid", "test"), None, "valid", "'test'"),
         (("Training", "Dev-Set"), None, "Dev-Set", None),
@@ -102,24 +102,24 @@ def test_eval_split_prefers_val_then_test(own):
         (("train", "valid"), "dev", "valid", None),
         (("train", "val", "valid"), "valid", "valid", "'val'"),
         (("train", "training_set", "val"), "val", "val", "'training_set'"),
-        (("train", "val", "valid"), None, "val and valid could each be the val split; choose by", None),
-        (("Train", "training", "val"), None, "Train and training could each be the train split; move one", None),
+        (("train", "val", "valid"), None, r"val and valid .*data\.eval_split=val", None),
+        (("Train", "training", "val"), None, "Train and training ", None),
     ],
 )
-def test_splits_go_by_many_names_and_what_is_not_looked_at_is_named(own, tmp_path, there, asked, found, left):
+def test_splits_go_by_many_names_and_unused_ones_are_named(own, tmp_path, names, requested, expected, unused):
     place = tmp_path / "named"
-    for name in there:
+    for name in names:
         shutil.copytree(own / "val", place / name)
-    if "could" in found:
-        refused(place, found, eval_split=asked)
+    if " and " in expected:
+        refused(place, expected, eval_split=requested)
         return
-    dataset = opened(place, eval_split=asked)
-    assert (len(dataset.train), dataset.eval.name) == (7, found)
-    assert [note.rpartition("not looked at: ")[2] for note in dataset.notes] == ([left] if left else [])
+    dataset = opened(place, eval_split=requested)
+    assert (len(dataset.train), dataset.eval.name) == (7, expected)
+    assert [note.rpartition(": ")[2] for note in dataset.notes] == ([unused] if unused else [])
 
 
 def test_what_pillow_reads_is_taken(own, monkeypatch):
-    """Every ending that we take is one of Pillow's or of a JPEG, and opens; what this Pillow lacks is said."""
+    """Every extension that we accept is Pillow's or a JPEG's, and its files open; a missing codec is an error."""
     known = Image.registered_extensions()
     assert {ending for ending in EXTENSIONS if ending not in known} == {".jfi", ".jif"}
     sample = Image.open(own / "train" / "cat" / "0.png").convert("RGB").resize((32, 32))
@@ -134,7 +134,7 @@ def test_what_pillow_reads_is_taken(own, monkeypatch):
     assert len(split) == 17 + written
     assert all(np.asarray(split.read(index)).shape[-1] == 3 for index in range(len(split)))
     monkeypatch.setattr(images.features, "check", lambda codec: codec != "avif")
-    refused(own, r"train/dog/0\.AVIF: the Pillow of this machine was built without avif")
+    refused(own, r"train/dog/0\.AVIF: .*avif")
 
 
 def test_what_is_left_out_is_counted_and_named(own, tmp_path):
@@ -146,11 +146,11 @@ def test_what_is_left_out_is_counted_and_named(own, tmp_path):
     path = tmp_path / "own.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(own, arcname="own")
-    said = (
-        "left out: 9 files: .heic 3, .db 1, .nef 1, images outside of class folders 1, without an ending 1, hidden 2;"
-        " as train/dog/a.heic"
+    note = (
+        "left out: 9 files: .heic 3, .db 1, .nef 1, images outside of class folders 1, without an extension 1, hidden"
+        " 2; as train/dog/a.heic"
     )
-    assert opened(own).notes == opened(path).notes == (said,)
+    assert opened(own).notes == opened(path).notes == (note,)
     assert (len(opened(path).train), len(opened(path).eval)) == (17, 7)
     (own / "val" / "stray.png").unlink()
     assert "left out: 8 files" in opened(own, holdout_fraction=0.3).notes[1]
@@ -177,12 +177,12 @@ def test_to_evaluate_on_a_split_or_class_folders_are_enough(own, tmp_path):
         assert (dataset.eval.name, dataset.class_names, len(dataset.train)) == (name, ("cat", "emu"), 0)
         np.testing.assert_array_equal(dataset.eval.labels, [0, 0, 0, 0, 1, 1, 1])
         np.testing.assert_array_equal(dataset.eval.read(6), Image.open(own / "val" / "emu" / "more" / "2.webp"))
-        with pytest.raises(UserError, match="there are no images to train on"):
+        with pytest.raises(UserError, match=r"--mode=eval"):
             check_trainable(dataset)
     (own / "val").rename(own / "dev")
     assert evaluated(own).eval.name == evaluated(own, eval_split="val").eval.name == "dev"
-    for fields, says in (({"eval_split": "test"}, "no test/ in it"), ({"holdout_fraction": 0.5}, "no train/ in it")):
-        with pytest.raises(UserError, match=says):
+    for fields, missing in (({"eval_split": "test"}, "no test/"), ({"holdout_fraction": 0.5}, "no train/")):
+        with pytest.raises(UserError, match=missing):
             evaluated(own, **fields)
 
 
@@ -204,20 +204,18 @@ def test_class_folders_without_splits_hold_a_fifth_of_each_class_out(photos, tmp
     assert len(digests) == 1
     assert opened(photos).holdout_fraction == 0
     assert len(opened(photos / "train", eval_split="train").train) == 17
-    refused(
-        photos / "train", "class folders without splits, and so no val; set data.eval_split to None", eval_split="val"
-    )
+    refused(photos / "train", r"no val; .*data\.eval_split", eval_split="val")
 
 
 def test_a_folder_around_another_is_no_class(own, tmp_path):
     own.rename(tmp_path / "wrapped")
     (tmp_path / "photos").mkdir()
     (tmp_path / "wrapped").rename(tmp_path / "photos" / "all")
-    refused(tmp_path / "photos", "only all/ in it, which would be the only class; give .*photos/all")
+    refused(tmp_path / "photos", "all/ .*photos/all,")
 
 
 def test_classes_may_be_called_like_splits(own):
-    """A train is no split where it lies beside a bus."""
+    """A folder named train is a class where it lies beside bus."""
     for name in ("bus", "train"):
         shutil.copytree(own / "val" / "cat", own / "vehicles" / name)
     dataset = evaluated(own / "vehicles")
@@ -245,7 +243,7 @@ def test_the_flat_val_of_imagenet(own, tmp_path, listed):
     for image in names:
         (top / "val").mkdir(parents=True, exist_ok=True)
         Image.open(own / "train" / "cat" / "0.png").save(top / "val" / f"{image}.JPEG", "JPEG")
-    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz.* or sort the images into class folders"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz.* class folders"):
         evaluated(top, name="imagenet")
     (tmp_path / name if listed == "kaggle" else top / name).write_text("\n".join(lines))
     with tarfile.open(top / "ILSVRC2012_img_val.tar", "w") as archive:
@@ -255,7 +253,7 @@ def test_the_flat_val_of_imagenet(own, tmp_path, listed):
         assert dataset.class_names == (ids[0], ids[7], ids[999])
         np.testing.assert_array_equal(dataset.eval.labels, [0, 1, 1, 2])
     (tmp_path / name if listed == "kaggle" else top / name).write_text("\n".join(lines[:2]))
-    with pytest.raises(UserError, match=r"ILSVRC2012_val_0000000\d\.JPEG is not among the \d labels"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_0000000\d\.JPEG .*\d label"):
         evaluated(top, name="imagenet")
 
 
@@ -300,43 +298,43 @@ def test_no_path():
 
 
 def test_missing_path():
-    refused("no/where", r"data\.path='no/where': no such file or folder")
+    refused("no/where", r"data\.path='no/where'")
 
 
 def test_missing_train(own):
     shutil.rmtree(own / "train")
-    refused(own, r"no train/ in it, only val/; arrange the images as train/CLASS")
+    refused(own, r"no train/ .*only val/; .*train/CLASS")
 
 
 def test_empty_directory(tmp_path):
-    refused(tmp_path, "no train/ in it, and no folders at all")
+    refused(tmp_path, "no train/ .*no folders")
 
 
 def test_missing_eval(own):
     shutil.rmtree(own / "val")
-    refused(own, r"no val/ nor test/ in it, only train/; .* data\.holdout_fraction")
+    refused(own, r"no val/ nor test/ .*only train/; .*data\.holdout_fraction")
     assert len(opened(own, holdout_fraction=0.3).eval) == 6
 
 
 def test_asked_split_missing(photos):
-    refused(photos, r"no test/ in it, only train/, val/; choose one of them by data\.eval_split", eval_split="test")
+    refused(photos, r"no test/ .*only train/, val/; .*data\.eval_split", eval_split="test")
 
 
 def test_no_class_folders(own):
     shutil.rmtree(own / "val")
     (own / "val").mkdir()
-    refused(own, "val/ holds no class folders; arrange")
+    refused(own, "val/ .*no class folders; .*train/CLASS")
 
 
 def test_empty_class_folder(own):
     (own / "train" / "fox").mkdir()
     (own / "train" / "fox" / "readme.txt").write_text("no foxes yet")
-    refused(own, r"train/fox holds no images that can be read, only \.txt 1; add some, or remove the folder")
+    refused(own, r"train/fox .*only \.txt 1; ")
 
 
 def test_class_that_only_eval_has(own):
     shutil.copytree(own / "val" / "cat", own / "val" / "fox")
-    refused(own, "class 'fox' is in val/ but not in train, which has 3 classes")
+    refused(own, "'fox' .*val/ .*train.* 3 classes")
 
 
 @pytest.mark.parametrize(("suffix", "command"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
@@ -344,19 +342,19 @@ def test_compressed_tar(photos, tmp_path, suffix, command):
     path = tmp_path / f"photos.tar.{suffix}"
     with tarfile.open(path, f"w:{suffix}") as archive:
         archive.add(photos / "val", arcname="val")
-    refused(path, f"uncompressed \\({command} .*or unpack it")
+    refused(path, f"\\({command} ")
 
 
 def test_not_a_tar(tmp_path):
     path = tmp_path / "photos.tar"
     path.write_bytes(b"something else" * 100)
-    refused(path, "can't be read as a tar")
+    refused(path, "as a tar")
 
 
 def test_cut_tar(photos_tar, tmp_path):
     path = tmp_path / "photos.tar"
     path.write_bytes(photos_tar.read_bytes()[:20_000])
-    refused(path, "can't be read as a tar .*copy the file again")
+    refused(path, "as a tar ")
 
 
 def test_tar_with_links(photos, tmp_path):
@@ -366,7 +364,7 @@ def test_tar_with_links(photos, tmp_path):
         link = tarfile.TarInfo("train/cat/link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "0.png"
         archive.addfile(link)
-    refused(path, r"train/cat/link\.png is a link.* tar --dereference")
+    refused(path, r"train/cat/link\.png .*tar --dereference")
 
 
 def test_empty_class_folder_in_a_tar(photos, tmp_path):
@@ -376,23 +374,23 @@ def test_empty_class_folder_in_a_tar(photos, tmp_path):
         empty = tarfile.TarInfo("./val/dog")
         empty.type = tarfile.DIRTYPE
         archive.addfile(empty)
-    refused(path, "val/dog holds no images")
+    refused(path, "val/dog ")
 
 
 def test_tar_with_one_split_is_not_taken_for_a_wrapper(photos, tmp_path):
     path = tmp_path / "photos.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(photos / "val", arcname="val")
-    refused(path, "no train/ in it, only val/")
+    refused(path, "no train/ .*only val/")
 
 
 def test_a_file_that_vanishes_or_breaks_is_named(own):
     split = opened(own).train
     (own / "train" / "cat" / "0.png").unlink()
     (own / "train" / "cat" / "1.JPEG").write_bytes(b"")
-    with pytest.raises(UserError, match=r"train/cat/0\.png: can't be read \(No such file"):
+    with pytest.raises(UserError, match=r"train/cat/0\.png: .*\(No such file"):
         split.read(0)
-    with pytest.raises(UserError, match=r"train/cat/1\.JPEG: the file is empty; restore or remove it"):
+    with pytest.raises(UserError, match=r"train/cat/1\.JPEG: .*empty"):
         split.read(1)
 
 
@@ -403,7 +401,7 @@ def test_a_broken_image_in_a_tar_is_named(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = 4
             archive.addfile(member, io.BytesIO(b"junk"))
-    with pytest.raises(UserError, match=r"photos\.tar: train/a/x\.jpg: not an image"):
+    with pytest.raises(UserError, match=r"photos\.tar: train/a/x\.jpg: "):
         opened(path).train.read(0)
 
 
@@ -414,13 +412,13 @@ def test_a_tar_with_a_damaged_header_in_its_middle_or_without_its_end_is_refused
     path = tmp_path / "photos.tar"
     for content in (whole[:header] + b"?" + whole[header + 1 :], whole[:header]):
         path.write_bytes(content)
-        refused(path, f"damaged or cut off at byte {header:,}")
+        refused(path, f"byte {header:,}")
 
 
 def test_gzip_without_the_name(photos_tar, tmp_path):
     path = tmp_path / "photos.tar"
     path.write_bytes(gzip.compress(photos_tar.read_bytes(), 1))
-    refused(path, "a compressed file has no random access")
+    refused(path, r"compressed.*\(gunzip ")
 
 
 # --- real data ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Lists of files and labels, in the forms that people have them; one clear line for each thing amiss."""
+"""Lists of files and labels in the usual forms, and a one-line error for each problem."""
 
 import tarfile
 
@@ -19,7 +19,7 @@ SPLITS = ("train", "train", "valid", "test", "train")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Ten images as photos/CLASS/*.jpg and ten as train/NUMBER.png, each of a shade by which it is known."""
+    """Ten images as photos/CLASS/*.jpg and ten as train/NUMBER.png, each of its own shade."""
     top = tmp_path_factory.mktemp("listed")
     for shade, name in enumerate([*PHOTOS, *(f"train/{image}.png" for image in IDS)]):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms(listed, form):
-    """Each is the same ten images of two classes, of each of which one is held out."""
+    """Each form gives the same ten images of two classes, one of each held out."""
     name, content = FORMS[form]
     dataset = listed(content, name)
     assert (dataset.class_names, dataset.eval.name, dataset.holdout_fraction) == (("cat", "dog"), "holdout", 0.2)
@@ -90,9 +90,10 @@ def test_numbers_are_classes_by_their_value(listed, images, tmp_path):
 def test_a_column_of_splits(listed):
     rows = [f"{path},{label},{SPLITS[place % 5]}" for place, (path, label) in enumerate(LABELLED)]
     for head in ("", "filename,species,data set\n"):
-        found = listed(head + "\n".join(rows))
-        assert (len(found.train), found.eval.name, len(found.eval), found.holdout_fraction) == (6, "valid", 2, 0)
-        assert found.notes[0].endswith("not looked at: 'test'")
+        dataset = listed(head + "\n".join(rows))
+        sizes = (len(dataset.train), dataset.eval.name, len(dataset.eval), dataset.holdout_fraction)
+        assert sizes == (6, "valid", 2, 0)
+        assert dataset.notes[0].endswith(": 'test'")
     assert listed("\n".join(rows), eval_split="test").eval.name == "test"
     only = listed("\n".join(row for row in rows if "valid" in row), evaluates=True)
     assert (len(only.train), only.eval.name, only.class_names) == (0, "valid", ("cat", "dog"))
@@ -110,7 +111,7 @@ def test_a_folder_of_lists(listed, images, tmp_path):
         "listed in several splits: 1 image, as train/000.png",
         "not in the list: 9 images, as photos/cat/cat1 x.jpg",
     )
-    with pytest.raises(UserError, match=r"val\.txt, line 1: .* or give the list to train on alone, .*train\.csv"):
+    with pytest.raises(UserError, match=r"val\.txt, line 1: .*train\.csv"):
         listed("000\n001", "val.txt", tmp_path)
     (tmp_path / "val.txt").unlink()
     (tmp_path / "train").unlink()
@@ -130,27 +131,27 @@ REFUSED = {
     "missing": (
         "id,label\n" + BY_ID + "\n\n011,cat\n012,dog",
         {},
-        r"line 13: '011' is not below .* 1 more of 12; .*image_root",
+        r"line 13: '011' .* 1 more of 12; .*image_root",
     ),
     "several": ("cat0 x,cat\n000,dog\n" + "img.png,cat", {}, r"line 3: 'img\.png'"),
-    "ambiguous": ("x,cat\n", {}, r"line 1: 'x' could be photos/cat/x\.png or photos/dog/x\.png; write more"),
-    "two classes": ("000,dog\n001,dog\n000,cat", {}, r"line 3: '000' is 'cat', and 'dog' in .*line 1"),
-    "fields": ("id,label\n" + BY_ID + "\n011", {}, r"line 12: 1 fields where line 1 has 2"),
-    "one column": ("id\n000\n001", {}, "line 1: one field"),
-    "no label": ("id,label\n000,\n001,cat", {}, "line 2: no label in it"),
-    "a measurement": ("id,score\n000,0.5\n001,1", {}, "line 2: 0.5 is not the number of a class"),
-    "empty": ("\n", {}, "the list is empty"),
-    "a header alone": ("id,label\n", {}, "no line with an image"),
-    "one-hot": ("id,healthy,rust\n000,1,0\n001,0,1", {}, "'healthy', 'rust' none is known for the label"),
-    "latin": ("id,label\n000,ä".encode("latin-1"), {}, r"can't be read .*UTF-8"),
+    "ambiguous": ("x,cat\n", {}, r"line 1: 'x' .*photos/cat/x\.png .*photos/dog/x\.png"),
+    "two classes": ("000,dog\n001,dog\n000,cat", {}, r"line 3: '000' .*'cat'.*'dog' .*line 1"),
+    "fields": ("id,label\n" + BY_ID + "\n011", {}, r"line 12: 1 .*line 1 has 2"),
+    "one column": ("id\n000\n001", {}, "line 1: .*one field"),
+    "no label": ("id,label\n000,\n001,cat", {}, "line 2: no label"),
+    "a measurement": ("id,score\n000,0.5\n001,1", {}, r"line 2: 0\.5 "),
+    "empty": ("\n", {}, "empty"),
+    "a header alone": ("id,label\n", {}, "no line"),
+    "one-hot": ("id,healthy,rust\n000,1,0\n001,0,1", {}, "'healthy', 'rust' .*label"),
+    "latin": ("id,label\n000,ä".encode("latin-1"), {}, "UTF-8"),
     "no such root": (BY_ID, {"image_root": "no/where"}, r"data\.image_root='no/where'"),
     "no such split": (
         BY_ID,
         {"eval_split": "val"},
-        r"no column of splits, and so no val; set data\.eval_split to None",
+        r"no val; .*data\.eval_split",
     ),
-    "no train": ("000,cat,0\n001,dog,1".replace("000", "id,label,split\n000"), {}, "no train in it, only 0, 1"),
-    "a class of val": ("000,cat,train\n001,dog,val", {}, "class 'dog' is in val but not in train"),
+    "no train": ("000,cat,0\n001,dog,1".replace("000", "id,label,split\n000"), {}, "no train .*only 0, 1"),
+    "a class of val": ("000,cat,train\n001,dog,val", {}, "'dog' .*val .*train"),
 }
 
 
@@ -174,5 +175,7 @@ def test_an_image_root_is_of_lists(photos):
 
 
 def test_listed_twice_is_one_image(listed):
-    found = listed(BY_ID + "\n000,cat")
-    assert (len(found.train), found.notes[1]) == (8, "listed twice in a split, and taken once: 1 image")
+    dataset = listed(BY_ID + "\n000,cat")
+    assert len(dataset.train) == 8
+    assert dataset.notes[1].startswith("listed twice")
+    assert dataset.notes[1].endswith(": 1 image")

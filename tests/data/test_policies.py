@@ -126,7 +126,7 @@ STRONGEST = {
     "autoaugment_tf": TF_STRONGEST | dict(TranslateX=250),
 }
 ONE_WAY = {"Posterize", "Solarize", "SolarizeAdd", "Cutout"}
-"""And what `tf` and timm do to colours."""
+"""Operations whose argument has no sign; so are the colour operations of TensorFlow and timm."""
 
 
 @pytest.mark.parametrize("policy", STRONGEST)
@@ -139,7 +139,7 @@ def test_the_strongest_operations_are_the_librarys(policy):
 
 
 def test_operations_are_stronger_with_the_magnitude():
-    """But those whose strength falls with it in TensorFlow's and timm's tables."""
+    """The exceptions are operations that get weaker in TensorFlow's and timm's tables."""
     for scales, maximum in ((tables.RANDAUGMENT, 1.0), (tables.RANDAUGMENT_TIMM_INCREASING, 0.999)):
         for name in ("Posterize", "Solarize", "Rotate", "Color"):
             weak, strong = (
@@ -157,11 +157,11 @@ def test_operations_are_stronger_with_the_magnitude():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(policy="randaugment_tf", policy_excluded=("Cutot",)), "has no 'Cutot'; did you mean 'Cutout'"),
-        (dict(policy="randaugment", policy_excluded=("Cutout",)), "randaugment has no 'Cutout'"),
-        (dict(policy="randaugment", policy_excluded=tuple(tables.RANDAUGMENT)), "leaves no operation"),
-        (dict(policy="randaugment", policy_magnitude=9.5), "is 9.5; torchvision's are the whole numbers 0 to 30"),
-        (dict(policy="randaugment_timm", policy_magnitude=11.0), "is 11.0; timm's are cut off at 10"),
+        (dict(policy="randaugment_tf", policy_excluded=("Cutot",)), "'Cutot'; .*'Cutout'"),
+        (dict(policy="randaugment", policy_excluded=("Cutout",)), "randaugment .*'Cutout'"),
+        (dict(policy="randaugment", policy_excluded=tuple(tables.RANDAUGMENT)), "policy_excluded .*no operation"),
+        (dict(policy="randaugment", policy_magnitude=9.5), r"policy_magnitude is 9\.5; .*0 to 30"),
+        (dict(policy="randaugment_timm", policy_magnitude=11.0), r"policy_magnitude is 11\.0; .* 10"),
     ],
 )
 def test_what_a_policy_cant_follow_is_refused(options, message):

@@ -1,4 +1,4 @@
-"""ImageNet prepared from each of its forms: the same bytes, whatever was killed on the way; what is amiss is named."""
+"""ImageNet prepared from each of its forms: the same bytes even after a kill, and errors that name each problem."""
 
 import concurrent.futures
 import csv
@@ -89,7 +89,7 @@ def tar_of(files: dict[str, bytes], mode="w") -> bytes:
 
 
 def devkit() -> dict[str, bytes]:
-    """meta.mat as it is: a 1860×1 array of structures, the 1000 classes first, in an order of its own."""
+    """A development kit; its meta.mat has the original form: structures, n×1, the 1000 classes first and shuffled."""
     names = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height"]
     names.append("num_train_images")
     rows = np.zeros((1003, 1), [(name, object) for name in names])
@@ -125,7 +125,7 @@ def write_tars(root: pathlib.Path, images: dict[str, bytes]) -> pathlib.Path:
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Without worker processes, which take half a second to start."""
+    """Replaces the worker processes by threads, which start faster."""
     monkeypatch.setattr(run, "_pool", concurrent.futures.ThreadPoolExecutor)
 
 
@@ -145,7 +145,7 @@ def hashes(out: pathlib.Path) -> dict[str, str]:
 
 
 def records(out: pathlib.Path) -> dict[str, bytes]:
-    """What the shards hold, as SPLIT/WNID/NAME."""
+    """The images in the shards, by SPLIT/WNID/NAME."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     found = {}
@@ -163,7 +163,7 @@ def records(out: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def prepared(images, tmp_path_factory) -> pathlib.Path:
-    """By two worker processes, of a tree of files."""
+    """A folder that two worker processes prepared from a tree of files."""
     top = tmp_path_factory.mktemp("prepared")
     manifest, damaged = prepare(write_files(top / "tree", images), top / "out", workers=2)
     assert manifest.complete
@@ -298,14 +298,14 @@ def test_killed_and_resumed(tree, prepared, tmp_path, in_process):
             assert lines[-1].endswith("(8/9)\n"), lines
             assert not any("train-00001" in line for line in lines)
             children = psutil.Process(process.pid).children(recursive=True)
-            with pytest.raises(UserError, match="another process is preparing it") as caught:
+            with pytest.raises(UserError, match=r"--out=.*another process") as caught:
                 prepare(tree, out)
             assert "\n" not in str(caught.value)
         finally:
             process.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
-    with pytest.raises(UserError, match="was not brought to an end; give the same command"):
+    with pytest.raises(UserError, match=r"mnv2_jax\.data\.prepare"):
         shards.open_splits(str(out), None)
     blocks.unlink()
     blocks.write_bytes(content)
@@ -337,7 +337,7 @@ def test_interrupted(tree, tmp_path, victim):
     else:
         (worker,) = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
         worker.kill()
-        expected = (2, "error: a worker process was killed, mostly for want of memory; lower --workers and give the")
+        expected = (2, "error: a worker process was killed")
     try:
         _, said = process.communicate(timeout=60)
     finally:
@@ -351,7 +351,7 @@ def test_full_disk(tree, tmp_path):
     result = subprocess.run(limited, capture_output=True, text=True, cwd=cli.ROOT, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
-    assert "can't be written (write() failed: File too large" in result.stderr
+    assert "(write() failed: File too large" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -386,7 +386,7 @@ def test_damaged_images_are_all_named(tree, tmp_path):
     assert result.returncode == 2
     *damaged, last = result.stderr.splitlines()
     assert [line.split(": ")[1] for line in damaged] == names
-    assert last.startswith("error: 3 damaged images in --source; restore them")
+    assert last.startswith("error: 3 damaged images in --source; ")
 
 
 def test_damaged_images_may_be_skipped(tree, images, prepared, tmp_path, in_process):
@@ -401,7 +401,7 @@ def test_damaged_images_may_be_skipped(tree, images, prepared, tmp_path, in_proc
     # Restored, they are taken up when the command is given without the flag.
     write_files(tree, images)
     (tree / names[-1]).unlink()
-    with pytest.raises(UserError, match=r"train-00046-of-00200\.arrayrecord was made of other images"):
+    with pytest.raises(UserError, match=r"train-00046-of-00200\.arrayrecord .*--source="):
         prepare(tree, out)
     (tree / names[-1]).write_bytes(encoded(9))
     assert prepare(tree, out)[0].complete
@@ -457,9 +457,12 @@ def test_missing_files_are_named(images, tmp_path, in_process):
     (source / "ILSVRC2012_img_train.tar").unlink()
     assert "missing: ILSVRC2012_img_train.tar or a folder train/, " in refusal(source, out, allow_incomplete=False)
     (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    assert "classes of the validation images are missing; put ILSVRC2012_devkit_t12.tar.gz" in refusal(source, out)
+    assert "classes of the validation images" in (message := refusal(source, out))
+    assert "ILSVRC2012_devkit_t12.tar.gz" in message
     (source / "ILSVRC2012_img_val.tar").unlink()
-    assert "no ImageNet in it; it may hold ILSVRC2012_img_train.tar" in refusal(source, out)
+    message = refusal(source, out)
+    assert message.startswith(f"--source={source}: ")
+    assert "ILSVRC2012_img_train.tar" in message
 
 
 def missing(source) -> list[str]:
@@ -467,7 +470,7 @@ def missing(source) -> list[str]:
 
 
 def test_missing_files_come_first(images, tmp_path, in_process):
-    """Whatever else lacks: a tar or the development kit, then classes, then images."""
+    """A missing tar or development kit is listed first, then classes, then images."""
     source = write_tars(tmp_path / "source", images)
     train, val, kit = (source / f"ILSVRC2012_{name}" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz"))
     content = kit.read_bytes()
@@ -604,15 +607,15 @@ def later_manifest(source, out):
 @pytest.mark.parametrize(
     ("spoils", "says"),
     [
-        (cut_tar, r"ILSVRC2012_img_train\.tar: can't be read as a tar"),
-        (damaged_val, r"ILSVRC2012_img_val\.tar: can't be read as a tar \(damaged or cut off at byte [\d,]+\)"),
+        (cut_tar, r"ILSVRC2012_img_train\.tar: .*as a tar"),
+        (damaged_val, r"ILSVRC2012_img_val\.tar: .*as a tar \(.*byte [\d,]+\)"),
         (cut_kit, r"devkit_t12\.tar\.gz: .* can't be read"),
-        (foreign_tar, "'n99999999' is not the WordNet id of one of ImageNet's 1000 classes"),
-        (foreign_class, "'cats' is not the WordNet id"),
-        (own_files, "it holds 'thesis.tex' and no manifest.json"),
-        (other_format, "begun with --format=folder; go on with that"),
-        (other_images, r"train-00000-of-00200\.arrayrecord was made of other images"),
-        (broken_manifest, "not a whole manifest"),
+        (foreign_tar, "'n99999999' .*1000 classes"),
+        (foreign_class, "'cats' .*1000 classes"),
+        (own_files, r"'thesis\.tex' .*manifest\.json"),
+        (other_format, "--format=folder"),
+        (other_images, r"train-00000-of-00200\.arrayrecord .*--source="),
+        (broken_manifest, r"manifest\.json: .*complete manifest"),
         (later_manifest, "format_version=2"),
     ],
 )
@@ -625,7 +628,7 @@ def test_refusals(images, tmp_path, in_process, spoils, says):
 
 
 def test_a_file_is_not_a_source(tmp_path, in_process):
-    assert "not a folder; give the one that holds" in refusal(tmp_path / "nothing", tmp_path / "out")
+    assert "nothing: not a folder; " in refusal(tmp_path / "nothing", tmp_path / "out")
 
 
 # --- verify -------------------------------------------------------------------------------------------------
@@ -644,7 +647,7 @@ def test_verify_finds_a_flipped_bit(tree, tmp_path, in_process):
     assert result.returncode == 2
     *found, last = result.stderr.splitlines()
     assert found == [f"{flipped}: damaged (its SHA-256 has changed)", f"{gone}: missing"]
-    assert last.startswith(f"error: {out}: 2 files are not as they were written; remove those that are damaged")
+    assert last.startswith(f"error: {out}: 2 files ")
     flipped.unlink()
     prepare(tree, out)
     assert verify(out, 2, lambda _: None) == []
@@ -653,10 +656,10 @@ def test_verify_finds_a_flipped_bit(tree, tmp_path, in_process):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("imagenet", "--source=."), "imagenet takes --source=DIR and --out=DIR"),
-        (("verify",), "verify takes the prepared folder"),
-        (("imagenet", "--source=.", "--out=x", "--workers=0"), "--workers=0 must be at least 1"),
-        (("imagenet", "--sauce=."), "unknown argument '--sauce=.'; did you mean '--source'"),
+        (("imagenet", "--source=."), "--source=DIR and --out=DIR"),
+        (("verify",), "verify DIR"),
+        (("imagenet", "--source=.", "--out=x", "--workers=0"), "--workers=0 .* 1"),
+        (("imagenet", "--sauce=."), "'--sauce=.'; .*'--source'"),
     ],
 )
 def test_flags(flags, says, monkeypatch):

@@ -17,7 +17,7 @@ SIZES = [
 
 
 def shares(size, target, interpolation):
-    """What each of ``size`` pixels has in each of ``target``, float64 [target, size]."""
+    """The weight of each of ``size`` pixels in each of ``target`` pixels, float64 [target, size]."""
     centre = (np.arange(target)[:, None] + 0.5) * size / target - 0.5
     far = np.abs(centre - np.arange(size))
     if interpolation == "bilinear":

@@ -1,4 +1,4 @@
-"""Prepared shards: the images of the folder source, from any process; and one line for each thing amiss."""
+"""Prepared shards: the images of the folder source, from any process; and a one-line error for each problem."""
 
 import concurrent.futures
 import contextlib
@@ -57,14 +57,14 @@ def test_the_same_as_from_the_folder_source(sharded, folders):
     assert a.class_names == b.class_names == tuple(IDS[label] for label in (0, 3, 60, 999))
     assert known_num_classes(data(sharded)) == known_num_classes(data(folders)) == 4
     assert (a.eval.name, len(a.train), len(a.eval)) == ("val", 16, 5)
-    for ours, theirs in ((a.train, b.train), (a.eval, b.eval)):
-        np.testing.assert_array_equal(ours.labels, theirs.labels)
-        assert np.asarray(ours.labels).dtype == np.int32
-        for i in range(len(ours)):
-            np.testing.assert_array_equal(np.asarray(ours.read(i)), np.asarray(theirs.read(i)))
-            shard, _, name = ours.where(i).rpartition(": ")
+    for in_shards, in_folders in ((a.train, b.train), (a.eval, b.eval)):
+        np.testing.assert_array_equal(in_shards.labels, in_folders.labels)
+        assert np.asarray(in_shards.labels).dtype == np.int32
+        for i in range(len(in_shards)):
+            np.testing.assert_array_equal(np.asarray(in_shards.read(i)), np.asarray(in_folders.read(i)))
+            shard, _, name = in_shards.where(i).rpartition(": ")
             assert os.path.isfile(shard)
-            assert name == os.path.basename(theirs.where(i))
+            assert name == os.path.basename(in_folders.where(i))
 
 
 def test_batches_don_t_depend_on_the_workers(sharded, folders):
@@ -100,7 +100,7 @@ def test_only_val_is_evaluated_on_all_classes(tmp_path):
     assert dataset.class_names == imagenet.class_ids()
     np.testing.assert_array_equal(dataset.eval.labels, [0, 0, 60, 60, 999])
     assert len(dataset.train) == 0
-    with pytest.raises(UserError, match="there are no images to train on"):
+    with pytest.raises(UserError, match="--mode=eval"):
         open_dataset(data(path, holdout_fraction=0.5))
 
 
@@ -130,10 +130,10 @@ def test_a_damaged_record_is_never_an_image(own):
     split = open_dataset(data(own)).train
     for index in set(range(len(split))) - {2}:
         np.asarray(split.read(index))
-    with pytest.raises(UserError, match=r"record 2 can't be read \(Corrupted") as caught:
+    with pytest.raises(UserError, match=r"record 2 .*\(Corrupted") as caught:
         split.read(2)
     assert str(caught.value).startswith(f"{shard}: record 2")
-    assert str(caught.value).endswith(f"find what is damaged by python -m mnv2_jax.data.prepare verify {own}")
+    assert str(caught.value).endswith(f"python -m mnv2_jax.data.prepare verify {own}")
     assert "\n" not in str(caught.value)
 
 
@@ -141,19 +141,19 @@ def test_a_missing_shard(own):
     (own / "val-00001-of-00020.arrayrecord").unlink()
     split = open_dataset(data(own)).eval
     np.asarray(split.read(1))
-    with pytest.raises(UserError, match=r"val-00001-of-00020\.arrayrecord: record 0 can't be read .*No such file"):
+    with pytest.raises(UserError, match=r"val-00001-of-00020\.arrayrecord: record 0 .*No such file"):
         split.read(2)
 
 
 def test_other_splits(sharded):
     assert open_dataset(data(sharded, eval_split="valid"), evaluates=True).eval.name == "val"
-    with pytest.raises(UserError, match="test was not prepared; one of: train, val; choose by"):
+    with pytest.raises(UserError, match=r"test .*train, val; .*data\.eval_split"):
         open_dataset(data(sharded, eval_split="test"))
 
 
 def test_val_of_other_classes(tmp_path):
     path = make(tmp_path / "out", "arrayrecord", {"train": {0: 1, 1: 1}, "val": {2: 1}})
-    with pytest.raises(UserError, match=f"class '{IDS[2]}' is in val but not in train, which has 2 classes"):
+    with pytest.raises(UserError, match=f"'{IDS[2]}' .*val .*train.* 2 classes"):
         open_dataset(data(path))
 
 
@@ -163,7 +163,7 @@ def test_what_isn_t_finished_is_not_opened(form, request, tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     for ask in (open_dataset, known_num_classes):
-        with pytest.raises(UserError, match="preparation was not brought to an end"):
+        with pytest.raises(UserError, match=r"mnv2_jax\.data\.prepare"):
             ask(data(path))
 
 

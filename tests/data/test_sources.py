@@ -52,7 +52,7 @@ def test_digits_are_grey_and_use_the_whole_range():
 
 
 def test_digits_have_no_val():
-    with pytest.raises(UserError, match=r"data\.eval_split='val': digits has train and test"):
+    with pytest.raises(UserError, match=r"data\.eval_split='val': .*test"):
         open_dataset(DataConfig(name="digits", eval_split="val"))
 
 
@@ -131,11 +131,11 @@ def wrong(**changes):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (wrong(x_train=None, data=np.zeros(3)), "are called data, x_test, y_test, y_train; x_train not found"),
-        (wrong(x_test=np.zeros((10, 32, 32, 3), np.float32)), r"x_test is float32 \[10, 32, 32, 3\]; save it as uint8"),
-        (wrong(x_train=np.zeros((30, 3072), np.uint8)), r"x_train is uint8 \[30, 3072\]"),
-        (wrong(y_train=np.zeros(29, np.uint8)), r"y_train is uint8 \[29\]; save one integer for each of the 30"),
-        (wrong(y_test=np.full(10, 10)), "y_test runs from 10 to 10; labels must be 0 to 9"),
+        (wrong(x_train=None, data=np.zeros(3)), "data, x_test, y_test, y_train; x_train "),
+        (wrong(x_test=np.zeros((10, 32, 32, 3), np.float32)), r"x_test .*float32 \[10, 32, 32, 3\]; .*uint8"),
+        (wrong(x_train=np.zeros((30, 3072), np.uint8)), r"x_train .*uint8 \[30, 3072\]"),
+        (wrong(y_train=np.zeros(29, np.uint8)), r"y_train .*uint8 \[29\]; .* 30"),
+        (wrong(y_test=np.full(10, 10)), "y_test .*10 to 10; .*0 to 9"),
     ],
 )
 def test_cifar10_with_wrong_arrays(tmp_path, given, says):
@@ -147,13 +147,13 @@ def test_cifar10_with_wrong_arrays(tmp_path, given, says):
 
 def test_cifar10_with_a_damaged_archive(tmp_path):
     (tmp_path / "cifar10.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(UserError, match=r"cifar10\.npz: can't be read as a NumPy archive"):
+    with pytest.raises(UserError, match=r"cifar10\.npz: .*archive"):
         open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
 
 
 def test_cifar10_that_cannot_be_read(tmp_path):
     (tmp_path / "cifar10.npz").symlink_to("/proc/self/mem")  # as on a disk with a bad block
-    with pytest.raises(UserError, match=rf"cifar10\.npz: can't be read \({os.strerror(errno.EIO)}\)"):
+    with pytest.raises(UserError, match=rf"cifar10\.npz: .*\({os.strerror(errno.EIO)}\)"):
         open_dataset(DataConfig(name="cifar10", path=str(tmp_path)))
 
 
@@ -163,7 +163,7 @@ def test_cifar10_in_a_folder(photos):
 
 def test_cifar10_needs_a_path():
     assert known_num_classes(DataConfig(name="cifar10")) == 10
-    with pytest.raises(UserError, match="needs its place on disk"):
+    with pytest.raises(UserError, match=r"data\.path=PATH"):
         open_dataset(DataConfig(name="cifar10"))
 
 
@@ -211,7 +211,7 @@ def test_holdout_of_digits_leaves_the_test_images_alone():
 def test_holdout_that_would_take_all_of_a_class(tmp_path):
     given = wrong(x_train=np.zeros((3, 32, 32, 3), np.uint8), y_train=np.array([0, 0, 4]))
     np.savez(tmp_path / "cifar10.npz", **given)
-    with pytest.raises(UserError, match="leaves class 'deer' no image to train on"):
+    with pytest.raises(UserError, match=r"data\.holdout_fraction=0\.1 .*'deer'"):
         open_dataset(DataConfig(name="cifar10", path=str(tmp_path), holdout_fraction=0.1))
 
 
@@ -220,14 +220,14 @@ def test_holdout_that_would_take_all_of_a_class(tmp_path):
 
 @pytest.mark.parametrize("ask", [open_dataset, known_num_classes])
 def test_unknown_name(ask):
-    with pytest.raises(UserError, match=r"data\.name='cifar' is not a data set; did you mean 'cifar10'\?"):
+    with pytest.raises(UserError, match=r"data\.name='cifar' .*'cifar10'"):
         ask(DataConfig(name="cifar"))
 
 
 def test_classes_that_are_known_without_data():
     assert known_num_classes(DataConfig(name="digits")) == 10
     assert known_num_classes(DataConfig(name="imagenet")) == 1000
-    with pytest.raises(UserError, match=r"data\.path is not set; give it in the argument"):
+    with pytest.raises(UserError, match=r"data\.path .*classes=10"):
         known_num_classes(DataConfig(name="folder"))
 
 
@@ -266,16 +266,16 @@ def test_robustness(tmp_path, name):
     for place in (0, 2, 10, 100, len(folders) - 1):  # of "2", "10" and "100", sorted as text, the order would differ
         assert np.asarray(dataset.eval.read(place))[0, 0, 0] == place % 256
     assert np.asarray(dataset.eval.read(len(folders))).shape == (6, 5, 3)
-    with pytest.raises(UserError, match=f"data.name='{name}': there are no images to train on"):
+    with pytest.raises(UserError, match=f"data.name='{name}': .*--mode=eval"):
         check_trainable(dataset)
-    with pytest.raises(UserError, match=f"{name} is evaluated as a whole; set it to 0"):
+    with pytest.raises(UserError, match=rf"data\.holdout_fraction=0\.1: {name} "):
         open_dataset(dataclasses.replace(data, holdout_fraction=0.1))
-    with pytest.raises(UserError, match=f"{name} is not split; set it to None"):
+    with pytest.raises(UserError, match=rf"data\.eval_split='val': {name} "):
         open_dataset(dataclasses.replace(data, eval_split="val"))
 
 
 def test_the_classes_of_imagenet_r_and_a():
-    """Of the authors' eval.py: the first and last of each, how many there are, and how many they share."""
+    """The first and last classes in the authors' eval.py, and how many there are."""
     r, a = (imagenet_subsets.scored(name) for name in ("imagenet_r", "imagenet_a"))
     assert (len(r), r[:4], r[-3:], sum(r)) == (200, (1, 2, 4, 6), (981, 983, 988), sum(sorted(set(r))))
     assert (len(a), a[:4], a[-3:], sum(a)) == (200, (6, 11, 13, 15), (986, 987, 988), sum(sorted(set(a))))
@@ -287,20 +287,20 @@ def test_robustness_with_other_classes(tmp_path):
     path = subset(tmp_path / "a", folders)
     data = DataConfig(name="imagenet_a", path=str(path))
     (path / "n01440764").mkdir()
-    with pytest.raises(UserError, match="folder 'n01440764' is none of the 200 classes of imagenet_a; give"):
+    with pytest.raises(UserError, match=r"'n01440764' .* 200 classes of imagenet_a;"):
         open_dataset(data)
     (path / "n01443537").mkdir()
     (path / "others").mkdir()
-    with pytest.raises(UserError, match="folder 'n01440764' is none of the 200 classes of imagenet_a, nor are 2 more;"):
+    with pytest.raises(UserError, match=r"'n01440764' .* 200 classes .* 2 more;"):
         open_dataset(data)
     for name in ("n01440764", "n01443537", "others"):
         (path / name).rmdir()
     for image in (path / folders[7]).iterdir():
         image.unlink()
-    with pytest.raises(UserError, match=f"class '{folders[7]}' of imagenet_a has no images; 200 of 200"):
+    with pytest.raises(UserError, match=f"'{folders[7]}' .* 200 of 200"):
         open_dataset(data)
     (path / folders[7]).rmdir()
-    with pytest.raises(UserError, match=f"class '{folders[7]}' of imagenet_a has no images; 199 of 200"):
+    with pytest.raises(UserError, match=f"'{folders[7]}' .* 199 of 200"):
         open_dataset(data)
-    with pytest.raises(UserError, match="not a folder; unpack imagenet_a"):
+    with pytest.raises(UserError, match=r"not a folder; .*imagenet_a"):
         open_dataset(DataConfig(name="imagenet_a", path=str(path / "README.txt")))

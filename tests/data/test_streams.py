@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import time
 
@@ -180,7 +181,7 @@ def test_resident_batches_read_no_image():
 
 
 def test_batch_that_does_not_divide():
-    with pytest.raises(UserError, match=r"a batch of 6 images does not divide over 4 processes; .*: 8"):
+    with pytest.raises(UserError, match=r"batch of 6 images .* 4 processes; .* 8$"):
         train_batches(DATA, numbered(7), seed=0, process=(0, 4))
 
 
@@ -245,7 +246,7 @@ def test_restart_workers_and_processes_change_nothing_of_several_shapes(photo_sp
     shares = [take(train_batches(DATA, photo_split, process=(p, 2), **options), 7) for p in range(2)]
     for k in range(7):
         assert_same({key: np.concatenate([share[k][key] for share in shares]) for key in whole[k]}, whole[k])
-    with pytest.raises(UserError, match="a batch of 6 images does not divide over 4 processes"):
+    with pytest.raises(UserError, match=r"batch of 6 images .* 4 processes"):
         train_batches(DATA, photo_split, process=(0, 4), **options)
 
 
@@ -391,7 +392,7 @@ def test_fits_by_the_resolution_that_is_asked_for():
 
 @pytest.fixture
 def spoilt(photos, tmp_path) -> tuple[DataConfig, Split, set[int]]:
-    """The photos, three of which, neighbours and the last among them, can't be decoded."""
+    """The photos, three of which can't be decoded: two neighbours and the last."""
     shutil.copytree(photos, tmp_path / "spoilt")
     data = dataclasses.replace(DATA, path=str(tmp_path / "spoilt"), skip_corrupt=True)
     split = open_dataset(data).train
@@ -436,9 +437,9 @@ def test_restarts_processes_and_workers_skip_alike(spoilt):
 
 def test_only_training_skips_and_only_when_told(spoilt):
     data, split, _ = spoilt
-    with pytest.raises(UserError, match=r"not an image in any format"):
+    with pytest.raises(DamagedImageError):
         take(train_batches(dataclasses.replace(data, skip_corrupt=False), split, seed=0), 3)
-    with pytest.raises(UserError, match=r"not an image in any format"):
+    with pytest.raises(DamagedImageError, match="3 of the 17 images of train"):
         load_arrays(data, split)
     shown_once = dataclasses.replace(data, crop="none")
     assert not fits(shown_once, split, training=True)  # the batches tell what was skipped
@@ -484,11 +485,11 @@ def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
         assert "\n" not in error
     monkeypatch.setattr(images, "MOST_NAMED", 1)
     assert "; and 2 more; replace" in str(streams.all_damage(data, split, met.value))
-    monkeypatch.setattr(streams, "_LOOK_S", -1.0)  # no time for all
-    monkeypatch.setattr(streams, "_LOOK_IMAGES", 5)
+    monkeypatch.setattr(streams, "_SEARCH_S", -1.0)  # no time for all
+    monkeypatch.setattr(streams, "_SEARCH_IMAGES", 5)
     some = str(streams.all_damage(data, split, met.value))
     assert some.startswith(str(met.value))
-    assert "(5 of the 17 images of train were looked at, of which 1 can't be decoded)" in some
+    assert re.search(r"\(5 of the 17 images of train .* 1 can't be decoded\)", some)
 
 
 def test_a_missing_file_is_not_skipped(spoilt, tmp_path):
@@ -501,8 +502,6 @@ def test_a_missing_file_is_not_skipped(spoilt, tmp_path):
 def test_nothing_but_damage_is_one_line(spoilt):
     data, split, damaged = spoilt
     keep = np.isin(np.arange(len(split)), list(damaged))
-    with pytest.raises(
-        UserError, match=r"^none of the 3 images of train can be decoded; the first: .*not an image"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^none of the 3 images of train ") as caught:
         take(train_batches(data, split.subset(keep), seed=0), 1)
     assert "\n" not in str(caught.value)

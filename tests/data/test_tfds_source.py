@@ -134,7 +134,8 @@ def test_eval_split(data_dir, asked, name):
     dataset = open_dataset(config(data_dir, eval_split=asked), evaluates=True)
     assert (dataset.eval.name, len(dataset.train)) == (name, 0)
     other = {"validation": "test", "test": "validation"}[name]
-    assert dataset.notes == (f"evaluation on {name!r}; not looked at: {other!r}",)
+    (note,) = dataset.notes
+    assert re.search(f"evaluation .*{name!r}; .*: {other!r}$", note)
 
 
 def test_version_may_be_named_and_classes_are_known(data_dir, tmp_path):
@@ -186,24 +187,24 @@ def refused(data, says):
 
 
 def test_not_there(data_dir):
-    refused(config(data_dir, "tfds:mnist"), "no prepared copy of 'mnist' .*tfds build mnist --file_format=array_record")
+    refused(config(data_dir, "tfds:mnist"), "'mnist' .*tfds build mnist --file_format=array_record")
     refused(config(data_dir, "tfds:toy:9.9.9"), r"no version 9\.9\.9; did you mean '1\.2\.0'|one of: 1\.2\.0")
     refused(config(data_dir, "tfds:toy/small"), "no config 'small'")
-    refused(config(data_dir, "tfds:to y"), r"is not of the form tfds:NAME")
-    refused(config("no/where"), "no such file or folder")
-    refused(DataConfig(name="tfds:toy"), "needs its place on disk")
+    refused(config(data_dir, "tfds:to y"), r"tfds:NAME")
+    refused(config("no/where"), "data.path='no/where'")
+    refused(DataConfig(name="tfds:toy"), r"data\.path=PATH")
 
 
 def test_unfinished_copy(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "toy" / "1.2.0" / "dataset_info.json").unlink()
-    refused(config(tmp_path), "no finished version in it; prepare it again")
+    refused(config(tmp_path), "no finished version")
 
 
 def test_damaged_description(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "toy" / "1.2.0" / "dataset_info.json").write_text("{")
-    refused(config(tmp_path), "its description can't be read")
+    refused(config(tmp_path), r"toy/1\.2\.0: .*description")
 
 
 def test_tfrecord_is_refused_with_the_command_that_converts_it(data_dir, tmp_path):
@@ -212,18 +213,18 @@ def test_tfrecord_is_refused_with_the_command_that_converts_it(data_dir, tmp_pat
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
     refused(
         config(tmp_path),
-        r"1\.2\.0: kept as tfrecord, .*: tfds convert_format --out_file_format=array_record --dataset_version_dir=.*0$",
+        r"1\.2\.0: .*tfrecord, .*: tfds convert_format --out_file_format=array_record --dataset_version_dir=.*0$",
     )
 
 
 def test_missing_split(data_dir):
-    refused(config(data_dir, eval_split="tset"), r"no split tset; did you mean 'test'\?; choose by data\.eval_split")
+    refused(config(data_dir, eval_split="tset"), r"tset; .*'test'\?; .*data\.eval_split")
 
 
 def test_missing_records(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     for file in (tmp_path / "toy" / "1.2.0").glob("*array_record*"):
         file.unlink()
-    with pytest.raises(UserError, match=r"record 0 of train can't be read") as caught:
+    with pytest.raises(UserError, match=r"record 0 of train ") as caught:
         open_dataset(config(tmp_path)).train.read(0)
     assert "\n" not in str(caught.value)

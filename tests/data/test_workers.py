@@ -29,6 +29,7 @@ from tests import cli
 from tests.data.classified import eval_batches, train_batches
 
 DATA = DataConfig(name="folder", resolution=16, batch_size=4, eval_batch_size=5, num_workers=2)
+DAMAGE = "photos/13.jpg: the file is empty; restore or remove it"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ class Spoilt:
             return self.split.read(index)
         if self.die:
             os._exit(9)
-        raise UserError("photos/13.jpg: the file is empty; restore or remove it")
+        raise UserError(DAMAGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +135,14 @@ def test_segments_are_filled_again_and_none_is_left():
 
 @pytest.fixture
 def receiver(monkeypatch):
-    """This process as its own worker."""
+    """A receiver whose worker is this process itself."""
     monkeypatch.setattr(shared, "_segments", None)
     shared.share_from(3)
     return shared.Receiver()
 
 
 def sent(batch):
-    """As it comes out of the queue between two processes."""
+    """A parcel as it comes out of the queue between two processes."""
     return pickle.loads(pickle.dumps(shared.parcel(batch)))
 
 
@@ -197,7 +198,7 @@ def test_without_memory_the_error_says_what_to_do(receiver, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"no memory for a batch of 18 MB .*lower data\.num_workers"):
+    with pytest.raises(UserError, match=r"18 MB .*data\.num_workers"):
         shared.empty((128, 224, 224, 3))
 
 
@@ -219,15 +220,16 @@ def test_what_was_made_ahead_of_need_outlives_the_end_and_an_error(split, spoilt
 def test_an_unreadable_image_is_the_same_line_as_without_workers(split):
     spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=False))
     batches = train_batches(DATA, spoilt, seed=0)
-    with pytest.raises(UserError, match=r"^photos/13\.jpg: the file is empty; restore or remove it$"):
+    with pytest.raises(UserError) as caught:
         for _ in itertools.islice(batches, 10):
             pass
+    assert str(caught.value) == DAMAGE
     assert_no_workers()
 
 
 def test_a_worker_that_dies_is_reported(split):
     spoilt = dataclasses.replace(split, read=Spoilt(split, 9, die=True))
-    with pytest.raises(UserError, match=r"has ended \(.*exit code 9\).*data\.num_workers"):
+    with pytest.raises(UserError, match=r"exit code 9\).*data\.num_workers"):
         list(eval_batches(DATA, spoilt))
     assert_no_workers()
 

@@ -1,8 +1,8 @@
-"""Augmentation policies: which operations a training image goes through on the host, and how strong they are.
+"""Augmentation policies: the operations that are applied to a training image on the host, and their strengths.
 
-A policy draws a list of (operation, argument) and applies them one after the other. Both are those of the library that
-a recipe comes from, for RandAugment of torchvision and of timm are different augmentations: see `tables` for the
-strengths, `operations` for the pixels. Operations have the names of the libraries, without timm's suffixes:
+A policy draws a list of (operation, argument) and applies the operations in turn. Both follow the library that a recipe
+comes from, since the RandAugment of torchvision and that of timm are different augmentations: `tables` holds the
+strengths, `operations` the pixel operations. They have the names that the libraries use, without timm's suffixes:
 
     AutoContrast  Equalize  Invert  Posterize  Solarize  SolarizeAdd  Color  Contrast  Brightness  Sharpness  Rotate
     ShearX  ShearY  TranslateX  TranslateY  Cutout  Identity
@@ -34,13 +34,13 @@ def apply_policy(
     rng: np.random.Generator,
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
 ) -> np.ndarray:
-    """Puts an image through the policy.
+    """Applies the policy to an image.
 
     Args:
       image: uint8 [h, w, 3], cropped.
-      augment: `policy` and its options.
-      rng: what all draws come from.
-      mean: `data.mean`, with which timm fills what comes in from outside.
+      augment: `policy` and its options are read.
+      rng: the generator for all draws.
+      mean: `data.mean`, with which timm fills the pixels that come from outside the image.
 
     Returns:
       uint8 [h, w, 3].
@@ -53,19 +53,19 @@ def apply_policy(
 
 
 def draw_policy(augment: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> list[tuple[str, float]]:
-    """Draws what an image of this size goes through: (operation, argument), in the order of application."""
+    """Draws the pairs (operation, argument) for an image of this size, in the order of application."""
     scales = _scales(augment)
     return [
-        (name, _argument(scales[name], share, width if name.endswith("X") else height, rng))
+        (name, _scale_argument(scales[name], share, width if name.endswith("X") else height, rng))
         for name, share in _POLICIES[augment.policy].draw(augment, rng)
     ]
 
 
 def check_policy(augment: AugmentConfig) -> None:
-    """Refuses options that the policy can't follow.
+    """Refuses options that the policy can't apply.
 
     Raises:
-      UserError: naming the option, and what it can be.
+      UserError: naming the option and the values that it may have.
     """
     if not augment.policy.startswith("randaugment"):
         return
@@ -74,13 +74,14 @@ def check_policy(augment: AugmentConfig) -> None:
         if name not in names:
             raise UserError(f"augment.policy_excluded: {augment.policy} has no {name!r}{nearest(name, names)}")
     if not set(names) - set(augment.policy_excluded):
-        raise UserError("augment.policy_excluded leaves no operation; set augment.policy=none, or leave some in")
+        raise UserError("augment.policy_excluded leaves no operation; exclude fewer, or set augment.policy=none")
     if augment.policy == "randaugment" and magnitude not in range(_BINS):
         raise UserError(
-            f"augment.policy_magnitude is {magnitude}; torchvision's are the whole numbers 0 to {_BINS - 1}"
+            f"augment.policy_magnitude is {magnitude}; for randaugment, set a whole number from 0 to {_BINS - 1}, as in"
+            " torchvision"
         )
     if augment.policy == "randaugment_timm" and magnitude > 10:
-        raise UserError(f"augment.policy_magnitude is {magnitude}; timm's are cut off at 10: set at most that")
+        raise UserError(f"augment.policy_magnitude is {magnitude}; timm clips it at 10, so set 10 or less")
 
 
 def _scales(augment: AugmentConfig) -> tables.Scales:
@@ -89,7 +90,7 @@ def _scales(augment: AugmentConfig) -> tables.Scales:
     return _POLICIES[augment.policy].scales
 
 
-def _argument(scale: tables.Scale, share: float, side: int, rng: np.random.Generator) -> float:
+def _scale_argument(scale: tables.Scale, share: float, side: int, rng: np.random.Generator) -> float:
     if scale.signed and rng.integers(2):
         share = -share
     return scale.argument(share, side)
@@ -100,9 +101,10 @@ def _as_color(mean: tuple[float, float, float]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-# --- what is drawn: (operation, magnitude as a share of the library's maximum) ------------------------------
+# --- draws of operations ------------------------------------------------------------------------------------
 
 _Draws = list[tuple[str, float]]
+"""Pairs of an operation and its magnitude as a share of the library's maximum."""
 
 
 def _sub_policy(sub_policies: tables.SubPolicies, maximum: int, rng: np.random.Generator) -> _Draws:
@@ -110,13 +112,13 @@ def _sub_policy(sub_policies: tables.SubPolicies, maximum: int, rng: np.random.G
     return [(name, magnitude / maximum) for name, probability, magnitude in chosen if rng.random() < probability]
 
 
-def _layers(augment: AugmentConfig, rng: np.random.Generator) -> list[str]:
+def _draw_names(augment: AugmentConfig, rng: np.random.Generator) -> list[str]:
     names = [name for name in _scales(augment) if name not in augment.policy_excluded]
     return [names[number] for number in rng.integers(len(names), size=augment.policy_layers)]
 
 
 def _randaugment(augment: AugmentConfig, rng: np.random.Generator) -> _Draws:
-    return [(name, augment.policy_magnitude / (_BINS - 1)) for name in _layers(augment, rng)]
+    return [(name, augment.policy_magnitude / (_BINS - 1)) for name in _draw_names(augment, rng)]
 
 
 def _trivialaugment(augment: AugmentConfig, rng: np.random.Generator) -> _Draws:
@@ -125,7 +127,7 @@ def _trivialaugment(augment: AugmentConfig, rng: np.random.Generator) -> _Draws:
 
 
 def _randaugment_timm(augment: AugmentConfig, rng: np.random.Generator) -> _Draws:
-    names = _layers(augment, rng)
+    names = _draw_names(augment, rng)
     return [(name, _timm_magnitude(augment, rng) / 10) for name in names if rng.random() < augment.policy_probability]
 
 
@@ -136,8 +138,8 @@ def _timm_magnitude(augment: AugmentConfig, rng: np.random.Generator) -> float:
 
 
 def _randaugment_tf(augment: AugmentConfig, rng: np.random.Generator) -> _Draws:
-    # Not cut off at 10: MobileNetV4's recipes have 15.
-    names = _layers(augment, rng)
+    # The magnitude isn't clipped at 10, since MobileNetV4's recipes use 15.
+    names = _draw_names(augment, rng)
     return [(name, augment.policy_magnitude / 10) for name in names if rng.random() < augment.policy_probability]
 
 
@@ -147,7 +149,7 @@ class _Policy:
     scales: tables.Scales
     operations: Mapping[str, Operation]
     fill: tuple[int, int, int] | None = (0, 0, 0)
-    """None: the mean colour of the data."""
+    """RGB of the pixels that come from outside the image; None: the mean colour of the data."""
     filters: tuple[Image.Resampling, ...] = _NEAREST
 
 
@@ -166,6 +168,6 @@ _POLICIES: Mapping[str, _Policy] = {
         draw=_randaugment_timm, scales=tables.RANDAUGMENT_TIMM, operations=PILLOW, fill=None, filters=_EITHER
     ),
     "randaugment_tf": _Policy(draw=_randaugment_tf, scales=tables.RANDAUGMENT_TF, operations=TENSORFLOW),
-    # torchvision's training script, which the recipes of TrivialAugment ran, hands it the filter of the crop.
+    # torchvision's training script, which made the recipes with TrivialAugment, gives it the filter of the crop.
     "trivialaugment": _Policy(draw=_trivialaugment, scales=tables.TRIVIALAUGMENT, operations=PILLOW, filters=_BILINEAR),
 }

@@ -1,13 +1,13 @@
 """The image operations of augmentation policies: (uint8 [h, w, 3], argument, `Canvas`) -> uint8 [h, w, 3].
 
-Two sets with the same names. `PILLOW` computes as torchvision and timm do on Pillow's images, `TENSORFLOW` as the
-TensorFlow model garden (`official/vision/ops/augment.py`). The second keeps what that library does, be it meant or
-not, because its recipes were trained with it:
+There are two sets of operations with the same names. `PILLOW` computes as torchvision and timm do on Pillow's images,
+`TENSORFLOW` as the TensorFlow model garden (`official/vision/ops/augment.py`). The second keeps even what looks like a
+mistake in that library, because its recipes were trained with it:
 
-- rotation, shear and shift mirror the image at its edges: `transform` of Keras does so unless told otherwise, and the
-  grey that the library would fill with never comes in;
-- solarize compares with its threshold as uint8, so that 256 is 0 and inverts the whole image;
-- posterize keeps one bit where none was asked for: TensorFlow shifts by at most 7;
+- rotation, shear and shift mirror the image at its edges, which is the default of Keras' `transform`; the grey with
+  which the library means to fill is never used;
+- solarize compares with its threshold as uint8, so that 256 becomes 0 and inverts the whole image;
+- posterize to 0 bits keeps one bit, since TensorFlow shifts by at most 7;
 - contrast blends with the grey h * w / 256, at most 255, whatever the image shows.
 """
 
@@ -28,48 +28,48 @@ _LUMA = np.array([0.2989, 0.5870, 0.1140], np.float32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """Options of an operation beside its image and its argument."""
+    """Options of an operation, in addition to the image and the argument."""
 
     fill: tuple[int, int, int]
-    """RGB of what comes in from outside the image."""
+    """RGB of the pixels that come from outside the image."""
     filters: tuple[Image.Resampling, ...]
-    """One of them is drawn for each rotation, shear and shift."""
+    """Filters, of which one is drawn for each rotation, shear and shift."""
     rng: np.random.Generator
 
 
 Operation: TypeAlias = Callable[[np.ndarray, float, Canvas], np.ndarray]
 
 
-# --- both ---------------------------------------------------------------------------------------------------
+# --- operations in both sets --------------------------------------------------------------------------------
 
 
 def identity(image: np.ndarray, *_: object) -> np.ndarray:
-    """The image itself."""
+    """Returns the image unchanged."""
     return image
 
 
 def invert(image: np.ndarray, *_: object) -> np.ndarray:
-    """255 - value."""
+    """Replaces each value by 255 - value."""
     return 255 - image
 
 
 def equalize(image: np.ndarray, *_: object) -> np.ndarray:
-    """Each channel's histogram is made as flat as can be."""
+    """Makes the histogram of each channel as flat as possible."""
     return np.asarray(ImageOps.equalize(Image.fromarray(image)))
 
 
 def brightness(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """Factor 0: black, 1: the image; beyond 1 it goes on in that direction, as do the other three."""
+    """Blends black (factor 0) with the image (factor 1); like the next three, extrapolates for factors above 1."""
     return np.asarray(ImageEnhance.Brightness(Image.fromarray(image)).enhance(factor))
 
 
 def solarize(image: np.ndarray, threshold: float, *_: object) -> np.ndarray:
-    """Values from the threshold on are inverted."""
+    """Inverts the values that are at least the threshold."""
     return np.where(image < threshold, image, 255 - image)
 
 
 def solarize_add(image: np.ndarray, addition: float, *_: object) -> np.ndarray:
-    """A whole number is added to values below 128; the sum is at most 255."""
+    """Adds a whole number to the values below 128, up to 255."""
     return np.where(image < 128, np.minimum(image.astype(np.int16) + int(addition), 255), image).astype(np.uint8)
 
 
@@ -77,38 +77,38 @@ def solarize_add(image: np.ndarray, addition: float, *_: object) -> np.ndarray:
 
 
 def autocontrast(image: np.ndarray, *_: object) -> np.ndarray:
-    """Each channel is stretched to 0..255."""
+    """Stretches each channel to 0..255."""
     return np.asarray(ImageOps.autocontrast(Image.fromarray(image)))
 
 
 def posterize(image: np.ndarray, bits: float, *_: object) -> np.ndarray:
-    """The highest bits of each value are kept, 0 to 8 of them; Pillow's own refuses 0, which gives black."""
+    """Keeps the 0 to 8 highest bits of each value; 0 gives black, which Pillow's own function refuses."""
     return image & np.uint8(256 - 2 ** (8 - int(bits)))
 
 
 def color(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """Factor 0: grey, 1: the image."""
+    """Blends the greyscale image (factor 0) with the image (factor 1)."""
     return np.asarray(ImageEnhance.Color(Image.fromarray(image)).enhance(factor))
 
 
 def contrast(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """Factor 0: the mean grey everywhere, 1: the image."""
+    """Blends the mean grey of the image (factor 0) with the image (factor 1)."""
     return np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(factor))
 
 
 def sharpness(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """Factor 0: smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, 1: the image."""
+    """Blends the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13 (factor 0) with the image (factor 1)."""
     return np.asarray(ImageEnhance.Sharpness(Image.fromarray(image)).enhance(factor))
 
 
 def rotate(image: np.ndarray, degrees: float, canvas: Canvas) -> np.ndarray:
-    """Counter-clockwise about the centre."""
+    """Rotates counter-clockwise about the centre."""
     turned = Image.fromarray(image).rotate(degrees, resample=_drawn_filter(canvas), fillcolor=canvas.fill)
     return np.asarray(turned)
 
 
 def _affine(image: np.ndarray, matrix: tuple[float, ...], canvas: Canvas) -> np.ndarray:
-    """A pixel of the result at (x, y) is that of the image at (a x + b y + c, d x + e y + f)."""
+    """Warps the image: the pixel of the result at (x, y) is the image's at (a x + b y + c, d x + e y + f)."""
     source = Image.fromarray(image)
     return np.asarray(
         source.transform(
@@ -145,7 +145,7 @@ PILLOW: Mapping[str, Operation] = {
 
 
 def tf_autocontrast(image: np.ndarray, *_: object) -> np.ndarray:
-    """TensorFlow's `autocontrast`, in float32."""
+    """Computes TensorFlow's `autocontrast`, in float32."""
     low, high = image.min((0, 1)).astype(np.float32), image.max((0, 1)).astype(np.float32)
     scale = np.float32(255) / np.maximum(high - low, 1)
     stretched = np.clip(image * scale - low * scale, 0, 255).astype(np.uint8)
@@ -153,30 +153,30 @@ def tf_autocontrast(image: np.ndarray, *_: object) -> np.ndarray:
 
 
 def tf_posterize(image: np.ndarray, bits: float, *_: object) -> np.ndarray:
-    """TensorFlow's `posterize`; no bit, and more than 8, are one bit."""
+    """Computes TensorFlow's `posterize`, which keeps one bit for 0 and for more than 8 bits."""
     shift = min((8 - int(bits)) % 256, 7)
     return image >> shift << shift
 
 
 def tf_solarize(image: np.ndarray, threshold: float, *_: object) -> np.ndarray:
-    """TensorFlow's `solarize`, modulo 256."""
+    """Computes TensorFlow's `solarize`, which takes the threshold modulo 256."""
     return solarize(image, int(threshold) % 256)
 
 
 def tf_color(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """TensorFlow's `color`, with its grey: truncated at 255.5 times its share."""
+    """Computes TensorFlow's `color`, with its grey: 255.5 times the luma in 0..1, truncated."""
     grey = ((image * np.float32(1 / 255)) @ _LUMA * np.float32(255.5)).astype(np.uint8)
     return _blend(np.repeat(grey[..., None], 3, axis=-1), image, factor)
 
 
 def tf_contrast(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """Factor 0: the grey that has the value of the histogram's mean count."""
+    """Blends a grey of the value h * w / 256, the mean count of the histogram (factor 0), with the image (factor 1)."""
     height, width = image.shape[:2]
     return _blend(np.full_like(image, min(height * width // 256, 255)), image, factor)
 
 
 def tf_sharpness(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
-    """TensorFlow's `sharpness`: the smoothed values are truncated, not rounded."""
+    """Computes TensorFlow's `sharpness`, which truncates the smoothed values instead of rounding them."""
     height, width = image.shape[:2]
     wide = image.astype(np.uint16)
     smooth = image.copy()
@@ -190,7 +190,7 @@ def tf_sharpness(image: np.ndarray, factor: float, *_: object) -> np.ndarray:
 
 
 def tf_rotate(image: np.ndarray, degrees: float, *_: object) -> np.ndarray:
-    """TensorFlow's `rotate`, about the middle of the pixels' centres."""
+    """Computes TensorFlow's `rotate`, about the middle of the pixels' centres."""
     height, width = image.shape[:2]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x = ((width - 1) - (cos * (width - 1) - sin * (height - 1))) / 2
@@ -199,7 +199,7 @@ def tf_rotate(image: np.ndarray, degrees: float, *_: object) -> np.ndarray:
 
 
 def cutout(image: np.ndarray, half: float, canvas: Canvas) -> np.ndarray:
-    """A grey square of twice `half` px about a random pixel; it may reach beyond the image (arXiv:1708.04552)."""
+    """Paints a grey square of 2 `half` px a side about a random pixel; it may be cut at an edge (arXiv:1708.04552)."""
     height, width = image.shape[:2]
     y, x = canvas.rng.integers(height), canvas.rng.integers(width)
     result = image.copy()
@@ -208,12 +208,12 @@ def cutout(image: np.ndarray, half: float, canvas: Canvas) -> np.ndarray:
 
 
 def _blend(zero: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    # In float32 and truncated, here as there.
+    # Pillow and TensorFlow both compute in float32 and truncate.
     return np.asarray(Image.blend(Image.fromarray(zero), Image.fromarray(image), factor))
 
 
 def _mirrored_affine(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
-    """`_affine` at the nearest pixel, of an image continued by its mirror image: d c b a | a b c d | d c b a."""
+    """Does what `_affine` does with the nearest pixel, for an image mirrored at its edges: d c b a|a b c d|d c b a."""
     height, width = image.shape[:2]
     a, b, c, d, e, f = np.asarray(matrix, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float32)

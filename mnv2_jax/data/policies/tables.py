@@ -1,4 +1,4 @@
-"""How strong each operation is, by library, and the sub-policies that AutoAugment found."""
+"""The strength of each operation by library, and the sub-policies that AutoAugment found."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import TypeAlias
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """From a magnitude to the argument of an operation."""
+    """The conversion of a magnitude to the argument of an operation."""
 
     argument: Callable[[float, int], float] = lambda share, side: 0.0
     """(magnitude as a share of the library's maximum, the image's side in px along which it shifts) -> argument."""
     signed: bool = False
-    """Half the time the share is made negative."""
+    """Whether the share is made negative half of the time."""
 
 
 Scales: TypeAlias = Mapping[str, Scale]
 
 
 def _to(high: float) -> Scale:
-    """Both ways, from 0 to ± `high`."""
+    """Returns a scale from 0 to ± `high`."""
     return Scale(lambda share, side: high * share, signed=True)
 
 
 def _factor(high: float) -> Scale:
-    """A factor from 1 to 1 ± `high`."""
+    """Returns a scale of factors from 1 to 1 ± `high`."""
     return Scale(lambda share, side: 1 + high * share, signed=True)
 
 
@@ -92,7 +92,7 @@ RANDAUGMENT_TIMM_INCREASING: Scales = {
     "Solarize": Scale(lambda share, side: 256 - int(256 * share)),
     **dict.fromkeys(_COLORS, Scale(lambda share, side: max(0.1, 1 + 0.9 * share), signed=True)),
 }
-"""`Posterize` and so on are called `PosterizeIncreasing` there, the shifts `TranslateXRel`."""
+"""timm calls these `PosterizeIncreasing` and so on, and the shifts `TranslateXRel` and `TranslateYRel`."""
 
 RANDAUGMENT_TF: Scales = {
     **_TENSORFLOW_COMMON,
@@ -101,14 +101,14 @@ RANDAUGMENT_TF: Scales = {
     "Cutout": Scale(lambda share, side: int(40 * share)),
     "Identity": _NONE,
 }
-"""cutout_const and translate_const are those of `official/vision/configs/common.py`, through which its recipes go."""
+"""cutout_const and translate_const come from `official/vision/configs/common.py`, which the recipes use."""
 
 AUTOAUGMENT_TF: Scales = {**_TENSORFLOW_COMMON, "TranslateX": _to(250.0), "TranslateY": _to(250.0)}
 
 # --- AutoAugment --------------------------------------------------------------------------------------------
 
 SubPolicies: TypeAlias = tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...]
-"""Pairs of (operation, with which probability, magnitude)."""
+"""Pairs of (operation, probability, magnitude)."""
 
 IMAGENET: SubPolicies = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
@@ -166,4 +166,4 @@ V0: SubPolicies = (
     (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
     (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
 )
-"""EfficientNet's, of the TensorFlow model garden."""
+"""The sub-policies of EfficientNet, from the TensorFlow model garden."""

@@ -1,4 +1,4 @@
-"""Prepares ImageNet for training, or verifies what was prepared."""
+"""The command that prepares ImageNet for training, or verifies a prepared folder."""
 
 from __future__ import annotations
 
@@ -17,36 +17,38 @@ from mnv2_jax.flags import Parser, workdir_type
 
 
 def main() -> None:
-    """Flags, then one of the two verbs."""
+    """Reads the flags, then runs one of the two verbs."""
     parser = Parser(
-        "Prepares ImageNet (ILSVRC-2012): every image is checked by decoding it and kept as it is, byte for byte.\n\n"
+        "Prepares ImageNet (ILSVRC-2012): checks every image by decoding it, and keeps its file byte for byte.\n\n"
         "  python -m mnv2_jax.data.prepare imagenet --source=DIR --out=DIR\n"
         "  python -m mnv2_jax.data.prepare verify DIR",
         "--source may hold ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz; or train/"
         "\nand val/ (a folder for each WordNet id, val also flat with the development kit or LOC_val_solution.csv); or"
-        "\nILSVRC/Data/CLS-LOC of Kaggle; or imagenet2012/ of TFDS. Killed at any point, the same command goes on.",
+        "\nKaggle's ILSVRC/Data/CLS-LOC; or TFDS's imagenet2012/. If it is killed, the same command resumes it.",
     )
-    parser.add_argument("what", choices=("imagenet", "verify"), help="what to do")
+    parser.add_argument("command", choices=("imagenet", "verify"), help="what to do")
     parser.add_argument("folder", nargs="?", type=workdir_type, help="verify: the prepared folder")
     parser.add_argument("--source", type=workdir_type, help="where the images are")
-    parser.add_argument("--out", type=workdir_type, help="the folder to write; missing.txt lists what --source lacks")
+    parser.add_argument(
+        "--out", type=workdir_type, help="the folder to write; missing.txt there says what --source lacks"
+    )
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"default: {FORMATS[0]}")
-    parser.add_argument("--workers", type=int, default=num_cores(), help="processes (default: one a core)")
-    parser.add_argument("--allow-incomplete", action="store_true", help="take any part of ImageNet")
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave out damaged images, listed in the manifest")
+    parser.add_argument("--workers", type=int, default=num_cores(), help="number of processes (default: one per core)")
+    parser.add_argument("--allow-incomplete", action="store_true", help="accept a part of ImageNet")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave out damaged images; the manifest lists them")
     args, overrides = parser.parse(sys.argv[1:])
-    outputs.drop_errors(sys.stdout)  # it tells of the progress; the rest are files and the exit code
+    outputs.drop_errors(sys.stdout)  # it only shows progress; the results are files and the exit code
     if overrides:
-        raise UserError(f"--config.{overrides[0]} is not read here; leave it out")
+        raise UserError(f"--config.{overrides[0]}: this command has no config; leave the flag out")
     if args.workers < 1:
         raise UserError(f"--workers={args.workers} must be at least 1")
-    if args.what == "verify":
+    if args.command == "verify":
         if args.folder is None or args.source or args.out:
-            raise UserError("verify takes the prepared folder and no more, as in: verify DIR")
+            raise UserError("verify takes the prepared folder and nothing else, as in: verify DIR")
         _verify(args.folder, args.workers)
         return
     if args.folder is not None or not args.source or not args.out:
-        raise UserError("imagenet takes --source=DIR and --out=DIR; give both")
+        raise UserError("imagenet takes --source=DIR and --out=DIR and no folder without a flag; give these two")
     with _Progress() as progress:
         manifest, damaged = prepare(
             args.source,
@@ -62,10 +64,10 @@ def main() -> None:
         print(f"damaged: {reason}", file=sys.stderr)
     if not manifest.complete:
         raise UserError(
-            f"{len(damaged)} damaged images in --source; restore them and give the same command again, or leave them"
-            " out by --skip-corrupt"
+            f"{len(damaged)} damaged images in --source; restore them and run the same command again, or leave them"
+            " out with --skip-corrupt"
         )
-    print(f"{args.out}: {_summary(manifest)}; use it by --config=w1_0:path={args.out}")
+    print(f"{args.out}: {_summary(manifest)}; use it with --config=w1_0:path={args.out}")
 
 
 def _verify(folder: pathlib.Path, workers: int) -> None:
@@ -76,20 +78,20 @@ def _verify(folder: pathlib.Path, workers: int) -> None:
 
     with _Progress() as progress:
 
-        def done(shard: Shard) -> None:
+        def count_shard(shard: Shard) -> None:
             nonlocal checked
             checked += 1
             progress.shard(shard, checked, total)
 
-        problems = verify(folder, workers, done)
+        problems = verify(folder, workers, count_shard)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         raise UserError(
-            f"{folder}: {len(problems)} files are not as they were written; remove those that are damaged, and prepare"
-            " it again, which writes no more than what is missing"
+            f"{folder}: {len(problems)} files are not as they were written; remove the damaged ones and prepare the"
+            " folder again, which writes only what is missing"
         )
-    print(f"{folder}: {_summary(read_manifest(str(folder)))}; all as it was written")
+    print(f"{folder}: {_summary(read_manifest(str(folder)))}; all files are as they were written")
 
 
 def _summary(manifest: Manifest) -> str:
@@ -98,7 +100,7 @@ def _summary(manifest: Manifest) -> str:
 
 
 class _Progress:
-    """A bar if standard error is a terminal, else a line a shard."""
+    """Shows a progress bar if standard error is a terminal, else a line for each shard."""
 
     def __enter__(self) -> _Progress:
         self._bar: tqdm.tqdm | None = tqdm.tqdm(unit="shard", dynamic_ncols=True) if sys.stderr.isatty() else None
@@ -109,17 +111,17 @@ class _Progress:
             self._bar.close()
 
     def say(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line; if there is a bar, above it."""
         if self._bar is not None:
             self._bar.write(text)
         else:
             print(text, flush=True)
 
     def shard(self, shard: Shard, number: int, total: int) -> None:
-        """Says that ``shard`` is done, the ``number``-th of ``total``."""
+        """Shows that ``shard`` is done, the ``number``-th of ``total``."""
         if self._bar is not None:
             if self._bar.total is None:
-                self._bar.total, self._bar.initial = total, number - 1  # an earlier session did those
+                self._bar.total, self._bar.initial = total, number - 1  # an earlier session did the others
             self._bar.n = number
             self._bar.refresh()
             return

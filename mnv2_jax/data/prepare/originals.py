@@ -1,7 +1,7 @@
-"""Finds the images of ImageNet and their classes in whatever form they are kept.
+"""Finds the images of ImageNet and their classes in any of three forms.
 
-Three forms are recognised by what a folder holds: the files as they are published, a tree of image files, and a copy
-that TensorFlow Datasets (TFDS) made. train and val may be of different forms.
+A folder may hold the files as they are published, a tree of image files, or a copy made by TensorFlow Datasets (TFDS).
+The form is recognised by the content of the folder; train and val may have different forms.
 """
 
 from __future__ import annotations
@@ -29,56 +29,62 @@ _VAL_TAR = "ILSVRC2012_img_val.tar"
 _INDEXED_AT_ONCE = 5_000
 
 Images = Iterator[tuple[str, Callable[[], bytes]]]
-"""File names in their order, each with what reads the file, which raises `UserError` for one that can't be read."""
+"""Sorted file names, each with a function that reads the file and raises `UserError` if that fails."""
 
 Map = Callable[..., Iterable[Any]]
-"""Maps a function over arguments, as ``map`` does; perhaps in worker processes."""
+"""A function like ``map``, which may use worker processes."""
 
 
 class Part(Protocol):
-    """The images of one class of a split; it can be sent to worker processes."""
+    """The images of one class in a split; a part can be sent to worker processes."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """The file names, sorted; None where only opening the archive can tell."""
+        """The file names, sorted; None where they are known only when the archive is opened."""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of what is known before reading: the same for the same images wherever they lie."""
+        """A fingerprint of what is known without opening the images; it doesn't depend on where they lie."""
 
     def images(self) -> Images:
-        """Opens them, sorted by file name; a `UserError` if they are in an archive that can't be opened."""
+        """Returns the images, sorted by file name.
+
+        Raises:
+          UserError: if they are in an archive that can't be opened.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Originals:
-    """Content of a source."""
+    """The images that a source holds."""
 
     places: Mapping[str, str]
-    """Places of the splits."""
+    """The path of each split."""
     parts: Mapping[str, Mapping[int, Part]]
-    """Parts by split and label, an index of `imagenet.class_ids`; no empty ones."""
+    """Parts by split and label, an index of `imagenet.class_ids`; none is empty."""
     train_counts: Mapping[int, int]
-    """Training images by label, as the development kit says; empty where it isn't there."""
+    """The number of training images by label, from the development kit; empty without it."""
     unlabelled: NoLabelsError | None = None
-    """Says so where validation images are left out because no list of their labels is there."""
+    """The error, if validation images are left out because there is no list of their labels."""
 
 
 def find(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
-    """Finds what a folder holds of train and val.
+    """Finds the images of train and val in a folder.
 
     Args:
       source: the folder.
-      parallel: for what takes long.
-      say: called with a line before that.
+      parallel: used to map functions that take long.
+      say: called with a line before something takes long.
 
     Raises:
-      UserError: if it holds neither, or something else than ImageNet.
+      UserError: if the folder holds neither split, or something other than ImageNet.
     """
     if not source.is_dir():
-        raise UserError(f"--source={source}: not a folder; give the one that holds {_TRAIN_TAR}, train/ or a TFDS copy")
+        raise UserError(
+            f"--source={source}: not a folder; give the folder that holds {_TRAIN_TAR}, train/ or a TFDS copy"
+        )
     if (source / "imagenet2012").is_dir():
-        return _tfds(source, parallel, say)
+        return _find_tfds(source, parallel, say)
     tops = (source / top for top in ("", f"ILSVRC/{CLS_LOC}", CLS_LOC))
     tree = next((top for top in tops if (top / "train").is_dir() or (top / "val").is_dir()), source)
     labels = Labels(source)
@@ -93,22 +99,22 @@ def find(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Ori
     unlabelled: NoLabelsError | None = None
     for split, place, finder in candidates:
         try:
-            if split not in parts and place.exists() and (there := finder(place)):
-                parts[split], places[split] = there, str(place)
-        except NoLabelsError as error:  # kept, as it isn't all that may be missing
+            if split not in parts and place.exists() and (by_label := finder(place)):
+                parts[split], places[split] = by_label, str(place)
+        except NoLabelsError as error:  # raised later, since more may be missing
             unlabelled = error
     if not parts and unlabelled is None:
         raise UserError(
-            f"--source={source}: no ImageNet in it; it may hold {_TRAIN_TAR}, {_VAL_TAR} and {DEVKIT}.tar.gz, or train/"
-            " and val/ with a folder for each WordNet id, or imagenet2012/ of TFDS"
+            f"--source={source}: no ImageNet in it; give a folder with {_TRAIN_TAR}, {_VAL_TAR} and {DEVKIT}.tar.gz, or"
+            " with train/ and val/ that have a folder for each WordNet id, or with TFDS's imagenet2012/"
         )
     return Originals(places, parts, labels.train_counts(), None if "val" in parts else unlabelled)
 
 
 def missing(originals: Originals) -> list[str]:
-    """Parts of a whole ImageNet that lack here, as far as it can be told without opening archives.
+    """Lists what is missing from the whole ImageNet, as far as this is known without opening archives.
 
-    The files come first, then folders of classes, then images.
+    Missing archives come first, then class folders, then images.
     """
     files: list[str] = []
     folders: list[str] = []
@@ -118,16 +124,16 @@ def missing(originals: Originals) -> list[str]:
             files.append(_missing_file(split, originals))
             continue
         parts = originals.parts[split]
-        lost = [f"{split}/{wnid}" for label, wnid in enumerate(imagenet.class_ids()) if label not in parts]
+        lacking = [f"{split}/{wnid}" for label, wnid in enumerate(imagenet.class_ids()) if label not in parts]
         if split == "train" or all(_is_class_folder(part, originals.places[split]) for part in parts.values()):
-            folders += lost
+            folders += lacking
         if split == "val":
             stems = {posixpath.splitext(name)[0] for part in parts.values() for name in part.names or ()}
-            wanted = map(VAL_IMAGE.format, range(1, total + 1))
-            lost = [f"{name}.JPEG" for name in wanted if name not in stems]
-            images += lost
+            all_names = map(VAL_IMAGE.format, range(1, total + 1))
+            lacking = [f"{name}.JPEG" for name in all_names if name not in stems]
+            images += lacking
         counts = {label: len(part.names) for label, part in parts.items() if part.names is not None}
-        if len(counts) == len(parts) and (not lost or (originals.train_counts and split == "train")):
+        if len(counts) == len(parts) and (not lacking or (originals.train_counts and split == "train")):
             images += short(split, counts, originals)
     return files + folders + images
 
@@ -146,17 +152,17 @@ def _is_class_folder(part: Part, top: str) -> bool:
 
 
 def short(split: str, counts: Mapping[int, int], originals: Originals) -> list[str]:
-    """Classes and splits that lack images, from the number of images by label."""
+    """Lists the classes or splits that lack images, from the number of images by label."""
     ids = imagenet.class_ids()
     if split == "train" and originals.train_counts:
-        wanted = originals.train_counts
+        full_counts = originals.train_counts
         return [
-            f"train/{ids[label]}: {wanted[label]} images, found {count}"
+            f"train/{ids[label]}: {full_counts[label]} images, found {count}"
             for label, count in counts.items()
-            if count != wanted[label]
+            if count != full_counts[label]
         ]
-    found, total = sum(counts.values()), TOTALS[split]
-    return [] if found == total else [f"{split}: {total:,} images, found {found:,}"]
+    num_images, total = sum(counts.values()), TOTALS[split]
+    return [] if num_images == total else [f"{split}: {total:,} images, found {num_images:,}"]
 
 
 # --- image files --------------------------------------------------------------------------------------------
@@ -172,18 +178,18 @@ def _digest(names: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image files of a folder."""
+    """A part that consists of image files in a folder."""
 
     folder: str
     names: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the names."""
+        """A fingerprint of the file names."""
         return _digest(self.names)
 
     def images(self) -> Images:
-        """Opens them one by one."""
+        """Returns the images, each read from its own file."""
         return ((name, functools.partial(_read_file, os.path.join(self.folder, name))) for name in self.names)
 
 
@@ -194,37 +200,37 @@ def _read_file(path: str) -> bytes:
         raise UserError(f"{path}: can't be read ({error.strerror}); restore the file") from error
 
 
-def _listed(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+def _list_folder(folder: pathlib.Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{folder}: can't be read ({error.strerror}); mend that and start again") from error
+        raise UserError(f"{folder}: can't be read ({error.strerror}); fix that and start again") from error
 
 
 def _class_folders(top: pathlib.Path) -> dict[int, Part]:
     parts: dict[int, Part] = {}
-    for entry in _listed(top):
+    for entry in _list_folder(top):
         if entry.is_dir():
             label = label_of(entry.name, str(top))
-            if names := [file.name for file in _listed(top / entry.name) if _is_image(file.name)]:
+            if names := [file.name for file in _list_folder(top / entry.name) if _is_image(file.name)]:
                 parts[label] = Files(entry.path, tuple(names))
     return parts
 
 
 def _val_folder(top: pathlib.Path, labels: Labels) -> dict[int, Part]:
-    """A folder for each class, or all images side by side, as the tar unpacks."""
-    names = [entry.name for entry in _listed(top) if _is_image(entry.name)]
+    """Finds the parts of val in a folder for each class, or among all images side by side, as the tar unpacks."""
+    names = [entry.name for entry in _list_folder(top) if _is_image(entry.name)]
     if not names:
         return _class_folders(top)
-    return {label: Files(str(top), some) for label, some in labels.group(names, top).items()}
+    return {label: Files(str(top), group) for label, group in labels.group(names, top).items()}
 
 
 # --- tars ---------------------------------------------------------------------------------------------------
 
 
-def _members(path: str, start: int = 0) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of the files in the tar that begins at ``start``, by their names without folders."""
+def _read_members(path: str, start: int = 0) -> dict[str, tuple[int, int]]:
+    """Returns offset and size in bytes of the files in the tar that begins at ``start``, by name without folders."""
     try:
         members = [member for member in read_members(path, start) if member.isreg()]
     except (OSError, tarfile.TarError) as error:
@@ -246,27 +252,27 @@ def _read_place(path: str, offset: int, size: int, name: str) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Some images of a tar."""
+    """A part that consists of images in a tar."""
 
     path: str
     names: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
-    """Offset and size in bytes of each name."""
+    """Offset and size in bytes of each image, in the order of the names."""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the names."""
+        """A fingerprint of the file names."""
         return _digest(self.names)
 
     def images(self) -> Images:
-        """Reads them at their places."""
+        """Yields the images, read at their offsets."""
         for name, (offset, size) in zip(self.names, self.places, strict=True):
             yield name, functools.partial(_read_place, self.path, offset, size, name)
 
 
 @dataclasses.dataclass(frozen=True)
 class InnerTar:
-    """The tar of a class inside the tar of train."""
+    """A part that is the tar of a class inside the tar of train."""
 
     path: str
     wnid: str
@@ -276,12 +282,12 @@ class InnerTar:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the size, all that the outer tar says."""
+        """A fingerprint of the inner tar's name and size, which is all that the outer tar tells."""
         return f"{self.wnid}.tar of {self.size}"
 
     def images(self) -> Images:
-        """Reads the table of contents, then the images at their places."""
-        places = _members(self.path, self.offset)
+        """Reads the table of contents of the inner tar, and returns its images, read at their offsets."""
+        places = _read_members(self.path, self.offset)
         if any(offset + size > self.offset + self.size for offset, size in places.values()):
             raise UserError(f"{self.path}: {self.wnid}.tar is damaged; copy or download the file again")
         names = tuple(sorted(filter(_is_image, places)))
@@ -290,7 +296,7 @@ class InnerTar:
 
 def _tar_of_tars(path: pathlib.Path) -> dict[int, Part]:
     parts: dict[int, Part] = {}
-    for name, (offset, size) in sorted(_members(str(path)).items()):
+    for name, (offset, size) in sorted(_read_members(str(path)).items()):
         wnid, suffix = posixpath.splitext(name)
         if suffix == ".tar":
             parts[label_of(wnid, str(path))] = InnerTar(str(path), wnid, offset, size)
@@ -298,7 +304,7 @@ def _tar_of_tars(path: pathlib.Path) -> dict[int, Part]:
 
 
 def _val_tar(path: pathlib.Path, labels: Labels) -> dict[int, Part]:
-    places = _members(str(path))
+    places = _read_members(str(path))
     groups = labels.group(filter(_is_image, places), path)
     return {label: Members(str(path), names, tuple(places[n] for n in names)) for label, names in groups.items()}
 
@@ -308,7 +314,7 @@ def _val_tar(path: pathlib.Path, labels: Labels) -> dict[int, Part]:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Some records of a copy that TFDS made."""
+    """A part that consists of records of a copy made by TFDS."""
 
     builder_dir: str
     split: str
@@ -317,38 +323,38 @@ class Records:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the names."""
+        """A fingerprint of the file names."""
         return _digest(self.names)
 
     def images(self) -> Images:
-        """Reads them by their numbers."""
+        """Yields the images, read by their record numbers."""
         for name, number in zip(self.names, self.numbers, strict=True):
             yield name, functools.partial(_image_of_record, self.builder_dir, self.split, number)
 
 
-def _tfds(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
-    """Reads every record once to learn its class, since TFDS shuffles what it writes."""
+def _find_tfds(source: pathlib.Path, parallel: Map, say: Callable[[str], None]) -> Originals:
+    """Finds the images of a copy made by TFDS; reads every record for its class, since TFDS shuffles them."""
     opened = tfds_source.open_splits("imagenet2012", str(source), None)
     builder_dir = tfds_source.find_copy("imagenet2012", str(source))
     labels = [label_of(wnid, builder_dir) for wnid in opened.class_names]
     parts: dict[str, Mapping[int, Part]] = {}
-    for ours, split in (("train", opened.train), ("val", opened.eval)):
+    for split_name, split in (("train", opened.train), ("val", opened.eval)):
         say(f"{builder_dir}: reading the labels and file names of {len(split):,} records of {split.name}")
         starts = range(0, len(split), _INDEXED_AT_ONCE)
         index = functools.partial(_index, builder_dir, split.name, len(split))
-        rows = sorted((labels[k], name, number) for some in parallel(index, starts) for k, name, number in some)
+        rows = sorted((labels[k], name, number) for records in parallel(index, starts) for k, name, number in records)
         by_label: dict[int, list[tuple[str, int]]] = {}
         for label, name, number in rows:
             by_label.setdefault(label, []).append((name, number))
-        parts[ours] = {
-            label: Records(builder_dir, split.name, *map(tuple, zip(*some, strict=True)))
-            for label, some in by_label.items()
+        parts[split_name] = {
+            label: Records(builder_dir, split.name, *map(tuple, zip(*records, strict=True)))
+            for label, records in by_label.items()
         }
     return Originals(dict.fromkeys(parts, builder_dir), parts, {})
 
 
 def _index(builder_dir: str, split: str, size: int, start: int) -> list[tuple[int, str, int]]:
-    """Label, file name and number of the records from ``start`` on."""
+    """Returns label, file name and number of the next `_INDEXED_AT_ONCE` records from ``start`` on."""
     rows = []
     for number in range(start, min(start + _INDEXED_AT_ONCE, size)):
         record = _record(builder_dir, split, number)
@@ -363,12 +369,12 @@ def _image_of_record(builder_dir: str, split: str, number: int) -> bytes:
 def _record(builder_dir: str, split: str, number: int) -> Any:
     try:
         return _data_source(builder_dir, split)[number]
-    except Exception as error:  # whatever a damaged or missing file leads to
+    except Exception as error:  # damaged or missing files raise many kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{builder_dir}: record {number} of {split} can't be read ({reason}); restore it") from error
 
 
-@functools.cache  # of each process
+@functools.cache  # one for each process
 def _data_source(builder_dir: str, split: str) -> Any:
     import tensorflow_datasets as tfds
 

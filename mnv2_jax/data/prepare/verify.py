@@ -1,4 +1,4 @@
-"""Finds what is damaged or missing in a prepared folder."""
+"""Finds damaged and missing files in a prepared folder."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from mnv2_jax.data.prepare.writing import sha256_of
 from mnv2_jax.data.shards import Manifest, Shard, finished_manifest
 
 
-def verify(folder: pathlib.Path, workers: int, done: Callable[[Shard], None]) -> list[str]:
-    """Hashes every file anew.
+def verify(folder: pathlib.Path, workers: int, report_shard: Callable[[Shard], None]) -> list[str]:
+    """Compares the SHA-256 of every file with the one that was written.
 
     Args:
-      folder: as `prepare` wrote it.
-      workers: threads.
-      done: called after each shard.
+      folder: a folder that `prepare` wrote.
+      workers: number of threads.
+      report_shard: called after each shard.
 
     Returns:
-      What is wrong, a line for each file.
+      The problems, one line for each file.
 
     Raises:
       UserError: if there is no manifest of a finished preparation.
     """
     manifest = finished_manifest(str(folder))
-    check = functools.partial(_problems, folder, manifest)
+    check = functools.partial(_find_problems, folder, manifest)
     problems = []
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for shard, found in zip(manifest.shards, pool.map(check, manifest.shards), strict=True):
-            problems += found
-            done(shard)
+        for shard, lines in zip(manifest.shards, pool.map(check, manifest.shards), strict=True):
+            problems += lines
+            report_shard(shard)
     return problems
 
 
-def _problems(folder: pathlib.Path, manifest: Manifest, shard: Shard) -> list[str]:
-    wrong = list(_check(folder / shard.name, shard.sha256))
-    if wrong or manifest.format == "arrayrecord":
-        return wrong
+def _find_problems(folder: pathlib.Path, manifest: Manifest, shard: Shard) -> list[str]:
+    problems = list(_check(folder / shard.name, shard.sha256))
+    if problems or manifest.format == "arrayrecord":
+        return problems
     listed = set()
     for line in (folder / shard.name).read_text(errors="surrogateescape").splitlines():
         digest, _, name = line.partition("  ")
         listed.add(name)
-        wrong += _check(folder / name, digest)
+        problems += _check(folder / name, digest)
     for wnid in shard.classes:
         top = folder / shard.split / wnid
-        there = os.listdir(top) if top.is_dir() else ()
-        extra = {f"{shard.split}/{wnid}/{name}" for name in there} - listed
-        wrong += [f"{folder / name}: not in {shard.name}" for name in sorted(extra)]
-    return wrong
+        names = os.listdir(top) if top.is_dir() else ()
+        extra = {f"{shard.split}/{wnid}/{name}" for name in names} - listed
+        problems += [f"{folder / name}: not in {shard.name}" for name in sorted(extra)]
+    return problems
 
 
 def _check(path: pathlib.Path, digest: str) -> Iterator[str]:

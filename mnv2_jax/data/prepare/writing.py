@@ -1,4 +1,4 @@
-"""Writes the images of some consecutive classes, each of them checked, as a shard or as folders."""
+"""Checks the images of some consecutive classes and writes them as a shard or as folders."""
 
 from __future__ import annotations
 
@@ -17,62 +17,63 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_text
 
 PARTIAL = ".partial"
-"""Folder for what isn't whole yet; it is emptied at each start."""
+"""Folder for unfinished files; it is emptied at each start."""
 CHECKSUMS = "checksums"
-_CLASSES_OF_A_SHARD = {"train": 5, "val": 50}
-"""0.7 and 0.3 GB: large enough that all 220 shards can be open at once, small enough to be done again."""
+_CLASSES_PER_SHARD = {"train": 5, "val": 50}
+"""Classes in a shard of 0.7 or 0.3 GB: few enough shards (220) to have all open at once, and small enough to redo."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Piece that one worker process writes at a time."""
+    """The classes that one worker process writes at a time."""
 
     split: str
     stem: str
-    """Stem of its file, train-00000-of-00200: a class is always in the shard of this number, whatever else there is."""
+    """Stem of the file, as train-00000-of-00200; a class is always in the same shard, whichever classes there are."""
     parts: Mapping[int, Part]
     """Parts by label."""
 
     @property
     def plan(self) -> str:
-        """Digest of the labels and of what is known of their images."""
+        """A digest of the labels and of the fingerprints of their images."""
         text = "\n".join(f"{label} {part.fingerprint}" for label, part in self.parts.items())
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def units(splits: Mapping[str, Mapping[int, Part]]) -> list[Unit]:
-    """Cuts the splits into units, in their order."""
-    cut = []
+    """Divides the splits into units, in their order."""
+    result = []
     for split, parts in splits.items():
-        size = _CLASSES_OF_A_SHARD[split]
+        size = _CLASSES_PER_SHARD[split]
         count = -(-len(imagenet.class_ids()) // size)
         for number in range(count):
             labels = [label for label in range(number * size, (number + 1) * size) if label in parts]
             if labels:
                 stem = f"{split}-{number:05d}-of-{count:05d}"
-                cut.append(Unit(split, stem, {label: parts[label] for label in labels}))
-    return cut
+                result.append(Unit(split, stem, {label: parts[label] for label in labels}))
+    return result
 
 
 def file_name(unit: Unit, form: str) -> str:
-    """The `Shard.name` of a unit."""
+    """Returns the `Shard.name` of a unit."""
     return f"{unit.stem}.arrayrecord" if form == "arrayrecord" else f"{CHECKSUMS}/{unit.stem}.sha256"
 
 
 def write(out: pathlib.Path, form: str, skip_corrupt: bool, unit: Unit) -> tuple[Shard | None, dict[str, str]]:
-    """Writes a unit under a temporary name and renames it when it is whole.
+    """Writes a unit under a temporary name, and renames it when it is complete.
 
     Args:
       out: the prepared folder.
       form: one of `shards.FORMATS`.
-      skip_corrupt: leave images out that can't be decoded; else a unit with such isn't written.
-      unit: what is written.
+      skip_corrupt: whether to leave out images that can't be decoded; otherwise a unit with such images isn't written.
+      unit: the unit to write.
 
     Returns:
-      The shard, or None; and why which images can't be decoded (see `Shard.damaged`).
+      The shard, or None where it isn't written; and the images that can't be decoded, each with the reason (see
+      `Shard.damaged`).
 
     Raises:
-      UserError: if nothing can be written.
+      UserError: if the files can't be written.
     """
     damaged: dict[str, str] = {}
     counts = {}
@@ -80,7 +81,7 @@ def write(out: pathlib.Path, form: str, skip_corrupt: bool, unit: Unit) -> tuple
         writer = _ShardWriter(out, unit) if form == "arrayrecord" else _FolderWriter(out, unit)
         for label, part in unit.parts.items():
             wnid, count = imagenet.class_ids()[label], 0
-            for name, content in _checked(part, f"{unit.split}/{wnid}", damaged):
+            for name, content in _decodable(part, f"{unit.split}/{wnid}", damaged):
                 count += 1
                 if skip_corrupt or not damaged:
                     writer.add(label, name, content)
@@ -88,11 +89,11 @@ def write(out: pathlib.Path, form: str, skip_corrupt: bool, unit: Unit) -> tuple
         if damaged and not skip_corrupt:
             return None, damaged
         size, digest = writer.finish()
-    # The writer of ArrayRecord has one kind for all that may go wrong.
+    # ArrayRecord's writer raises RuntimeError for all its failures.
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).split(";")[0]
         raise UserError(
-            f"{out}: {unit.stem} can't be written ({reason}); mend that and give the same command again, which goes on"
+            f"{out}: {unit.stem} can't be written ({reason}); fix that and run the same command again, which resumes"
         ) from error
     shard = Shard(
         name=file_name(unit, form),
@@ -107,7 +108,7 @@ def write(out: pathlib.Path, form: str, skip_corrupt: bool, unit: Unit) -> tuple
 
 
 def is_whole(out: pathlib.Path, form: str, shard: Shard) -> bool:
-    """Whether what was written of a shard is there in its full size."""
+    """Whether the files of a shard exist with their full size."""
     try:
         if form == "arrayrecord":
             return (out / shard.name).stat().st_size == shard.bytes
@@ -118,24 +119,24 @@ def is_whole(out: pathlib.Path, form: str, shard: Shard) -> bool:
 
 
 def sha256_of(path: pathlib.Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checked(part: Part, where: str, damaged: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """The images that can be decoded; the others go to ``damaged``."""
+def _decodable(part: Part, folder: str, damaged: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Yields the images that can be decoded, and adds the others to ``damaged``."""
     try:
         images = part.images()
-    except UserError as error:  # the tar of a whole class
-        damaged[f"{where}/*"] = str(error)
+    except UserError as error:  # the tar of the whole class is damaged
+        damaged[f"{folder}/*"] = str(error)
         return
     for name, read in images:
         try:
             content = read()
-            decode(content, f"{where}/{name}")
+            decode(content, f"{folder}/{name}")
         except UserError as error:
-            damaged[f"{where}/{name}"] = str(error)
+            damaged[f"{folder}/{name}"] = str(error)
         else:
             yield name, content
 
@@ -155,7 +156,7 @@ class _ShardWriter:
         self._writer.close()
         digest = sha256_of(self._temporary)
         with self._temporary.open("rb") as file:
-            os.fsync(file.fileno())  # before the rename, which may otherwise reach the disk first
+            os.fsync(file.fileno())  # else the rename may reach the disk before the content does
         self._temporary.rename(self._final)
         return self._final.stat().st_size, digest
 
@@ -181,7 +182,7 @@ class _FolderWriter:
         split.mkdir(exist_ok=True)
         checksums.parent.mkdir(exist_ok=True)
         for folder in sorted(self._temporary.iterdir()):
-            shutil.rmtree(split / folder.name, ignore_errors=True)  # of a session that was killed just here
+            shutil.rmtree(split / folder.name, ignore_errors=True)  # left by a session that was killed just here
             folder.rename(split / folder.name)
         write_text(checksums, "".join(self._lines))
         return self._size, sha256_of(checksums)

@@ -1,1 +1,1 @@
-"""Views, which a task makes of examples: one file a task."""
+"""Views, which turn the examples of a task into rows of a batch: one file for each task."""

@@ -10,26 +10,28 @@ import numpy as np
 from mnv2_jax.data.split import Example
 
 Draw: TypeAlias = tuple[int, int, int]
-"""(seed, epoch, index) of an example in training: all that its random numbers may come from."""
+"""(seed, epoch, index) of an example in training, the only source of its random numbers."""
 
 
 class Array(NamedTuple):
-    """Shape and type of an array of a row."""
+    """Shape and type of one array in a row."""
 
     shape: tuple[int, ...]
     dtype: type[np.generic]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of one row."""
+        """Size of the array in one row, in bytes."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 class View(Protocol):
-    """Geometry happens here, once for the image and what belongs to its places; so does whatever needs NumPy.
+    """A function from an example to a row of a batch.
 
-    A view is picklable: workers are sent it. All of a batch's keys but the loop's (`types.Batch`) are a view's, and
-    "image" is among them, uint8 [h, w, 3]. What moves no target, as colours and normalisation, is left to the devices.
+    A view does the geometry, such as crops, once for the image and its targets, and everything that needs NumPy. The
+    devices do what moves no target, such as colour changes and normalisation. A view must be picklable, since it is
+    sent to workers. It makes all keys of a batch except the loop's own (`types.Batch`), among them "image", uint8
+    [h, w, 3].
     """
 
     @property
@@ -38,17 +40,17 @@ class View(Protocol):
 
     @property
     def spec(self) -> Mapping[str, Array]:
-        """The arrays of a row."""
+        """The arrays of a row, by their names."""
 
     def at(self, resolution: int) -> Self:
-        """The same view of images of resolution × resolution pixels."""
+        """Returns the same view with images of resolution × resolution pixels."""
 
     def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
-        """The row of an example, as ``spec`` says.
+        """Makes the row of an example, with the arrays of ``spec``.
 
         Args:
           example: see `data.split.Split.example`.
-          draw: None where nothing is random, as in evaluation.
+          draw: the source of random numbers; None where nothing is random, as in evaluation.
 
         Raises:
           DamagedImageError: if a picture can't be decoded.

@@ -1,4 +1,4 @@
-"""An image and its label: crops in training, the published crop in evaluation."""
+"""The views of classification: an image and its label, cropped at random in training and as published in evaluation."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ _PLAIN = AugmentConfig()
 
 @dataclasses.dataclass(frozen=True)
 class TrainView:
-    """A `View`: image uint8 [resolution, resolution, 3] and label int32 []."""
+    """The `View` of training: image uint8 [resolution, resolution, 3] and label int32 []."""
 
     data: DataConfig
     augment: AugmentConfig = _PLAIN
-    """Its `policy` is applied after the crop."""
+    """The augmentation, whose `policy` is applied after the crop."""
 
     @property
     def varies(self) -> bool:
-        """Whether crops or operations are drawn; shifts and flips are the devices'."""
+        """Whether crops or the policy's operations are random; random shifts and flips happen on the devices."""
         return self.data.crop == "random_resized" or self.augment.policy != "none"
 
     @property
     def spec(self) -> Mapping[str, Array]:
-        """The arrays of a row."""
+        """The arrays of a row, by their names."""
         return _spec(self.data.resolution)
 
     def at(self, resolution: int) -> TrainView:
-        """The same view of another size."""
+        """Returns the same view with images of another size."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, resolution=resolution))
 
     def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
-        """The row of an example; without a draw the deterministic crop, and no policy."""
+        """Makes the row of an example; without a draw, with the deterministic crop and no policy."""
         data, image = self.data, example["image"]
         if data.crop == "random_resized" and draw is not None:
             view = random_resized_view(image, data, np.random.default_rng(draw))
         else:
             view = evaluation_view(image, data, data.resolution)
         if self.augment.policy != "none" and draw is not None:
-            # Draws of its own, so that a policy leaves the crops as they are.
+            # The policy has its own generator, so that it doesn't change the crops.
             view = apply_policy(view, self.augment, np.random.default_rng((*draw, 1)), data.mean)
         return {"image": view, "label": example["label"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalView:
-    """A `View`: the deterministic crop at the resolution of evaluation."""
+    """The `View` of evaluation: the deterministic crop at the resolution of evaluation, and the label."""
 
     data: DataConfig
     varies = False
 
     @property
     def spec(self) -> Mapping[str, Array]:
-        """The arrays of a row."""
+        """The arrays of a row, by their names."""
         return _spec(self.data.seen_resolution)
 
     def at(self, resolution: int) -> EvalView:
-        """The same view of another size."""
+        """Returns the same view with images of another size."""
         data = dataclasses.replace(self.data, resolution=resolution, eval_resolution=None)
         return dataclasses.replace(self, data=data)
 
     def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
-        """The row of an example; nothing is drawn."""
+        """Makes the row of an example; ignores the draw."""
         return {"image": evaluation_view(example["image"], self.data), "label": example["label"]}
 
 
