@@ -247,11 +247,11 @@ def test_strides_dilations_and_paddings(form, tmp_path):
 @pytest.mark.parametrize(
     ("zeros", "said", "match"),
     [
-        (None, {"strides": [2, 1]}, "another stride for rows than for columns"),
-        (None, {"dilation_rate": [1, 2]}, "another dilation"),
-        (None, {"padding": "causal"}, "padding 'causal', as no MobileNet has"),
-        ([[0, 1], [1, 1]], {"padding": "valid"}, "only the same ones for rows and columns"),
-        ([[1, 1], [1, 1]], {"padding": "same"}, "only the same ones for rows and columns, before a layer without"),
+        (None, {"strides": [2, 1]}, "stride for rows"),
+        (None, {"dilation_rate": [1, 2]}, "dilation for rows"),
+        (None, {"padding": "causal"}, "'causal'"),
+        ([[0, 1], [1, 1]], {"padding": "valid"}, r"\(\(0, 1\), \(1, 1\)\)"),
+        ([[1, 1], [1, 1]], {"padding": "same"}, "padding 'same' after zeros"),
     ],
 )
 def test_windows_that_no_mobilenet_has(zeros, said, match, tmp_path):
@@ -297,7 +297,7 @@ def test_nested_models_are_read_in_order_or_not_at_all(tmp_path):
     nested(tmp_path / "m", ["c/kernel", *trained, *rest])
     assert [layer.name for layer in read_keras(tmp_path / "m").layers] == ["c", "a", "b"]
     nested(tmp_path / "m", [*trained[2:], *[f"a/{leaf}" for leaf in norm], *rest[2:]])  # a was frozen
-    with pytest.raises(UserError, match=r"partly frozen.*save the whole model"):
+    with pytest.raises(UserError, match=r"frozen.*\.keras"):
         read_keras(tmp_path / "m")
 
 
@@ -331,7 +331,7 @@ def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
     assert [layer.kind for layer in read_keras(tmp_path / "m").layers] == ["conv", "dense", "depthwise"]
     with h5py.File(tmp_path / "m", "r+") as file:
         write_numbered(file["layers"].create_group("sequential"), layers_of(("Conv2D",)))
-    with pytest.raises(UserError, match="conv layers of its nested models"):
+    with pytest.raises(UserError, match=r"conv layers .*nested"):
         read_keras(tmp_path / "m")
 
 
@@ -544,7 +544,7 @@ def test_how_layers_resize_and_crop(steps, size, version, resolution, view, tmp_
     ],
 )
 def test_layers_before_the_first_convolution_that_cannot_be_expressed(step, size, tmp_path):
-    with pytest.raises(UserError, match=r"m: layer 's1' .*before the first convolution"):
+    with pytest.raises(UserError, match=r"m: layer 's1'"):
         prepared(tmp_path / "m", [FLIP, step], size)
 
 
@@ -553,7 +553,7 @@ def test_pixels_that_are_inverted_and_a_mean_that_is_nowhere(tmp_path):
         prepared(tmp_path / "m", [tf_constant_first("math.subtract", 255.0)])
     with pytest.raises(UserError, match=r"multiply pixels by \[1.0, -1.0, 1.0\]"):
         prepared(tmp_path / "m", [layer("Rescaling", scale=[1.0, -1.0, 1.0])])
-    with pytest.raises(UserError, match="layer 's0' isn't in it"):
+    with pytest.raises(UserError, match=r"mean .*'s0'"):
         prepared(tmp_path / "m", [layer("Normalization")])
 
 
@@ -562,9 +562,9 @@ def test_a_layer_on_pixels_of_which_a_file_has_the_name_only(tmp_path):
     for form in ("legacy", "numbered"):
         for name in ("rescaling", "resizing_1", "tf.math.truediv_2", "tf_op_lambda"):
             FORMS[form](tmp_path / "m", [(name, "Other", []), *layers])
-            assert read_keras(tmp_path / "m").unsaid == {name: True}
+            assert read_keras(tmp_path / "m").pixel_layers == {name: True}
         FORMS[form](tmp_path / "m", [("random_flip", "Other", []), ("re_lu", "ReLU", []), *layers])
-        assert read_keras(tmp_path / "m").unsaid == {}
+        assert read_keras(tmp_path / "m").pixel_layers == {}
     with h5py.File(tmp_path / "m", "w") as file:
         write_numbered(file, [("rescaling", "Rescaling", []), ("d", "Dense", arrays_of(0, "Dense"))])
         write_numbered(file.create_group("layers/functional"), layers_of(("Conv2D",)))
@@ -572,15 +572,15 @@ def test_a_layer_on_pixels_of_which_a_file_has_the_name_only(tmp_path):
         statistics.attrs["name"] = "mine"
         for leaf, value in enumerate((np.ones(3), np.ones(3), 7)):
             statistics[str(leaf)] = value
-    assert read_keras(tmp_path / "m").unsaid == {"rescaling": False, "mine": True}
+    assert read_keras(tmp_path / "m").pixel_layers == {"rescaling": False, "mine": True}
 
 
 def test_layers_without_weights_that_no_mobilenet_has(tmp_path):
     order = ("Conv2D", "GlobalMaxPooling2D", "Dense", "Rescaling")
     whole(tmp_path / "m", layers_of(order))
-    assert read_keras(tmp_path / "m").strange == ("y1 (GlobalMaxPooling2D)", "w3 (Rescaling)")
+    assert read_keras(tmp_path / "m").unsupported == ("y1 (GlobalMaxPooling2D)", "w3 (Rescaling)")
     whole(tmp_path / "m", layers_of(("Conv2D", "MaxPooling2D", "Conv2D")))
-    refused(tmp_path / "m", r"layer y1 \(MaxPooling2D\) stands between its convolutions")
+    refused(tmp_path / "m", r"y1 \(MaxPooling2D\)")
 
 
 def test_activations_are_found_across_models_and_in_layers_that_are_shared(tmp_path):
@@ -631,7 +631,7 @@ def test_integers(form, tmp_path):
 def test_layers_that_no_mobilenet_has(form, tmp_path):
     layers = [*layers_of(), ("t", "Conv2DTranspose", [np.ones((2, 2, 2, 2, 2), np.float32)])]
     FORMS[form](tmp_path / "m", layers)
-    refused(tmp_path / "m", "isn't one of|no MobileNet has")
+    refused(tmp_path / "m", "isn't one of|unlike any MobileNet")
 
 
 def test_a_depth_multiplier(form, tmp_path):
@@ -650,7 +650,7 @@ def test_different_epsilons(tmp_path):
 
 def test_a_third_array_of_a_norm_without_a_config(tmp_path):
     numbered(tmp_path / "m", [("n", "BatchNormalization", arrays_of(0, "BatchNormalization")[1:])])
-    refused(tmp_path / "m", "has 3 arrays.*save the whole model")
+    refused(tmp_path / "m", r"has 3 arrays.*\.keras")
 
 
 def test_missing_groups(form, tmp_path):
@@ -659,7 +659,7 @@ def test_missing_groups(form, tmp_path):
     if form == "zipped":
         with zipfile.ZipFile(tmp_path / "m", "w") as archive:
             archive.writestr("config.json", "{}")
-        return refused(tmp_path / "m", "a zip without model.weights.h5")
+        return refused(tmp_path / "m", r"zip .*model\.weights\.h5")
     with h5py.File(tmp_path / "m", "r+") as file:
         del file[{"whole": "model_weights/z0/z0", "legacy": "z0", "numbered": "layers/conv2d/vars"}[form]]
     refused(tmp_path / "m", "there is no")
@@ -676,7 +676,7 @@ def test_links_to_other_files(tmp_path):
     with h5py.File(tmp_path / "m", "r+") as file:
         del file["z0/z0/kernel:0"]
         file.create_dataset("z0/z0/kernel:0", (3, 3, 3, 4), "f4", external=[(str(tmp_path / "secret"), 0, 432)])
-    refused(tmp_path / "m", "lies in another file")
+    refused(tmp_path / "m", "another file")
 
 
 def test_sizes_that_would_fill_the_memory(tmp_path):
@@ -684,13 +684,13 @@ def test_sizes_that_would_fill_the_memory(tmp_path):
     with h5py.File(tmp_path / "m", "r+") as file:
         del file["z0/z0/kernel:0"]
         file.create_dataset("z0/z0/kernel:0", (1 << 20, 1 << 20, 1 << 20, 4), "f4", chunks=(1, 1, 1, 4))
-    refused(tmp_path / "m", "MiB, as no MobileNet has")
+    refused(tmp_path / "m", "arrays .* MiB")
 
 
 def test_a_zip_member_that_unpacks_to_too_much(tmp_path):
     with zipfile.ZipFile(tmp_path / "m", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", bytes((1 << 26) + 1))
-    refused(tmp_path / "m", "config.json in it has more than 64 MiB")
+    refused(tmp_path / "m", r"config\.json .*64 MiB")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"PK\3\4", b"not weights" * 100])
@@ -743,7 +743,7 @@ def test_damaged_files_are_refused_or_read(form, tmp_path):
 
 def test_without_h5py(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    refused(tmp_path / "m", "needs h5py; pip install")
+    refused(tmp_path / "m", "h5py")
 
 
 # --- files by others --------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_file_of_ours_says_what_it_holds(tmp_path):
     save_weights(tmp_path / "w.safetensors", model, variables, WeightsInfo(labels=("a", "b", "c")))
     read = load_weights(tmp_path / "w.safetensors")
     assert (read.model, read.info.labels) == (model, ("a", "b", "c"))
-    with pytest.raises(UserError, match="says itself what it holds"):
+    with pytest.raises(UserError, match=r"model .*options"):
         load_weights(tmp_path / "w.safetensors", "mobilenet_v1")
 
 
@@ -113,7 +113,7 @@ def test_the_architecture_said_in_the_file(said, expected, tmp_path):
     assert (info.source, model.options.padding, model.norm.epsilon) == expected
     assert any(next(iter(said.values())) in note for note in info.notes)
     assert load_weights(path, "mobilenet_v3_large", library="timm").info.source == "timm"
-    with pytest.raises(UserError, match=r"w\.safetensors is mobilenet_v3_large, not mobilenet_v1"):
+    with pytest.raises(UserError, match=r"w\.safetensors.*mobilenet_v3_large.*mobilenet_v1"):
         load_weights(path, "mobilenet_v1")
 
 
@@ -186,7 +186,7 @@ def test_without_a_classifier_of_ours_a_new_one_is_wanted(key, head, absent, tmp
     name = key.split()[1]
     body = {name: array for name, array in state_dict(key).items() if not name.startswith(("classifier", "fc"))}
     path = write(tmp_path / "w.safetensors", {f"backbone.{name}": array for name, array in (body | head).items()})
-    with pytest.raises(UserError, match=r"w\.safetensors: .*init\.head=new"):
+    with pytest.raises(UserError, match=r"init\.head=new"):
         load_weights(path, name)
     read = load_weights(path, name, head="new")
     assert (read.absent, read.info.labels) == (absent, ())
@@ -209,7 +209,7 @@ def test_background_is_dropped_and_other_classes_are_not_imagenet(tmp_path):
     assert load_weights(tmp_path / "w.safetensors", "mobilenet_v1").info.labels == ()
     named = load_weights(tmp_path / "w.safetensors", "mobilenet_v1", labels=["a", "b", "c"])
     assert (named.info.labels, named.info.class_ids) == (("a", "b", "c"), ())
-    with pytest.raises(UserError, match="2 labels for 3 classes"):
+    with pytest.raises(UserError, match=r"3 classes.* 2 labels"):
         load_weights(tmp_path / "w.safetensors", "mobilenet_v1", labels=["a", "b"])
 
 
@@ -218,9 +218,9 @@ def test_preprocessing_that_is_known_better_wins(tmp_path):
     asked = dict(resolution=192, eval_crop_fraction=0.95, mean=(0.0, 0.0, 0.0))
     told = load_weights(path, "mobilenet_v1", preprocessing=asked).info.preprocessing
     assert (told.resolution, told.eval_crop_fraction, told.mean, told.std) == (192, 0.95, (0, 0, 0), (0.5, 0.5, 0.5))
-    with pytest.raises(UserError, match="unknown preprocessing 'batch_size'"):
+    with pytest.raises(UserError, match="'batch_size'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(batch_size=3))
-    with pytest.raises(UserError, match=r"data\.interpolation='cubic' is not a choice; did you mean 'bicubic'"):
+    with pytest.raises(UserError, match=r"data\.interpolation='cubic'.*'bicubic'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(interpolation="cubic"))
     published = dict(input_size=[3, 160, 160], crop_pct=0.9, interpolation="bicubic", mean=[0.1] * 3, std=[0.2] * 3)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "mobilenetv1_125", "pretrained_cfg": published}))
@@ -269,7 +269,7 @@ def test_class_names_that_cannot_be(config, tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config)
     )
-    with pytest.raises(UserError, match=r"config\.json: label_|model\.safetensors: 2 labels for 3 classes") as error:
+    with pytest.raises(UserError, match=r"config\.json: label_|model\.safetensors: .*2 labels") as error:
         load_weights(path)
     assert "\n" not in str(error.value)
 
@@ -284,11 +284,11 @@ def changed(**changes):
         (changed(**{"blocks.0.0.bn1.bias": None}), "missing: blocks.0.0.bn1.bias"),
         (changed(**{"extra.weight": np.ones(3, np.float32)}), "left over: extra.weight"),
         (changed(**{"bn1.weight": np.ones(31, np.float32)}), r"another shape: bn1.weight is \[31\] instead of \[32\]"),
-        (changed(**{"bn1.weight": np.full(32, np.nan, np.float32)}), "bn1.weight isn't of finite"),
-        (changed(**{"bn1.weight": np.ones(32, np.int32)}), "bn1.weight isn't of finite floating-point numbers"),
-        (changed(**{"classifier.weight": None}), r"behind the mean it has classifier\.bias"),
-        ({"a": np.ones(3, np.float32)}, r"by the names of a library that we know \(a, …\)"),
-        (state_dict("timm mobilenet_v3_large"), "not the weights of mobilenet_v1 .*missing: "),
+        (changed(**{"bn1.weight": np.full(32, np.nan, np.float32)}), "bn1.weight .*finite"),
+        (changed(**{"bn1.weight": np.ones(32, np.int32)}), "bn1.weight .*floating-point"),
+        (changed(**{"classifier.weight": None}), r"global pooling .*classifier\.bias"),
+        ({"a": np.ones(3, np.float32)}, r"\(a, …\)"),
+        (state_dict("timm mobilenet_v3_large"), "mobilenet_v1 .*missing: "),
     ],
 )
 def test_what_is_not_the_model_is_listed(state, said, tmp_path):
@@ -301,9 +301,9 @@ def test_what_is_not_the_model_is_listed(state, said, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("w.bin.txt", b"hello", "not a file of weights that we can read"),
-        ("w.safetensors", b"", "not a whole safetensors file"),
-        ("w.safetensors", b"\xff" * 40, "not a whole safetensors file"),
+        ("w.bin.txt", b"hello", "w.bin.txt: .*weights"),
+        ("w.safetensors", b"", "complete safetensors"),
+        ("w.safetensors", b"\xff" * 40, "complete safetensors"),
         ("w.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "w.h5: "),
         ("w.tflite", b"\0\0\0\0TFL3" + bytes(100), "w.tflite: "),
         ("w.keras", b"PK\x03\x04" + bytes(100), "damaged, or not a Keras or PyTorch file"),
@@ -329,7 +329,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="not a whole safetensors file"):
+        with pytest.raises(UserError, match="complete safetensors"):
             load_weights(path, "mobilenet_v1")
 
 
@@ -353,7 +353,7 @@ def test_a_pickle_that_executes_is_not_executed(form, tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("w/data.pkl", content)
             archive.writestr("w/version", "3\n")
-    with pytest.raises(UserError, match=r"w\.pth: (holds an object of the class getattr|reading PyTorch's own)"):
+    with pytest.raises(UserError, match=r"w\.pth: .*(class getattr|needs torch)"):
         load_weights(path, "mobilenet_v1")
     assert not (tmp_path / "executed").exists()
 
@@ -362,8 +362,8 @@ def test_a_pickle_that_executes_is_not_executed(form, tmp_path):
     ("arguments", "said"),
     [
         (("nowhere.pth", "mobilenet_v2"), "nowhere.pth: can't be read"),
-        ((".", "mobilenet_v2"), "a folder, and not a file of weights"),
-        (("timm/mobilenetv9_100", None), "no weights are known by the name"),
+        ((".", "mobilenet_v2"), "folder"),
+        (("timm/mobilenetv9_100", None), "timm/mobilenetv9_100"),
         (("torchvision/mobilenet_v2.v2", "mobilenet_v1"), None),
     ],
 )
@@ -375,17 +375,17 @@ def test_sources_that_are_none(arguments, said, monkeypatch, tmp_path):
 
 def test_a_foreign_file_needs_a_model(tmp_path):
     path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v1"))
-    with pytest.raises(UserError, match="doesn't say which network it holds"):
+    with pytest.raises(UserError, match="name of the model"):
         load_weights(path)
-    with pytest.raises(UserError, match="a state dict, which keras doesn't write"):
+    with pytest.raises(UserError, match=r"state dict.*keras"):
         load_weights(path, "mobilenet_v1", library="keras")
-    with pytest.raises(UserError, match="num_classes follows from the file"):
+    with pytest.raises(UserError, match="num_classes"):
         load_weights(path, "mobilenet_v1", num_classes=3)
     with pytest.raises(UserError, match="can't be read"):
         load_weights("x" * 300, "mobilenet_v1")
     with pytest.raises(UserError, match="can't be read"):
         load_weights("~nosuchuser/x.pth", "mobilenet_v1")
-    with pytest.raises(UserError, match=r"no resnet50 of corenet that we can read; .* mobilenet_v1, mobilenet_v2"):
+    with pytest.raises(UserError, match=r"resnet50 .*corenet.* mobilenet_v1, mobilenet_v2"):
         load_weights(path, "resnet50", library="corenet")
     with pytest.raises(UserError, match="unknown model 'mobilenet_v7'"):
         load_weights(path, "mobilenet_v7", library="timm")
@@ -408,7 +408,7 @@ def test_what_timm_is_called_with():
     [dict(padding="keras_v1"), dict(width_rule="corenet"), dict(strides=(1, 2, 2, 2, 2)), dict(output_stride=8)],
 )
 def test_what_timm_has_not_is_refused(options):
-    with pytest.raises(UserError, match=f"timm has no mobilenet_v1 .*: not model.{next(iter(options))}"):
+    with pytest.raises(UserError, match=rf"mobilenet_v1 .*model\.{next(iter(options))}"):
         to_timm(zeros("mobilenet_v1", width=0.25, **options))
 
 
