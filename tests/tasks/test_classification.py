@@ -218,12 +218,12 @@ def test_weights_by_name_are_proportions():
     assert (weights * counts).sum() == pytest.approx(100)
     assert made([0, 1, 0], (("cat", 2.0),)).class_weights == (2.0, 1.0, 1.0)
     assert made(None, (("fox", 2.0),)).class_weights is None  # nothing is trained
-    with pytest.raises(UserError, match="no class 'emo'; did you mean 'emu'"):
+    with pytest.raises(UserError, match=r"'emo'.*'emu'"):
         made(counts.tolist(), (("emo", 2.0),))
 
 
 def test_a_class_without_images_cannot_be_balanced():
-    with pytest.raises(UserError, match="class 'dog' has no training images") as caught:
+    with pytest.raises(UserError, match="'dog'") as caught:
         made([3, 0, 2])
     assert "\n" not in str(caught.value)
 

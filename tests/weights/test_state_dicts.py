@@ -194,7 +194,7 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("w/data/0", bytes(2 << 20))
     assert (tmp_path / "w.pth").stat().st_size < 1 << 14
-    refused(tmp_path / "w.pth", " 1 GiB")
+    refused(tmp_path / "w.pth", "GiB")
 
 
 def test_no_file(tmp_path):
