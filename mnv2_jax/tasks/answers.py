@@ -1,4 +1,4 @@
-"""What the outputs of a classification mean: the most probable classes with their labels."""
+"""Answers of a classification network: the most probable classes with their labels."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class Task(Protocol):
 
 
 class Answers(Protocol):
-    """What a network's outputs mean. An instance is built from weights alone, without a data set."""
+    """Turns a network's outputs into answers for people. It is built from weights alone, without a data set."""
 
     def decode(self, outputs: PyTree) -> PyTree:
         """Turns outputs [b, ...] into answers of fixed shapes, a pytree of [b, ...]. Pure and traced."""

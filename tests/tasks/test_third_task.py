@@ -156,11 +156,11 @@ def test_parts_of_a_batch_count_by_their_weight(file, devices, x64):
 
 
 def test_a_module_that_is_gone_and_a_name_that_is_taken_are_one_line(file):
-    for overrides, said in (
+    for overrides, error_text in (
         (["modules=no.such.module"], "modules: 'no.such.module' can't be imported"),
         (["modules=()", "task=mean_color"], "task='mean_color' is not registered.*did you mean 'mean_colour'"),
     ):
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=error_text) as error:
             open_experiment(configs.load(str(file), overrides).config)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"^task='classification' "):

@@ -185,7 +185,7 @@ def test_other_paddings_are_refused(pads, at):
 
 
 @pytest.mark.parametrize(
-    ("said", "match"),
+    ("changes", "match"),
     [
         (dict(stride=2), "stride of 2 .*dilation of 1, .*mobilenet_v1 .* 1 and 1"),
         (dict(dilation=2), "stride of 1 .*dilation of 2"),
@@ -196,15 +196,15 @@ def test_other_paddings_are_refused(pads, at):
         (dict(activation=None), "no known activation, .*mobilenet_v1 .*relu6"),
     ],
 )
-def test_a_layer_unlike_ours_is_refused(said, match):
+def test_a_layer_unlike_ours_is_refused(changes, match):
     with pytest.raises(UserError, match=match):
-        facts(V1, on(["block_3/depthwise"], **said))
+        facts(V1, on(["block_3/depthwise"], **changes))
 
 
 def test_strides_of_the_halving_layers_are_1_or_2():
-    for said in (dict(stride=3), dict(stride=0), dict(dilation=2)):
+    for changes in (dict(stride=3), dict(stride=0), dict(dilation=2)):
         with pytest.raises(UserError, match=r"mobilenet_v1 .*1 or 2 and 1"):
-            facts(V1, on(["stem"], **said))
+            facts(V1, on(["stem"], **changes))
 
 
 @pytest.mark.parametrize(("name", "activation"), [(V1, "relu"), (V2, "relu")])
@@ -311,11 +311,11 @@ def test_heads_that_are_missing_or_others(name, widths, absent, is_refused):
 @pytest.mark.parametrize("activation", [None, "sigmoid"])
 def test_one_logit_is_two_classes(activation):
     model, network = behind(V2, 1)
-    *others, last = network.layers
+    *earlier, last = network.layers
     last = dataclasses.replace(last, arrays={**last.arrays, "bias": np.full(1, 3, np.float32)}, activation=activation)
     assert not is_binary(behind(V2, 2)[1])
     for widened in (last, dataclasses.replace(last, arrays={"kernel": last.arrays["kernel"]})):
-        network = dataclasses.replace(network, layers=(*others, widened))
+        network = dataclasses.replace(network, layers=(*earlier, widened))
         assert without_other_head(PATH, model, network, "load") == (network, ())
         assert is_binary(network)
         leaves = leaves_of(PATH, model, of_two_classes(network))
@@ -326,16 +326,16 @@ def test_one_logit_is_two_classes(activation):
 @pytest.mark.parametrize(("units", "activation"), [(2, "sigmoid"), (2, "relu"), (1, "tanh")])
 def test_last_layers_that_give_no_logits(units, activation):
     model, network = behind(V2, units)
-    *others, last = network.layers
-    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(last, activation=activation)))
+    *earlier, last = network.layers
+    network = dataclasses.replace(network, layers=(*earlier, dataclasses.replace(last, activation=activation)))
     with pytest.raises(UserError, match=rf"dense d0 \[1280, {units}\] with {activation}"):
         without_other_head(PATH, model, network, "load")
     assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
     pooled = dataclasses.replace(behind(V2, 2)[1], unsupported=("pool (GlobalMaxPooling2D)",))
     with pytest.raises(UserError, match=r"pool \(GlobalMaxPooling2D\)"):
         without_other_head(PATH, model, pooled, "load")
-    *others, hidden, last = behind(V2, 100, 3)[1].layers  # a hidden layer without an activation is no classifier
-    network = dataclasses.replace(network, layers=(*others, dataclasses.replace(hidden, activation=None), last))
+    *earlier, hidden, last = behind(V2, 100, 3)[1].layers  # a hidden layer without an activation is no classifier
+    network = dataclasses.replace(network, layers=(*earlier, dataclasses.replace(hidden, activation=None), last))
     assert without_other_head(PATH, model, network, "new")[1] == ("classifier",)
 
 
@@ -360,11 +360,15 @@ def test_layers_without_numbers_ask_for_mean_and_std(name, pixel_layers, layer):
 
 
 def test_what_a_file_says_of_images_wins_over_the_custom():
-    told = dict(mean=(0.0, 0.1, 0.2), std=(1.0, 0.9, 0.8), resolution=48, view={"eval_crop": "central"})
+    stated = dict(mean=(0.0, 0.1, 0.2), std=(1.0, 0.9, 0.8), resolution=48, view={"eval_crop": "central"})
     network = foreign(V2)[1]
-    found = loaded(dataclasses.replace(network, **told), V2).info.preprocessing
-    assert (found.mean, found.std, found.resolution) == (told["mean"], told["std"], 48)
-    assert (found.eval_crop, found.interpolation, found.antialias) == ("central", "bilinear", False)
+    preprocessing = loaded(dataclasses.replace(network, **stated), V2).info.preprocessing
+    assert (preprocessing.mean, preprocessing.std, preprocessing.resolution) == (stated["mean"], stated["std"], 48)
+    assert (preprocessing.eval_crop, preprocessing.interpolation, preprocessing.antialias) == (
+        "central",
+        "bilinear",
+        False,
+    )
     smooth = dataclasses.replace(network, view={"interpolation": "bicubic", "antialias": True})
     assert loaded(smooth, V2).info.preprocessing.antialias
     assert not loaded(dataclasses.replace(network, source="tflite"), V2).info.preprocessing.antialias
@@ -381,7 +385,7 @@ def read(path, name, width):
 
 
 @pytest.mark.parametrize(
-    ("file", "name", "width", "said"),
+    ("file", "name", "width", "options"),
     [
         ("vww_96.h5", V1, 0.25, {"activation": "relu"}),
         ("vww_96_float.tflite", V1, 0.25, {"activation": "relu"}),
@@ -389,8 +393,8 @@ def read(path, name, width):
         ("tf2_mobilenet_v2_1.0_224_ptq.tflite", V2, 1.0, {}),
     ],
 )
-def test_published_files(file, name, width, said, real_data):
-    assert read(real_data / "weights" / file, name, width) == dict(strides=TWOS, padding="same", **said)
+def test_published_files(file, name, width, options, real_data):
+    assert read(real_data / "weights" / file, name, width) == dict(strides=TWOS, padding="same", **options)
 
 
 @pytest.mark.parametrize(

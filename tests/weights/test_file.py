@@ -83,8 +83,8 @@ def test_what_is_saved_is_read_to_the_bit(model, dtype, tmp_path):
     assert hash(read.model) == hash(model)
     assert read.info == WeightsInfo()
     assert jax.tree.structure(read.variables) == jax.tree.structure(variables)
-    for ours, theirs in zip(jax.tree.leaves(variables), jax.tree.leaves(read.variables), strict=True):
-        assert (ours.dtype, ours.tobytes()) == (theirs.dtype, theirs.tobytes())
+    for saved_leaf, read_leaf in zip(jax.tree.leaves(variables), jax.tree.leaves(read.variables), strict=True):
+        assert (saved_leaf.dtype, saved_leaf.tobytes()) == (read_leaf.dtype, read_leaf.tobytes())
 
 
 def test_info_is_read_as_it_was_saved(saved):
@@ -146,23 +146,28 @@ WRONG = [
 def test_variables_that_are_not_the_models_are_not_saved(edit, message, tmp_path):
     tree = draw(MODEL)
     edit(tree)
-    told = message_of(save_weights, tmp_path / "w.safetensors", MODEL, tree)
-    assert told == ("variables: not the weights of mobilenet_v1 width=0.05 padding=keras_v1 with 3 classes; " + message)
+    error_text = message_of(save_weights, tmp_path / "w.safetensors", MODEL, tree)
+    assert error_text == (
+        "variables: not the weights of mobilenet_v1 width=0.05 padding=keras_v1 with 3 classes; " + message
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", [draw(MODEL)["params"], [1, 2], None, {}, np.zeros(3)], ids=type)
-def test_what_are_no_variables_is_not_saved(what, tmp_path):
-    told = message_of(save_weights, tmp_path / "w.safetensors", MODEL, what)
-    assert "missing: batch_stats/block_1/depthwise_norm/mean" in told
-    assert " more" in told  # not hundreds of names
-    assert len(told) < 2000
+@pytest.mark.parametrize("value", [draw(MODEL)["params"], [1, 2], None, {}, np.zeros(3)], ids=type)
+def test_what_are_no_variables_is_not_saved(value, tmp_path):
+    error_text = message_of(save_weights, tmp_path / "w.safetensors", MODEL, value)
+    assert "missing: batch_stats/block_1/depthwise_norm/mean" in error_text
+    assert " more" in error_text  # not hundreds of names
+    assert len(error_text) < 2000
 
 
 @pytest.mark.parametrize("key", ["labels", "class_ids"])
 def test_names_are_as_many_as_classes(key, tmp_path):
-    told = message_of(save_weights, tmp_path / "w.safetensors", MODEL, draw(MODEL), WeightsInfo(**{key: ("a", "b")}))
-    assert told == f"{tmp_path / 'w.safetensors'}: has 2 {key} for 3 classes; give one for each class, in logit order"
+    error_text = message_of(
+        save_weights, tmp_path / "w.safetensors", MODEL, draw(MODEL), WeightsInfo(**{key: ("a", "b")})
+    )
+    assert error_text.startswith(f"{tmp_path / 'w.safetensors'}: ")
+    assert f"2 {key} for 3 classes" in error_text
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
@@ -173,16 +178,15 @@ def test_a_file_that_is_there_stays_where_writing_fails(step, saved, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    told = message_of(save_weights, saved, MODEL, draw(MODEL))
-    assert told == f"{saved}: can't be written (No space left on device); mend that and start again"
+    error_text = message_of(save_weights, saved, MODEL, draw(MODEL))
+    assert error_text.startswith(f"{saved}: ")
+    assert "No space left on device" in error_text
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_folder_that_is_a_file_is_refused(saved):
-    assert f"{saved / 'w.safetensors'}: can't be written" in message_of(
-        save_weights, saved / "w.safetensors", MODEL, draw(MODEL)
-    )
+    assert f"{saved / 'w.safetensors'}: " in message_of(save_weights, saved / "w.safetensors", MODEL, draw(MODEL))
 
 
 # --- what can't be read -------------------------------------------------------------------------------------
@@ -290,9 +294,9 @@ DAMAGED = [
 
 @pytest.mark.parametrize(("edit", "message"), DAMAGED)
 def test_damaged_metadata_are_refused(edit, message, saved):
-    told = message_of(read_weights, with_metadata(saved, edit))
-    assert told.startswith(f"{saved}: ")
-    assert message in told
+    error_text = message_of(read_weights, with_metadata(saved, edit))
+    assert error_text.startswith(f"{saved}: ")
+    assert message in error_text
 
 
 @pytest.mark.parametrize(("edit", "message"), WRONG)
@@ -307,8 +311,9 @@ def test_tensors_that_are_not_the_models_are_refused(edit, message, saved):
 
 def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
     (tmp_path / "w.safetensors").symlink_to("/proc/self/mem")  # reads at its begin fail as those of a bad disk do
-    told = message_of(read_weights, tmp_path / "w.safetensors")
-    assert f"can't be read ({os.strerror(errno.EIO)})" in told
+    error_text = message_of(read_weights, tmp_path / "w.safetensors")
+    assert os.strerror(errno.EIO) in error_text
+    assert "damaged" not in error_text
 
 
 def test_whole_numbers_are_no_weights(saved):

@@ -228,9 +228,11 @@ def test_a_damaged_preprocessing_is_one_line(key, tmp_path):
             hub.beside(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("theirs", [None, 3, [], "", {}, {"crop_pct": 0.9}, CONFIG["pretrained_cfg"] | {"mean": None}])
-def test_a_preprocessing_that_is_not_whole_is_none(theirs):
-    assert hub.timm_preprocessing({"pretrained_cfg": theirs}) is None
+@pytest.mark.parametrize(
+    "pretrained_cfg", [None, 3, [], "", {}, {"crop_pct": 0.9}, CONFIG["pretrained_cfg"] | {"mean": None}]
+)
+def test_a_preprocessing_that_is_not_whole_is_none(pretrained_cfg):
+    assert hub.timm_preprocessing({"pretrained_cfg": pretrained_cfg}) is None
     assert hub.timm_preprocessing({}) is None
 
 
@@ -242,9 +244,9 @@ def test_a_preprocessing_that_is_not_whole_is_none(theirs):
 def test_the_config_beside_says_what_the_name_would(hugging_face, tmp_path, architecture, file):
     named = hub.fetch(f"timm/{architecture}.any")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"architecture": architecture}))
-    found = hub.beside(tmp_path / file)
-    assert found == dataclasses.replace(named, path=tmp_path / file)
-    assert found.source == ("timm_tf" if architecture.startswith("tf_") else "timm")
+    read = hub.beside(tmp_path / file)
+    assert read == dataclasses.replace(named, path=tmp_path / file)
+    assert read.source == ("timm_tf" if architecture.startswith("tf_") else "timm")
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,12 @@ def test_arrays_have_our_names_and_layouts(form, tmp_path):
     layers = layers_of()
     FORMS[form](tmp_path / "m", layers)
     read = {layer.name: layer.arrays for layer in read_keras(tmp_path / "m").layers}
-    wanted = {name: arrays for name, _, arrays in layers if arrays}
-    np.testing.assert_array_equal(read["z0"]["kernel"], wanted["z0"][0])
-    np.testing.assert_array_equal(read["w3"]["kernel"], wanted["w3"][0].transpose(0, 1, 3, 2))
-    for leaf, array in zip(("scale", "bias", "mean", "var"), wanted["y1"], strict=True):
+    expected = {name: arrays for name, _, arrays in layers if arrays}
+    np.testing.assert_array_equal(read["z0"]["kernel"], expected["z0"][0])
+    np.testing.assert_array_equal(read["w3"]["kernel"], expected["w3"][0].transpose(0, 1, 3, 2))
+    for leaf, array in zip(("scale", "bias", "mean", "var"), expected["y1"], strict=True):
         np.testing.assert_array_equal(read["y1"][leaf], array)
-    for leaf, array in zip(("kernel", "bias"), wanted["t6"], strict=True):
+    for leaf, array in zip(("kernel", "bias"), expected["t6"], strict=True):
         np.testing.assert_array_equal(read["t6"][leaf], array)
     assert all(array.dtype == np.float32 for arrays in read.values() for array in arrays.values())
 
@@ -143,10 +143,10 @@ def test_arrays_have_our_names_and_layouts(form, tmp_path):
 def test_what_the_config_says(form, tmp_path):
     FORMS[form](tmp_path / "m", layers_of())
     network = read_keras(tmp_path / "m")
-    told = form in CONFIGURED
-    assert network.epsilon == (0.001 if told else None)
-    assert network.resolution == (32 if told else None)
-    if told:
+    options = form in CONFIGURED
+    assert network.epsilon == (0.001 if options else None)
+    assert network.resolution == (32 if options else None)
+    if options:
         assert [layer.activation for layer in network.layers] == ["relu6"] * 2 + ["hard_swish"] * 2 + [None]
 
 
@@ -245,7 +245,7 @@ def test_strides_dilations_and_paddings(form, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("zeros", "said", "match"),
+    ("zeros", "changes", "match"),
     [
         (None, {"strides": [2, 1]}, "stride for rows"),
         (None, {"dilation_rate": [1, 2]}, "dilation for rows"),
@@ -254,9 +254,9 @@ def test_strides_dilations_and_paddings(form, tmp_path):
         ([[1, 1], [1, 1]], {"padding": "same"}, "padding 'same' after zeros"),
     ],
 )
-def test_windows_that_no_mobilenet_has(zeros, said, match, tmp_path):
+def test_windows_that_no_mobilenet_has(zeros, changes, match, tmp_path):
     with pytest.raises(UserError, match=match):
-        window_of(tmp_path / "m", "whole", zeros, **WINDOW | said)
+        window_of(tmp_path / "m", "whole", zeros, **WINDOW | changes)
 
 
 @pytest.mark.parametrize("form", CONFIGURED)
@@ -293,10 +293,10 @@ def nested(path, paths):
 def test_nested_models_are_read_in_order_or_not_at_all(tmp_path):
     norm = ("gamma", "beta", "moving_mean", "moving_variance")
     trained = [f"{name}/{leaf}" for name in "ab" for leaf in norm[:2]]
-    rest = [f"{name}/{leaf}" for name in "ab" for leaf in norm[2:]]
-    nested(tmp_path / "m", ["c/kernel", *trained, *rest])
+    frozen = [f"{name}/{leaf}" for name in "ab" for leaf in norm[2:]]
+    nested(tmp_path / "m", ["c/kernel", *trained, *frozen])
     assert [layer.name for layer in read_keras(tmp_path / "m").layers] == ["c", "a", "b"]
-    nested(tmp_path / "m", [*trained[2:], *[f"a/{leaf}" for leaf in norm], *rest[2:]])  # a was frozen
+    nested(tmp_path / "m", [*trained[2:], *[f"a/{leaf}" for leaf in norm], *frozen[2:]])  # a was frozen
     with pytest.raises(UserError, match=r"frozen.*\.keras"):
         read_keras(tmp_path / "m")
 
@@ -320,8 +320,8 @@ def test_names_with_slashes(top, is_configured, tmp_path):
             holder.attrs["weight_names"] = np.array([*before, *(path.encode() for path in paths)], "S")
             for path, values in zip(paths, arrays_of(0, "BatchNormalization"), strict=True):
                 holder[path] = values
-    found = [layer.name for layer in read_keras(tmp_path / "m").layers]
-    assert found == (names if is_configured else [f"m/{name}" for name in names])
+    read_names = [layer.name for layer in read_keras(tmp_path / "m").layers]
+    assert read_names == (names if is_configured else [f"m/{name}" for name in names])
 
 
 def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
@@ -464,17 +464,17 @@ NEGATIVE = tuple(-value for value in IMAGENET[0])
 def test_what_layers_do_to_pixels(steps, mean, std, tmp_path):
     three = lambda value: value if value is None or isinstance(value, tuple) else (value,) * 3  # noqa: E731
     for is_nested in (False, True):
-        found = prepared(tmp_path / "m", steps, is_nested=is_nested)
-        assert (found[0], found[1]) == (three(mean), three(std))
-        assert found[2:] == (32, {})
+        result = prepared(tmp_path / "m", steps, is_nested=is_nested)
+        assert (result[0], result[1]) == (three(mean), three(std))
+        assert result[2:] == (32, {})
 
 
 def test_what_a_normalization_has_learnt(tmp_path):
     for is_nested in (False, True):
-        found = prepared(
+        result = prepared(
             tmp_path / "m", [layer("Normalization")], learnt=([51, 0, 255], [255**2] * 3), is_nested=is_nested
         )
-        assert found == ((0.2, 0.0, 1.0), (1.0, 1.0, 1.0), 32, {})
+        assert result == ((0.2, 0.0, 1.0), (1.0, 1.0, 1.0), 32, {})
 
 
 RESIZE = layer("Resizing", height=48, width=48)
@@ -512,10 +512,10 @@ RANDOM_CROP = layer("RandomCrop", height=24, width=24)
     ],
 )
 def test_how_layers_resize_and_crop(steps, size, version, resolution, view, tmp_path):
-    found = prepared(tmp_path / "m", steps, size, version=version)
+    result = prepared(tmp_path / "m", steps, size, version=version)
     view = view if len(view) == 4 else (*view, None if view[2] is None else False)  # no layer of theirs does by default
-    told = dict(zip(("eval_crop", "eval_crop_fraction", "interpolation", "antialias"), view, strict=True))
-    assert found[2:] == (resolution, {key: value for key, value in told.items() if value is not None})
+    fields = dict(zip(("eval_crop", "eval_crop_fraction", "interpolation", "antialias"), view, strict=True))
+    assert result[2:] == (resolution, {key: value for key, value in fields.items() if value is not None})
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("metadata", "expected"),
     [
         (dict(arch="tf_mobilenetv3_large_100"), ("timm_tf", "same", 1e-3)),
         (dict(backbone="hf-hub:timm/tf_mobilenetv3_large_100.in1k"), ("timm_tf", "same", 1e-3)),
@@ -106,12 +106,12 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
         (dict(arch="mobilenetv3_large_100", name="tf_experiment"), ("timm", "symmetric", 1e-5)),
     ],
 )  # fmt: skip
-def test_the_architecture_said_in_the_file(said, expected, tmp_path):
-    path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v3_large"), **said)
+def test_the_architecture_said_in_the_file(metadata, expected, tmp_path):
+    path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v3_large"), **metadata)
     model, _, info = load_weights(path)
     assert model.name == "mobilenet_v3_large"
     assert (info.source, model.options.padding, model.norm.epsilon) == expected
-    assert any(next(iter(said.values())) in note for note in info.notes)
+    assert any(next(iter(metadata.values())) in note for note in info.notes)
     assert load_weights(path, "mobilenet_v3_large", library="timm").info.source == "timm"
     with pytest.raises(UserError, match=r"w\.safetensors.*mobilenet_v3_large.*mobilenet_v1"):
         load_weights(path, "mobilenet_v1")
@@ -215,17 +215,27 @@ def test_background_is_dropped_and_other_classes_are_not_imagenet(tmp_path):
 
 def test_preprocessing_that_is_known_better_wins(tmp_path):
     path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v1"))
-    asked = dict(resolution=192, eval_crop_fraction=0.95, mean=(0.0, 0.0, 0.0))
-    told = load_weights(path, "mobilenet_v1", preprocessing=asked).info.preprocessing
-    assert (told.resolution, told.eval_crop_fraction, told.mean, told.std) == (192, 0.95, (0, 0, 0), (0.5, 0.5, 0.5))
+    given = dict(resolution=192, eval_crop_fraction=0.95, mean=(0.0, 0.0, 0.0))
+    preprocessing = load_weights(path, "mobilenet_v1", preprocessing=given).info.preprocessing
+    assert (preprocessing.resolution, preprocessing.eval_crop_fraction, preprocessing.mean, preprocessing.std) == (
+        192,
+        0.95,
+        (0, 0, 0),
+        (0.5, 0.5, 0.5),
+    )
     with pytest.raises(UserError, match="'batch_size'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(batch_size=3))
     with pytest.raises(UserError, match=r"data\.interpolation='cubic'.*'bicubic'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(interpolation="cubic"))
     published = dict(input_size=[3, 160, 160], crop_pct=0.9, interpolation="bicubic", mean=[0.1] * 3, std=[0.2] * 3)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "mobilenetv1_125", "pretrained_cfg": published}))
-    told = load_weights(path, width=1.0, preprocessing=asked).info.preprocessing
-    assert (told.resolution, told.mean, told.std, told.interpolation) == (192, (0, 0, 0), (0.2,) * 3, "bicubic")
+    preprocessing = load_weights(path, width=1.0, preprocessing=given).info.preprocessing
+    assert (preprocessing.resolution, preprocessing.mean, preprocessing.std, preprocessing.interpolation) == (
+        192,
+        (0, 0, 0),
+        (0.2,) * 3,
+        "bicubic",
+    )
 
 
 NAMES = ["n1", "n2", "n3"]
@@ -247,8 +257,8 @@ NAMES = ["n1", "n2", "n3"]
 )  # fmt: skip
 def test_class_names_of_the_config_beside(config, labels, class_ids, tmp_path):
     path = write(tmp_path / "model.safetensors", state_dict("timm mobilenet_v1", classes=3))
-    told = {"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    content = {"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config
+    (tmp_path / "config.json").write_text(json.dumps(content))
     info = load_weights(path).info
     assert (info.labels, info.class_ids) == (labels, class_ids)
     assert load_weights(path, labels=["x", "y", "z"]).info.labels == ("x", "y", "z")
@@ -279,7 +289,7 @@ def changed(**changes):
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "pattern"),
     [
         (changed(**{"blocks.0.0.bn1.bias": None}), "missing: blocks.0.0.bn1.bias"),
         (changed(**{"extra.weight": np.ones(3, np.float32)}), "left over: extra.weight"),
@@ -291,15 +301,15 @@ def changed(**changes):
         (state_dict("timm mobilenet_v3_large"), "mobilenet_v1 .*missing: "),
     ],
 )
-def test_what_is_not_the_model_is_listed(state, said, tmp_path):
-    with pytest.raises(UserError, match=said) as error:
+def test_what_is_not_the_model_is_listed(state, pattern, tmp_path):
+    with pytest.raises(UserError, match=pattern) as error:
         load_weights(write(tmp_path / "w.safetensors", state), "mobilenet_v1")
     assert str(error.value).startswith(f"{tmp_path / 'w.safetensors'}: ")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "pattern"),
     [
         ("w.bin.txt", b"hello", "w.bin.txt: .*weights"),
         ("w.safetensors", b"", "complete safetensors"),
@@ -309,17 +319,17 @@ def test_what_is_not_the_model_is_listed(state, said, tmp_path):
         ("w.keras", b"PK\x03\x04" + bytes(100), "damaged, or not a Keras or PyTorch file"),
     ],
 )
-def test_damaged_files_are_one_line(name, content, said, tmp_path):
+def test_damaged_files_are_one_line(name, content, pattern, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=pattern) as error:
         load_weights(tmp_path / name, "mobilenet_v1")
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_cannot_be_read_is_not_called_damaged():
-    said = rf"w\.keras: can't be read \({os.strerror(errno.EIO)}\)"
+    pattern = rf"w\.keras: can't be read \({os.strerror(errno.EIO)}\)"
     file = pathlib.Path("/proc/self/mem")  # reads at its begin fail as those of a bad disk do
-    with pytest.raises(UserError, match=said) as error, layers.reading(pathlib.Path("w.keras"), "Keras"):
+    with pytest.raises(UserError, match=pattern) as error, layers.reading(pathlib.Path("w.keras"), "Keras"):
         file.read_bytes()
     assert "damaged" not in str(error.value)
 
@@ -359,7 +369,7 @@ def test_a_pickle_that_executes_is_not_executed(form, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "pattern"),
     [
         (("nowhere.pth", "mobilenet_v2"), "nowhere.pth: can't be read"),
         ((".", "mobilenet_v2"), "folder"),
@@ -367,9 +377,9 @@ def test_a_pickle_that_executes_is_not_executed(form, tmp_path):
         (("torchvision/mobilenet_v2.v2", "mobilenet_v1"), None),
     ],
 )
-def test_sources_that_are_none(arguments, said, monkeypatch, tmp_path):
+def test_sources_that_are_none(arguments, pattern, monkeypatch, tmp_path):
     monkeypatch.setenv("MNV2_JAX_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=pattern):
         load_weights(*arguments)
 
 

@@ -26,8 +26,8 @@ STEM = "conv_stem.weight"
 """By this tensor a network of timm's is known."""
 
 
-def refused(path, said, take=None):
-    with pytest.raises(UserError, match=said) as error:
+def refused(path, pattern, take=None):
+    with pytest.raises(UserError, match=pattern) as error:
         read_state_dict(path, take)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
@@ -116,8 +116,8 @@ def test_what_stands_beside_the_network_is_left_out_and_named(tmp_path):
     state |= network(2, prefix="teacher.") | network(3, "layer1.0.conv1.weight", "expert_teacher.")
     read = read_state_dict(write(tmp_path / "w.safetensors", state))
     assert {name: array[0] for name, array in read.tensors.items()} == {STEM: 1, "a.bias": 1}
-    told = " ".join(read.notes)
-    assert all(name in told for name in ("loss", "train_acc", "teacher", "expert_teacher"))
+    notes = " ".join(read.notes)
+    assert all(name in notes for name in ("loss", "train_acc", "teacher", "expert_teacher"))
     teacher = read_state_dict(tmp_path / "w.safetensors", "teacher")
     assert {array[0] for array in teacher.tensors.values()} == {2}
 
@@ -243,10 +243,10 @@ HOSTILE = {
 @pytest.mark.filterwarnings("ignore")  # torch's, of writing such tensors
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_tensors_are_one_line(kind, torch, tmp_path):
-    make, said = HOSTILE[kind]
+    make, pattern = HOSTILE[kind]
     torch.save({STEM: torch.ones(1), "a": make(torch)}, tmp_path / "w.pth")
     assert (tmp_path / "w.pth").stat().st_size < 1 << 13
-    refused(tmp_path / "w.pth", said)
+    refused(tmp_path / "w.pth", pattern)
 
 
 @pytest.mark.parity
@@ -295,13 +295,13 @@ def test_damaged_bytes_give_an_error_or_a_result(seed, archive, torch, tmp_path)
             content[place] = rng.integers(256)
     path = tmp_path / "w.pth"
     path.write_bytes(content)
-    told, read = "", {}
+    error_text, read = "", {}
     try:
         read = read_state_dict(path).tensors
     except UserError as error:
-        told = str(error)
-    assert not told or told.startswith(f"{path}: ")
-    assert "\n" not in told
+        error_text = str(error)
+    assert not error_text or error_text.startswith(f"{path}: ")
+    assert "\n" not in error_text
     assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in read.values())
 
 
@@ -385,7 +385,7 @@ class Own:
 @pytest.mark.filterwarnings("ignore")  # torch's, of another protocol and of TorchScript
 def test_what_could_run_code_is_refused_by_its_name(torch, tmp_path):
     path = tmp_path / "w.pth"
-    for content, said in (
+    for content, pattern in (
         (torch.nn.Linear(1, 1), "class torch.nn.modules.linear.Linear"),
         ({"model": tensors(torch, 1), "args": Own()}, r"class \S*test_state_dicts\.Own"),
         ({"model": tensors(torch, 1), "args": functools.partial(print)}, "class functools.partial"),
@@ -393,7 +393,7 @@ def test_what_could_run_code_is_refused_by_its_name(torch, tmp_path):
         ({"model": tensors(torch, 1), "call": eval}, "class eval"),
     ):
         torch.save(content, path)
-        refused(path, said)
+        refused(path, pattern)
     torch.save(tensors(torch, 1), path, pickle_protocol=4)
     refused(path, "pickle")
     torch.jit.script(torch.nn.Linear(1, 1)).save(path)

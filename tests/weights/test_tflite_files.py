@@ -378,8 +378,8 @@ def test_damaged_files_are_refused_or_read(writer, path):
 )
 def test_published_files(name, kinds, resolution, mean, std, real_data):
     network = read_tflite(real_data / "weights" / f"{name}.tflite")
-    found = [layer.kind for layer in network.layers]
-    assert tuple(found.count(kind) for kind in ("conv", "depthwise", "dense")) == kinds
+    found_kinds = [layer.kind for layer in network.layers]
+    assert tuple(found_kinds.count(kind) for kind in ("conv", "depthwise", "dense")) == kinds
     assert all("bias" in layer.arrays for layer in network.layers)
     assert network.resolution == resolution
     assert (
