@@ -95,9 +95,9 @@ def list_weights(pattern: str = "*") -> list[str]:
 def model_of(name: str) -> Mapping[str, Any]:
     """Arguments of `models.registry.create_model` for a name from `list_weights`."""
     publisher, _, short_name = name.partition("/")
-    entry = TIMM[short_name.partition(".")[0]] if publisher == "timm" else TORCHVISION[short_name]
-    arguments: Mapping[str, Any] = entry.model
-    return arguments
+    if publisher == "timm":
+        return TIMM[short_name.partition(".")[0]].model
+    return TORCHVISION[short_name].model
 
 
 def is_tensorflow(architecture: str) -> bool:
