@@ -182,11 +182,11 @@ def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: s
 
 def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Preprocessing:
     """Preprocessing that the file states, completed by the conventions of its library."""
-    custom = CONVENTIONS[library, names.family_of(model)]
-    fields: dict[str, Any] = {key: getattr(custom, key) for key in ("interpolation", "antialias")}
+    convention = CONVENTIONS[library, names.family_of(model)]
+    fields: dict[str, Any] = {key: getattr(convention, key) for key in ("interpolation", "antialias")}
     fields["resolution"] = native_resolution(model)
-    if custom.normalisation is not None:
-        fields |= {key: (value,) * 3 for key, value in zip(("mean", "std"), custom.normalisation, strict=True)}
+    if convention.normalisation is not None:
+        fields |= {key: (value,) * 3 for key, value in zip(("mean", "std"), convention.normalisation, strict=True)}
     if isinstance(foreign, ForeignNetwork):
         stated = {"resolution": foreign.resolution, "mean": foreign.mean, "std": foreign.std}
         fields |= {key: value for key, value in stated.items() if value is not None}
@@ -226,15 +226,15 @@ def _convert(
 
     The number of classes is arbitrary if the file has no classifier.
     """
-    custom = _convention(path, foreign, library, name)
+    convention = _convention(path, foreign, library, name)
     family = names.family_of(name)
-    options: dict[str, Any] = {"padding": custom.padding}
+    options: dict[str, Any] = {"padding": convention.padding}
     if (library, family) in WIDTH_RULES:
         options["width_rule"] = WIDTH_RULES[library, family]
-    if custom.activation is not None:
-        options["activation"] = custom.activation
+    if convention.activation is not None:
+        options["activation"] = convention.activation
     file_epsilon = foreign.epsilon if isinstance(foreign, ForeignNetwork) else None
-    norm = NormConfig(epsilon=custom.epsilon if file_epsilon is None else file_epsilon, decay=custom.decay)
+    norm = NormConfig(epsilon=convention.epsilon if file_epsilon is None else file_epsilon, decay=convention.decay)
 
     def build(num_classes: int) -> Model:
         return create_model(name, num_classes, norm=norm, **options | dict(requested))

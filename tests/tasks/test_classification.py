@@ -1,4 +1,4 @@
-"""What a batch is shown as and what it costs: by its images and the step, however it is cut up."""
+"""View and loss of a batch: they depend on its images and the step, not on how the batch is divided."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ EVERYTHING = AugmentConfig(
 
 
 def apply(variables, x, train=False, dropout_keys=None):
-    """Stands for a network: logits linear in the mean of each quarter of the image."""
+    """A simple network: logits are linear in the mean of each quarter of the image."""
     b, h, w, c = x.shape
     pooled = x.reshape(b, 2, h // 2, 2, w // 2, c).mean(axis=(2, 4)).reshape(b, -1)
     return pooled @ variables["params"], {"batch_stats": {}}
@@ -274,7 +274,7 @@ def test_all_answers_are_told_by_the_names_of_the_classes():
 
 
 def judged(size):
-    """Made-up judgements about so many images."""
+    """Random predictions for a number of images."""
     rng = np.random.default_rng(0)
     return {
         "index": np.arange(100, 100 + size, dtype=np.int32),

@@ -67,7 +67,7 @@ def test_far_logits_stay_finite():
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """As a `Model`, but compiled in no time."""
+    """A `Model` that compiles quickly."""
 
     first: str = "stem"
 
@@ -89,7 +89,7 @@ class Linear:
 
 @pytest.fixture(scope="module")
 def parts():
-    """The task and what its loss takes."""
+    """A task and the arguments of its loss."""
     student = dataclasses.replace(make_task(CONFIG, NAMES), model=Linear())
     task = Distillation(student=student, teacher=Teacher(), temperature=3.0, weight=0.25)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What is read off a file beside its arrays."""
+"""Options, heads and preprocessing that are read from Keras and TFLite files besides the arrays."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ TWOS = (2, 2, 2, 2, 2)
 
 
 def followed_by(ours, name):
-    """relu6, the default of V1 and V2; V3-Small's blocks have relu up to the third."""
+    """Activation of a layer: relu6 by default in V1 and V2; relu in V3-Small's blocks up to the third."""
     block, _, layer = ours.partition("/")
     if layer == "project" or ours == "classifier":
         return None
@@ -57,7 +57,7 @@ names_of = functools.cache(lambda model: [row.name for row in summarise(model, 6
 
 
 def loaded(network, name, **preprocessing):
-    """The weights of a network as `foreign` makes them, as a file in which it was found."""
+    """Loads a `ForeignNetwork` as if it came from a file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "kind_of", lambda path: network.source)
         patch.setattr(load, f"read_{network.source}", lambda path: network)
@@ -73,7 +73,7 @@ def _traced_once():
 
 
 def foreign(name, change=lambda ours, kernel: {}, resolution=96, source="keras"):
-    """The network of a name as a file, every layer of which is changed."""
+    """A network as it would be read from a file, with changes to each layer."""
     model = create_model(name, 2, width=0.25 if name == V1 else 0.35)
     shapes = shapes_of(model)
     layers = []
@@ -135,7 +135,7 @@ def test_zeros_as_of_pytorch(name, resolution):
 
 
 def padded(name, *pads):
-    """By the halving layers, for kernels of 3; those of 5 have one more on both sides."""
+    """Changes the pads of the halving layers. Pads are for kernels of 3; kernels of 5 get one more on both sides."""
     given = dict(zip(HALVING[name], pads, strict=True))
 
     def change(ours, kernel):
@@ -267,7 +267,7 @@ def test_a_bias_before_a_norm_is_taken_out_of_its_mean_and_the_epsilon_is_the_fi
 
 
 def behind(name, *widths):
-    """The network of a name, with dense layers of these widths after global pooling instead."""
+    """A network with dense layers of these widths after global pooling instead of its head."""
     model, network = foreign(name)
     parts = model.head_parts
     before = shapes_of(model)[f"params/{parts[0]}/kernel"][0]

@@ -1,4 +1,4 @@
-"""The file of weights: what goes in comes out, and nothing but one line where it can't."""
+"""The weights file: it is read exactly as it was written, and every error is one line."""
 
 import dataclasses
 import errno
@@ -44,7 +44,7 @@ def saved(tmp_path):
 
 
 def message_of(call, *arguments):
-    """The one line that is raised."""
+    """Message of the `UserError` that a call raises; must be one line."""
     with pytest.raises(UserError) as caught:
         call(*arguments)
     assert "\n" not in str(caught.value)
@@ -52,7 +52,7 @@ def message_of(call, *arguments):
 
 
 def with_metadata(path, edit):
-    """The file with other metadata of ours: ``edit`` gives a new dict, or the text."""
+    """Replaces our metadata in a file: ``edit`` returns a new dict, or the text."""
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     about = edit(json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["mnv2_jax"]))

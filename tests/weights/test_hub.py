@@ -1,4 +1,4 @@
-"""Weights by name, from a server of our own that stands in for the host."""
+"""Weights by name, from a local server instead of the real host."""
 
 import dataclasses
 import hashlib
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written(host, tmp_path, monkeypatch):
 
 @pytest.fixture
 def hugging_face(monkeypatch, tmp_path):
-    """A Hugging Face that has config.json and model.safetensors of everything in its cache."""
+    """A Hugging Face whose cache has config.json and model.safetensors for every name."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     asked = []
@@ -212,7 +212,7 @@ BAD = {
     "mean": ([], 0.5, "abc", "0.5", [0.5, 0.5], [0.5, 0.5, math.nan], [0.5, 0.5, None], [0.5, 0.5, "0.5"], {}, True),
     "std": ([], 0.5, "abc", [1, 1, 0], [1, 1, -1], [1, 1, math.inf], [1, 1, math.nan], [[1], [1], [1]], 10**400),
 }
-"""Values in a timm config that can't be."""
+"""Invalid values in a timm config."""
 
 
 @pytest.mark.parametrize("key", BAD)

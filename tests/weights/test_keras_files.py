@@ -31,12 +31,12 @@ def arrays_of(number, klass):
 
 
 def layers_of(order=ORDER):
-    """Names (which sort otherwise than they follow each other), classes and arrays."""
+    """Names (whose sorted order differs from the layers' order), classes and arrays."""
     return [(f"{'zyxwvut'[i % 7]}{i}", klass, arrays_of(i, klass)) for i, klass in enumerate(order)]
 
 
 def config_of(layers, **changes):
-    """As Keras 2 writes it, each layer fed by the one before."""
+    """Config as Keras 2 writes it, in which each layer gets the output of the one before."""
     listed = []
     for before, (name, klass, _) in itertools.pairwise([(None, None, None), *layers]):
         config = {"name": name, **changes.get(name, {})}
@@ -226,7 +226,7 @@ WINDOW = {"strides": [2, 2], "dilation_rate": [1, 1], "padding": "same"}
 
 
 def window_of(path, form, zeros=None, **said):
-    """Of a depthwise convolution, after zeros where there are any."""
+    """Window of a depthwise convolution, after a layer of zeros if there is one."""
     layers = layers_of(("ZeroPadding2D", "DepthwiseConv2D") if zeros else ("ReLU", "DepthwiseConv2D"))
     FORMS[form](path, layers, **{layers[0][0]: {"padding": zeros} if zeros else {}, layers[1][0]: said})
     (layer,) = read_keras(path).layers
@@ -304,7 +304,7 @@ def test_nested_models_are_read_in_order_or_not_at_all(tmp_path):
 @pytest.mark.parametrize("top", [None, "inner"])
 @pytest.mark.parametrize("is_configured", [True, False])
 def test_names_with_slashes(top, is_configured, tmp_path):
-    """As of MobileNetV3 in Keras 2: every norm ends in the same word."""
+    """As in MobileNetV3 of Keras 2, where the names of all norms end in the same word."""
     names = ["a/Norm", "b/Norm"]
     inside = [listed("BatchNormalization", name, epsilon=0.001) for name in names]
     layers = [listed("Sequential", top, layers=inside)] if top else inside
@@ -339,13 +339,13 @@ def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
 
 
 def listed(klass, name, before=None, numbers=None, **config):
-    """A layer of a config as Keras 2 lists it; a constant that it computes with stands beside what feeds it."""
+    """Layer of a config as Keras 2 lists it; the constant of an operation is listed beside its input."""
     nodes = [[[before, 0, 0, numbers or {}]]] if before else []
     return {"class_name": klass, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
 
 
 def operation(klass, name, before, *arguments):
-    """One of keras.ops, as Keras 3 lists it; "x" stands for the map."""
+    """Operation of keras.ops as Keras 3 lists it; "x" stands for the map."""
     tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": [before, 0, 0]}}
     args = [tensor if each == "x" else each for each in arguments]
     return {
@@ -709,7 +709,7 @@ def test_configs_that_make_no_sense(config, tmp_path):
 
 
 def test_a_heap_of_strings_that_never_ends(tmp_path):
-    """HDF5 itself would go round in it for ever."""
+    """HDF5 itself would loop in this heap for ever."""
     whole(tmp_path / "m", layers_of())
     content = bytearray((tmp_path / "m").read_bytes())
     first = content.index(b"GCOL") + 16
@@ -725,7 +725,7 @@ def test_no_such_file(tmp_path):
 
 
 def test_damaged_files_are_refused_or_read(form, tmp_path):
-    """Cuts and changed bytes give a network or one line; few of these, as HDF5 itself crashes on some."""
+    """Truncated and changed files give a network or one line. Only a few are tried, because HDF5 crashes on some."""
     FORMS[form](tmp_path / "m", layers_of())
     content = (tmp_path / "m").read_bytes()
     rng = np.random.default_rng(0)

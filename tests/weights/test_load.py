@@ -1,4 +1,4 @@
-"""Files of PyTorch libraries, by the names and shapes of their own models; parity tests compare the values."""
+"""Files of PyTorch libraries, with the names and shapes of their own models. Parity tests compare the values."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ MODELS = [key for key in GOLDEN if key != "about"]
 
 
 def state_dict(key, classes=None):
-    """Random tensors of a library's names and shapes, the classifier cut to so many classes."""
+    """Random tensors with a library's names and shapes; the classifier is cut to a number of classes."""
     rng = np.random.default_rng(0)
     last = max(name for name in GOLDEN[key] if name.startswith(("classifier", "fc")))
     head = last.rpartition(".")[0]
@@ -344,7 +344,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 
 class Runs:
-    """What a hostile pickle would do when it is read."""
+    """Object of a hostile pickle, which runs code when it is read."""
 
     def __init__(self, path):
         self.path = path

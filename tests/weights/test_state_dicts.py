@@ -1,4 +1,4 @@
-"""State dicts that aren't what they should be: every one is one line, none fills the memory."""
+"""Checkpoints and damaged state dicts: every error is one line, and none fills the memory."""
 
 import argparse
 import collections
@@ -23,7 +23,7 @@ from mnv2_jax.weights.layers import LARGEST
 from mnv2_jax.weights.state_dicts import read_state_dict
 
 STEM = "conv_stem.weight"
-"""By this tensor a network of timm's is known."""
+"""Name of the tensor by which a network of timm is recognised."""
 
 
 def refused(path, pattern, take=None):
@@ -67,7 +67,7 @@ def test_a_header_of_any_length_is_one_of_safetensors(tmp_path, monkeypatch):
 
 
 def network(value, stem=STEM, prefix=""):
-    """Tensors by which a network is known; the names of torchvision's ResNet and MobileNets for another ``stem``."""
+    """Tensors by which a network is recognised: timm's, or another library's for another ``stem``."""
     return {f"{prefix}{name}": np.full(2, value, np.float32) for name in (stem, "a.bias")}
 
 
@@ -310,7 +310,7 @@ def tensors(torch, value, prefix="", **more):
 
 
 def forms(torch):
-    """What is saved (1: the weights, 2: their average), and what is taken of it by default."""
+    """Checkpoints (1: the weights, 2: their average), each with the value that is taken by default."""
     raw, ema = tensors(torch, 1), tensors(torch, 2)
     wrapped = tensors(torch, 2, "module.", n_averaged=torch.tensor(3))
     return {
@@ -376,7 +376,7 @@ def test_plain_objects_beside_the_tensors_are_read_and_not_made(archive, torch, 
 
 
 class Own:
-    """What a user's class would be."""
+    """A class of a user."""
 
     value = 3
 

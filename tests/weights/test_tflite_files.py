@@ -160,7 +160,7 @@ def test_integers_stand_for_floats(dtype, channels, writer, path):
 
 @pytest.mark.parametrize(("dtype", "zero"), [("uint8", 128), ("int8", 0)])
 def test_preprocessing_of_a_quantised_image(dtype, zero, writer, path):
-    """What the network computes with a pixel is what (pixel / 255 - mean) / std gives."""
+    """The network's own scaling of a pixel equals (pixel / 255 - mean) / std."""
     image = writer.tensor([1, 8, 8, 2], dtype, scale=[0.0078125], zero=[zero])
     same = writer.op("QUANTIZE", [image], writer.tensor([1, 8, 8, 2], "int8", scale=[0.0078125], zero=[0]))
     writer.conv([same, writer.const(KERNEL)])
@@ -226,7 +226,7 @@ def test_the_last_softmax_is_none(writer, path):
 
 
 def window_of(writer, path, x=None, padding="VALID", **options):
-    """Of one convolution of the image x."""
+    """Window of one convolution on the image x."""
     x = writer.tensor([1, 8, 8, 2]) if x is None else x
     fields = dict(Padding=getattr(tflite.Padding, padding), StrideH=2, StrideW=2) | options
     writer.op("CONV_2D", [x, writer.const(KERNEL)], writer.tensor([1, 4, 4, 5]), "Conv2DOptions", **fields)
@@ -347,7 +347,7 @@ def test_without_tflite(monkeypatch, path):
 
 
 def test_damaged_files_are_refused_or_read(writer, path):
-    """Cuts and flipped bytes give a network or one line, nothing else."""
+    """Truncated and changed files give a network or one line, nothing else."""
     kernel = writer.const(np.ones((5, 3, 3, 2), np.uint8), scale=[0.1], zero=[3])
     x = writer.conv([writer.tensor([1, 8, 8, 2], "uint8", scale=[0.1], zero=[3]), kernel])
     writer.op("RELU", [x], writer.tensor([1, 4, 4, 5]))
