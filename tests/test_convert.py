@@ -134,7 +134,8 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     file = weights_file(tmp_path / "w.safetensors", classes=("cat", "dog", "owl"))
     refused = cli.here("main", *digits_config(file, f"--workdir={tmp_path / 'run'}"))
     assert refused.returncode == 2
-    assert "have 3 classes, digits has 10 others; give --config.init.head=new" in refused.stderr
+    assert "have 3 classes" in refused.stderr
+    assert "--config.init.head=new" in refused.stderr
     assert not (tmp_path / "run").exists()
     weights = load_weights(file)
     begun = with_weights(sevens(), weights, "new")
@@ -209,7 +210,7 @@ def test_a_part_that_weights_lack_is_not_frozen():
         (["init.weights=nowhere.safetensors"], "nowhere.safetensors: can't be read"),
         (["init.weights=."], "no run is there"),
         (["init.weights=" + "x" * 300], "can't be read"),
-        (["init.weights=timm/efficientnet_b0"], "no weights are known by the name"),
+        (["init.weights=timm/efficientnet_b0"], "timm/efficientnet_b0"),
     ],
 )
 def test_weights_that_do_not_go_with_the_config(weights, overrides, said):
@@ -273,7 +274,7 @@ def test_images_of_some_classes_are_measured_among_all():
     np.testing.assert_array_equal(found.eval.labels, 10 - np.asarray(data.eval.labels))
     ids = WeightsInfo(labels=tuple("abcdefghij"), class_ids=DIGITS)
     np.testing.assert_array_equal(relabel(data, ids, 10).eval.labels, data.eval.labels)
-    with pytest.raises(UserError, match=r"have no class '0' of digits; theirs are 2: cat, dog, …"):
+    with pytest.raises(UserError, match=r"no class '0' of digits; .* 2 .*: cat, dog, …"):
         relabel(data, WeightsInfo(labels=("cat", "dog")), 2)
     with pytest.raises(UserError, match=r"12 classes without names, and digits has 10; .* --labels=FILE"):
         relabel(data, WeightsInfo(), 12)
@@ -287,7 +288,7 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
     settings = config.Config(init=config.InitConfig(weights=str(weights)))
     check_head(settings, load_weights(weights), data)
     other = load_weights(weights)._replace(info=WeightsInfo(labels=tuple("abcdefghij")))
-    with pytest.raises(UserError, match=r"have 10 classes, digits has 10 others; give --config\.init\.head=new"):
+    with pytest.raises(UserError, match=r"10 classes, .*digits .*10 .*--config\.init\.head=new"):
         check_head(settings, other, data)
     check_head(dataclasses.replace(settings, init=config.InitConfig(weights="x", head="new")), other, data)
     # The same classes in another order are put into that of the data.
@@ -375,7 +376,7 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
     [
         (["--model=mobilenet_v2", "{weights}", "out.pth"], "out.pth: OUT must end in .safetensors"),
         (["--model=mobilenet_v2", "{weights}", "{weights}"], "is there already; give another name, or --force"),
-        (["{weights}", "new.safetensors", "--width=0.5"], "says itself what it holds"),
+        (["{weights}", "new.safetensors", "--width=0.5"], "leave the model and its options out"),
         (["--to=timm", "{weights}", "out.onnx"], "OUT must end in .safetensors or .pth"),
         (["--model=mobilenet_v2", "nowhere.pth", "new.safetensors"], "nowhere.pth: can't be read"),
         (["--mean=1,2", "{weights}", "new.safetensors"], "'1,2' must be three numbers"),
@@ -386,7 +387,7 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
         (["--checkpoint=best", "{weights}", "new.safetensors"], "is read with the folder of a run only"),
         (["--model=mobilenet_v2", ".", "new.safetensors"], "no run is there"),
         (["--labels=nowhere", "{weights}", "new.safetensors"], "--labels=nowhere: can't be read"),
-        (["--take=raw", "{weights}", "new.safetensors"], "says itself what it holds"),
+        (["--take=raw", "{weights}", "new.safetensors"], "leave the model and its options out"),
         (["--labels=~nobody/x", "{weights}", "new.safetensors"], "--labels=~nobody/x: can't be read"),
         (["--labels=.", "{weights}", "new.safetensors"], "--labels=.: can't be read"),
     ],

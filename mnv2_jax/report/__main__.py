@@ -1,4 +1,4 @@
-"""Writes a run's report anew, or its log as a table: ``python -m mnv2_jax.report --workdir=RUN [--csv=FILE]``."""
+"""Rewrites the report of a run, or writes its log as CSV: ``python -m mnv2_jax.report --workdir=RUN [--csv=FILE]``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mnv2_jax.tasks.base import kind_of
 
 
 def main() -> None:
-    """Flags, then the page or the table."""
+    """Parses the flags and writes the page or the CSV."""
     parser = Parser(
-        "Writes report.html from what a run's folder holds, whether it is finished, was stopped, or is being trained."
-        "\nNeither data nor devices are needed."
+        "Writes report.html from the files in a run folder. The run may be finished, stopped or still training."
+        "\nNeither the data nor an accelerator is needed."
     )
-    parser.add_argument("--workdir", type=workdir_type, metavar="RUN", help="the run's folder")
+    parser.add_argument("--workdir", type=workdir_type, metavar="RUN", help="the run folder")
     parser.add_argument(
         "--csv",
         type=file_type,
         metavar="FILE.csv",
-        help="instead: the log, a row for each line of metrics.jsonl, a column for each key",
+        help="write the log as CSV instead: one row per line of metrics.jsonl, one column per key",
     )
     args, overrides = parser.parse(sys.argv[1:])
     if overrides:
-        raise UserError(f"--config.{overrides[0]} is not read here; leave it out")
+        raise UserError(f"--config.{overrides[0]} has no effect on the report; leave it out")
     if args.workdir is None:
-        raise UserError("--workdir is missing; give the folder of a run, as --workdir=runs/w0_35")
+        raise UserError("--workdir is missing; give a run folder, such as --workdir=runs/w0_35")
     config, _ = read_run(args.workdir)
     if args.csv is not None:
         write_csv(args.workdir, args.csv)

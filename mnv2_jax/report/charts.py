@@ -1,7 +1,7 @@
-"""Charts as SVG that lies in the page.
+"""Charts as SVG inside the page.
 
-matplotlib draws them in placeholder colours, which become the page's CSS variables: so they follow light and dark, and
-their text is text.
+matplotlib draws them in placeholder colours, which are replaced by the page's CSS variables. So the charts follow light
+and dark mode, and their text stays text.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from mnv2_jax.report.words import text
 
 _POINTS = 300
+"""Number of points to which a long curve is reduced."""
 _TICKS = (1, 2, 2.5, 5, 10)
 
 _INK, _MUTED, _GRID, _MAIN, _SECOND = (f"#00000{digit}" for digit in range(1, 6))
 _COLOURS = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _MAIN: "--main", _SECOND: "--second"}
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keeps text as text
     "svg.hashsalt": "mnv2_jax",  # the same run gives the same bytes
     "font.size": 9.0,
     "text.color": _INK,
@@ -48,14 +49,14 @@ _STYLE: dict[Any, Any] = {
 
 
 class Panel(NamedTuple):
-    """A chart of one value over steps."""
+    """A chart of one logged value over steps."""
 
     caption: str
     key: str
-    """In metrics.jsonl."""
+    """Key of the value in metrics.jsonl."""
     splits: tuple[str, ...]
     form: str
-    """Format of a number on its axis."""
+    """Format of the numbers on the value's axis."""
     scale: float = 1
     """Factor by which the log's values are multiplied."""
 
@@ -68,7 +69,7 @@ _PACE = (
 
 
 def curves(metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel] = ()) -> str:
-    """Loss, what ``panels`` say, learning rate and speed over steps, of what the log has."""
+    """HTML with curves over steps: loss, the ``panels``, learning rate and speed, as far as the log has them."""
     figures = []
     for caption, key, splits, form, scale in (_LOSS, *panels, *_PACE):
         series = {split: points for split in splits if len(points := _series(metrics, split, key))}
@@ -97,11 +98,11 @@ def curves(metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel] = ()) -
 
 
 def losses_by_rate(points: np.ndarray, marks: Mapping[str, float]) -> str:
-    """The losses of a range test, over the learning rate.
+    """Chart of the losses of a learning-rate range test.
 
     Args:
-      points: [n, 3] of learning rate, loss, smoothed loss.
-      marks: learning rates to be pointed out, by what they are called; the first the most.
+      points: [n, 3] with learning rate, loss and smoothed loss.
+      marks: learning rates to mark, by name; the first is the most prominent.
     """
     rates, losses, smoothed = points.T
 
@@ -121,31 +122,31 @@ def losses_by_rate(points: np.ndarray, marks: Mapping[str, float]) -> str:
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
-    """How often the network was right, by how sure it was, over how many images there were of each."""
+    """Chart of accuracy by confidence, above the number of images with each confidence."""
     count = np.array([row["count"] for row in bins], float)
     filled = count > 0
     accuracy = np.array([row["accuracy"] or 0 for row in bins], float)
     confidence = np.array([row["confidence"] or 0 for row in bins], float)
     width = 1 / len(bins)
-    left = np.arange(len(bins)) * width
+    starts = np.arange(len(bins)) * width
 
     def draw(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        above.bar(left[filled], accuracy[filled], width * 0.92, align="edge", color=_MAIN, alpha=0.55)
+        above.bar(starts[filled], accuracy[filled], width * 0.92, align="edge", color=_MAIN, alpha=0.55)
         above.plot((0, 1), (0, 1), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
         above.plot(confidence[filled], accuracy[filled], "o", color=_SECOND, markersize=3.5, label="mean confidence")
         above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-        figure.legend(loc="outside upper left", ncols=2, borderaxespad=0)  # bars may stand anywhere
-        below.bar(left, count, width * 0.92, align="edge", color=_MUTED, alpha=0.55)
+        figure.legend(loc="outside upper left", ncols=2, borderaxespad=0)  # bars can be anywhere inside
+        below.bar(starts, count, width * 0.92, align="edge", color=_MUTED, alpha=0.55)
         below.set(xlabel="confidence", ylabel="images")
         below.yaxis.set_major_locator(ticker.MaxNLocator(2, integer=True))
         below.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
 
-    return _figure(_svg(draw, "Accuracy by confidence", (5.0, 3.6)), "Reliability: is it right as often as it is sure?")
+    return _figure(_svg(draw, "Accuracy by confidence", (5.0, 3.6)), "Reliability: accuracy by confidence")
 
 
 def _svg(draw: Callable[[Figure], None], label: str, size: tuple[float, float] = (5.0, 2.6)) -> str:
-    """A figure (size in inches) as inline SVG that fills its container."""
+    """Draws a figure of a size in inches as inline SVG that fills its container."""
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -153,7 +154,7 @@ def _svg(draw: Callable[[Figure], None], label: str, size: tuple[float, float] =
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    # What a drawing of its own would need: its namespaces, its metadata and a style that would hold for the page.
+    # Remove what only a separate file needs: namespaces, metadata, and a style that would apply to the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
@@ -168,13 +169,13 @@ def _figure(svg: str, caption: str) -> str:
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], split: str, key: str) -> np.ndarray:
-    """[n, 2] of step and value; lines whose value wasn't finite are left out."""
+    """Steps and values, [n, 2], without lines whose value isn't finite."""
     points = [(line["step"], line[key]) for line in metrics if line.get("split") == split and line.get(key) is not None]
     return np.array(points, float).reshape(-1, 2)
 
 
 def _plot(axes: Axes, points: np.ndarray, colour: str, label: str, dots: bool = False) -> None:
-    """A line; one of many points becomes its mean over stretches, within the band of their extremes."""
+    """Plots a line. A line of many points is drawn as means over stretches, with a band between their extremes."""
     if len(points) > 2 * _POINTS:
         stretches = np.array_split(points, _POINTS)
         low, high = (np.array([extreme(part[:, 1]) for part in stretches]) for extreme in (np.min, np.max))

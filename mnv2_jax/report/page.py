@@ -1,4 +1,4 @@
-"""report.html: one run on one page, which holds everything it shows and asks the network for nothing."""
+"""report.html: one run on one page. The page contains everything that it shows and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ NAME = "report.html"
 _SHOWN = 50
 
 Facts: TypeAlias = Mapping[str, Any]
-"""Content of a JSON file of a run folder."""
+"""Content of a JSON file in a run folder."""
 
 
 Written: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
-"""Label and HTML format of each scalar, by its name."""
+"""Label and HTML format of each scalar, by the scalar's name."""
 
 
 def _no_sentences(summary: Facts, dataset: Facts) -> Sequence[str]:
@@ -38,7 +38,7 @@ def _no_sentences(summary: Facts, dataset: Facts) -> Sequence[str]:
     return ()
 
 
-def _as_they_are(dataset: Facts) -> Written:
+def _no_formats(dataset: Facts) -> Written:
     del dataset
     return {}
 
@@ -52,32 +52,32 @@ class Page(NamedTuple):
     """Parts of the page that a task adds."""
 
     lead: Callable[[Facts, Facts], Sequence[str]] = _no_sentences
-    """From summary.json and dataset.json to sentences, HTML: what was reached."""
-    tiles: Callable[[Facts], Written] = _as_they_are
-    """From dataset.json to the scalars that are shown. Empty: all, as they are."""
+    """Makes sentences, as HTML, on the result of the run, from summary.json and dataset.json."""
+    tiles: Callable[[Facts], Written] = _no_formats
+    """Selects the scalars to show, with their formats, from dataset.json. Empty: all scalars, unformatted."""
     panels: Sequence[Panel] = ()
-    """Curves of further values of the log."""
+    """Curves of further values in the log."""
     sections: Callable[[Facts, Facts, Mapping[int, str]], str] = _no_sections
-    """From an evaluation's file, dataset.json with the evaluation's `eval_split`, and the pictures of its examples
-    (HTML, by index) to HTML, below a heading of the second level."""
+    """Makes HTML for an evaluation, below a heading of the second level, from three arguments: the evaluation's file;
+    dataset.json with the evaluation's `eval_split`; and the pictures of its examples (HTML, by index)."""
 
 
 PLAIN = Page()
 
 
 def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
-    """Writes ``report.html`` from what the run folder holds; a file that isn't there yet leaves its section out.
+    """Writes ``report.html`` from the files in a run folder. If a file doesn't exist yet, its section is left out.
 
     Args:
       workdir: a run folder with any of summary, evaluation, evaluation-*, config, dataset, provenance (.json),
-        metrics.jsonl. Without a summary it is of a run that isn't finished, and the log says how far it is.
-      page: the task's.
+        metrics.jsonl. Without a summary the run isn't finished, and the log tells how far it is.
+      page: the parts of the task.
 
     Returns:
-      The page's path.
+      The path of the page.
 
     Raises:
-      UserError: if one of the JSON files can't be read, or the page not be written.
+      UserError: if one of the JSON files can't be read, or the page can't be written.
     """
     summary, config, dataset, provenance = (_read(workdir / name) for name in (SUMMARY, CONFIG, DATASET, PROVENANCE))
     metrics, evaluations = read_metrics(workdir), _evaluations(workdir, config, dataset)
@@ -86,7 +86,7 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
     lead = [
         *_unfinished(summary, metrics, dataset),
         *page.lead(so_far, dataset),
-        *_taken(summary),
+        *_default_checkpoint(summary),
         *_trained_on(dataset),
     ]
     body = "\n".join(
@@ -96,7 +96,7 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
             _tiles(page, so_far, dataset),
             _overview(page, evaluations, dataset),
             curves(metrics, page.panels),
-            *(_evaluation(page, found, dataset) for found in evaluations),
+            *(_evaluation(page, evaluation, dataset) for evaluation in evaluations),
             _skipped(summary, read_skipped(workdir)),
             _config(config),
             _provenance(provenance, evaluations),
@@ -108,17 +108,17 @@ def write_report(workdir: pathlib.Path, page: Page) -> pathlib.Path:
 
 
 def whole_page(title: str, body: str) -> str:
-    """A page of HTML, with the style of all, around a body of HTML."""
+    """A whole HTML page with the common style, around a body of HTML."""
     return _PAGE.format(title=text(title), css=_CSS, body=body)
 
 
 def pictures_of(evaluation: pathlib.Path) -> pathlib.Path:
-    """The folder of the pictures of an evaluation's examples, by its file: examples-x beside evaluation-x.json."""
+    """Folder with the pictures of an evaluation's examples: examples-x beside evaluation-x.json."""
     return evaluation.with_name(evaluation.stem.replace("evaluation", "examples", 1))
 
 
 def save_pictures(folder: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
-    """Writes ``folder/INDEX.png``, at most 160 pixels wide and high, for these images of a split, and no others."""
+    """Replaces the folder by pictures ``INDEX.png`` of some images of a split, at most 160 pixels wide and high."""
     shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
         folder.mkdir()
@@ -137,44 +137,48 @@ def _title(config: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
     return f"{model['name']} ×{model['width']:g} on {dataset.get('name', config['data']['name'])}"
 
 
-class _Found(NamedTuple):
-    """An evaluation in a run's folder."""
+class _Evaluation(NamedTuple):
+    """An evaluation in a run folder."""
 
     path: pathlib.Path
     facts: Facts
     name: str
-    """Name of its split, and of its data where they aren't the run's."""
+    """Name of the split, and of the data if they aren't the run's."""
 
     @property
-    def place(self) -> str:
-        """Anchor of its section on the page."""
+    def anchor(self) -> str:
+        """Anchor of the evaluation's section on the page."""
         return text(self.path.stem)
 
 
 _WHICH = ("split", "step", "resolution", "data")
-"""Keys in which two evaluations differ if they aren't of the same thing."""
+"""Keys that identify what was evaluated."""
 
 
 def _read(path: pathlib.Path) -> Facts:
     return read_json(path) if path.exists() else {}
 
 
-def _evaluations(workdir: pathlib.Path, config: Facts, dataset: Facts) -> list[_Found]:
-    """That of the training's end, and those that came later, but for one that says the same."""
-    found = []
+def _evaluations(workdir: pathlib.Path, config: Facts, dataset: Facts) -> list[_Evaluation]:
+    """Reads the evaluation at the end of the training and the later ones, without duplicates."""
+    evaluations = []
     for path in (workdir / EVALUATION, *sorted(workdir.glob(f"{pathlib.Path(EVALUATION).stem}-*.json"))):
         if not (facts := _read(path)):
             continue
         split = facts.get("split") or dataset.get("eval_split") or "the evaluation split"
-        data = {} if path.name == EVALUATION else facts.get("data", {})  # a run's own may have moved since it began
+        data = {} if path.name == EVALUATION else facts.get("data", {})  # the run's own data may have moved since
         is_own = all(config.get("data", {}).get(key) == value for key, value in data.items())
-        of = "" if is_own else f" of {data['name']}" + (f" in {data['path']}" if data["path"] else "")
-        found.append(_Found(path, {**facts, "split": split}, f"{split}{of}"))
-    return [one for number, one in enumerate(found) if not any(_is_same(one.facts, it.facts) for it in found[:number])]
+        origin = "" if is_own else f" of {data['name']}" + (f" in {data['path']}" if data["path"] else "")
+        evaluations.append(_Evaluation(path, {**facts, "split": split}, f"{split}{origin}"))
+    return [
+        one
+        for number, one in enumerate(evaluations)
+        if not any(_is_same(one.facts, earlier.facts) for earlier in evaluations[:number])
+    ]
 
 
 def _is_same(one: Facts, other: Facts) -> bool:
-    """Whether two evaluations are of the same images by the same weights, and came to the same but for rounding."""
+    """Whether two evaluations used the same images and weights, and their numbers are the same up to rounding."""
     if any(one.get(key, other.get(key)) != other.get(key, one.get(key)) for key in _WHICH):
         return False
     numbers = [key for key, value in one.items() if isinstance(value, float) and isinstance(other.get(key), float)]
@@ -182,7 +186,7 @@ def _is_same(one: Facts, other: Facts) -> bool:
 
 
 def _so_far(metrics: Sequence[Facts]) -> Facts:
-    """Summary of a run that isn't finished, as far as its log goes."""
+    """Summary of an unfinished run, from its log."""
     evaluations = [line for line in metrics if line["split"] == "eval"]
     if not metrics:
         return {}
@@ -195,7 +199,7 @@ def _so_far(metrics: Sequence[Facts]) -> Facts:
 
 
 def _unfinished(summary: Facts, metrics: Sequence[Facts], dataset: Facts) -> Iterator[str]:
-    """Says how far a run is that has no summary."""
+    """Sentence on how far a run without a summary has come."""
     if summary:
         return
     total = f" of {number(dataset['steps'])}" if "steps" in dataset else ""
@@ -205,24 +209,24 @@ def _unfinished(summary: Facts, metrics: Sequence[Facts], dataset: Facts) -> Ite
     yield f"<strong>Not finished</strong>: the log ends at step {step}{total}{last}."
 
 
-def _pictures(found: _Found) -> dict[int, str]:
-    """The examples' pictures that are there, as HTML."""
-    folder = pictures_of(found.path)
-    paths = {example["index"]: folder / f"{example['index']}.png" for example in found.facts.get("examples", ())}
+def _pictures(evaluation: _Evaluation) -> dict[int, str]:
+    """Existing pictures of an evaluation's examples, as HTML by index."""
+    folder = pictures_of(evaluation.path)
+    paths = {example["index"]: folder / f"{example['index']}.png" for example in evaluation.facts.get("examples", ())}
     return {index: picture(path.read_bytes(), "png") for index, path in paths.items() if path.exists()}
 
 
 def picture(content: bytes, form: str) -> str:
-    """A file of some format, as png, that lies in the page."""
+    """An image of a format such as png, embedded in the page."""
     return f'<img alt="" src="data:image/{form};base64,{base64.b64encode(content).decode()}">'
 
 
-def _taken(summary: Facts) -> Iterator[str]:
-    """Says which step the numbers are of, and which checkpoint those get who use the run."""
-    if taken := summary.get("checkpoint"):
+def _default_checkpoint(summary: Facts) -> Iterator[str]:
+    """Sentence on the step of the numbers, and on the checkpoint that other commands use by default."""
+    if checkpoint := summary.get("checkpoint"):
         yield (
-            f"Measured at the last step, {number(summary['steps'])}; evaluation, predict and convert take the"
-            f" {text(taken['taken'])} checkpoint, step {number(taken['step'])}, where none is asked for."
+            f"Measured at the last step, {number(summary['steps'])}. By default, evaluation, predict and convert use"
+            f" the {text(checkpoint['taken'])} checkpoint, step {number(checkpoint['step'])}."
         )
 
 
@@ -233,21 +237,21 @@ def _trained_on(dataset: Facts) -> Iterator[str]:
 
 
 _LOGGED = ("step", "split", "seconds", "score")
-"""Keys of a log's line that are no scalars of an evaluation."""
+"""Keys of a log line that aren't scalars of an evaluation."""
 
 
 def _tiles(page: Page, summary: Facts, dataset: Facts) -> str:
-    """Tiles of a run's facts; a fact that isn't known has none."""
+    """Tiles with the facts of a run; an unknown fact has no tile."""
     scores = {key: value for key, value in summary.get("eval", {}).items() if key not in _LOGGED}
     run: Written = {
         "params": ("parameters", short),
-        "madds": ("MAdds an image", short),
+        "madds": ("MAdds per image", short),
         "steps": ("steps", number),
         "seconds": ("wall time", duration),
         "images_per_second": ("images/s in training", number),
     }
-    if summary.get("images_per_second_per_device") != summary.get("images_per_second"):  # of several devices
-        run = {**run, "images_per_second_per_device": ("images/s a device", number)}
+    if summary.get("images_per_second_per_device") != summary.get("images_per_second"):  # several devices
+        run = {**run, "images_per_second_per_device": ("images/s per device", number)}
     tiles = [
         (label, written(values[name]))
         for named, values in ((_named(page, scores, dataset), scores), (run, summary))
@@ -262,41 +266,44 @@ def _named(page: Page, scores: Facts, dataset: Facts) -> Written:
     return page.tiles(dataset) or {name: (name, text) for name in scores}
 
 
-def _overview(page: Page, evaluations: Sequence[_Found], dataset: Facts) -> str:
-    """Several evaluations beside each other."""
+def _overview(page: Page, evaluations: Sequence[_Evaluation], dataset: Facts) -> str:
+    """Table that compares the evaluations, if there are several."""
     if len(evaluations) < 2:
         return ""
     scalars = {key: value for key, value in evaluations[0].facts.items() if isinstance(value, int | float)}
     named = _named(page, {key: value for key, value in scalars.items() if key not in _WHICH}, dataset)
     rows = (
         (
-            f'<a href="#{found.place}">{text(found.name)}</a>',
-            number(found.facts.get("step")),
-            number(found.facts.get("resolution")),
-            *(written(found.facts[name]) if name in found.facts else "–" for name, (_, written) in named.items()),
+            f'<a href="#{evaluation.anchor}">{text(evaluation.name)}</a>',
+            number(evaluation.facts.get("step")),
+            number(evaluation.facts.get("resolution")),
+            *(
+                written(evaluation.facts[name]) if name in evaluation.facts else "–"
+                for name, (_, written) in named.items()
+            ),
         )
-        for found in evaluations
+        for evaluation in evaluations
     )
     head = ("split", "step", "px", *(label for label, _ in named.values()))
     return f"<section><h2>Evaluations</h2>{table(head, rows)}</section>"
 
 
-def _evaluation(page: Page, found: _Found, dataset: Facts) -> str:
-    """Section of an evaluation: its heading, and its task's parts."""
-    facts, skipped = found.facts, found.facts.get("skipped", ())
-    which = f", the run's {text(facts['checkpoint'])} checkpoint" if "checkpoint" in facts else ""
-    notes = [f"At step {number(facts.get('step'))}{which}"]
+def _evaluation(page: Page, evaluation: _Evaluation, dataset: Facts) -> str:
+    """Section of an evaluation: its heading, and the parts of the task."""
+    facts, skipped = evaluation.facts, evaluation.facts.get("skipped", ())
+    used_checkpoint = f", the run's {text(facts['checkpoint'])} checkpoint" if "checkpoint" in facts else ""
+    notes = [f"At step {number(facts.get('step'))}{used_checkpoint}"]
     notes += [f"at {facts['resolution']} px"] if "resolution" in facts else []
     notes += [f"without {number(len(skipped))} images that can't be decoded"] if skipped else []
-    sections = page.sections(facts, {**dataset, "eval_split": facts["split"]}, _pictures(found))
+    sections = page.sections(facts, {**dataset, "eval_split": facts["split"]}, _pictures(evaluation))
     return (
-        f"<section><h2 id={found.place}>Evaluation on {text(found.name)}</h2><p class=note>{', '.join(notes)}.</p>"
-        f"</section>{sections}"
+        f"<section><h2 id={evaluation.anchor}>Evaluation on {text(evaluation.name)}</h2>"
+        f"<p class=note>{', '.join(notes)}.</p></section>{sections}"
     )
 
 
 def _skipped(summary: Facts, lines: Sequence[str]) -> str:
-    """How many images can't be decoded, and which."""
+    """Section on the images that can't be decoded."""
     times, evaluated = summary.get("skipped"), summary.get("eval_skipped")
     if not times and not evaluated and not lines:
         return ""
@@ -310,24 +317,26 @@ def _skipped(summary: Facts, lines: Sequence[str]) -> str:
 
 
 def _config(config: Mapping[str, Any]) -> str:
-    """Settings that aren't the defaults, and below them those that are."""
+    """Section with the settings that differ from the defaults, and the other settings folded away."""
     if not config:
         return ""
     defaults, flat = jsonable(config_lib.flatten(config_lib.to_dict(config_lib.Config()))), config_lib.flatten(config)
     changed = {key: value for key, value in flat.items() if key not in defaults or defaults[key] != value}
     rows = ((text(key), text(value), text(defaults.get(key, "–"))) for key, value in changed.items())
-    others = ((text(key), text(value)) for key, value in flat.items() if key not in changed)
+    unchanged = ((text(key), text(value)) for key, value in flat.items() if key not in changed)
     return (
         f"<section><h2>Config</h2>{table(('changed', 'value', 'default'), rows, 'facts')}<details><summary>The"
         f" other {len(flat) - len(changed)} values, which are the defaults</summary>"
-        f"{table(('key', 'value'), others, 'facts')}</details></section>"
+        f"{table(('key', 'value'), unchanged, 'facts')}</details></section>"
     )
 
 
-def _provenance(provenance: Facts, evaluations: Sequence[_Found]) -> str:
-    """Provenance of the training's sessions and of later evaluations."""
+def _provenance(provenance: Facts, evaluations: Sequence[_Evaluation]) -> str:
+    """Section on the provenance of the training's sessions and of later evaluations."""
     named = [("Session", session) for session in provenance.get("sessions", [])]
-    named += [(f"Evaluation on {it.name}", it.facts["provenance"]) for it in evaluations if "provenance" in it.facts]
+    named += [
+        (f"Evaluation on {one.name}", one.facts["provenance"]) for one in evaluations if "provenance" in one.facts
+    ]
     parts = []
     for name, session in named:
         git = session.get("git")
@@ -339,9 +348,9 @@ def _provenance(provenance: Facts, evaluations: Sequence[_Found]) -> str:
             "versions": text(", ".join(f"{key} {value}" for key, value in session.get("versions", {}).items())),
             "settings": text(", ".join(f"{k}={v}" for k, v in session.get("settings", {}).items() if v is not None)),
         }
-        told = (text(name), text(session.get("started", "")), facts["devices"], _memory(session.get("memory", {})))
+        summary = (text(name), text(session.get("started", "")), facts["devices"], _memory(session.get("memory", {})))
         parts.append(
-            f"<details><summary>{', '.join(filter(None, told))}</summary>"
+            f"<details><summary>{', '.join(filter(None, summary))}</summary>"
             f"{table(('', ''), facts.items(), 'facts')}</details>"
         )
     return f"<section><h2>Provenance</h2>{''.join(parts)}</section>" if parts else ""
@@ -355,9 +364,9 @@ def _devices(devices: Facts) -> str:
 
 
 def _memory(memory: Facts) -> str:
-    """The most that was in use, as far as it is known: a session that was killed doesn't say."""
-    where = {"device_bytes": "on a device", "host_bytes": "on the host"}
-    peaks = (f"{memory[key] / 1e9:.2f} GB {place}" for key, place in where.items() if key in memory)
+    """Peak memory as text, as far as it is known; a killed session doesn't record it."""
+    places = {"device_bytes": "on a device", "host_bytes": "on the host"}
+    peaks = (f"{memory[key] / 1e9:.2f} GB {place}" for key, place in places.items() if key in memory)
     return ", ".join(peaks)
 
 

@@ -1,4 +1,4 @@
-"""Sections of the page on an evaluation of a classification."""
+"""Sections of the report page for evaluations of a classification."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mnv2_jax.report.page import Facts, Page, Written
 from mnv2_jax.report.words import number, percent, place, table, text
 
 _NAMED_CLASSES, _LABELLED_CLASSES = 30, 128
-"""Up to so many the confusion matrix is a table of numbers; a table of shades, with the numbers a hover away; beyond
-that it is a picture."""
+"""Most classes for which the confusion matrix is a table of numbers; and a table of shades, which shows the numbers on
+hovering. For more classes it is a picture."""
 _WIDTH_REM = 47
-"""Width of a page without the names of the rows."""
+"""Width of the page without the row names of the matrix."""
 _WORST_CLASSES, _PAIRS, _MORE_PAIRS = 20, 10, 200
 _ABSENT_CLASSES = 5
 _FEW_CLASSES = 10
 
 
 def has_top5(num_classes: int) -> bool:
-    """Whether top-5 accuracy says something: of 10 classes or fewer, guessing has half of it or more."""
+    """Whether top-5 accuracy is meaningful: with 10 classes or fewer, guessing reaches half of it or more."""
     return num_classes > _FEW_CLASSES
 
 
 def _lead(summary: Facts, dataset: Facts) -> list[str]:
-    """Sentence with the accuracy, the number of images, and the interval that so many images allow."""
+    """Sentences with the accuracy, the number of images and the confidence interval; and on the best evaluation."""
     best, sentences = summary.get("best", {}), _accuracy(summary.get("eval", {}), dataset)
     if best and best["step"] != summary.get("steps"):
         sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['top1'])}.")
@@ -52,7 +52,7 @@ def _accuracy(scores: Facts, dataset: Facts) -> list[str]:
 
 
 def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927): unlike the normal one it stays within 0 to 1."""
+    """Score interval of a proportion (Wilson 1927). Unlike the normal interval, it stays within 0 to 1."""
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
@@ -60,7 +60,7 @@ def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) -> str:
-    """Confusion, calibration and accuracy by class, and the worst mistakes."""
+    """HTML with calibration, confusion matrix, accuracy by class and the worst mistakes."""
     names = list(dataset.get("class_names") or ()) or [str(row["label"]) for row in evaluation["per_class"]]
     counts = [row["count"] for row in evaluation["per_class"]]
     split = dataset.get("eval_split", "the split")
@@ -73,8 +73,8 @@ def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) 
         f"<section>{note}<p>{' '.join(_accuracy(evaluation, dataset))}</p>"
         f"<div class=charts>{reliability(evaluation['calibration'])}"
         f"<figure><figcaption>Most frequent mistakes</figcaption>{_pairs_table(pairs[:_PAIRS])}</figure></div>"
-        f"<h3>Confusion matrix</h3><p class=note>Rows are the true classes, columns the predicted ones; shades are"
-        f" shares of the row. {_download(pairs, confusion, names, f'confusion-{split}.csv')}</p>{matrix}"
+        f"<h3>Confusion matrix</h3><p class=note>Rows are the true classes and columns the predicted classes. Shades"
+        f" show the share of the row. {_download(pairs, confusion, names, f'confusion-{split}.csv')}</p>{matrix}"
         f"{_more_pairs(pairs)}"
         f"<h3>Accuracy by class</h3>{_classes(evaluation['per_class'], names)}"
         f"{_mistakes(evaluation.get('examples', ()), names, pictures)}</section>"
@@ -82,12 +82,12 @@ def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) 
 
 
 def absent_classes(split: str, class_names: Sequence[str], counts: Iterable[int]) -> str:
-    """Says which classes a split has no images of, at most 5 by name; "" where it has some of each.
+    """Sentence on the classes without images in a split, at most 5 by name; "" if all classes have images.
 
     Args:
-      split: its name.
-      class_names: in the order of the labels.
-      counts: the number of its images by label.
+      split: name of the split.
+      class_names: names by label.
+      counts: number of images by label.
     """
     absent = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if not absent:
@@ -98,12 +98,15 @@ def absent_classes(split: str, class_names: Sequence[str], counts: Iterable[int]
 
 
 def _shades(confusion: np.ndarray) -> np.ndarray:
-    """[k, k] in [0, 1]: square roots of row shares, so that one mistake in a hundred is seen."""
+    """Shades of the matrix, [k, k] in [0, 1]: square roots of row shares, so that 1 mistake in 100 is visible."""
     return np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))
 
 
 def _confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """A cell a pair of classes, which it names a hover away; of many classes a small one, silent where it is empty."""
+    """Table with one cell per pair of classes, which shows its numbers on hovering.
+
+    With many classes the cells are small, and empty cells show nothing.
+    """
     shades, totals = _shades(confusion), np.maximum(confusion.sum(axis=1), 1)
     is_small = len(names) > _NAMED_CLASSES
     head = "".join(f"<th scope=col><span>{text(name)}</span></th>" for name in names)
@@ -129,7 +132,7 @@ def _confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _confusion_picture(confusion: np.ndarray) -> str:
-    """One pixel a cell: ink of one colour and varying opacity, so that it suits any background."""
+    """Picture with one pixel per cell. Its opacity varies, not its colour, so that it fits any background."""
     shades = _shades(confusion)
     pixels = np.empty((*shades.shape, 4), np.uint8)
     pixels[...] = (202, 107, 47, 0)
@@ -142,7 +145,7 @@ def _confusion_picture(confusion: np.ndarray) -> str:
 
 
 class _Pair(NamedTuple):
-    """Images of one class that were taken for another, or for their own."""
+    """Number of images of one class that were predicted as another class, or as their own."""
 
     true: str
     predicted: str
@@ -157,7 +160,7 @@ def _pair(confusion: np.ndarray, names: Sequence[str], true: int, predicted: int
 
 
 def _pairs(confusion: np.ndarray, names: Sequence[str]) -> list[_Pair]:
-    """The mistakes, most frequent first."""
+    """Mistakes, most frequent first."""
     mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
     order = np.argsort(-mistakes, axis=None, kind="stable")[: np.count_nonzero(mistakes)]
     return [_pair(confusion, names, *divmod(place, len(confusion))) for place in order.tolist()]
@@ -188,7 +191,7 @@ def _more_pairs(pairs: Sequence[_Pair]) -> str:
 
 
 def _download(pairs: Iterable[_Pair], confusion: np.ndarray, names: Sequence[str], name: str) -> str:
-    """A link that holds the matrix as CSV: a line a cell that isn't zero, mistakes first, most frequent first."""
+    """Link that contains the matrix as CSV: one line per cell that isn't zero; mistakes first, most frequent first."""
     right = (_pair(confusion, names, place, place) for place in np.flatnonzero(confusion.diagonal()).tolist())
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -211,32 +214,33 @@ def _classes(per_class: Sequence[Mapping[str, Any]], names: Sequence[str]) -> st
     head = ("class", "images", "", "accuracy")
     if len(rows) <= _NAMED_CLASSES:
         return table(head, rows, "classes")
-    seen = [i for i, row in enumerate(per_class) if row["count"]]
-    worst = sorted(seen, key=lambda i: per_class[i]["accuracy"])[:_WORST_CLASSES]
+    with_images = [i for i, row in enumerate(per_class) if row["count"]]
+    worst = sorted(with_images, key=lambda i: per_class[i]["accuracy"])[:_WORST_CLASSES]
     return (
-        f"<p class=note>The {len(worst)} classes that did worst.</p>{table(head, (rows[i] for i in worst), 'classes')}"
+        f"<p class=note>The {len(worst)} classes with the lowest accuracy.</p>"
+        f"{table(head, (rows[i] for i in worst), 'classes')}"
         f"<details><summary>All {len(rows)} classes</summary>{table(head, rows, 'classes')}</details>"
     )
 
 
 def _mistakes(mistakes: Iterable[Mapping[str, Any]], names: Sequence[str], pictures: Mapping[int, str]) -> str:
-    """The pictures that are there, each with what it is, what it was taken for, and where it lies."""
+    """Section with the existing pictures of mistakes, each with true class, prediction, confidence and path."""
 
-    def where(mistake: Mapping[str, Any]) -> str:
+    def image_place(mistake: Mapping[str, Any]) -> str:
         return place(mistake["path"]) if "path" in mistake else f"image {mistake['index']}"
 
     cards = [
         f"<figure>{pictures[mistake['index']]}"
         f"<figcaption>{text(names[mistake['label']])} <span class=arrow>→</span> {text(names[mistake['prediction']])}"
-        f"<span class=note>{percent(mistake['confidence'])}, {where(mistake)}</span></figcaption></figure>"
+        f"<span class=note>{percent(mistake['confidence'])}, {image_place(mistake)}</span></figcaption></figure>"
         for mistake in mistakes
         if mistake["index"] in pictures
     ]
     if not cards:
         return ""
     return (
-        "<h3>Worst mistakes</h3><p class=note>The wrongly classified images of highest loss: true class → prediction,"
-        f" with its confidence.</p><div class=pictures>{''.join(cards)}</div>"
+        "<h3>Worst mistakes</h3><p class=note>The wrongly classified images with the highest loss: true class →"
+        f" prediction, with its confidence.</p><div class=pictures>{''.join(cards)}</div>"
     )
 
 

@@ -10,22 +10,22 @@ from typing import Any
 
 
 def text(value: Any) -> str:
-    """Any value, its markup escaped."""
+    """A value as text, with HTML markup escaped."""
     return html.escape(str(value))
 
 
 def percent(fraction: float | None) -> str:
-    """A share written as ``97.22 %``; a dash for None."""
+    """A fraction written as ``97.22 %``; a dash for None."""
     return "–" if fraction is None else f"{100 * fraction:.2f}\N{NO-BREAK SPACE}%"
 
 
 def number(value: float | None, form: str = ",.0f") -> str:
-    """A number written by a format; a dash for None."""
+    """A number in a format; a dash for None."""
     return "–" if value is None else format(value, form)
 
 
 def short(value: float | None) -> str:
-    """A number written as ``2.24 M``, with the exact number a hover away."""
+    """A number written as ``2.24 M``; hovering shows the exact number."""
     if value is None:
         return "–"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -35,14 +35,14 @@ def short(value: float | None) -> str:
 
 
 def place(path: str) -> str:
-    """End of the path of an image, with the whole a hover away, and a link where the file is here."""
+    """End of an image's path; hovering shows the whole path. It is a link if the file exists on this machine."""
     short = f'<span title="{text(path)}">{text("/".join(pathlib.PurePath(path).parts[-2:]))}</span>'
     is_here = os.path.isabs(path) and os.path.isfile(path)
     return f'<a href="{text(pathlib.Path(path).as_uri())}">{short}</a>' if is_here else short
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], css: str = "") -> str:
-    """A table of ready cells; the first column is text, the others are numbers."""
+    """A table of cells that are HTML; the first column is text, the others are numbers."""
     titles = "".join(f"<th scope=col>{cell}</th>" for cell in head)
     lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)

@@ -23,37 +23,38 @@ class Aux(NamedTuple):
     """Results of a loss besides its mean."""
 
     model_state: PyTree
-    """The new one."""
+    """The new model state."""
     metrics: dict[str, Array]
-    """Further means [] to log, over what the loss is a mean of."""
+    """Further means [] to log, averaged in the same way as the loss."""
     weight: Array | None = None
-    """Divisor of the mean, []; None: the number of rows. Parts of a batch are averaged by it."""
+    """Divisor of the mean loss, []; None: the number of rows. It weighs the losses of the parts of a batch."""
 
 
 class Evaluation(NamedTuple):
-    """Results on a whole split, fit for JSON."""
+    """Results on a whole split, as values that JSON can hold."""
 
     scalars: Mapping[str, float]
-    """For the log and summary.json."""
+    """Numbers for the log and summary.json."""
     tables: Mapping[str, Any]
-    """For evaluation.json and the report."""
+    """Tables for evaluation.json and the report."""
     examples: Sequence[Mapping[str, Any]] = ()
-    """At most `MOST_EXAMPLES` images worth a look, whose pictures the report shows: "index" in the split, and more. In
-    what is written and printed "path" comes to it (`Split.where`)."""
+    """At most `MOST_EXAMPLES` interesting images, whose pictures the report shows: their "index" in the split, and
+    further facts. "path" (`Split.where`) is added before they are written or printed."""
     skipped: Sequence[str] = ()
-    """A line for each image that can't be decoded, and was left out."""
+    """One line for each image that was left out because it can't be decoded."""
     notes: Sequence[str] = ()
-    """Notes, a line each: whatever makes the numbers doubtful."""
+    """Notes on anything that makes the numbers doubtful, one line each."""
     predictions: Mapping[str, np.ndarray] = {}
-    """Columns [n] of a table of all images, by their names: "index" in the split, and what was answered. Text, or
-    numbers, of which one that isn't finite stands for nothing. {}: the task has none."""
+    """Columns [n] of a table of all images, by name: "index" in the split, and the answers, as text or numbers. A
+    number that isn't finite means that there is no answer. {}: the task has no such table."""
 
 
 MOST_EXAMPLES = 24
+"""Most examples of an evaluation."""
 
 
 class Task(Protocol):
-    """A model with its loss and metrics. Every method of arrays is traced; none keeps state."""
+    """A model with its loss and metrics. Every method that takes arrays is traced, and no method keeps state."""
 
     @property
     def model(self) -> Model:
@@ -61,142 +62,145 @@ class Task(Protocol):
 
     @property
     def score(self) -> str:
-        """Name of the scalar by which an evaluation is better than another: the higher the better."""
+        """Name of the scalar that ranks evaluations: higher is better."""
 
     @property
     def train_view(self) -> View:
-        """View of an example of the train split."""
+        """View of an example of the train split, for training."""
 
     @property
     def eval_view(self) -> View:
-        """View of an example where nothing is trained."""
+        """View of an example for evaluation and prediction."""
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """Arrays [n, ...] of the images to train on, whose rows each batch of them takes along, as float32."""
+        """Arrays [n, ...] over the train split. Each training batch gets the rows of its images, as float32."""
 
     @property
     def frozen(self) -> PyTree:
-        """Arrays that the loss reads and nobody trains, as a teacher's; {} where there are none."""
+        """Arrays that the loss reads but that aren't trained, such as a teacher's variables; {} if there are none."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """Notes to print before a training, a line each."""
+        """Notes to print before a training, one line each."""
 
     def init(self, key: Key) -> Variables:
-        """Fresh variables: ``{"params": ..., "batch_stats": ...}``."""
+        """Initialises the variables: ``{"params": ..., "batch_stats": ...}``."""
 
     def training_from(self, part: str) -> Self:
-        """The same task, of whose network only this part and what follows it are trained."""
+        """Returns the same task, in which only this part of the network and the parts after it are trained."""
 
     def with_forms(self, forms: Forms) -> Self:
-        """The same task, whose network's layers are computed in these forms."""
+        """Returns the same task, in which the network's layers are computed in these forms."""
 
     def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
-        """The training loss of a batch, every row of which counts.
+        """Computes the training loss of a batch, in which every row counts.
 
         Args:
-          params: what is differentiated.
-          model_state: the variables that are not, as running statistics.
-          frozen: as the property.
+          params: the variables by which the loss is differentiated.
+          model_state: the other variables, such as running statistics.
+          frozen: the property `frozen`.
           batch: see `types.Batch`.
-          key: of this step; what it decides is decided by example.
+          key: random key of this step; random choices are made for each example separately.
 
         Returns:
-          The mean loss [], and the rest.
+          The mean loss [], and its further results.
         """
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
-        """Sums over the batch's unmasked rows, which merge by addition, integers where they can be; and of each row
-        what is no sum, small arrays [b, ...].
+        """Computes metrics of a batch: sums over its unmasked rows, and small arrays [b, ...] with values of each row.
+
+        Sums of batches are merged by addition, and are integers where possible.
         """
 
     def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
-        """Turns the sums over a whole split into its results, on the host.
+        """Turns the metrics of a whole split into its results, on the host.
 
         Args:
-          sums: merged over all batches.
-          rows: of all images, in the order of the split, [n, ...]; with their "index", int32 [n].
+          sums: the sums of `metrics`, merged over all batches.
+          rows: the rows of `metrics` for all images, [n, ...] in the order of the split, and their "index", int32 [n].
         """
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """Line for the terminal on an evaluation: numbers with their names."""
+        """One line for the terminal with the main numbers of an evaluation and their names."""
 
     def details(self, evaluation: Evaluation) -> list[str]:
         """Lines for the terminal below the headline."""
 
 
 class Answers(Protocol):
-    """Meaning of a network's outputs to people; made of weights alone."""
+    """Turns a network's outputs into answers for people. It is built from weights alone, without a data set."""
 
     def decode(self, outputs: PyTree) -> PyTree:
-        """Answers of fixed shapes, a pytree of [b, ...], of outputs [b, ...]. Pure, and traced."""
+        """Turns outputs [b, ...] into answers of fixed shapes, a pytree of [b, ...]. Pure and traced."""
 
     def to_json(self, answer: PyTree) -> dict[str, Any]:
-        """The answer for one image, whose arrays have no axis of the batch, as JSON has it."""
+        """Turns the answer for one image, whose arrays have no batch axis, into values for JSON."""
 
     def to_text(self, answer: PyTree) -> list[str]:
-        """The same as lines of a terminal."""
+        """Turns the answer for one image into lines for the terminal."""
 
 
-def _as_they_are(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
+def _same_dataset(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
     del info, num_classes
     return dataset
 
 
-def _fits(config: Config, weights: Weights, dataset: Dataset) -> None:
+def _accept_any_head(config: Config, weights: Weights, dataset: Dataset) -> None:
     del config, weights, dataset
 
 
-def _unchanged(weights: Weights, dataset: Dataset) -> Weights:
+def _same_weights(weights: Weights, dataset: Dataset) -> Weights:
     del dataset
     return weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Everything that `config.Config.task` names; the rest of the package asks it, and knows no task by name."""
+    """Everything about a kind of task. The rest of the package uses these fields and knows no task by name."""
 
     name: str
+    """Value of `config.Config.task` that selects this kind."""
     model: Callable[[ModelConfig, NormConfig, int], Model]
-    """From options, norms and the number of the data's classes to the network; for weights without a data set, too."""
+    """Builds the network from model options, norm options and the number of classes; also used without a data set."""
     make: Callable[[Config, Dataset, bool], Task]
-    """From a config and its data to the task; the last says whether it is for an evaluation only.
+    """Builds the task from a config and its data; the last argument says that the task is only evaluated.
 
-    Raises `UserError` where they don't go together.
+    Raises `UserError` if config and data don't fit together.
     """
     answers: Callable[[Weights, int | None], Answers]
-    """From weights, and how many answers an image at most, where that is asked for."""
+    """Builds the answers from weights and the requested most answers per image; None: the task's default number."""
     saved_as: str | None = None
-    """Which task's weights those of its networks are, where it is a variant of another and answers as that does: they
-    are used without its module. Unset: its own."""
+    """Name of another task, if this one is a variant of it with the same answers: the weights are saved as that task's,
+    and can be used without the variant's module. Unset: they are saved as this task's."""
     page: Page = PLAIN
-    """Parts of the report that this task adds."""
-    as_known: Callable[[Dataset, WeightsInfo, int], Dataset] = _as_they_are
-    """The data as weights of so many classes are evaluated on them. Raises `UserError` if they can't be."""
-    check_head: Callable[[Config, Weights, Dataset], None] = _fits
-    """Refuses, by a `UserError`, weights whose head can't be trained on with these data."""
-    arranged: Callable[[Weights, Dataset], Weights] = _unchanged
-    """The same weights with their head in the order of the data's classes; after `check_head`."""
+    """Parts that this task adds to the report."""
+    as_known: Callable[[Dataset, WeightsInfo, int], Dataset] = _same_dataset
+    """Adapts the data to the classes of weights with this many classes, for their evaluation. Raises `UserError` if the
+    classes don't fit."""
+    check_head: Callable[[Config, Weights, Dataset], None] = _accept_any_head
+    """Raises `UserError` if the head of the weights can't be trained further on these data."""
+    arranged: Callable[[Weights, Dataset], Weights] = _same_weights
+    """Puts the head of the weights into the order of the data's classes; called after `check_head`."""
 
 
 def register_task(kind: Kind) -> None:
-    """Makes a task known under its name.
+    """Registers a task under its name.
 
-    The module that ``kind.make`` stands in is imported again by whoever opens a run of it, so it must be one that can
-    be: not a script.
+    A run of the task imports the module that defines ``kind.make`` again when it is opened. So that must be a module
+    that can be imported, not a script.
 
     Raises:
-      UserError: if the name is taken.
+      UserError: if the name is already registered.
     """
     TASKS.add(kind.name, kind, module_of(kind.make))
 
 
 def kind_of(config: Config) -> Kind:
-    """The kind that a config names.
+    """Returns the kind of task that a config names.
 
     Raises:
-      UserError: if nobody registers it.
+      UserError: if no module registers that name.
     """
     kind: Kind = TASKS.find(config.task, config.modules)
     return kind

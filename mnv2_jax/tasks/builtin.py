@@ -1,4 +1,4 @@
-"""The tasks of the package, under the names by which a config asks for them."""
+"""Registers the tasks of the package under the names that a config uses."""
 
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ def _network(options: ModelConfig, norm: NormConfig, num_classes: int) -> Model:
 
 
 def student_of(config: Config, dataset: Dataset, evaluates: bool) -> Classification:
-    """The classification of a config, which a teacher may be added to.
+    """Makes the classification of a config, without a teacher.
 
     Raises:
-      UserError: if there is one class, or the config says another number of them; or see `make_task`.
+      UserError: if the data have only one class, or the config states another number of classes; see also `make_task`.
     """
-    found = len(dataset.class_names)
-    if found < 2:
-        raise UserError(f"{dataset.name} has one class ({dataset.class_names[0]!r}); classification takes two or more")
-    if config.model.num_classes not in (None, found):
+    num_classes = len(dataset.class_names)
+    if num_classes < 2:
         raise UserError(
-            f"model.num_classes={config.model.num_classes}, but {dataset.name} has {found} classes; leave it unset"
+            f"{dataset.name} has only one class ({dataset.class_names[0]!r}); a classification needs two or more"
+        )
+    if config.model.num_classes not in (None, num_classes):
+        raise UserError(
+            f"model.num_classes={config.model.num_classes}, but {dataset.name} has {num_classes} classes; leave it"
+            " unset"
         )
     counts = None
-    if config.loss.class_weights != "none" and not evaluates:  # labels that lie beside pixels take long to read
-        counts = np.bincount(np.asarray(dataset.train.labels), minlength=found).tolist()
+    if config.loss.class_weights != "none" and not evaluates:  # labels that are stored with the pixels are slow to read
+        counts = np.bincount(np.asarray(dataset.train.labels), minlength=num_classes).tolist()
     notes = tuple(filter(None, [_classes_without_images(dataset)]))
     return make_task(config, dataset.class_names, counts, dataset.scored, notes)
 
 
 def _classes_without_images(dataset: Dataset) -> str:
-    """Says which classes won't be evaluated; "" where there are none, or only a pass over the files could tell."""
+    """Note on the classes without images to evaluate; "" if there are none, or only reading all files could tell."""
     labels, names = dataset.eval.labels, dataset.class_names
     if not isinstance(labels, np.ndarray):
         return ""
@@ -55,7 +58,7 @@ def _classes_without_images(dataset: Dataset) -> str:
 
 
 def _make(variant: Callable[..., Classification], config: Config, dataset: Dataset, evaluates: bool) -> Task:
-    """A classification, or where a teacher is asked for and something is trained, a distillation."""
+    """Makes a classification, or a distillation if the config names a teacher and the task is trained."""
     plain, distill = student_of(config, dataset, evaluates), config.distill
     student = variant(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
     if evaluates or (distill.teacher is None and distill.logits is None):
@@ -79,18 +82,18 @@ def _kind(name: str, variant: Callable[..., Classification]) -> Kind:
 
 
 def register_classification(name: str, variant: Callable[..., Classification]) -> None:
-    """Makes a variant of classification known under a name, for `config.Config.task`: another loss, above all.
+    """Registers a variant of classification, such as one with another loss, under a name for `config.Config.task`.
 
-    The module in which it is defined is imported again by whoever opens a run of it. Its weights are those of any
-    classification, and are used without the module.
+    A run of the variant imports the module that defines it again when it is opened. Its weights are saved as those of a
+    classification, and can be used without that module.
 
     Args:
-      name: of the task.
-      variant: a subclass of `Classification` that overrides what is to be different, as `Classification.label_loss`;
-        or a `functools.partial` of one that has fields of its own.
+      name: name of the task.
+      variant: a subclass of `Classification` that overrides methods, such as `Classification.label_loss`; or a
+        `functools.partial` of a subclass that has fields of its own.
 
     Raises:
-      UserError: if the name is taken, or the module can't be imported again.
+      UserError: if the name is already registered, or the module can't be imported again.
     """
     TASKS.add(name, _kind(name, variant), module_of(variant))
 

@@ -1,4 +1,4 @@
-"""Which logits of weights are which classes of the data."""
+"""Matches the logits of weights to the classes of the data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mnv2_jax.weights.file import Weights, WeightsInfo
 
 
 def columns_of(info: WeightsInfo, num_classes: int, dataset: Dataset) -> np.ndarray:
-    """Which logits of weights are those of the data's classes, int [k]; of further classes they say nothing.
+    """Index of the logit of each class of the data, int [k]. Further classes of the weights are ignored.
 
     Raises:
-      UserError: for a class of the data that the weights don't know; and if they don't name theirs and are of another
-        number, or libraries number the data's in different orders.
+      UserError: if the weights don't have a class of the data. For weights without class names: if the number of
+        classes differs, or if libraries order the data's class folders differently.
     """
     names = dataset.class_names
-    named = [known for known in (info.labels, info.class_ids) if known]
+    named = [texts for texts in (info.labels, info.class_ids) if texts]
     if names in named:
         return np.arange(num_classes)
     if not named:
@@ -30,40 +30,41 @@ def columns_of(info: WeightsInfo, num_classes: int, dataset: Dataset) -> np.ndar
         if reason:
             raise UserError(
                 f"the weights have {num_classes} classes without names, and {reason}; name them, in the order of the"
-                " weights, by python -m mnv2_jax.convert --labels=FILE"
+                " weights, with python -m mnv2_jax.convert --labels=FILE"
             )
         return np.arange(num_classes)
-    # A name that stands for two classes says neither.
-    places = {name: place for known in named for place, name in enumerate(known) if known.count(name) == 1}
+    # A name that two classes share identifies neither.
+    places = {name: place for texts in named for place, name in enumerate(texts) if texts.count(name) == 1}
     if unknown := [name for name in names if name not in places]:
         some = ", ".join(named[-1][:3])
         raise UserError(
-            f"the weights have no class {unknown[0]!r} of {dataset.name}; theirs are {num_classes}: {some}, …"
+            f"the weights have no class {unknown[0]!r} of {dataset.name}; their {num_classes} classes are: {some}, …"
         )
     return np.array([places[name] for name in names])
 
 
 def _two_orders(names: Sequence[str]) -> str:
-    """Says so where class folders may have been numbered otherwise than here.
+    """Text on the first difference between the two common orders of class folders; "" if these names have only one.
 
-    Sorted as text, which torchvision, Keras and we do, 10 comes before 2 and Z before a; timm's order is the other.
+    torchvision, Keras and this package sort names as text: 10 before 2 and Z before a. timm sorts numbers by value and
+    ignores case.
     """
 
     def natural(name: str) -> list[int | str]:
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
-    other = sorted(names, key=natural)
-    if list(names) != sorted(names) or list(names) == other:  # an order of their own, or the one that all have
+    timm_order = sorted(names, key=natural)
+    if list(names) != sorted(names) or list(names) == timm_order:  # not sorted at all, or the same in both orders
         return ""
-    place = next(place for place, (ours, theirs) in enumerate(zip(names, other, strict=True)) if ours != theirs)
-    return f"folder {place} is {names[place]!r} in the order of text, but {other[place]!r} in that of timm"
+    index = next(index for index, (name, other) in enumerate(zip(names, timm_order, strict=True)) if name != other)
+    return f"folder {index} is {names[index]!r} in text order, but {timm_order[index]!r} in timm's order"
 
 
 def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
-    """The data to evaluate with the classes of the weights: all of them, in their order, whichever have images.
+    """Returns the data with the classes of the weights, all of them and in their order, for an evaluation.
 
     Raises:
-      UserError: for a class with images that the weights don't know (`columns_of`).
+      UserError: if the weights don't have a class of which the data have images (see `columns_of`).
     """
     names = info.labels or info.class_ids
     if not names:
@@ -80,27 +81,27 @@ def relabel(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
 
 
 def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
-    """Refuses to train the head of other classes than the data's, unless a new one is asked for; and to freeze a part
-    that the weights lack.
+    """Checks that a training can start from the head of these weights.
 
     Raises:
-      UserError: naming what differs, or the part.
+      UserError: if the classes of the weights differ from the data's and no new head is requested, or if a part that
+        the weights lack would be frozen.
     """
     if config.init.head == "new":
         parts, first = weights.model.parts, config.finetune.train_from[0]
-        frozen = parts[: parts.index(first)] if first in parts else ()  # another name is refused elsewhere
+        frozen = parts[: parts.index(first)] if first in parts else ()  # an unknown name is refused elsewhere
         if held_back := [part for part in weights.absent if part in frozen]:
             raise UserError(
-                f"finetune.train_from={list(config.finetune.train_from)}: {held_back[0]}, which"
-                f" init.weights={config.init.weights!r} lack, would stay as it was drawn; begin with {held_back[0]}"
+                f"finetune.train_from={list(config.finetune.train_from)} freezes {held_back[0]}, which"
+                f" init.weights={config.init.weights!r} lack, so it would stay random; begin with {held_back[0]}"
             )
         return
     names, info = dataset.class_names, weights.info
-    known = {*info.labels, *info.class_ids}
-    if len(names) != weights.model.num_classes or (known and not known.issuperset(names)):
+    known_names = {*info.labels, *info.class_ids}
+    if len(names) != weights.model.num_classes or (known_names and not known_names.issuperset(names)):
         raise UserError(
-            f"init.weights={config.init.weights!r} have {weights.model.num_classes} classes,"
-            f" {dataset.name} has {len(names)} others; give --config.init.head=new for a new head"
+            f"init.weights={config.init.weights!r} have {weights.model.num_classes} classes, but {dataset.name} has"
+            f" {len(names)} other classes; give --config.init.head=new for a new head"
         )
     try:
         columns_of(info, weights.model.num_classes, dataset)
@@ -111,7 +112,7 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
 
 
 def arranged(weights: Weights, dataset: Dataset) -> Weights:
-    """The same weights with their classes in the order of the data's, which `check_head` has found to be the same."""
+    """Reorders the classes of the weights to the data's order. `check_head` must have accepted them before."""
     columns = columns_of(weights.info, weights.model.num_classes, dataset)
     params = weights.variables["params"]
     classifier = {name: leaf[..., columns] for name, leaf in params["classifier"].items()}

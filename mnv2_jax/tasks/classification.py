@@ -1,4 +1,4 @@
-"""Image classification: augmentation on the device, smoothed cross-entropy, top-1/top-5/ECE/confusion."""
+"""Image classification: augmentation on the device, smoothed cross-entropy, top-1, top-5, ECE and confusion matrix."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
 _PURPOSES = {"shift": 0, "flip": 1, "color": 2, "rotation": 3, "erasing": 4, "translation": 5}
-"""Numbers that an image's key is folded with, one for each purpose."""
+"""Numbers that are folded into an image's random key, one for each kind of augmentation."""
 _MIXING = 2**32 - 1
-"""Number that the step's key is folded with; other keys are folded with an epoch first, which is never so high."""
+"""Number that is folded into the step's key for mixing. Other keys fold in an epoch first, which is never so high."""
 _NOT_SCORED = -1e9
-"""Logit of a class that is no answer: finite, for 0 times infinity is not a number."""
+"""Logit of a class that evaluation doesn't choose. It is finite, because 0 times infinity is not a number."""
 _SCALARS = ("top1", "top5", "loss", "ece", "count")
-"""The part of a summary that goes into logs."""
+"""Entries of a summary that go into the log."""
 _MATRIX_CLASSES = 30
-"""Up to so many a terminal shows the confusion matrix."""
+"""Most classes for which the terminal shows the confusion matrix."""
 _RANKS = 5
-"""Number of classes whose probabilities `Evaluation.predictions` has, an image."""
+"""Number of classes per image whose probabilities are in `Evaluation.predictions`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification:
-    """A `tasks.base.Task`. A variant is a subclass, made known by `tasks.builtin.register_classification`."""
+    """The `tasks.base.Task` of classification. Register a subclass with `tasks.builtin.register_classification`."""
 
     score = "top1"
 
@@ -49,65 +49,65 @@ class Classification:
     class_names: tuple[str, ...]
     label_smoothing: float
     seed: int
-    """Seed of augmentation, which follows from (seed, epoch, index) alone."""
+    """Seed of augmentation, which depends on (seed, epoch, index) only."""
     group_size: int
-    """`norm.group_size`, within which images are mixed."""
+    """`norm.group_size`; images are mixed within such a group."""
     class_weights: tuple[float, ...] | None = None
-    """Factors of an example's training loss, by label."""
+    """Factors for an example's training loss, by label."""
     scored: tuple[int, ...] | None = None
-    """Labels between which evaluation chooses, for data with some of the classes; unset: all."""
+    """Labels among which evaluation chooses, if the data have only some of the classes; unset: all."""
     notes: tuple[str, ...] = ()
     """Notes to print before a training."""
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """None."""
+        """Empty: a classification needs no further arrays per image."""
         return {}
 
     @property
     def frozen(self) -> PyTree:
-        """None."""
+        """Empty: a classification has no frozen arrays."""
         return {}
 
     @property
     def train_view(self) -> TrainView:
-        """Image and label; what moves no pixel to another row is done on the devices (`view`)."""
+        """View of image and label for training; `view` does the rest of the augmentation on the device."""
         return TrainView(self.data, self.augment)
 
     @property
     def eval_view(self) -> EvalView:
-        """Image and label, by the crop of evaluation."""
+        """View of image and label with the evaluation crop."""
         return EvalView(self.data)
 
     def init(self, key: Key) -> Variables:
-        """Fresh variables for images of the config's resolution."""
+        """Initialises the variables for images of the config's resolution."""
         size = self.data.resolution
         return self.model.init(key, jnp.zeros((1, size, size, 3)))
 
     def training_from(self, part: str) -> Classification:
-        """The same task, of whose network only this part and what follows it are trained."""
+        """Returns the same task, in which only this part of the network and the parts after it are trained."""
         return dataclasses.replace(self, model=self.model.training_from(part))
 
     def with_forms(self, forms: Forms) -> Classification:
-        """The same task, whose network's layers are computed in these forms."""
+        """Returns the same task, in which the network's layers are computed in these forms."""
         return dataclasses.replace(self, model=self.model.with_forms(forms))
 
     def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
-        """Mean of `label_losses`; metrics: loss, and top1, which goes by the larger share of a mixed image."""
+        """Mean of `label_losses`. Metrics: loss, and top1 against the label with the larger share of a mixed image."""
         del frozen
         images, targets = self.view(batch, key)
         logits, new_state = self.forward(params, model_state, images, batch, key)
-        # A training batch is whole, it needs no mask: a count summed over the devices would be one more all-reduce.
+        # A training batch is always full, so it needs no mask: counting rows over devices would add an all-reduce.
         each = self.label_losses(logits, targets)
         right = (metrics.predictions(logits) == targets.larger).astype(each.dtype)
         return each.mean(), Aux(new_state, {"loss": each.mean(), "top1": right.mean()})
 
     def view(self, batch: Batch, key: Key) -> tuple[Array, Targets]:
-        """Makes the network's input of a training batch: normalised images [b, h, w, 3], augmented and mixed.
+        """Makes the network's input from a training batch: images [b, h, w, 3], augmented, normalised and mixed.
 
         Args:
           batch: uint8 images of any size and number, in whole norm groups.
-          key: the step's; mixing follows from it, what is done to single images from (seed, epoch, index).
+          key: random key of the step, for mixing. The augmentation of single images depends on (seed, epoch, index).
         """
         images, labels = self._augmented(batch), batch["label"]
         if self.augment.mixup_alpha == 0 and self.augment.cutmix_alpha == 0:
@@ -126,12 +126,12 @@ class Classification:
     def forward(
         self, params: PyTree, model_state: PyTree, images: Array, batch: Batch, key: Key
     ) -> tuple[Array, PyTree]:
-        """Training logits [b, k] of a view of the batch, and the new model state; dropout goes by example."""
+        """Returns training logits [b, k] for a view of the batch, and the new model state. Dropout is by example."""
         dropout_keys = example_keys(key, batch["epoch"], batch["index"])
         return self.model.apply({"params": params, **model_state}, images, train=True, dropout_keys=dropout_keys)
 
     def label_loss(self, logits: Array, labels: Array) -> Array:
-        """Smoothed cross-entropy of each example [b]: what a variant with another loss overrides.
+        """Smoothed cross-entropy of each example [b]. A variant with another loss overrides this method.
 
         Args:
           logits: [b, k], float32 or wider.
@@ -140,18 +140,18 @@ class Classification:
         return losses.softmax_cross_entropy(logits, labels, self.label_smoothing)
 
     def label_losses(self, logits: Array, targets: Targets) -> Array:
-        """`label_loss` of each example [b], by the shares of its labels and their classes' weights.
+        """`label_loss` of each example [b], averaged by the shares of its labels and weighed by the class weights.
 
-        The weights aren't divided by their sum over the batch, they are 1 on average over the split: so the mean is the
-        same however the batch is cut up.
+        Class weights are 1 on average over the split, and aren't divided by their sum over the batch. So the mean
+        doesn't depend on how the batch is divided.
         """
-        own = self._weighed(logits, targets.labels)
+        main_loss = self._weighed(logits, targets.labels)
         if targets.partners is None or targets.share is None:
-            return own
-        return targets.share * own + (1 - targets.share) * self._weighed(logits, targets.partners)
+            return main_loss
+        return targets.share * main_loss + (1 - targets.share) * self._weighed(logits, targets.partners)
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
-        """`ops.metrics.classification_sums` of the unaugmented images, without label smoothing and class weights."""
+        """`ops.metrics.classification_sums` of images without augmentation, label smoothing and class weights."""
         logits, _ = self.model.apply(variables, self._normalised(batch["image"]), train=False)
         if self.scored is not None:
             is_scored = jnp.zeros((1, logits.shape[-1]), bool).at[0, jnp.asarray(self.scored)].set(True)
@@ -171,26 +171,26 @@ class Classification:
 
     def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
         """`ops.metrics.summarise_classification` with this task's class names, and the `worst_mistakes`."""
-        found = metrics.summarise_classification(sums, self.class_names)
-        scalars = {name: found.pop(name) for name in _SCALARS}
-        unanswered = scalars["count"] - sum(map(sum, found["confusion"]))
-        doubts = [f"of {unanswered} images the network's outputs are not numbers: they count as wrong"]
+        tables = metrics.summarise_classification(sums, self.class_names)
+        scalars = {name: tables.pop(name) for name in _SCALARS}
+        unanswered = scalars["count"] - sum(map(sum, tables["confusion"]))
+        doubts = [f"the network's outputs for {unanswered} images are not numbers; these images count as wrong"]
         return Evaluation(
             scalars,
-            found,
+            tables,
             worst_mistakes(rows),
             notes=doubts if unanswered else (),
             predictions=predictions(rows, self.class_names),
         )
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """Line such as ``top-1 97.22%, top-5 100.00%, loss 0.1025, ECE 0.0132, 360 images``; see `has_top5`."""
+        """One line, such as ``top-1 97.22%, top-5 100.00%, loss 0.1025, ECE 0.0132, 360 images``; see `has_top5`."""
         s = scalars
         top5 = f" top-5 {s['top5']:.2%}," if has_top5(len(self.class_names)) else ""
         return f"top-1 {s['top1']:.2%},{top5} loss {s['loss']:.4f}, ECE {s['ece']:.4f}, {s['count']} images"
 
     def details(self, evaluation: Evaluation) -> list[str]:
-        """Accuracy by class, and the confusion matrix of few classes."""
+        """Accuracy by class, and the confusion matrix if there are few classes."""
         tables = evaluation.tables
         lines = [
             f"  {row['label']:<30} {row['accuracy']:>8.2%}  of {row['count']}"
@@ -198,7 +198,7 @@ class Classification:
             if row["count"]
         ]
         if len(tables["confusion"]) <= _MATRIX_CLASSES:
-            lines += ["confusion, a row a true class:"]
+            lines += ["confusion matrix, one row per true class:"]
             lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in tables["confusion"]]
         return lines
 
@@ -245,13 +245,13 @@ class Classification:
 
 
 def worst_mistakes(rows: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The wrongly classified images of highest loss: those of which the network was surest. It answered something.
+    """Finds the wrongly classified images with the highest loss. Images without an answer are left out.
 
     Args:
       rows: index, label, prediction, confidence and loss, each [n].
 
     Returns:
-      At most `MOST_EXAMPLES`, the worst first: index in the split, label, prediction, confidence (0 to 1) and loss.
+      At most `MOST_EXAMPLES` images, worst first: index in the split, label, prediction, confidence (0 to 1) and loss.
     """
     prediction = rows["prediction"]
     wrong = np.flatnonzero((prediction != NO_ANSWER) & (prediction != rows["label"]))
@@ -261,17 +261,18 @@ def worst_mistakes(rows: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def predictions(rows: Mapping[str, np.ndarray], class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The columns of `Evaluation.predictions`.
+    """Makes the columns of `Evaluation.predictions`.
 
     Args:
-      rows: those of `worst_mistakes`; ranked and probabilities, [n, r]: the likeliest classes, the likeliest first.
-      class_names: by label.
+      rows: the rows of `worst_mistakes`; and ranked and probabilities, [n, r], of the most probable classes, best
+        first.
+      class_names: names by label.
 
     Returns:
-      index, label, prediction, confidence (0 to 1), loss (nats); prediction_2, confidence_2 … of the next classes. A
-      network that has no answer has "" and NaN.
+      index, label, prediction, confidence (0 to 1), loss (nats); prediction_2, confidence_2 … for the next classes. An
+      image without an answer has "" and NaN.
     """
-    names = np.array([*class_names, ""], object)  # `NO_ANSWER` is the last
+    names = np.array([*class_names, ""], object)  # `NO_ANSWER` indexes the last name
     is_none = rows["prediction"] == NO_ANSWER
     columns = {
         "index": rows["index"],
@@ -293,24 +294,24 @@ def make_task(
     scored: tuple[int, ...] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Classification:
-    """The task of a config, its head sized by the classes of the data.
+    """Makes the task of a config, with a head for the classes of the data.
 
     Args:
       config: the experiment.
-      class_names: by label.
-      class_counts: training images by label, by which `loss.class_weights` go; not needed to evaluate.
+      class_names: names by label.
+      class_counts: number of training images by label, for `loss.class_weights`; not needed for an evaluation.
       scored, notes: as in `Classification`.
 
     Raises:
-      UserError: if a class that is to be balanced has no training images, or one that is weighed isn't there.
+      UserError: if a class to balance has no training images, or `loss.class_weights` names an unknown class.
     """
     model = from_config(dataclasses.replace(config.model, num_classes=len(class_names)), config.norm)
-    weights, asked = None, config.loss.class_weights
-    if class_counts is not None and asked != "none":
-        if isinstance(asked, str):
+    weights, requested = None, config.loss.class_weights
+    if class_counts is not None and requested != "none":
+        if isinstance(requested, str):
             weights = balanced_weights(class_names, class_counts)
         else:
-            weights = named_weights(dict(asked), class_names, class_counts)
+            weights = named_weights(dict(requested), class_names, class_counts)
     return Classification(
         model=model,
         data=config.data,
@@ -328,21 +329,23 @@ def make_task(
 def named_weights(
     weights: Mapping[str, float], class_names: Sequence[str], class_counts: Sequence[int]
 ) -> tuple[float, ...]:
-    """Weights by label in the proportions of those given by name, 1 for the others: an example weighs 1 on average.
+    """Returns class weights by label, in the proportions of the named weights, scaled so that an example weighs 1 on
+    average. A class without a named weight counts as 1 before scaling.
 
     Raises:
-      UserError: for a name that is no class's.
+      UserError: for a name that isn't a class.
     """
     for name in weights:
         if name not in class_names:
             raise UserError(f"loss.class_weights: the data have no class {name!r}{nearest(name, class_names)}")
-    asked = [weights.get(name, 1.0) for name in class_names]
-    mean = sum(weight * int(count) for weight, count in zip(asked, class_counts, strict=True)) / sum(class_counts)
-    return tuple(weight / mean for weight in asked)
+    unscaled = [weights.get(name, 1.0) for name in class_names]
+    mean = sum(weight * int(count) for weight, count in zip(unscaled, class_counts, strict=True)) / sum(class_counts)
+    return tuple(weight / mean for weight in unscaled)
 
 
 def balanced_weights(class_names: Sequence[str], class_counts: Sequence[int]) -> tuple[float, ...]:
-    """n / (k * images of the class) by label: every class weighs the same, and an example 1 on average.
+    """Returns class weights by label, n / (k * images of the class): each class has the same total weight, and an
+    example weighs 1 on average.
 
     Raises:
       UserError: naming a class without images.

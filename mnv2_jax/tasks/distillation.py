@@ -1,4 +1,4 @@
-"""Distillation: a classification whose targets are the labels and what a teacher says of the same images."""
+"""Distillation: a classification whose targets are the labels and a teacher's logits for the same images."""
 
 from __future__ import annotations
 
@@ -22,103 +22,104 @@ from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """A `tasks.base.Task` around another, which is evaluated as it would be alone."""
+    """A `tasks.base.Task` that trains a student with a teacher. It is evaluated like the student's task."""
 
     student: Classification
     teacher: Teacher
     temperature: float
     weight: float
-    """Weight of the teacher's targets, in [0, 1]; the labels have the rest."""
+    """Weight of the teacher's targets, in [0, 1]; the labels have weight 1 - `weight`."""
 
     @property
     def model(self) -> Model:
-        """The student's."""
+        """The student's network."""
         return self.student.model
 
     @property
     def score(self) -> str:
-        """The student's."""
+        """The student's score."""
         return self.student.score
 
     @property
     def train_view(self) -> TrainView:
-        """The student's."""
+        """The student's view for training."""
         return self.student.train_view
 
     @property
     def eval_view(self) -> EvalView:
-        """The student's."""
+        """The student's view for evaluation."""
         return self.student.eval_view
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """The teacher's stored logits."""
+        """The teacher's stored logits; empty for a live teacher."""
         return self.teacher.columns
 
     @property
     def frozen(self) -> PyTree:
-        """The teacher's variables."""
+        """The teacher's variables; empty for stored logits."""
         return self.teacher.variables
 
     @property
     def notes(self) -> Sequence[str]:
-        """The student's."""
+        """The student's notes."""
         return self.student.notes
 
     def with_forms(self, forms: Forms) -> Distillation:
-        """With the student's layers computed in these forms."""
+        """Returns the same task, in which the student's layers are computed in these forms."""
         return dataclasses.replace(self, student=self.student.with_forms(forms))
 
     def training_from(self, part: str) -> Distillation:
-        """With the parts of the student before this one frozen."""
+        """Returns the same task, in which only this part of the student and the parts after it are trained."""
         return dataclasses.replace(self, student=self.student.training_from(part))
 
     def init(self, key: Key) -> Variables:
-        """The student's fresh variables."""
+        """Initialises the student's variables."""
         return self.student.init(key)
 
     def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
-        """``(1 - weight) * hard + weight * soft``; the teacher sees what the student does, or its logits are stored.
+        """``(1 - weight) * hard + weight * soft``. A live teacher gets the same images as the student.
 
-        Metrics: loss; hard_loss, the mean of the student's `label_losses`; soft_loss, that of `soft_loss`; and top1.
+        Metrics: loss; hard_loss, the mean of the student's `label_losses`; soft_loss, the mean of `soft_loss`; top1.
         """
         images, targets = self.student.view(batch, key)
         logits, new_state = self.student.forward(params, model_state, images, batch, key)
         hard = self.student.label_losses(logits, targets).mean()
-        told = batch[TEACHER_LOGITS] if self.teacher.answer is None else self.teacher.answer(frozen, images)
-        soft = soft_loss(logits, jax.lax.stop_gradient(told), self.temperature).mean()
+        teacher_logits = batch[TEACHER_LOGITS] if self.teacher.answer is None else self.teacher.answer(frozen, images)
+        soft = soft_loss(logits, jax.lax.stop_gradient(teacher_logits), self.temperature).mean()
         loss = (1 - self.weight) * hard + self.weight * soft
         right = (predictions(logits) == targets.larger).astype(loss.dtype)
         return loss, Aux(new_state, {"loss": loss, "hard_loss": hard, "soft_loss": soft, "top1": right.mean()})
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
-        """The student's, by the labels alone."""
+        """The student's metrics, which use the labels only."""
         return self.student.metrics(variables, batch)
 
     def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
-        """The student's."""
+        """The student's results."""
         return self.student.summarise(sums, rows)
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """The student's."""
+        """The student's headline."""
         return self.student.headline(scalars)
 
     def details(self, evaluation: Evaluation) -> list[str]:
-        """The student's."""
+        """The student's details."""
         return self.student.details(evaluation)
 
 
 def soft_loss(
     logits: Float[Array, "b k"], teacher_logits: Float[Array, "b k"], temperature: float
 ) -> Float[Array, " b"]:
-    """``T² KL(teacher || student)`` of the softmaxes of logits / T (Hinton et al., arXiv:1503.02531, section 2).
+    """``T² KL(teacher || student)`` between the softmaxes of logits / T (Hinton et al., arXiv:1503.02531, section 2).
 
-    T² keeps the gradient's size: it is T (student - teacher) of the two softmaxes, and for a high temperature
-    (z - mean z - (v - mean v)) / k for logits z of the student and v of the teacher.
+    The factor T² keeps the size of the gradient. The gradient is T times the difference of the softmaxes, student minus
+    teacher; for a high temperature that is (z - mean z - (v - mean v)) / k, with the student's logits z and the
+    teacher's logits v.
 
     Args:
-      logits: the student's, float32 or wider.
-      teacher_logits: finite.
+      logits: the student's logits, float32 or wider.
+      teacher_logits: the teacher's logits, finite.
       temperature: T, above 0.
     """
     student, teacher = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))

@@ -1,4 +1,4 @@
-"""Conventions of libraries that their files don't state: padding, epsilon, momentum, how images are prepared."""
+"""Conventions of libraries that their files don't state: padding, epsilon, momentum and preprocessing of images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Convention:
     decay: float
     """Decay of the running statistics: 1 - PyTorch's momentum."""
     normalisation: tuple[float, float] | None = None
-    """Mean and deviation of all channels; None: ImageNet's."""
+    """Mean and standard deviation of all channels; None: ImageNet's."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     activation: Literal["relu", "relu6"] | None = None
     antialias: bool = True
-    """How images were resized for the training of the weights; see `config.DataConfig.antialias`."""
+    """Whether images were resized with antialiasing in the training; see `config.DataConfig.antialias`."""
 
 
 WIDTH_RULES: Mapping[tuple[str, str], str] = {
@@ -32,9 +32,9 @@ WIDTH_RULES: Mapping[tuple[str, str], str] = {
     ("corenet", "mobilenet_v2"): "corenet",
     ("keras", "mobilenet_v3"): "keras",
 }
-"""Width rules by source and family; standard elsewhere."""
+"""Width rules by source and family; all others have the standard rule."""
 HALF = (0.5, 0.5)
-"""Pixels run from -1 to 1."""
+"""Normalisation to pixels from -1 to 1."""
 CONVENTIONS: Mapping[tuple[str, str], Convention] = {
     # torchvision/models: mobilenetv2.py, mobilenetv3.py (epsilon 0.001, momentum 0.01), resnet.py
     ("torchvision", "mobilenet_v2"): Convention("symmetric", 1e-5, 0.9),
@@ -46,18 +46,18 @@ CONVENTIONS: Mapping[tuple[str, str], Convention] = {
     ("timm", "mobilenet_v3"): Convention("symmetric", 1e-5, 0.9, None, "bicubic"),
     ("timm", "mobilenet_v4"): Convention("symmetric", 1e-5, 0.9, None, "bicubic"),
     ("timm", "resnet50"): Convention("symmetric", 1e-5, 0.9, None, "bicubic"),
-    # TF-slim's weights. By TensorFlow's resizing instead of Pillow's, timm found 0.00 to 0.48 points more for these six
-    # networks: for tf_mobilenetv3_large_100 75.77 % instead of 75.52 ("*tfp" in its README of 2020).
+    # TF-slim's weights. With TensorFlow's resizing instead of Pillow's, timm measured 0.00 to 0.48 points more for
+    # these six networks: 75.77 % instead of 75.52 % for tf_mobilenetv3_large_100 ("*tfp" in its README of 2020).
     ("timm_tf", "mobilenet_v3"): Convention("same", 1e-3, 0.99, HALF, antialias=False),
-    # apple/corenet projects/mobilenet_v{1,2}: pixels from 0 to 1; V1 has ReLU. Its V3 is another network.
+    # apple/corenet projects/mobilenet_v{1,2}: pixels from 0 to 1; V1 has ReLU. CoreNet's V3 is a different network.
     ("corenet", "mobilenet_v1"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0), activation="relu"),
     ("corenet", "mobilenet_v2"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0)),
-    # keras/src/applications: mobilenet.py, mobilenet_v2.py, mobilenet_v3.py; "tf" mode of preprocess_input. Its weights
-    # are TF-slim's, and image_dataset_from_directory resizes as slim's pipeline does, without antialiasing.
+    # keras/src/applications: mobilenet.py, mobilenet_v2.py, mobilenet_v3.py; "tf" mode of preprocess_input. The weights
+    # are TF-slim's, and image_dataset_from_directory resizes like slim's pipeline, without antialiasing.
     ("keras", "mobilenet_v1"): Convention("keras_v1", 1e-3, 0.99, HALF, antialias=False),
     ("keras", "mobilenet_v2"): Convention("same", 1e-3, 0.999, HALF, antialias=False),
     ("keras", "mobilenet_v3"): Convention("same", 1e-3, 0.999, HALF, antialias=False),
-    # TensorFlow's padding and resizing; the norms are folded, so the epsilon is only that of the identity
+    # TensorFlow's padding and resizing; the norms are folded, so this epsilon only serves the identities in their place
     ("tflite", "mobilenet_v1"): Convention("same", 1e-3, 0.997, HALF, antialias=False),
     ("tflite", "mobilenet_v2"): Convention("same", 1e-3, 0.997, HALF, antialias=False),
     ("tflite", "mobilenet_v3"): Convention("same", 1e-3, 0.997, HALF, antialias=False),

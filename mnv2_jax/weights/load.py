@@ -1,4 +1,4 @@
-"""Weights of any kind as a model with its variables.
+"""Loads weights of any kind as a model with its variables.
 
     our file ──────────────────────────────────────────────────────┐
     a name ──► hub ──► a file                                      │
@@ -6,7 +6,7 @@
     .h5 .weights.h5 .keras ──► keras_files ──► by_order ────────┼──┘
     .tflite ──► tflite_files ──► by_order ──────────────────────┘
 
-What a file doesn't say, its library's padding, epsilon and normalisation, stands in `conventions`.
+`conventions` holds what a file doesn't say: the padding, epsilon and normalisation of its library.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from mnv2_jax.weights.tflite_files import read_tflite
 _BACKGROUND_CLASSES = 1001
 _ANY_CLASSES = 2
 """Number of classes of a network whose classifier isn't read."""
-_OF_KERAS_V3 = ("rescaling", "tf")
+_KERAS_V3_LAYERS = ("rescaling", "tf")
+"""Beginnings of the names of the layers with which Keras's own MobileNetV3 scales pixels."""
 _TENSORFLOW: tuple[Source, ...] = ("keras", "tflite", "timm_tf")
 
 
@@ -61,72 +62,78 @@ def load_weights(
     """Reads weights of any kind.
 
     Args:
-      source: a file of `save_weights`; a file of torchvision, timm, CoreNet, Keras or TFLite, whose kind is
-        recognised; or a name, as ``timm/mobilenetv2_100.ra_in1k`` or ``torchvision/mobilenet_v2.v2``.
-      model: which network a foreign file holds, one of `list_models`; our files, names, and checkpoints that name their
-        architecture say it themselves.
-      library: whose weights they are, where a file can't tell (``timm_tf``: timm's tf_ models).
-      preprocessing: fields of `weights.file.Preprocessing` that are known better than by the library's custom.
-      labels: names of the classes, in their order.
-      take: of a PyTorch checkpoint that holds several networks, the average of weights ("ema"), the weights themselves
-        ("raw"), or the one at a place of it, as ``teacher``; unset: the average, where there is one, as timm does.
-      head: new: of a file without a classifier of the model's, what it has before that is taken (`Weights.absent`), for
-        a training with a new one.
-      **options: further arguments of `create_model`, as ``width=0.35``.
+      source: a file that `save_weights` wrote; a file of torchvision, timm, CoreNet, Keras or TFLite, whose format is
+        detected; or a name such as ``timm/mobilenetv2_100.ra_in1k`` or ``torchvision/mobilenet_v2.v2``.
+      model: the network that another library's file holds, one of `list_models`. Our own files, published names, and
+        checkpoints that name their architecture don't need it.
+      library: the library that wrote the weights, if the file can't tell (``timm_tf``: timm's tf_ models).
+      preprocessing: fields of `weights.file.Preprocessing` that replace the conventions of the library.
+      labels: names of the classes in logit order.
+      take: which network to take from a PyTorch checkpoint that holds several: "ema" (the averaged weights), "raw" (the
+        weights themselves), or its place in the file, such as ``teacher``. Unset: the average if there is one, as in
+        timm.
+      head: "new" accepts a file without a classifier that fits the model, for a training with a new classifier: the
+        layers before it are loaded, and `Weights.absent` names the missing parts.
+      **options: further arguments of `create_model`, such as ``width=0.35``.
 
     Returns:
-      ``(model, variables, info)``, the variables NumPy arrays. TensorFlow's 1001 classes, the first of them
+      ``(model, variables, info)``; the variables are NumPy arrays. TensorFlow's 1001 classes, of which the first is the
       background, become ImageNet's 1000.
 
     Raises:
-      UserError: in one line, if the source can't be had or read, or doesn't hold just the weights of the model.
+      UserError: in one line, if the source can't be downloaded or read, or doesn't hold exactly the weights of the
+        model.
     """
     text = os.fspath(source)
     path = pathlib.Path(os.path.expanduser(text))
     if fixed := {"num_classes", "norm"} & set(options):
-        raise UserError(f"{text}: {min(fixed)} follows from the file; leave it out")
+        raise UserError(f"{text}: {min(fixed)} is read from the file; leave {min(fixed)} out")
     is_name = hub.is_name(text)
     if not is_name and os.path.isdir(path):
-        raise UserError(f"{path}: a folder, and not a file of weights; a run's folder is given as --workdir")
+        raise UserError(f"{path}: is a folder, not a weights file; to use a run folder, give it as --workdir")
     if not is_name and kind_of(path) == "ours":
-        if any(asked is not None for asked in (model, library, preprocessing, labels, take)) or options:
-            raise UserError(f"{path}: says itself what it holds; leave the model and its options out")
+        if any(value is not None for value in (model, library, preprocessing, labels, take)) or options:
+            raise UserError(
+                f"{path}: was written by mnv2_jax and names its own model; leave the model and its options out"
+            )
         return read_weights(path)
-    known = None if labels is None else {"labels": tuple(labels)}
+    class_names = None if labels is None else {"labels": tuple(labels)}
     published = hub.fetch(text) if is_name else hub.beside(path)
     path = published.path if published else path
     foreign = _read(path, take)
-    said = list(foreign.notes) if isinstance(foreign, StateDict) else []
+    file_notes = list(foreign.notes) if isinstance(foreign, StateDict) else []
     if published is None and isinstance(foreign, StateDict):
-        architecture, published = _said(path, foreign)
-        said += [f"the file says that it is {architecture}"] if published else []
+        architecture, published = _named_architecture(path, foreign)
+        file_notes += [f"the file says that it is {architecture}"] if published else []
     if published is not None:
         options = {**published.model, **options}
         name = options.pop("name")
         if model not in (None, name):
-            raise UserError(f"{text} is {name}, not {model}; leave the model out")
+            raise UserError(f"{text}: the network is {name}, not {model}; leave the model out")
         model, library = name, library or published.source
         preprocessing = {**(published.preprocessing or {}), **(preprocessing or {})}
-        if known is None and published.labels:
-            known = {"labels": published.labels, "class_ids": published.class_ids}
+        if class_names is None and published.labels:
+            class_names = {"labels": published.labels, "class_ids": published.class_ids}
     if model is None:
-        raise UserError(f"{path}: a file of another library doesn't say which network it holds; give the model's name")
+        raise UserError(
+            f"{path}: the file was written by another library and doesn't name its network; give the name of the model"
+        )
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     library = library or _library(path, foreign)
-    network, leaves, notes = _convert(path, foreign, library, model, options, known, head)
-    wants = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model))
+    network, leaves, notes = _convert(path, foreign, library, model, options, class_names, head)
+    full_preprocessing = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model))
     _check_pixels(path, foreign, model, preprocessing or {})
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
-        notes.append(f"{wants.resolution} px is what the network was published for; the file doesn't say")
+        notes.append(f"the file gives no resolution; {full_preprocessing.resolution} px is the published one")
     has_classes = "params/classifier/kernel" in leaves
-    classes = _classes(path, network.num_classes, known) if has_classes else {}
+    classes = _classes(path, network.num_classes, class_names) if has_classes else {}
     info = WeightsInfo(
-        preprocessing=wants,
+        preprocessing=full_preprocessing,
         labels=classes.get("labels", ()),
         class_ids=classes.get("class_ids", ()),
         source=text if is_name else library,
-        notes=(f"converted from {path.name}", *said, *notes),
+        notes=(f"converted from {path.name}", *file_notes, *notes),
     )
     return Weights(network, unflatten(leaves), info)
 
@@ -137,17 +144,17 @@ Head: TypeAlias = Literal["load", "new"]
 
 
 _Classes: TypeAlias = dict[str, tuple[str, ...]]
-"""Names as `WeightsInfo` has them."""
+"""Names of the classes: the fields ``labels`` and ``class_ids`` of a `WeightsInfo`."""
 
 
-def _classes(path: pathlib.Path, num_classes: int, known: _Classes | None) -> _Classes:
-    """Those that are known, else ImageNet's where there are as many."""
-    if known is None and num_classes == len(imagenet.class_ids()):
+def _classes(path: pathlib.Path, num_classes: int, known_names: _Classes | None) -> _Classes:
+    """Returns the known names of the classes; without any, ImageNet's if the number of classes is the same."""
+    if known_names is None and num_classes == len(imagenet.class_ids()):
         return {"labels": imagenet.class_names(), "class_ids": imagenet.class_ids()}
-    for given in (known or {}).values():
-        if given and len(given) != num_classes:
-            raise UserError(f"{path}: {len(given)} labels for {num_classes} classes; give one each")
-    return known or {}
+    for labels in (known_names or {}).values():
+        if labels and len(labels) != num_classes:
+            raise UserError(f"{path}: has {num_classes} classes, but got {len(labels)} labels; give one for each class")
+    return known_names or {}
 
 
 def _read(path: pathlib.Path, take: str | None) -> _Foreign:
@@ -155,48 +162,54 @@ def _read(path: pathlib.Path, take: str | None) -> _Foreign:
     if kind == "state dict":
         return read_state_dict(path, take)
     if take is not None:
-        raise UserError(f"{path}: take={take!r} is of PyTorch's checkpoints, which this isn't; leave it out")
+        raise UserError(f"{path}: take={take!r} applies to PyTorch checkpoints only; leave it out")
     return read_keras(path) if kind == "keras" else read_tflite(path)
 
 
 def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Convention:
     family = names.family_of(model)
-    by_names = library not in ("keras", "tflite")
-    if isinstance(foreign, StateDict) != by_names:
-        kind = "a state dict" if isinstance(foreign, StateDict) else f"a file of {foreign.source}"
-        raise UserError(f"{path}: {kind}, which {library} doesn't write; leave the library out")
+    is_pytorch = library not in ("keras", "tflite")
+    if isinstance(foreign, StateDict) != is_pytorch:
+        kind = "a state dict" if isinstance(foreign, StateDict) else f"a {foreign.source} file"
+        raise UserError(f"{path}: is {kind}, which {library} doesn't write; leave the library out")
     if (library, family) not in CONVENTIONS:
-        known = sorted({of for whose, of in CONVENTIONS if whose == library})
-        raise UserError(f"{path}: no {model} of {library} that we can read; the families we can: {', '.join(known)}")
+        families = sorted({readable for owner, readable in CONVENTIONS if owner == library})
+        raise UserError(
+            f"{path}: {model} can't be read from {library}'s files; the families that can: {', '.join(families)}"
+        )
     return CONVENTIONS[library, family]
 
 
 def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Preprocessing:
-    """Preprocessing that the file states, and the library's convention for the rest."""
-    custom = CONVENTIONS[library, names.family_of(model)]
-    told: dict[str, Any] = {key: getattr(custom, key) for key in ("interpolation", "antialias")}
-    told["resolution"] = native_resolution(model)
-    if custom.normalisation is not None:
-        told |= {key: (value,) * 3 for key, value in zip(("mean", "std"), custom.normalisation, strict=True)}
+    """Preprocessing that the file states, completed by the conventions of its library."""
+    convention = CONVENTIONS[library, names.family_of(model)]
+    fields: dict[str, Any] = {key: getattr(convention, key) for key in ("interpolation", "antialias")}
+    fields["resolution"] = native_resolution(model)
+    if convention.normalisation is not None:
+        fields |= {key: (value,) * 3 for key, value in zip(("mean", "std"), convention.normalisation, strict=True)}
     if isinstance(foreign, ForeignNetwork):
-        said = {"resolution": foreign.resolution, "mean": foreign.mean, "std": foreign.std}
-        told |= {key: value for key, value in said.items() if value is not None}
-        told |= foreign.view
+        stated = {"resolution": foreign.resolution, "mean": foreign.mean, "std": foreign.std}
+        fields |= {key: value for key, value in stated.items() if value is not None}
+        fields |= foreign.view
     try:
-        return preprocessing_from(told, Preprocessing())
+        return preprocessing_from(fields, Preprocessing())
     except UserError as error:
-        raise UserError(f"{path}: says of its images {error}") from error
+        raise UserError(f"{path}: the preprocessing in the file is invalid: {error}") from error
 
 
-def _check_pixels(path: pathlib.Path, foreign: _Foreign, model: str, known: Mapping[str, Any]) -> None:
-    """Refuses a file that prepares images by numbers that neither it nor the user says."""
-    unsaid = foreign.unsaid if isinstance(foreign, ForeignNetwork) else {}
-    if names.family_of(model) == "mobilenet_v3":  # Keras's own has such layers: pixels run from -1 to 1
-        unsaid = {name: beside for name, beside in unsaid.items() if not (beside and name.startswith(_OF_KERAS_V3))}
-    if unsaid and not {"mean", "std"} <= set(known):
+def _check_pixels(path: pathlib.Path, foreign: _Foreign, model: str, given_fields: Mapping[str, Any]) -> None:
+    """Refuses a file with layers that change pixels by numbers which neither the file nor the user gives."""
+    unstated = foreign.pixel_layers if isinstance(foreign, ForeignNetwork) else {}
+    if names.family_of(model) == "mobilenet_v3":  # Keras's own V3 has such layers, which scale pixels to -1 to 1
+        unstated = {
+            name: is_beside
+            for name, is_beside in unstated.items()
+            if not (is_beside and name.startswith(_KERAS_V3_LAYERS))
+        }
+    if unstated and not {"mean", "std"} <= set(given_fields):
         raise UserError(
-            f"{path}: has a layer {next(iter(unsaid))!r} for its images and doesn't say by what numbers; give the whole"
-            " model, saved as .keras or .h5, or convert it with --mean and --std"
+            f"{path}: its layer {next(iter(unstated))!r} changes pixels, but the file doesn't hold the numbers; save"
+            " the whole model as .keras or .h5 and give that, or convert it with --mean and --std"
         )
 
 
@@ -205,23 +218,26 @@ def _convert(
     foreign: _Foreign,
     library: Source,
     name: str,
-    asked: Mapping[str, Any],
-    known: _Classes | None,
+    requested: Mapping[str, Any],
+    class_names: _Classes | None,
     head: Head,
 ) -> tuple[Model, dict[str, np.ndarray], list[str]]:
-    """The network, its leaves, and what was done to them; of a file without a classifier one of any classes."""
-    custom = _convention(path, foreign, library, name)
+    """Converts a foreign file into a network, its leaves, and notes on the changes.
+
+    The number of classes is arbitrary if the file has no classifier.
+    """
+    convention = _convention(path, foreign, library, name)
     family = names.family_of(name)
-    options: dict[str, Any] = {"padding": custom.padding}
+    options: dict[str, Any] = {"padding": convention.padding}
     if (library, family) in WIDTH_RULES:
         options["width_rule"] = WIDTH_RULES[library, family]
-    if custom.activation is not None:
-        options["activation"] = custom.activation
-    told = foreign.epsilon if isinstance(foreign, ForeignNetwork) else None
-    norm = NormConfig(epsilon=custom.epsilon if told is None else told, decay=custom.decay)
+    if convention.activation is not None:
+        options["activation"] = convention.activation
+    file_epsilon = foreign.epsilon if isinstance(foreign, ForeignNetwork) else None
+    norm = NormConfig(epsilon=convention.epsilon if file_epsilon is None else file_epsilon, decay=convention.decay)
 
     def build(num_classes: int) -> Model:
-        return create_model(name, num_classes, norm=norm, **options | dict(asked))
+        return create_model(name, num_classes, norm=norm, **options | dict(requested))
 
     notes: list[str] = []
     sketch = build(_ANY_CLASSES)
@@ -229,7 +245,7 @@ def _convert(
         foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
         if by_order.is_binary(foreign):
             foreign = by_order.of_two_classes(foreign)
-            notes.append("its one logit z is that of the second of two classes: 0 and z")
+            notes.append("the file's single logit z became the logits 0 and z of two classes")
         _check_head(path, absent, head)
         num_classes = _ANY_CLASSES if absent else by_order.num_classes(path, foreign)
         options |= by_order.facts_of(path, build(num_classes), foreign, absent)
@@ -241,34 +257,34 @@ def _convert(
         state, absent, notes = by_name.without_other_head(path, network, foreign.tensors, table, head)
         _check_head(path, absent, head)
         leaves, zeros = by_name.leaves_of(path, network, state, table, absent)
-        notes += [f"{name}, which the file lacks, is zero" for name in zeros]
+        notes += [f"the file lacks {name}, which was set to zero" for name in zeros]
     if absent:
-        notes.append(f"{' and '.join(absent)} of {name} can't be had from it")
+        notes.append(f"the file has no {' and no '.join(absent)} for {name}")
     if isinstance(foreign, ForeignNetwork) and foreign.folded:
-        notes.append("norms were folded into the convolutions: each is an identity with a bias")
+        notes.append("the norms were folded into the convolutions in the file: each became an identity with a bias")
     has_background = not absent and library in _TENSORFLOW and network.num_classes == _BACKGROUND_CLASSES
-    if has_background and len((known or {}).get("labels", ())) != _BACKGROUND_CLASSES:
+    if has_background and len((class_names or {}).get("labels", ())) != _BACKGROUND_CLASSES:
         network = build(_BACKGROUND_CLASSES - 1)
         for leaf in ("kernel", "bias"):
             leaves[f"params/classifier/{leaf}"] = leaves[f"params/classifier/{leaf}"][..., 1:]
-        notes.append("the first of 1001 classes, background, was dropped")
+        notes.append("the first of the 1001 classes, the background, was dropped")
     return network, {place: np.ascontiguousarray(leaf) for place, leaf in leaves.items()}, notes
 
 
 def _check_head(path: pathlib.Path, absent: tuple[str, ...], head: Head) -> None:
-    """Refuses a file without a classifier where it is to answer."""
+    """Refuses a file without a classifier, unless a new head was requested."""
     if absent and head == "load":
         raise UserError(
-            f"{path}: has no {absent[-1]}, so that it can't say what is on an image; a training can start from it with"
+            f"{path}: has no {absent[-1]}, so it can't classify images; to start a training from it, give"
             " --config.init.head=new"
         )
 
 
 def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dict"]:
-    """Kind of a file, by its first bytes.
+    """Detects the kind of a weights file by its first bytes.
 
     Raises:
-      UserError: naming the file, if it can't be read or is none of them.
+      UserError: naming the file, if it can't be read or is of no known kind.
     """
     try:
         with path.open("rb") as file:
@@ -290,19 +306,19 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
     if form == "torch" or path.suffix in (".pth", ".pt", ".bin"):
         return "state dict"
     raise UserError(
-        f"{path}: not a file of weights that we can read (.safetensors, PyTorch's, .h5, .weights.h5, .keras, .tflite);"
-        " a TF-slim checkpoint can be had as a .tflite or a Keras file"
+        f"{path}: not a weights file that mnv2_jax can read (.safetensors, PyTorch's, .h5, .weights.h5, .keras,"
+        " .tflite); instead of a TF-slim checkpoint, give the .tflite or Keras file of the same network"
     )
 
 
-def _said(path: pathlib.Path, foreign: StateDict) -> tuple[str, hub.Fetched | None]:
-    """Name of the architecture in the file, with its model and options if it is a known one of its library."""
-    found = ((each, hub.named(each, foreign.source, path)) for each in foreign.architectures)
-    return next((pair for pair in found if pair[1] is not None), ("", None))
+def _named_architecture(path: pathlib.Path, foreign: StateDict) -> tuple[str, hub.Fetched | None]:
+    """Finds the first architecture named in the file that is known of its library, with its model and options."""
+    candidates = ((each, hub.named(each, foreign.source, path)) for each in foreign.architectures)
+    return next((pair for pair in candidates if pair[1] is not None), ("", None))
 
 
 def _library(path: pathlib.Path, foreign: _Foreign) -> Source:
-    """Library of the file; timm's ``tf_`` models are known by the file's name or the architecture in it."""
-    said = foreign.architectures if isinstance(foreign, StateDict) else ()
-    is_tf = path.name.startswith("tf_") or any(map(hub.is_tensorflow, said))
+    """Library of a file. The file's name, or an architecture named in it, tells timm's ``tf_`` models apart."""
+    architectures = foreign.architectures if isinstance(foreign, StateDict) else ()
+    is_tf = path.name.startswith("tf_") or any(map(hub.is_tensorflow, architectures))
     return "timm_tf" if foreign.source == "timm" and is_tf else foreign.source

@@ -1,4 +1,4 @@
-"""Names of our layers in PyTorch libraries: a function from a plan to a table, for each library."""
+"""Names of our layers in PyTorch libraries: one function per library, from a plan to a table of names."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from mnv2_jax.nn import blocks
 from mnv2_jax.weights.conventions import Source
 
 Names = dict[str, str]
-"""Ours, as ``block_1/expand_norm``, to theirs, as ``blocks.1.0.bn1``."""
+"""Table from our names of layers, such as ``block_1/expand_norm``, to a library's, such as ``blocks.1.0.bn1``."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 """Names of our leaves in PyTorch."""
 
 
 class Anchor(NamedTuple):
-    """How a network's state dict is known."""
+    """Tensor name by which a library's state dict is recognised."""
 
     name: str
-    """The end of the name of one tensor, which no other network has."""
+    """End of a tensor name that occurs in no other library's networks."""
     source: Source
     children: Mapping[str, str] = types.MappingProxyType({})
-    """What the first parts of names were before the layers stood in an ``nn.Sequential``; others are no part of the
-    network. Empty: they stand where the library has them."""
+    """Library's names of a network's children by their index in a user's ``nn.Sequential``. A tensor whose name begins
+    with another index isn't part of the network. Empty: the tensors have the library's own names."""
 
 
 _FEATURES = {str(place): f"features.{place}" for place in range(19)}
@@ -36,21 +36,21 @@ ANCHORS = (
     Anchor("features.0.0.weight", "torchvision"),
     Anchor("layer1.0.conv1.weight", "torchvision"),  # timm's ResNet has the same names
     Anchor("conv_1.block.conv.weight", "corenet"),
-    # Backbones as people cut them out: `net.features`, `nn.Sequential(*list(net.children())[:-1])`
+    # Backbones that users cut out by `net.features` or `nn.Sequential(*list(net.children())[:-1])`
     Anchor("1.conv.0.0.weight", "torchvision", _FEATURES),
     Anchor("1.block.0.0.weight", "torchvision", _FEATURES),
     Anchor("4.0.conv1.weight", "torchvision", _RESNET),
 )
-"""Those whole first: the others are looked for where none of them is."""
+"""All anchors. Those of whole networks come first, and those of cut-out backbones are tried after them."""
 
 
 def _numbered(plan: Plan) -> Iterator[tuple[str, Block, int, int]]:
-    """Our name of each block, the block, its stage, and its place in the stage."""
-    place, before = 0, None
+    """Yields our name of each block, the block, its stage, and its index in the stage."""
+    index_in_stage, before = 0, None
     for index, block in enumerate(plan.blocks, 1):
-        place = place + 1 if block.stage == before else 0
+        index_in_stage = index_in_stage + 1 if block.stage == before else 0
         before = block.stage
-        yield f"block_{index}", block, block.stage, place
+        yield f"block_{index}", block, block.stage, index_in_stage
 
 
 # --- timm ---------------------------------------------------------------------------------------------------
@@ -86,18 +86,18 @@ _TIMM_BLOCKS: Mapping[Any, Names] = {
 
 
 def timm(plan: Plan) -> Names:
-    """timm's MobileNets."""
+    """Table of names for timm's MobileNets."""
     names = {"stem": "conv_stem", "stem_norm": "bn1", "classifier": "classifier"}
     if plan.hidden:
         names |= {"hidden": "conv_head", "hidden_norm": "norm_head"}
-        if plan.head:  # V3's is the last stage of the blocks
+        if plan.head:  # in timm's V3 it is the last stage of the blocks
             last = plan.blocks[-1].stage + 1
             names |= {"head": f"blocks.{last}.0.conv", "head_norm": f"blocks.{last}.0.bn1"}
     else:
         names |= {"head": "conv_head", "head_norm": "bn2"}
-    for ours, block, stage, place in _numbered(plan):
+    for name, block, stage, place in _numbered(plan):
         table = _TIMM_BLOCKS.get(block.module) or _TIMM_BLOCKS[block.module, bool(block.options["hidden"])]
-        names |= {f"{ours}/{layer}": f"blocks.{stage}.{place}.{theirs}" for layer, theirs in table.items()}
+        names |= {f"{name}/{layer}": f"blocks.{stage}.{place}.{child}" for layer, child in table.items()}
     return names
 
 
@@ -105,45 +105,48 @@ def timm(plan: Plan) -> Names:
 
 
 def torchvision_v2(plan: Plan) -> Names:
-    """torchvision's MobileNetV2: places in a Sequential, the last two layers of a block not in one of their own."""
+    """Table of names for torchvision's MobileNetV2.
+
+    Names are indices in a Sequential. The last two layers of a block aren't in a Sequential of their own.
+    """
     end = len(plan.blocks) + 1
     names = {"stem": "features.0.0", "stem_norm": "features.0.1", "classifier": "classifier.1"}
     names |= {"head": f"features.{end}.0", "head_norm": f"features.{end}.1"}
-    for index, (ours, block, _, _) in enumerate(_numbered(plan), 1):
+    for index, (name, block, _, _) in enumerate(_numbered(plan), 1):
         at = f"features.{index}.conv"
         layers = [*(["expand"] if block.options["hidden"] else []), "depthwise"]
         for place, layer in enumerate(layers):
-            names |= {f"{ours}/{layer}": f"{at}.{place}.0", f"{ours}/{layer}_norm": f"{at}.{place}.1"}
-        names |= {f"{ours}/project": f"{at}.{len(layers)}", f"{ours}/project_norm": f"{at}.{len(layers) + 1}"}
+            names |= {f"{name}/{layer}": f"{at}.{place}.0", f"{name}/{layer}_norm": f"{at}.{place}.1"}
+        names |= {f"{name}/project": f"{at}.{len(layers)}", f"{name}/project_norm": f"{at}.{len(layers) + 1}"}
     return names
 
 
 def torchvision_v3(plan: Plan) -> Names:
-    """torchvision's MobileNetV3: places in a Sequential."""
+    """Table of names for torchvision's MobileNetV3; names are indices in a Sequential."""
     end = len(plan.blocks) + 1
     names = {"stem": "features.0.0", "stem_norm": "features.0.1"}
     names |= {"hidden": "classifier.0", "classifier": "classifier.3"}
     names |= {"head": f"features.{end}.0", "head_norm": f"features.{end}.1"}
-    for index, (ours, block, _, _) in enumerate(_numbered(plan), 1):
+    for index, (name, block, _, _) in enumerate(_numbered(plan), 1):
         layers = [*(["expand"] if block.options["hidden"] else []), "depthwise"]
         layers += [*(["squeeze_excite"] if block.options["squeezed"] else []), "project"]
         for place, layer in enumerate(layers):
             at = f"features.{index}.block.{place}"
             if layer == "squeeze_excite":
-                names |= {f"{ours}/{layer}/reduce": f"{at}.fc1", f"{ours}/{layer}/expand": f"{at}.fc2"}
+                names |= {f"{name}/{layer}/reduce": f"{at}.fc1", f"{name}/{layer}/expand": f"{at}.fc2"}
             else:
-                names |= {f"{ours}/{layer}": f"{at}.0", f"{ours}/{layer}_norm": f"{at}.1"}
+                names |= {f"{name}/{layer}": f"{at}.0", f"{name}/{layer}_norm": f"{at}.1"}
     return names
 
 
 def resnet(plan: Plan) -> Names:
-    """ResNet, of torchvision and of timm."""
+    """Table of names for the ResNet of torchvision and timm."""
     names = {"stem": "conv1", "stem_norm": "bn1", "classifier": "fc"}
-    for ours, _, stage, place in _numbered(plan):
+    for name, _, stage, place in _numbered(plan):
         at = f"layer{stage + 1}.{place}"
         for number, layer in enumerate(("reduce", "conv", "project"), 1):
-            names |= {f"{ours}/{layer}": f"{at}.conv{number}", f"{ours}/{layer}_norm": f"{at}.bn{number}"}
-        names |= {f"{ours}/shortcut": f"{at}.downsample.0", f"{ours}/shortcut_norm": f"{at}.downsample.1"}
+            names |= {f"{name}/{layer}": f"{at}.conv{number}", f"{name}/{layer}_norm": f"{at}.bn{number}"}
+        names |= {f"{name}/shortcut": f"{at}.downsample.0", f"{name}/shortcut_norm": f"{at}.downsample.1"}
     return names
 
 
@@ -156,20 +159,20 @@ _CORENET_BLOCKS: Mapping[Any, Names] = {
 
 
 def corenet(plan: Plan) -> Names:
-    """CoreNet's V1 and V2; its ``layer_1`` to ``layer_5`` begin where the map is halved."""
+    """Table of names for CoreNet's V1 and V2. Each of its ``layer_1`` to ``layer_5`` begins where the map is halved."""
     names = {"stem": "conv_1.block.conv", "stem_norm": "conv_1.block.norm"}
     names |= {"head": "conv_1x1_exp.block.conv", "head_norm": "conv_1x1_exp.block.norm"}
     names |= {"classifier": "classifier.classifier_fc"}
     layer, place = 1, -1
-    for ours, block, _, _ in _numbered(plan):
+    for name, block, _, _ in _numbered(plan):
         layer, place = (layer + 1, 0) if block.stride == 2 else (layer, place + 1)
         at = f"layer_{layer}.{place if block.module is blocks.DepthwiseSeparable else f'mv2_block_{place}'}"
-        for mine, theirs in _CORENET_BLOCKS[block.module].items():
-            names |= {f"{ours}/{mine}": f"{at}.{theirs}.block.conv", f"{ours}/{mine}_norm": f"{at}.{theirs}.block.norm"}
+        for part, child in _CORENET_BLOCKS[block.module].items():
+            names |= {f"{name}/{part}": f"{at}.{child}.block.conv", f"{name}/{part}_norm": f"{at}.{child}.block.norm"}
     return names
 
 
-# --- which ---------------------------------------------------------------------------------------------------
+# --- all tables ----------------------------------------------------------------------------------------------
 
 TABLES: Mapping[tuple[str, str], Callable[[Plan], Names]] = {
     ("torchvision", "mobilenet_v2"): torchvision_v2,
@@ -184,10 +187,10 @@ TABLES: Mapping[tuple[str, str], Callable[[Plan], Names]] = {
     ("corenet", "mobilenet_v1"): corenet,
     ("corenet", "mobilenet_v2"): corenet,
 }
-"""Tables by source and family."""
+"""Functions that make the tables, by source and family."""
 
 
 def family_of(model: str) -> str:
-    """``mobilenet_v3`` of ``mobilenet_v3_large``."""
-    found = re.match(r"mobilenet_v\d", model)
-    return found[0] if found else model
+    """Family of a model: ``mobilenet_v3`` for ``mobilenet_v3_large``."""
+    match = re.match(r"mobilenet_v\d", model)
+    return match[0] if match else model

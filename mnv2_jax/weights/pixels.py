@@ -1,8 +1,8 @@
-"""Preprocessing that the layers of a Keras model do before its first convolution, as a `Preprocessing`.
+"""Turns the layers before a Keras model's first convolution into the fields of a `Preprocessing`.
 
     image ─► Resizing, CenterCrop ─► Rescaling, Normalization, x / 127.5 - 1 ─► first convolution
 
-All that such layers do to the values of a pixel is a factor and an offset a channel. Layers that augment do nothing in
+Together, such layers change pixel values by one factor and one offset per channel. Augmentation layers do nothing in
 inference.
 """
 
@@ -23,11 +23,11 @@ _NOTHING = {
     *("GaussianNoise", "GaussianDropout", "AlphaDropout"),
 }
 _OPERATIONS = {
-    "truediv": "divide",  # tf.math's, and Python's on tensors
-    "truedivide": "divide",  # keras.ops'
+    "truediv": "divide",  # of tf.math, and of Python on tensors
+    "truedivide": "divide",  # of keras.ops
     "divide": "divide",
     "div": "divide",
-    "realdiv": "divide",  # TensorFlow's own
+    "realdiv": "divide",  # of TensorFlow itself
     "multiply": "multiply",
     "mul": "multiply",
     "add": "add",
@@ -38,11 +38,11 @@ _OPERATIONS = {
     "cast": "cast",
     "resize": "resize",
 }
-"""Operations that any version of Keras lists as a layer, without underscores."""
+"""Operations that some version of Keras lists as a layer; their names are written without underscores."""
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
 _INTERPOLATIONS = ("bilinear", "bicubic")
 _SMALLEST_DEVIATION = 1e-7
-"""Normalization divides by no less."""
+"""Smallest divisor of a Normalization layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Step:
 
     name: str
     listed: Mapping[str, Any]
-    """Layer as the model's config lists it: class_name, config and inbound_nodes."""
+    """Entry of the layer in the model's config: class_name, config and inbound_nodes."""
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """mean and var of a Normalization that has learnt them."""
+    """mean and var of a Normalization that learnt them from data."""
 
     @property
-    def klass(self) -> str:
-        """Without the package that it was registered in."""
+    def class_name(self) -> str:
+        """Class of the layer, without the package under which it is registered."""
         return str(self.listed["class_name"]).rpartition(">")[2]
 
     @property
@@ -65,95 +65,99 @@ class Step:
         """Options of the layer."""
         return dict(self.listed["config"])
 
-    def refused(self, what: str) -> UserError:
-        """With what it does that no `Preprocessing` says."""
+    def refusal(self, problem: str) -> UserError:
+        """Makes the error for a layer that no `Preprocessing` can express.
+
+        Args:
+          problem: what the layer does, beginning with a verb.
+        """
         return UserError(
-            f"layer {self.name!r} ({self.klass}) {what} before the first convolution, which our preprocessing can't"
-            " express; save the model without it, and do it to the images"
+            f"layer {self.name!r} ({self.class_name}) {problem} before the first convolution, which our preprocessing"
+            " can't express; save the model without this layer, and apply it to the images yourself"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Preprocessing up to a layer."""
+    """Preprocessing by all layers up to some layer."""
 
     size: tuple[int, int] | None
     """Height and width of the map; None: any."""
     factor: np.ndarray
-    """[3], of a pixel from 0 to 255, RGB."""
+    """Factors for pixels from 0 to 255, [3], in the order RGB."""
     offset: np.ndarray
-    """[3], added to it then."""
+    """Offsets added to the scaled pixels, [3]."""
     is_scaled: bool = False
-    """Whether any layer said so."""
+    """Whether any of the layers changes pixel values."""
     view: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `Preprocessing` that resizing and cropping set."""
 
-    def said(self) -> dict[str, Any]:
-        """Fields of `Preprocessing`, those that no layer says left out.
+    def fields(self) -> dict[str, Any]:
+        """Fields of `Preprocessing` that the layers determine.
 
         Raises:
-          UserError: if a channel is inverted or lost.
+          UserError: if a channel's factor is negative or 0.
         """
-        told = dict(self.view)
+        fields = dict(self.view)
         if self.is_scaled:
             if not np.all(self.factor > 0):
                 raise UserError(
                     f"its layers multiply pixels by {self.factor.tolist()} before the first convolution, which our"
-                    " preprocessing can't express; save the model without them, and do it to the images"
+                    " preprocessing can't express; save the model without them, and apply them to the images yourself"
                 )
             std = 1 / (255 * self.factor)
-            told |= {"mean": _rounded(-self.offset * std), "std": _rounded(std)}
-        return told
+            fields |= {"mean": _rounded(-self.offset * std), "std": _rounded(std)}
+        return fields
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    """Without the last digits, which hide the number that was meant."""
+    """Rounds to 7 digits, which restores round numbers such as 0.5."""
     return tuple(float(f"{value:.7g}") + 0.0 for value in values)
 
 
 def preprocessing_of(steps: Sequence[Step], size: tuple[int, int] | None, version: str) -> dict[str, Any]:
-    """Fields of `weights.file.Preprocessing`, as far as layers say them.
+    """Computes the fields of `weights.file.Preprocessing` that the layers determine.
 
     Args:
-      steps: from the image to the first convolution.
+      steps: the layers from the image to the first convolution.
       size: height and width of the image; None: any.
-      version: of Keras.
+      version: version of Keras.
 
     Raises:
-      UserError: naming the layer, if it does something that no `Preprocessing` says.
+      UserError: naming a layer that no `Preprocessing` can express.
     """
     pixels = Pixels(size, np.ones(3), np.zeros(3))
     for step in steps:
         pixels = _after(pixels, step, version)
-    return pixels.said()
+    return pixels.fields()
 
 
 def _after(pixels: Pixels, step: Step, version: str) -> Pixels:
-    klass, config = step.klass, step.config
-    if klass == "Rescaling":
+    class_name, config = step.class_name, step.config
+    if class_name == "Rescaling":
         return _scaled(pixels, _three(step, config["scale"]), _three(step, config.get("offset", 0)))
-    if klass == "Normalization":
+    if class_name == "Normalization":
         return _normalised(pixels, step)
-    if klass == "Resizing":
+    if class_name == "Resizing":
         return _resized(pixels, step, (config["height"], config["width"]), config)
-    if klass == "CenterCrop":
+    if class_name == "CenterCrop":
         return _cropped(pixels, step)
-    if klass == "RandomCrop" and not version.startswith("3."):  # Keras 2 resizes in inference
+    if class_name == "RandomCrop" and not version.startswith("3."):  # in Keras 2 it resizes in inference
         return _resized(pixels, step, (config["height"], config["width"]), {"crop_to_aspect_ratio": True})
-    is_linear = klass == "Activation" and config.get("activation") == "linear"
-    if klass.startswith("Random") or klass in _TRAINING_ONLY | _NOTHING or is_linear:
+    is_linear = class_name == "Activation" and config.get("activation") == "linear"
+    if class_name.startswith("Random") or class_name in _TRAINING_ONLY | _NOTHING or is_linear:
         return pixels
     operation = _operation(step)
     if operation is None:
-        raise step.refused("changes images")
+        raise step.refusal("changes images in an unknown way")
     if operation == "resize":
-        told = dict(config, **_named_arguments(step))
-        told.setdefault("interpolation", told.get("method", "bilinear"))  # method: tf.image's word
-        return _resized(pixels, step, tuple(told["size"]), told)
+        options = dict(config, **_named_arguments(step))
+        options.setdefault("interpolation", options.get("method", "bilinear"))  # tf.image calls it method
+        return _resized(pixels, step, tuple(options["size"]), options)
     if operation == "cast":
         kind = _named_arguments(step).get("dtype", config.get("dtype"))
-        if klass != "TensorFlowOpLayer" and kind not in _FLOATS:
-            raise step.refused(f"makes {kind} of pixels")
+        if class_name != "TensorFlowOpLayer" and kind not in _FLOATS:
+            raise step.refusal(f"casts pixels to {kind}")
         return pixels
     return _computed(pixels, step, operation)
 
@@ -169,12 +173,12 @@ def _scaled(pixels: Pixels, factor: np.ndarray, offset: np.ndarray) -> Pixels:
 
 def _normalised(pixels: Pixels, step: Step) -> Pixels:
     config = step.config
-    told = config.get("mean"), config.get("variance")
-    if None in told:
+    moments = config.get("mean"), config.get("variance")
+    if None in moments:
         if not {"mean", "var"} <= set(step.arrays):
-            raise UserError(f"the mean of layer {step.name!r} isn't in it; save the whole model as .keras")
-        told = step.arrays["mean"], step.arrays["var"]
-    mean, variance = (_three(step, value) for value in told)
+            raise UserError(f"doesn't hold the mean of layer {step.name!r}; save the whole model as .keras")
+        moments = step.arrays["mean"], step.arrays["var"]
+    mean, variance = (_three(step, value) for value in moments)
     deviation = np.maximum(np.sqrt(variance), _SMALLEST_DEVIATION)
     if config.get("invert"):
         return _scaled(pixels, deviation, mean)
@@ -182,16 +186,16 @@ def _normalised(pixels: Pixels, step: Step) -> Pixels:
 
 
 def _computed(pixels: Pixels, step: Step, operation: str) -> Pixels:
-    """After arithmetic with a constant."""
+    """Applies arithmetic with a constant."""
     arguments = _arguments(step)
     constants = [value for value in arguments if not _is_map(value)]
     if len(constants) != 1 or len(arguments) != 2:
-        raise step.refused("computes with something else than a constant")
+        raise step.refusal("computes with something other than one constant")
     comes_first = not _is_map(arguments[0])
     value, one = _three(step, constants[0]), np.ones(3)
     if operation == "divide":
         if comes_first or not np.all(value):
-            raise step.refused("divides a constant by pixels" if comes_first else "divides pixels by zero")
+            raise step.refusal("divides a constant by pixels" if comes_first else "divides pixels by zero")
         return _scaled(pixels, 1 / value, 0 * one)
     if operation == "multiply":
         return _scaled(pixels, value, 0 * one)
@@ -201,12 +205,12 @@ def _computed(pixels: Pixels, step: Step, operation: str) -> Pixels:
 
 
 def _three(step: Step, value: Any) -> np.ndarray:
-    """A number, or three along the last axis, for the channels."""
-    while isinstance(value, dict):  # a NumPy array or a tensor, in Keras 3
+    """Expands a number, or three numbers along the last axis, to one number per channel."""
+    while isinstance(value, dict):  # how Keras 3 writes a NumPy array or a tensor
         value = value["config"]["value"]
     array = np.asarray(value, np.float64)
     if array.size not in (1, 3) or (array.size == 3 and array.shape[-1] != 3) or not np.all(np.isfinite(array)):
-        raise step.refused(f"computes with numbers {list(array.shape)}, not one a channel,")
+        raise step.refusal(f"computes with numbers of shape {list(array.shape)}, not with one per channel,")
     return np.broadcast_to(array.reshape(-1), (3,))
 
 
@@ -217,20 +221,20 @@ def _resized(pixels: Pixels, step: Step, size: tuple[int, ...], config: Mapping[
     height, width = size
     interpolation = config.get("interpolation", "bilinear")
     if height != width:
-        raise step.refused(f"resizes to {height}×{width}")
+        raise step.refusal(f"resizes to {height}×{width}")
     if interpolation not in _INTERPOLATIONS:
-        raise step.refused(f"resizes by {interpolation}")
+        raise step.refusal(f"resizes by {interpolation}")
     if config.get("pad_to_aspect_ratio") or config.get("preserve_aspect_ratio"):
-        raise step.refused("resizes with edges added")
+        raise step.refusal("resizes and adds edges")
     view = dict(
         pixels.view, interpolation=interpolation, antialias=bool(config.get("antialias", False)), resolution=height
     )
-    # What makes images of one size is known only if they come in any.
+    # If images may have any size, this layer shows how they become one size. Otherwise that happens outside the model.
     if pixels.size is None:
         crop = "resize_crop" if config.get("crop_to_aspect_ratio") else "central"
         view |= {"eval_crop": crop, "eval_crop_fraction": 1.0}
     elif config.get("crop_to_aspect_ratio") and pixels.size[0] != pixels.size[1]:
-        raise step.refused(f"cuts images of {pixels.size[0]}×{pixels.size[1]}")
+        raise step.refusal(f"crops images of {pixels.size[0]}×{pixels.size[1]}")
     return dataclasses.replace(pixels, size=(height, width), view=view)
 
 
@@ -239,20 +243,20 @@ def _cropped(pixels: Pixels, step: Step) -> Pixels:
     if pixels.size == (height, width):
         return pixels
     if pixels.size is None or height != width or pixels.size[0] != pixels.size[1] or height > pixels.size[0]:
-        known = "any size" if pixels.size is None else f"{pixels.size[0]}×{pixels.size[1]}"
-        raise step.refused(f"cuts {height}×{width} out of {known}")
+        given_size = "any size" if pixels.size is None else f"{pixels.size[0]}×{pixels.size[1]}"
+        raise step.refusal(f"crops {height}×{width} out of {given_size}")
     share = pixels.view.get("eval_crop_fraction", 1.0) * height / pixels.size[0]
     view = dict(pixels.view, eval_crop_fraction=share, resolution=height)
     return dataclasses.replace(pixels, size=(height, width), view=view)
 
 
-# --- operations, as versions of Keras list them -----------------------------------------------------------------
+# --- operations, as the versions of Keras list them -------------------------------------------------------------
 
 
 def _operation(step: Step) -> str | None:
-    """One of `_OPERATIONS`; None for any other layer."""
-    name = step.klass
-    if name == "TFOpLambda":  # of Keras 2
+    """Operation of a layer, a value of `_OPERATIONS`; None for any other layer."""
+    name = step.class_name
+    if name == "TFOpLambda":  # in Keras 2
         name = str(step.config.get("function")).rpartition(".")[2]
     elif name == "TensorFlowOpLayer":  # up to TensorFlow 2.3
         name = _node(step)["op"]
@@ -260,12 +264,12 @@ def _operation(step: Step) -> str | None:
 
 
 def _node(step: Step) -> Mapping[str, Any]:
-    told = step.config["node_def"]
-    return dict(json.loads(told) if isinstance(told, str) else told)
+    definition = step.config["node_def"]
+    return dict(json.loads(definition) if isinstance(definition, str) else definition)
 
 
 def _call(step: Step) -> tuple[list[Any], Mapping[str, Any]]:
-    """Its arguments in order, a constant as it is, and those with names."""
+    """Positional arguments and keyword arguments of a layer's call; constants keep their value."""
     (node,) = step.listed["inbound_nodes"]
     if isinstance(node, dict):
         return list(node["args"]), node["kwargs"]
@@ -281,7 +285,7 @@ def _named_arguments(step: Step) -> dict[str, Any]:
 
 
 def _arguments(step: Step) -> list[Any]:
-    if step.klass == "TensorFlowOpLayer":
+    if step.class_name == "TensorFlowOpLayer":
         constants = {int(place): value for place, value in step.config["constants"].items()}
         return [constants.get(place, ["", 0, 0]) for place in (0, 1)]
     arguments, named = _call(step)
@@ -289,7 +293,7 @@ def _arguments(step: Step) -> list[Any]:
 
 
 def _is_map(argument: Any) -> bool:
-    """["name", 0, 0] in Keras 2."""
+    """Whether an argument is the output of a layer: ["name", 0, 0] in Keras 2, a dict in Keras 3."""
     if isinstance(argument, dict):
         return argument.get("class_name") == "__keras_tensor__"
     return isinstance(argument, list) and isinstance(argument[0], str)

@@ -1,6 +1,6 @@
-"""Reads the weights in TFLite (LiteRT) files with the flatbuffer bindings of the `tflite` package: no TensorFlow.
+"""Reads the weights in TFLite (LiteRT) files with the flatbuffer bindings of the `tflite` package, without TensorFlow.
 
-Integers become the floats that they stand for. Norms are folded into the convolutions in these files.
+Quantised weights are converted to floats. In these files the norms are folded into the convolutions.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _OPTIONS = {
     "ADD": "AddOptions",
 }
 _LAYOUT = {"conv": (1, 2, 3, 0), "depthwise": (1, 2, 0, 3), "dense": (1, 0)}  # from [o, r, s, i], [1, r, s, c], [k, c]
-_PADDINGS = ("same", "valid")  # by their numbers
-_ACTIVATIONS = {  # operators, and fused into one
+_PADDINGS = ("same", "valid")  # by TFLite's numbers
+_ACTIVATIONS = {  # as an operator of its own, or fused into one
     "RELU": "relu",
     "RELU6": "relu6",
     "RELU_N1_TO_1": "relu_n1_to_1",
@@ -60,8 +60,8 @@ _DTYPES = {
     "INT64": "<i8",
 }
 _LOWEST = {"UINT8": 0, "INT8": -128}
-_ARITHMETIC = {"MUL", "ADD", "SUB", "DIV"}  # with a vector, after a layer: a norm that wasn't folded
-_STRANGE = {
+_ARITHMETIC = {"MUL", "ADD", "SUB", "DIV"}  # with a vector after a layer, they are a norm that wasn't folded
+_UNSUPPORTED = {
     "TRANSPOSE_CONV",
     "CONV_3D",
     "BATCH_MATMUL",
@@ -72,9 +72,9 @@ _STRANGE = {
     "CALL",
     "STABLEHLO_COMPOSITE",
 }
-_PREPARING = {"QUANTIZE", "DEQUANTIZE", "PAD"}  # what changes no real value
+_PREPARING = {"QUANTIZE", "DEQUANTIZE", "PAD"}  # operators that don't change real values
 _MOST = 10_000
-"""Operators or tensors: a MobileNet has some hundreds, a damaged length millions."""
+"""Limit on operators and tensors: a MobileNet has some hundreds, and a damaged length may say millions."""
 
 
 def read_tflite(path: pathlib.Path) -> ForeignNetwork:
@@ -86,14 +86,16 @@ def read_tflite(path: pathlib.Path) -> ForeignNetwork:
     try:
         import tflite
     except ImportError as error:
-        raise UserError(f"{path}: reading TFLite files needs tflite; pip install 'mnv2_jax[convert]'") from error
+        raise UserError(f"{path}: reading TFLite files needs tflite; run pip install 'mnv2_jax[convert]'") from error
     with reading(path, "TFLite"):
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if content[4:8] != b"TFL3":
-            raise UserError(f"not a TFLite file, bytes 4 to 8 are {content[4:8]!r} and not b'TFL3'; give another")
+            raise UserError(
+                f"isn't a TFLite file: bytes 4 to 8 are {content[4:8]!r} instead of b'TFL3'; give another file"
+            )
         if len(content) > LARGEST:
-            raise UserError(f"it has more than {LARGEST >> 20} MiB, as no MobileNet has; give another")
+            raise UserError(f"has more than {LARGEST >> 20} MiB, unlike any MobileNet; give another file")
         graph = _Graph(tflite, tflite.Model.GetRootAsModel(content, 0))
         mean, std = graph.preprocessing()
         return ForeignNetwork(
@@ -112,9 +114,9 @@ class _Op:
     code: str
     options: Any
     fused: str
-    """The activation in it: NONE, RELU, ..."""
+    """Activation fused into the operator: NONE, RELU, ..."""
     inputs: list[int]
-    """Numbers of tensors; -1 where an optional one is left out."""
+    """Numbers of the input tensors; -1 for an optional tensor that is left out."""
     outputs: list[int]
 
 
@@ -126,7 +128,7 @@ class _Graph:
         self._graph = model.Subgraphs(0)
         lengths = self._graph.OperatorsLength(), self._graph.TensorsLength(), model.OperatorCodesLength()
         if max(lengths) > _MOST:
-            raise UserError(f"it has more than {_MOST} operators or tensors, as no MobileNet has; give another file")
+            raise UserError(f"has more than {_MOST} operators or tensors, unlike any MobileNet; give another file")
         codes, fusions = _names(tflite.BuiltinOperator), _names(tflite.ActivationFunctionType)
         self._types = _names(tflite.TensorType)
 
@@ -146,22 +148,25 @@ class _Graph:
         for each in self._ops:
             for tensor in each.inputs:
                 self._users[tensor].append(each)
-        # Files in float16 widen their weights by operators.
+        # Files in float16 convert their weights to float32 by operators.
         self._widened = {each.outputs[0]: each.inputs[0] for each in self._ops if each.code == "DEQUANTIZE"}
         self._room = LARGEST
 
     def layers(self) -> tuple[ForeignLayer, ...]:
-        found: list[ForeignLayer] = []
+        layers: list[ForeignLayer] = []
         for op in self._ops:
             if op.code in _KINDS:
-                found.append(self._layer(op))
-            elif op.code in _STRANGE or (found and op.code in _ARITHMETIC and any(map(self._is_vector, op.inputs))):
+                layers.append(self._layer(op))
+            elif op.code in _UNSUPPORTED or (
+                layers and op.code in _ARITHMETIC and any(map(self._is_vector, op.inputs))
+            ):
                 raise UserError(
-                    f"it has a {op.code} with weights, as no MobileNet with folded norms has; give another file"
+                    f"has the operator {op.code} with weights, unlike any MobileNet with folded norms; give another"
+                    " file"
                 )
-        if not found:
-            raise UserError("it holds no convolutions or dense layers; give another file")
-        return without_softmax(found)
+        if not layers:
+            raise UserError("holds no convolutions or dense layers; give another file")
+        return without_softmax(layers)
 
     def resolution(self) -> int | None:
         tensor = self._tensor(self._graph.Inputs(0))
@@ -172,7 +177,7 @@ class _Graph:
         return None
 
     def preprocessing(self) -> tuple[_Triple | None, _Triple | None]:
-        """Mean and deviation of a quantised image that comes to the first layer as it is."""
+        """Mean and standard deviation of a quantised input, if no operator changes it before the first layer."""
         tensor = self._tensor(self._graph.Inputs(0))
         lowest = _LOWEST.get(self._types[tensor.Type()])
         before = itertools.takewhile(lambda op: op.code not in _KINDS, self._ops)
@@ -192,14 +197,14 @@ class _Graph:
         name = self._tensor(op.outputs[0]).Name().decode(errors="replace")
         if kind == "depthwise" and (multiplier := op.options.DepthMultiplier()) != 1:
             raise UserError(
-                f"layer {name!r} has a depth multiplier of {multiplier}; only 1 can be read, give another file"
+                f"layer {name!r} has a depth multiplier of {multiplier}, but only 1 can be read; give another file"
             )
         if kind == "dense" and op.options.WeightsFormat():
-            raise UserError(f"layer {name!r} has shuffled weights; give a file that was converted without")
+            raise UserError(f"layer {name!r} has shuffled weights; give a file that was converted without shuffling")
         kernel = self._array(op.inputs[1], name)
         if kernel.ndim != len(_LAYOUT[kind]):
             raise UserError(
-                f"layer {name!r} has a kernel {list(kernel.shape)}, as no {kind} layer has; give another file"
+                f"layer {name!r} has a kernel of shape {list(kernel.shape)}, unlike any {kind} layer; give another file"
             )
         arrays = {"kernel": np.ascontiguousarray(kernel.transpose(_LAYOUT[kind]))}
         if len(op.inputs) > 2 and op.inputs[2] >= 0:
@@ -208,17 +213,17 @@ class _Graph:
 
     def _window(self, op: _Op, kind: Kind, name: str) -> dict[str, Any]:
         """Stride, dilation and pads of a convolution."""
-        told = op.options
-        if kind == "dense" or told is None:
+        options = op.options
+        if kind == "dense" or options is None:
             return {}
         return {
-            "stride": one_of(name, "stride", (told.StrideH(), told.StrideW())),
-            "dilation": one_of(name, "dilation", (told.DilationHFactor(), told.DilationWFactor())),
-            "pads": pads_of(name, _PADDINGS[told.Padding()], self._zeros(op.inputs[0], name)),
+            "stride": one_of(name, "stride", (options.StrideH(), options.StrideW())),
+            "dilation": one_of(name, "dilation", (options.DilationHFactor(), options.DilationWFactor())),
+            "pads": pads_of(name, _PADDINGS[options.Padding()], self._zeros(op.inputs[0], name)),
         }
 
     def _zeros(self, number: int, name: str) -> tuple[tuple[int, ...], ...] | None:
-        """Rows and columns before and after that an operator adds to make a tensor."""
+        """Rows before and after, and columns before and after, that an operator adds when it makes a tensor."""
         maker = self._makers.get(number)
         if maker and maker.code in ("QUANTIZE", "DEQUANTIZE"):
             maker = self._makers.get(maker.inputs[0])
@@ -228,11 +233,13 @@ class _Graph:
         added = self._bytes(sizes).view(_DTYPES[self._types[sizes.Type()]]).tolist()
         other = maker.code == "PADV2" and self._array(maker.inputs[2], name).any()
         if len(added) != 8 or any(added[:2] + added[6:]) or other:
-            raise UserError(f"the map before layer {name!r} is padded other than with zeros around; give another file")
+            raise UserError(
+                f"the map before layer {name!r} is padded, but not with zeros on rows and columns; give another file"
+            )
         return (added[2], added[3]), (added[4], added[5])
 
     def _activation(self, op: _Op) -> str | None:
-        """Fused into the operator, or into the range of its output, or an operator of its own."""
+        """Activation of a layer: fused into the operator, implied by the range of its output, or the next operator."""
         if op.fused != "NONE":
             return _ACTIVATIONS.get(op.fused, op.fused.lower())
         output = self._tensor(op.outputs[0])
@@ -243,7 +250,7 @@ class _Graph:
         for code, activation in _ACTIVATIONS.items():
             if code in following:
                 return "swish" if code == "LOGISTIC" and "MUL" in following else activation
-        shifted = following.get("ADD")  # relu6(x + 3) / 6, perhaps times x
+        shifted = following.get("ADD")  # of relu6(x + 3) / 6, perhaps multiplied by x
         if shifted and sum(map(self._is_constant, shifted.inputs)) == 1 and self._activation(shifted) == "relu6":
             return "hard_swish" if "MUL" in following else "hard_sigmoid"
         return None
@@ -256,7 +263,7 @@ class _Graph:
         return self._graph.Tensors(number)
 
     def _bytes(self, tensor: Any) -> np.ndarray:
-        """uint8 [n]; empty for what isn't constant."""
+        """Content of a constant tensor, uint8 [n]; empty for other tensors."""
         if not 0 <= tensor.Buffer() < self._model.BuffersLength():
             raise IndexError(f"there is no buffer {tensor.Buffer()}")
         return _vector(self._model.Buffers(tensor.Buffer()).DataAsNumpy())
@@ -265,25 +272,25 @@ class _Graph:
         return number >= 0 and self._bytes(self._tensor(number)).size > 0
 
     def _is_vector(self, number: int) -> bool:
-        """Whether it is a constant of several numbers other than shapes."""
+        """Whether a tensor is a constant of several numbers and doesn't hold a shape."""
         if not self._is_constant(number):
             return False
         tensor = self._tensor(number)
         return self._types[tensor.Type()] not in ("INT32", "INT64") and _vector(tensor.ShapeAsNumpy()).prod() > 1
 
     def _array(self, number: int, name: str) -> np.ndarray:
-        """The floats that a constant tensor stands for."""
+        """Values of a constant tensor as floats, dequantised if necessary."""
         tensor = self._tensor(self._widened.get(number, number))
         kind = self._types[tensor.Type()]
         content = self._bytes(tensor)
         if kind not in _DTYPES or tensor.Sparsity() is not None:
             raise UserError(f"layer {name!r} has {kind} or sparse weights; give one of {', '.join(_DTYPES)}")
         if not content.size:
-            raise UserError(f"the weights of layer {name!r} aren't in the file; give one that holds them")
+            raise UserError(f"the weights of layer {name!r} aren't in the file; give a file that holds them")
         values = content.view(_DTYPES[kind]).reshape(_vector(tensor.ShapeAsNumpy()).tolist())
         self._room -= 4 * values.size  # several layers may share a tensor
         if self._room < 0:
-            raise UserError(f"its weights have more than {LARGEST >> 20} MiB, as no MobileNet has; give another file")
+            raise UserError(f"its weights have more than {LARGEST >> 20} MiB, unlike any MobileNet; give another file")
         if values.dtype.kind == "f":
             return as_float32(values)
         scale, zero, axis = _quantisation(tensor)
@@ -302,15 +309,15 @@ def _names(table: type) -> dict[int, str]:
     return {number: name for name, number in vars(table).items() if isinstance(number, int)}
 
 
-def _vector(found: Any) -> np.ndarray:
-    """The bindings give 0 for a vector that is left out."""
-    return found if isinstance(found, np.ndarray) else np.empty(0, np.int64)
+def _vector(values: Any) -> np.ndarray:
+    """Converts a vector from the bindings to an array; they return 0 for a vector that is left out."""
+    return values if isinstance(values, np.ndarray) else np.empty(0, np.int64)
 
 
 def _quantisation(tensor: Any) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scales and zero points [n], both empty for floats, and the axis that they belong to if n isn't 1."""
-    found = tensor.Quantization()
-    if found is None:
+    """Scales and zero points [n] of a tensor, both empty for floats, and their axis if n isn't 1."""
+    quantisation = tensor.Quantization()
+    if quantisation is None:
         return np.empty(0), np.empty(0), 0
-    scale, zero = _vector(found.ScaleAsNumpy()).astype(np.float64), _vector(found.ZeroPointAsNumpy())
-    return scale, zero if zero.size else np.zeros(scale.shape, np.int64), found.QuantizedDimension()
+    scale, zero = _vector(quantisation.ScaleAsNumpy()).astype(np.float64), _vector(quantisation.ZeroPointAsNumpy())
+    return scale, zero if zero.size else np.zeros(scale.shape, np.int64), quantisation.QuantizedDimension()

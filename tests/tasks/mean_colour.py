@@ -1,8 +1,8 @@
-"""A task that is no classification, in one file: the mean colour of an image, and that of each of its 4×4 parts.
+"""A task other than classification in one file: the mean colour of an image and of each of its 4×4 parts.
 
     config.task = "mean_colour"
 
-Its target is a map, its model none of the package's, and its loss a mean over the places that aren't black.
+Its target is a map, its model isn't from the package, and its loss is a mean over the parts that aren't black.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Colours:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One convolution and a linear layer a part; without state."""
+    """A `Model` of one convolution and one linear layer per part, without state."""
 
     options: ModelConfig
     norm: NormConfig
@@ -92,7 +92,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class MeanColour:
-    """A `Task`."""
+    """The `Task` of mean colours."""
 
     model: Model
     data: DataConfig
@@ -147,7 +147,7 @@ class MeanColour:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """`Answers`: a colour."""
+    """The `Answers` of the task: a colour."""
 
     def decode(self, outputs):
         return {"rgb": jnp.clip(jnp.round(255 * outputs["mean"]), 0, 255).astype(jnp.int32)}
@@ -165,7 +165,7 @@ def _sections(evaluation, dataset, pictures):
 
 
 def make(config: Config, dataset, evaluates):
-    """The task of a config."""
+    """Makes the task of a config."""
     del evaluates
     return MeanColour(Model(config.model, config.norm, len(dataset.class_names)), config.data)
 

@@ -1,4 +1,4 @@
-"""What a batch is shown as and what it costs: by its images and the step, however it is cut up."""
+"""View and loss of a batch: they depend on its images and the step, not on how the batch is divided."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ EVERYTHING = AugmentConfig(
 
 
 def apply(variables, x, train=False, dropout_keys=None):
-    """Stands for a network: logits linear in the mean of each quarter of the image."""
+    """A simple network: logits are linear in the mean of each quarter of the image."""
     b, h, w, c = x.shape
     pooled = x.reshape(b, 2, h // 2, 2, w // 2, c).mean(axis=(2, 4)).reshape(b, -1)
     return pooled @ variables["params"], {"batch_stats": {}}
@@ -218,12 +218,12 @@ def test_weights_by_name_are_proportions():
     assert (weights * counts).sum() == pytest.approx(100)
     assert made([0, 1, 0], (("cat", 2.0),)).class_weights == (2.0, 1.0, 1.0)
     assert made(None, (("fox", 2.0),)).class_weights is None  # nothing is trained
-    with pytest.raises(UserError, match="no class 'emo'; did you mean 'emu'"):
+    with pytest.raises(UserError, match=r"'emo'.*'emu'"):
         made(counts.tolist(), (("emo", 2.0),))
 
 
 def test_a_class_without_images_cannot_be_balanced():
-    with pytest.raises(UserError, match="class 'dog' has no training images") as caught:
+    with pytest.raises(UserError, match="'dog'") as caught:
         made([3, 0, 2])
     assert "\n" not in str(caught.value)
 
@@ -239,30 +239,30 @@ def test_evaluation_chooses_between_the_scored_classes():
     batch["label"] = np.asarray(scored, np.int32)[batch["label"] % 3]
     batch["mask"] = np.ones(16, bool)
     task = make(AugmentConfig(), scored=scored)
-    found, whole = (evaluated(each, batch) for each in (task, make(AugmentConfig())))
+    evaluation, whole = (evaluated(each, batch) for each in (task, make(AugmentConfig())))
 
     normal = augment.normalise(jnp.asarray(batch["image"]), task.data.mean, task.data.std)
     logits = np.asarray(apply({"params": PARAMS}, normal)[0])[:, list(scored)]
     labels = np.searchsorted(scored, batch["label"])
-    assert found.scalars["top1"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    assert evaluation.scalars["top1"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
     losses = softmax_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
-    assert found.scalars["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
-    assert np.asarray(found.tables["confusion"])[:, [1, 4]].sum() == 0
+    assert evaluation.scalars["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert np.asarray(evaluation.tables["confusion"])[:, [1, 4]].sum() == 0
     assert np.asarray(whole.tables["confusion"])[:, [1, 4]].sum() > 0
 
 
 def test_all_answers_are_told_by_the_names_of_the_classes():
     task, batch = make(AugmentConfig()), make_batch() | {"mask": np.ones(16, bool)}
-    found = evaluated(task, batch).predictions
+    answers = evaluated(task, batch).predictions
     logits = apply({"params": PARAMS}, augment.normalise(jnp.asarray(batch["image"]), task.data.mean, task.data.std))[0]
     probabilities = np.asarray(jax.nn.softmax(logits))
     order = np.argsort(-probabilities, axis=1)
     for rank, end in enumerate(("", "_2", "_3", "_4", "_5")):
-        assert found[f"prediction{end}"].tolist() == ["abcde"[label] for label in order[:, rank]]
-        np.testing.assert_allclose(found[f"confidence{end}"], np.sort(probabilities)[:, -1 - rank], rtol=1e-5)
-    assert found["label"].tolist() == ["abcde"[label] for label in batch["label"]]
-    np.testing.assert_allclose(found["loss"], -np.log(probabilities[np.arange(16), batch["label"]]), rtol=1e-4)
-    assert [*found] == ["index", "label", "prediction", "confidence", "loss", *list(found)[5:]]
+        assert answers[f"prediction{end}"].tolist() == ["abcde"[label] for label in order[:, rank]]
+        np.testing.assert_allclose(answers[f"confidence{end}"], np.sort(probabilities)[:, -1 - rank], rtol=1e-5)
+    assert answers["label"].tolist() == ["abcde"[label] for label in batch["label"]]
+    np.testing.assert_allclose(answers["loss"], -np.log(probabilities[np.arange(16), batch["label"]]), rtol=1e-4)
+    assert [*answers] == ["index", "label", "prediction", "confidence", "loss", *list(answers)[5:]]
     # A network whose outputs are not numbers has said nothing.
     sums, rows = jax.device_get(jax.jit(task.metrics)({"params": PARAMS * np.nan}, batch))
     silent = task.summarise(sums, {**rows, "index": np.arange(16)}).predictions
@@ -274,7 +274,7 @@ def test_all_answers_are_told_by_the_names_of_the_classes():
 
 
 def judged(size):
-    """Made-up judgements about so many images."""
+    """Random predictions for a number of images."""
     rng = np.random.default_rng(0)
     return {
         "index": np.arange(100, 100 + size, dtype=np.int32),

@@ -67,7 +67,7 @@ def test_far_logits_stay_finite():
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """As a `Model`, but compiled in no time."""
+    """A `Model` that compiles quickly."""
 
     first: str = "stem"
 
@@ -89,7 +89,7 @@ class Linear:
 
 @pytest.fixture(scope="module")
 def parts():
-    """The task and what its loss takes."""
+    """A task and the arguments of its loss."""
     student = dataclasses.replace(make_task(CONFIG, NAMES), model=Linear())
     task = Distillation(student=student, teacher=Teacher(), temperature=3.0, weight=0.25)
     rng = np.random.default_rng(0)
@@ -146,9 +146,9 @@ def test_no_gradient_reaches_the_teacher(parts):
 def test_it_is_evaluated_as_the_student(parts):
     task, params, state, batch = parts
     variables, whole = {"params": params, **state}, {**batch, "mask": jnp.ones(8, bool)}
-    found, alone = (jax.device_get(each.metrics(variables, whole)) for each in (task, task.student))
-    rows = {**found[1], "index": np.arange(8)}
-    ours, own = task.summarise(found[0], rows), task.student.summarise(alone[0], rows)
+    results, alone = (jax.device_get(each.metrics(variables, whole)) for each in (task, task.student))
+    rows = {**results[1], "index": np.arange(8)}
+    ours, own = task.summarise(results[0], rows), task.student.summarise(alone[0], rows)
     assert ours._replace(predictions={}) == own._replace(predictions={})
     assert all((ours.predictions[name] == own.predictions[name]).all() for name in own.predictions)
     assert task.model is task.student.model

@@ -1,4 +1,4 @@
-"""What the parity tests share: random images and numbers, and the comparison."""
+"""Random images, random weights and the comparison for all parity tests."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 SIZES = ((96, 96), (75, 71))
-"""Even at every stride of 2 but the last, and odd at several."""
+"""One size that is even at every stride of 2 but the last, and one that is odd at several."""
 TOLERANCE = 1e-4
 
 
@@ -16,11 +16,11 @@ def images(size, count=2):
 
 
 CALIBRATION = images(SIZES[0], 8)
-"""Norms get the statistics of these: with random ones maps grow, until attention is so sharp that rounding decides."""
+"""Images for the statistics of the norms. With random statistics maps grow until rounding decides in attention."""
 
 
 def values(rng, shape):
-    """He's for a kernel [..., inputs, outputs], 0.5 to 1 for a vector: a new norm's 0 and 1 would hide swaps."""
+    """He initialisation for a kernel [..., inputs, outputs]; 0.5 to 1 for a vector, as 0 and 1 would hide swaps."""
     *inputs, outputs = shape
     if not inputs:
         return rng.uniform(0.5, 1.0, outputs).astype(np.float32)
@@ -34,7 +34,7 @@ def difference(ours, theirs):
 
 
 def compare(library, name, weights, x, theirs):
-    """Ours against their endpoints; the largest differences go into the file that MNV2_JAX_PARITY_TABLE names."""
+    """Compares endpoints; writes the largest differences to the file that MNV2_JAX_PARITY_TABLE names."""
     ours = jax.jit(weights.model.endpoints)(weights.variables, x)
     assert sorted(ours) == sorted(theirs)
     off = {point: difference(ours[point], theirs[point].reshape(ours[point].shape)) for point in theirs}

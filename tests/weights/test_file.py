@@ -1,4 +1,4 @@
-"""The file of weights: what goes in comes out, and nothing but one line where it can't."""
+"""The weights file: it is read exactly as it was written, and every error is one line."""
 
 import dataclasses
 import errno
@@ -44,7 +44,7 @@ def saved(tmp_path):
 
 
 def message_of(call, *arguments):
-    """The one line that is raised."""
+    """Message of the `UserError` that a call raises; must be one line."""
     with pytest.raises(UserError) as caught:
         call(*arguments)
     assert "\n" not in str(caught.value)
@@ -52,7 +52,7 @@ def message_of(call, *arguments):
 
 
 def with_metadata(path, edit):
-    """The file with other metadata of ours: ``edit`` gives a new dict, or the text."""
+    """Replaces our metadata in a file: ``edit`` returns a new dict, or the text."""
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     about = edit(json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["mnv2_jax"]))
@@ -83,8 +83,8 @@ def test_what_is_saved_is_read_to_the_bit(model, dtype, tmp_path):
     assert hash(read.model) == hash(model)
     assert read.info == WeightsInfo()
     assert jax.tree.structure(read.variables) == jax.tree.structure(variables)
-    for ours, theirs in zip(jax.tree.leaves(variables), jax.tree.leaves(read.variables), strict=True):
-        assert (ours.dtype, ours.tobytes()) == (theirs.dtype, theirs.tobytes())
+    for saved_leaf, read_leaf in zip(jax.tree.leaves(variables), jax.tree.leaves(read.variables), strict=True):
+        assert (saved_leaf.dtype, saved_leaf.tobytes()) == (read_leaf.dtype, read_leaf.tobytes())
 
 
 def test_info_is_read_as_it_was_saved(saved):
@@ -146,23 +146,28 @@ WRONG = [
 def test_variables_that_are_not_the_models_are_not_saved(edit, message, tmp_path):
     tree = draw(MODEL)
     edit(tree)
-    told = message_of(save_weights, tmp_path / "w.safetensors", MODEL, tree)
-    assert told == ("variables: not the weights of mobilenet_v1 width=0.05 padding=keras_v1 with 3 classes; " + message)
+    error_text = message_of(save_weights, tmp_path / "w.safetensors", MODEL, tree)
+    assert error_text == (
+        "variables: not the weights of mobilenet_v1 width=0.05 padding=keras_v1 with 3 classes; " + message
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", [draw(MODEL)["params"], [1, 2], None, {}, np.zeros(3)], ids=type)
-def test_what_are_no_variables_is_not_saved(what, tmp_path):
-    told = message_of(save_weights, tmp_path / "w.safetensors", MODEL, what)
-    assert "missing: batch_stats/block_1/depthwise_norm/mean" in told
-    assert " more" in told  # not hundreds of names
-    assert len(told) < 2000
+@pytest.mark.parametrize("value", [draw(MODEL)["params"], [1, 2], None, {}, np.zeros(3)], ids=type)
+def test_what_are_no_variables_is_not_saved(value, tmp_path):
+    error_text = message_of(save_weights, tmp_path / "w.safetensors", MODEL, value)
+    assert "missing: batch_stats/block_1/depthwise_norm/mean" in error_text
+    assert " more" in error_text  # not hundreds of names
+    assert len(error_text) < 2000
 
 
 @pytest.mark.parametrize("key", ["labels", "class_ids"])
 def test_names_are_as_many_as_classes(key, tmp_path):
-    told = message_of(save_weights, tmp_path / "w.safetensors", MODEL, draw(MODEL), WeightsInfo(**{key: ("a", "b")}))
-    assert told == f"{tmp_path / 'w.safetensors'}: 2 {key} for 3 classes; give one each, in their order"
+    error_text = message_of(
+        save_weights, tmp_path / "w.safetensors", MODEL, draw(MODEL), WeightsInfo(**{key: ("a", "b")})
+    )
+    assert error_text.startswith(f"{tmp_path / 'w.safetensors'}: ")
+    assert f"2 {key} for 3 classes" in error_text
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
@@ -173,16 +178,15 @@ def test_a_file_that_is_there_stays_where_writing_fails(step, saved, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    told = message_of(save_weights, saved, MODEL, draw(MODEL))
-    assert told == f"{saved}: can't be written (No space left on device); mend that and start again"
+    error_text = message_of(save_weights, saved, MODEL, draw(MODEL))
+    assert error_text.startswith(f"{saved}: ")
+    assert "No space left on device" in error_text
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
 
 def test_a_folder_that_is_a_file_is_refused(saved):
-    assert f"{saved / 'w.safetensors'}: can't be written" in message_of(
-        save_weights, saved / "w.safetensors", MODEL, draw(MODEL)
-    )
+    assert f"{saved / 'w.safetensors'}: " in message_of(save_weights, saved / "w.safetensors", MODEL, draw(MODEL))
 
 
 # --- what can't be read -------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def test_a_truncated_file_is_refused(saved):
     for size in [*range(10), *np.linspace(10, len(content) - 1, 20).astype(int)]:
         saved.write_bytes(content[:size])
         for call in (read_weights, weights.is_ours):
-            assert message_of(call, saved).startswith(f"{saved}: not a whole safetensors file (")
+            assert message_of(call, saved).startswith(f"{saved}: isn't a complete safetensors file (")
 
 
 def test_a_flipped_byte_is_refused_or_changes_a_value(saved):
@@ -222,13 +226,13 @@ TORCH = safetensors.numpy.save({"conv.weight": np.zeros(3, np.float32)}, {"forma
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a whole safetensors file"),
-        (b"These are no weights.\n" * 100, "not a whole safetensors file"),
-        (b"\xff" * 100, "not a whole safetensors file"),
-        (struct.pack("<Q", 2**62) + b"{}", "not a whole safetensors file"),
-        (TORCH, "not written by this project; convert it with python -m mnv2_jax.convert"),
-        (safetensors.numpy.save({"x": np.zeros(3)}), "not written by this project"),
-        (None, "no such file; correct the path"),
+        (b"", "isn't a complete safetensors file"),
+        (b"These are no weights.\n" * 100, "isn't a complete safetensors file"),
+        (b"\xff" * 100, "isn't a complete safetensors file"),
+        (struct.pack("<Q", 2**62) + b"{}", "isn't a complete safetensors file"),
+        (TORCH, "mnv2_jax didn't write this file; convert it with python -m mnv2_jax.convert"),
+        (safetensors.numpy.save({"x": np.zeros(3)}), "mnv2_jax didn't write this file"),
+        (None, "there is no such file; correct the path"),
     ],
     ids=["empty", "text", "ones", "long", "torch", "bare", "none"],
 )
@@ -256,13 +260,16 @@ def without(key):
 
 
 DAMAGED = [
-    *((without(key), f"its metadata are damaged ('{key}')") for key in ("version", "model", "norm", "info")),
-    (lambda about: "{", "its metadata are damaged (Expecting"),
-    (lambda about: "3", "its metadata are damaged ("),
-    (lambda about: "[" * 100_000, "its metadata are damaged ("),
-    (lambda about: about | {"version": 2}, "version 2 of the format, this is 1; update mnv2_jax"),
+    *((without(key), f"the metadata are damaged ('{key}')") for key in ("version", "model", "norm", "info")),
+    (lambda about: "{", "the metadata are damaged (Expecting"),
+    (lambda about: "3", "the metadata are damaged ("),
+    (lambda about: "[" * 100_000, "the metadata are damaged ("),
+    (
+        lambda about: about | {"version": 2},
+        "has version 2 of the format, but this mnv2_jax reads version 1; update mnv2_jax",
+    ),
     (lambda about: about | {"model": 3}, "config key 'model' is a section"),
-    (lambda about: about | {"info": 3}, "its metadata are damaged ("),
+    (lambda about: about | {"info": 3}, "the metadata are damaged ("),
     (put("model", colour=1), "unknown config key 'model.colour'"),
     (put("model", name="mobilnet_v1"), "unknown model 'mobilnet_v1'; did you mean 'mobilenet_v1'"),
     (put("model", width=-1), "model.width=-1.0 is out of range"),
@@ -273,23 +280,23 @@ DAMAGED = [
     (put("model", depth=2.0), "model.depth=2.0: mobilenet_v1 has none"),
     (put("norm", group_size=0), "norm.group_size=0 is out of range"),
     (put("info", preprocessing={"resolution": 0}), "data.resolution=0 is out of range"),
-    (put("info", preprocessing={"resolutoin": 96}), "unknown preprocessing 'resolutoin'; did you mean 'resolution'"),
-    (put("info", preprocessing=3), "its metadata are damaged ("),
-    (put("info", colour=1), "its metadata are damaged ("),
+    (put("info", preprocessing={"resolutoin": 96}), "'resolutoin' of the preprocessing; did you mean 'resolution'"),
+    (put("info", preprocessing=3), "the metadata are damaged ("),
+    (put("info", colour=1), "the metadata are damaged ("),
     (put("info", labels=[*"abcd"]), "4 labels for 3 classes"),
-    (put("info", labels=3), "its metadata are damaged (labels is no text)"),
-    (put("info", labels="abc"), "its metadata are damaged (labels is no text)"),
-    (put("info", class_ids=[1, 2, 3]), "its metadata are damaged (class_ids is no text)"),
-    (put("info", source=None), "its metadata are damaged (source is no text)"),
-    (put("info", notes=[{}]), "its metadata are damaged (notes is no text)"),
+    (put("info", labels=3), "the metadata are damaged (labels isn't text)"),
+    (put("info", labels="abc"), "the metadata are damaged (labels isn't text)"),
+    (put("info", class_ids=[1, 2, 3]), "the metadata are damaged (class_ids isn't text)"),
+    (put("info", source=None), "the metadata are damaged (source isn't text)"),
+    (put("info", notes=[{}]), "the metadata are damaged (notes isn't text)"),
 ]
 
 
 @pytest.mark.parametrize(("edit", "message"), DAMAGED)
 def test_damaged_metadata_are_refused(edit, message, saved):
-    told = message_of(read_weights, with_metadata(saved, edit))
-    assert told.startswith(f"{saved}: ")
-    assert message in told
+    error_text = message_of(read_weights, with_metadata(saved, edit))
+    assert error_text.startswith(f"{saved}: ")
+    assert message in error_text
 
 
 @pytest.mark.parametrize(("edit", "message"), WRONG)
@@ -304,8 +311,9 @@ def test_tensors_that_are_not_the_models_are_refused(edit, message, saved):
 
 def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
     (tmp_path / "w.safetensors").symlink_to("/proc/self/mem")  # reads at its begin fail as those of a bad disk do
-    told = message_of(read_weights, tmp_path / "w.safetensors")
-    assert f"can't be read ({os.strerror(errno.EIO)})" in told
+    error_text = message_of(read_weights, tmp_path / "w.safetensors")
+    assert os.strerror(errno.EIO) in error_text
+    assert "damaged" not in error_text
 
 
 def test_whole_numbers_are_no_weights(saved):
@@ -314,7 +322,7 @@ def test_whole_numbers_are_no_weights(saved):
     leaves = weights.flatten(draw(MODEL))
     leaves["params/stem/kernel"] = leaves["params/stem/kernel"].astype(np.int32)
     saved.write_bytes(safetensors.numpy.save(leaves, metadata))
-    assert message_of(read_weights, saved) == f"{saved}: no weights of a network; no floats: params/stem/kernel"
+    assert "not floating-point: params/stem/kernel" in message_of(read_weights, saved)
 
 
 def test_changed_preprocessing_is_checked():

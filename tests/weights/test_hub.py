@@ -1,4 +1,4 @@
-"""Weights by name, from a server of our own that stands in for the host."""
+"""Weights by name, from a local server instead of the real host."""
 
 import dataclasses
 import hashlib
@@ -96,7 +96,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(host):
 
 def test_the_wrong_file_is_not_kept(host, tmp_path):
     host.files[f"/{FILE}"] = b"<html>log in first</html>"
-    with pytest.raises(UserError, match=r"SHA-256.*isn't kept"):
+    with pytest.raises(UserError, match="SHA-256"):
         hub.fetch(NAME)
     assert kept(tmp_path) == []
 
@@ -104,7 +104,7 @@ def test_the_wrong_file_is_not_kept(host, tmp_path):
 def test_a_file_cut_short_is_not_kept(host, tmp_path):
     host.promised_more = 1
     host.files[f"/{FILE}"] = CONTENT[:-1]
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="SHA-256"):
         hub.fetch(NAME)
     assert kept(tmp_path) == []
 
@@ -117,20 +117,20 @@ def test_redirects_are_followed_but_not_to_files(host, tmp_path):
     (tmp_path / "cache" / FILE).unlink()
     for address in (f"file://{tmp_path}/secret", "ftp://127.0.0.1/secret"):
         host.moved[f"/{FILE}"] = address
-        with pytest.raises(UserError, match="can't be downloaded"):
+        with pytest.raises(UserError, match=NAME):
             hub.fetch(NAME)
 
 
 def test_only_http(host, tmp_path, monkeypatch):
     (tmp_path / FILE).write_bytes(CONTENT)
     monkeypatch.setattr(hub, "TORCHVISION_URL", f"file://{tmp_path}/")
-    with pytest.raises(UserError, match="unknown url type: file"):
+    with pytest.raises(UserError, match="url type: file"):
         hub.fetch(NAME)
 
 
 def test_a_missing_file_and_no_host_are_one_line_each(host, monkeypatch):
     host.files.clear()
-    with pytest.raises(UserError, match=r"^torchvision/mobilenet_v2\.v1: .*404.*connect.*or download http.*\.pth") as e:
+    with pytest.raises(UserError, match=r"^torchvision/mobilenet_v2\.v1: .*404.* http.*\.pth") as e:
         hub.fetch(NAME)
     assert "\n" not in str(e.value)
     monkeypatch.setattr(hub, "TORCHVISION_URL", "http://127.0.0.1:1/")
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written(host, tmp_path, monkeypatch):
 
 @pytest.fixture
 def hugging_face(monkeypatch, tmp_path):
-    """A Hugging Face that has config.json and model.safetensors of everything in its cache."""
+    """A Hugging Face whose cache has config.json and model.safetensors for every name."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     asked = []
@@ -212,25 +212,27 @@ BAD = {
     "mean": ([], 0.5, "abc", "0.5", [0.5, 0.5], [0.5, 0.5, math.nan], [0.5, 0.5, None], [0.5, 0.5, "0.5"], {}, True),
     "std": ([], 0.5, "abc", [1, 1, 0], [1, 1, -1], [1, 1, math.inf], [1, 1, math.nan], [[1], [1], [1]], 10**400),
 }
-"""Values in a timm config that can't be."""
+"""Invalid values in a timm config."""
 
 
 @pytest.mark.parametrize("key", BAD)
 def test_a_damaged_preprocessing_is_one_line(key, tmp_path):
     for value in BAD[key]:
         config = CONFIG | {"pretrained_cfg": CONFIG["pretrained_cfg"] | {key: value}}
-        with pytest.raises(UserError, match=rf"^here: pretrained_cfg\.{key}=.* must be ") as error:
+        with pytest.raises(UserError, match=rf"^here: .*\.{key}=") as error:
             hub.timm_preprocessing(config, "here")
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 200
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UserError, match=rf"config\.json: pretrained_cfg\.{key}="):
+        with pytest.raises(UserError, match=rf"config\.json: .*\.{key}="):
             hub.beside(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("theirs", [None, 3, [], "", {}, {"crop_pct": 0.9}, CONFIG["pretrained_cfg"] | {"mean": None}])
-def test_a_preprocessing_that_is_not_whole_is_none(theirs):
-    assert hub.timm_preprocessing({"pretrained_cfg": theirs}) is None
+@pytest.mark.parametrize(
+    "pretrained_cfg", [None, 3, [], "", {}, {"crop_pct": 0.9}, CONFIG["pretrained_cfg"] | {"mean": None}]
+)
+def test_a_preprocessing_that_is_not_whole_is_none(pretrained_cfg):
+    assert hub.timm_preprocessing({"pretrained_cfg": pretrained_cfg}) is None
     assert hub.timm_preprocessing({}) is None
 
 
@@ -242,9 +244,9 @@ def test_a_preprocessing_that_is_not_whole_is_none(theirs):
 def test_the_config_beside_says_what_the_name_would(hugging_face, tmp_path, architecture, file):
     named = hub.fetch(f"timm/{architecture}.any")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"architecture": architecture}))
-    found = hub.beside(tmp_path / file)
-    assert found == dataclasses.replace(named, path=tmp_path / file)
-    assert found.source == ("timm_tf" if architecture.startswith("tf_") else "timm")
+    read = hub.beside(tmp_path / file)
+    assert read == dataclasses.replace(named, path=tmp_path / file)
+    assert read.source == ("timm_tf" if architecture.startswith("tf_") else "timm")
 
 
 @pytest.mark.parametrize(
@@ -291,17 +293,16 @@ def test_no_network_is_said_within_seconds(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{filename}")
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"^timm/mobilenetv2_100\.ra_in1k: .*refused.*connect") as e:
+    with pytest.raises(UserError, match=r"^timm/mobilenetv2_100\.ra_in1k: .*refused") as e:
         hub.fetch("timm/mobilenetv2_100.ra_in1k")
     assert "\n" not in str(e.value)
-    said = r"/main/model\.safetensors and http\S+/main/config\.json elsewhere, keep them together in one folder"
-    assert re.search(said, str(e.value))
+    assert re.search(r"/main/model\.safetensors and http\S+/main/config\.json", str(e.value))
     assert time.monotonic() - start < 5
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'mnv2_jax\[convert\]'"):
+    with pytest.raises(UserError, match=r"mnv2_jax\[convert\]"):
         hub.fetch("timm/mobilenetv2_100.ra_in1k")
 
 
@@ -324,7 +325,7 @@ def test_unknown_names(name, nearest):
 
 
 def test_architectures_without_weights():
-    with pytest.raises(UserError, match="timm publishes no weights of mobilenetv2_035"):
+    with pytest.raises(UserError, match=r"timm .*mobilenetv2_035"):
         hub.fetch("timm/mobilenetv2_035")
 
 

@@ -31,12 +31,12 @@ def arrays_of(number, klass):
 
 
 def layers_of(order=ORDER):
-    """Names (which sort otherwise than they follow each other), classes and arrays."""
+    """Names (whose sorted order differs from the layers' order), classes and arrays."""
     return [(f"{'zyxwvut'[i % 7]}{i}", klass, arrays_of(i, klass)) for i, klass in enumerate(order)]
 
 
 def config_of(layers, **changes):
-    """As Keras 2 writes it, each layer fed by the one before."""
+    """Config as Keras 2 writes it, in which each layer gets the output of the one before."""
     listed = []
     for before, (name, klass, _) in itertools.pairwise([(None, None, None), *layers]):
         config = {"name": name, **changes.get(name, {})}
@@ -130,12 +130,12 @@ def test_arrays_have_our_names_and_layouts(form, tmp_path):
     layers = layers_of()
     FORMS[form](tmp_path / "m", layers)
     read = {layer.name: layer.arrays for layer in read_keras(tmp_path / "m").layers}
-    wanted = {name: arrays for name, _, arrays in layers if arrays}
-    np.testing.assert_array_equal(read["z0"]["kernel"], wanted["z0"][0])
-    np.testing.assert_array_equal(read["w3"]["kernel"], wanted["w3"][0].transpose(0, 1, 3, 2))
-    for leaf, array in zip(("scale", "bias", "mean", "var"), wanted["y1"], strict=True):
+    expected = {name: arrays for name, _, arrays in layers if arrays}
+    np.testing.assert_array_equal(read["z0"]["kernel"], expected["z0"][0])
+    np.testing.assert_array_equal(read["w3"]["kernel"], expected["w3"][0].transpose(0, 1, 3, 2))
+    for leaf, array in zip(("scale", "bias", "mean", "var"), expected["y1"], strict=True):
         np.testing.assert_array_equal(read["y1"][leaf], array)
-    for leaf, array in zip(("kernel", "bias"), wanted["t6"], strict=True):
+    for leaf, array in zip(("kernel", "bias"), expected["t6"], strict=True):
         np.testing.assert_array_equal(read["t6"][leaf], array)
     assert all(array.dtype == np.float32 for arrays in read.values() for array in arrays.values())
 
@@ -143,10 +143,10 @@ def test_arrays_have_our_names_and_layouts(form, tmp_path):
 def test_what_the_config_says(form, tmp_path):
     FORMS[form](tmp_path / "m", layers_of())
     network = read_keras(tmp_path / "m")
-    told = form in CONFIGURED
-    assert network.epsilon == (0.001 if told else None)
-    assert network.resolution == (32 if told else None)
-    if told:
+    options = form in CONFIGURED
+    assert network.epsilon == (0.001 if options else None)
+    assert network.resolution == (32 if options else None)
+    if options:
         assert [layer.activation for layer in network.layers] == ["relu6"] * 2 + ["hard_swish"] * 2 + [None]
 
 
@@ -226,7 +226,7 @@ WINDOW = {"strides": [2, 2], "dilation_rate": [1, 1], "padding": "same"}
 
 
 def window_of(path, form, zeros=None, **said):
-    """Of a depthwise convolution, after zeros where there are any."""
+    """Window of a depthwise convolution, after a layer of zeros if there is one."""
     layers = layers_of(("ZeroPadding2D", "DepthwiseConv2D") if zeros else ("ReLU", "DepthwiseConv2D"))
     FORMS[form](path, layers, **{layers[0][0]: {"padding": zeros} if zeros else {}, layers[1][0]: said})
     (layer,) = read_keras(path).layers
@@ -245,18 +245,18 @@ def test_strides_dilations_and_paddings(form, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("zeros", "said", "match"),
+    ("zeros", "changes", "match"),
     [
-        (None, {"strides": [2, 1]}, "another stride for rows than for columns"),
-        (None, {"dilation_rate": [1, 2]}, "another dilation"),
-        (None, {"padding": "causal"}, "padding 'causal', as no MobileNet has"),
-        ([[0, 1], [1, 1]], {"padding": "valid"}, "only the same ones for rows and columns"),
-        ([[1, 1], [1, 1]], {"padding": "same"}, "only the same ones for rows and columns, before a layer without"),
+        (None, {"strides": [2, 1]}, "stride for rows"),
+        (None, {"dilation_rate": [1, 2]}, "dilation for rows"),
+        (None, {"padding": "causal"}, "'causal'"),
+        ([[0, 1], [1, 1]], {"padding": "valid"}, r"\(\(0, 1\), \(1, 1\)\)"),
+        ([[1, 1], [1, 1]], {"padding": "same"}, "padding 'same' after zeros"),
     ],
 )
-def test_windows_that_no_mobilenet_has(zeros, said, match, tmp_path):
+def test_windows_that_no_mobilenet_has(zeros, changes, match, tmp_path):
     with pytest.raises(UserError, match=match):
-        window_of(tmp_path / "m", "whole", zeros, **WINDOW | said)
+        window_of(tmp_path / "m", "whole", zeros, **WINDOW | changes)
 
 
 @pytest.mark.parametrize("form", CONFIGURED)
@@ -293,18 +293,18 @@ def nested(path, paths):
 def test_nested_models_are_read_in_order_or_not_at_all(tmp_path):
     norm = ("gamma", "beta", "moving_mean", "moving_variance")
     trained = [f"{name}/{leaf}" for name in "ab" for leaf in norm[:2]]
-    rest = [f"{name}/{leaf}" for name in "ab" for leaf in norm[2:]]
-    nested(tmp_path / "m", ["c/kernel", *trained, *rest])
+    frozen = [f"{name}/{leaf}" for name in "ab" for leaf in norm[2:]]
+    nested(tmp_path / "m", ["c/kernel", *trained, *frozen])
     assert [layer.name for layer in read_keras(tmp_path / "m").layers] == ["c", "a", "b"]
-    nested(tmp_path / "m", [*trained[2:], *[f"a/{leaf}" for leaf in norm], *rest[2:]])  # a was frozen
-    with pytest.raises(UserError, match=r"partly frozen.*save the whole model"):
+    nested(tmp_path / "m", [*trained[2:], *[f"a/{leaf}" for leaf in norm], *frozen[2:]])  # a was frozen
+    with pytest.raises(UserError, match=r"frozen.*\.keras"):
         read_keras(tmp_path / "m")
 
 
 @pytest.mark.parametrize("top", [None, "inner"])
 @pytest.mark.parametrize("is_configured", [True, False])
 def test_names_with_slashes(top, is_configured, tmp_path):
-    """As of MobileNetV3 in Keras 2: every norm ends in the same word."""
+    """As in MobileNetV3 of Keras 2, where the names of all norms end in the same word."""
     names = ["a/Norm", "b/Norm"]
     inside = [listed("BatchNormalization", name, epsilon=0.001) for name in names]
     layers = [listed("Sequential", top, layers=inside)] if top else inside
@@ -320,8 +320,8 @@ def test_names_with_slashes(top, is_configured, tmp_path):
             holder.attrs["weight_names"] = np.array([*before, *(path.encode() for path in paths)], "S")
             for path, values in zip(paths, arrays_of(0, "BatchNormalization"), strict=True):
                 holder[path] = values
-    found = [layer.name for layer in read_keras(tmp_path / "m").layers]
-    assert found == (names if is_configured else [f"m/{name}" for name in names])
+    read_names = [layer.name for layer in read_keras(tmp_path / "m").layers]
+    assert read_names == (names if is_configured else [f"m/{name}" for name in names])
 
 
 def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
@@ -331,7 +331,7 @@ def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
     assert [layer.kind for layer in read_keras(tmp_path / "m").layers] == ["conv", "dense", "depthwise"]
     with h5py.File(tmp_path / "m", "r+") as file:
         write_numbered(file["layers"].create_group("sequential"), layers_of(("Conv2D",)))
-    with pytest.raises(UserError, match="conv layers of its nested models"):
+    with pytest.raises(UserError, match=r"conv layers .*nested"):
         read_keras(tmp_path / "m")
 
 
@@ -339,13 +339,13 @@ def test_numbers_do_not_order_the_layers_around_a_nested_model(tmp_path):
 
 
 def listed(klass, name, before=None, numbers=None, **config):
-    """A layer of a config as Keras 2 lists it; a constant that it computes with stands beside what feeds it."""
+    """Layer of a config as Keras 2 lists it; the constant of an operation is listed beside its input."""
     nodes = [[[before, 0, 0, numbers or {}]]] if before else []
     return {"class_name": klass, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
 
 
 def operation(klass, name, before, *arguments):
-    """One of keras.ops, as Keras 3 lists it; "x" stands for the map."""
+    """Operation of keras.ops as Keras 3 lists it; "x" stands for the map."""
     tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": [before, 0, 0]}}
     args = [tensor if each == "x" else each for each in arguments]
     return {
@@ -464,17 +464,17 @@ NEGATIVE = tuple(-value for value in IMAGENET[0])
 def test_what_layers_do_to_pixels(steps, mean, std, tmp_path):
     three = lambda value: value if value is None or isinstance(value, tuple) else (value,) * 3  # noqa: E731
     for is_nested in (False, True):
-        found = prepared(tmp_path / "m", steps, is_nested=is_nested)
-        assert (found[0], found[1]) == (three(mean), three(std))
-        assert found[2:] == (32, {})
+        result = prepared(tmp_path / "m", steps, is_nested=is_nested)
+        assert (result[0], result[1]) == (three(mean), three(std))
+        assert result[2:] == (32, {})
 
 
 def test_what_a_normalization_has_learnt(tmp_path):
     for is_nested in (False, True):
-        found = prepared(
+        result = prepared(
             tmp_path / "m", [layer("Normalization")], learnt=([51, 0, 255], [255**2] * 3), is_nested=is_nested
         )
-        assert found == ((0.2, 0.0, 1.0), (1.0, 1.0, 1.0), 32, {})
+        assert result == ((0.2, 0.0, 1.0), (1.0, 1.0, 1.0), 32, {})
 
 
 RESIZE = layer("Resizing", height=48, width=48)
@@ -512,10 +512,10 @@ RANDOM_CROP = layer("RandomCrop", height=24, width=24)
     ],
 )
 def test_how_layers_resize_and_crop(steps, size, version, resolution, view, tmp_path):
-    found = prepared(tmp_path / "m", steps, size, version=version)
+    result = prepared(tmp_path / "m", steps, size, version=version)
     view = view if len(view) == 4 else (*view, None if view[2] is None else False)  # no layer of theirs does by default
-    told = dict(zip(("eval_crop", "eval_crop_fraction", "interpolation", "antialias"), view, strict=True))
-    assert found[2:] == (resolution, {key: value for key, value in told.items() if value is not None})
+    fields = dict(zip(("eval_crop", "eval_crop_fraction", "interpolation", "antialias"), view, strict=True))
+    assert result[2:] == (resolution, {key: value for key, value in fields.items() if value is not None})
 
 
 @pytest.mark.parametrize(
@@ -544,7 +544,7 @@ def test_how_layers_resize_and_crop(steps, size, version, resolution, view, tmp_
     ],
 )
 def test_layers_before_the_first_convolution_that_cannot_be_expressed(step, size, tmp_path):
-    with pytest.raises(UserError, match=r"m: layer 's1' .*before the first convolution"):
+    with pytest.raises(UserError, match=r"m: layer 's1'"):
         prepared(tmp_path / "m", [FLIP, step], size)
 
 
@@ -553,7 +553,7 @@ def test_pixels_that_are_inverted_and_a_mean_that_is_nowhere(tmp_path):
         prepared(tmp_path / "m", [tf_constant_first("math.subtract", 255.0)])
     with pytest.raises(UserError, match=r"multiply pixels by \[1.0, -1.0, 1.0\]"):
         prepared(tmp_path / "m", [layer("Rescaling", scale=[1.0, -1.0, 1.0])])
-    with pytest.raises(UserError, match="layer 's0' isn't in it"):
+    with pytest.raises(UserError, match=r"mean .*'s0'"):
         prepared(tmp_path / "m", [layer("Normalization")])
 
 
@@ -562,9 +562,9 @@ def test_a_layer_on_pixels_of_which_a_file_has_the_name_only(tmp_path):
     for form in ("legacy", "numbered"):
         for name in ("rescaling", "resizing_1", "tf.math.truediv_2", "tf_op_lambda"):
             FORMS[form](tmp_path / "m", [(name, "Other", []), *layers])
-            assert read_keras(tmp_path / "m").unsaid == {name: True}
+            assert read_keras(tmp_path / "m").pixel_layers == {name: True}
         FORMS[form](tmp_path / "m", [("random_flip", "Other", []), ("re_lu", "ReLU", []), *layers])
-        assert read_keras(tmp_path / "m").unsaid == {}
+        assert read_keras(tmp_path / "m").pixel_layers == {}
     with h5py.File(tmp_path / "m", "w") as file:
         write_numbered(file, [("rescaling", "Rescaling", []), ("d", "Dense", arrays_of(0, "Dense"))])
         write_numbered(file.create_group("layers/functional"), layers_of(("Conv2D",)))
@@ -572,15 +572,15 @@ def test_a_layer_on_pixels_of_which_a_file_has_the_name_only(tmp_path):
         statistics.attrs["name"] = "mine"
         for leaf, value in enumerate((np.ones(3), np.ones(3), 7)):
             statistics[str(leaf)] = value
-    assert read_keras(tmp_path / "m").unsaid == {"rescaling": False, "mine": True}
+    assert read_keras(tmp_path / "m").pixel_layers == {"rescaling": False, "mine": True}
 
 
 def test_layers_without_weights_that_no_mobilenet_has(tmp_path):
     order = ("Conv2D", "GlobalMaxPooling2D", "Dense", "Rescaling")
     whole(tmp_path / "m", layers_of(order))
-    assert read_keras(tmp_path / "m").strange == ("y1 (GlobalMaxPooling2D)", "w3 (Rescaling)")
+    assert read_keras(tmp_path / "m").unsupported == ("y1 (GlobalMaxPooling2D)", "w3 (Rescaling)")
     whole(tmp_path / "m", layers_of(("Conv2D", "MaxPooling2D", "Conv2D")))
-    refused(tmp_path / "m", r"layer y1 \(MaxPooling2D\) stands between its convolutions")
+    refused(tmp_path / "m", r"y1 \(MaxPooling2D\)")
 
 
 def test_activations_are_found_across_models_and_in_layers_that_are_shared(tmp_path):
@@ -631,7 +631,7 @@ def test_integers(form, tmp_path):
 def test_layers_that_no_mobilenet_has(form, tmp_path):
     layers = [*layers_of(), ("t", "Conv2DTranspose", [np.ones((2, 2, 2, 2, 2), np.float32)])]
     FORMS[form](tmp_path / "m", layers)
-    refused(tmp_path / "m", "isn't one of|no MobileNet has")
+    refused(tmp_path / "m", "isn't one of|unlike any MobileNet")
 
 
 def test_a_depth_multiplier(form, tmp_path):
@@ -650,7 +650,7 @@ def test_different_epsilons(tmp_path):
 
 def test_a_third_array_of_a_norm_without_a_config(tmp_path):
     numbered(tmp_path / "m", [("n", "BatchNormalization", arrays_of(0, "BatchNormalization")[1:])])
-    refused(tmp_path / "m", "has 3 arrays.*save the whole model")
+    refused(tmp_path / "m", r"has 3 arrays.*\.keras")
 
 
 def test_missing_groups(form, tmp_path):
@@ -659,7 +659,7 @@ def test_missing_groups(form, tmp_path):
     if form == "zipped":
         with zipfile.ZipFile(tmp_path / "m", "w") as archive:
             archive.writestr("config.json", "{}")
-        return refused(tmp_path / "m", "a zip without model.weights.h5")
+        return refused(tmp_path / "m", r"zip .*model\.weights\.h5")
     with h5py.File(tmp_path / "m", "r+") as file:
         del file[{"whole": "model_weights/z0/z0", "legacy": "z0", "numbered": "layers/conv2d/vars"}[form]]
     refused(tmp_path / "m", "there is no")
@@ -676,7 +676,7 @@ def test_links_to_other_files(tmp_path):
     with h5py.File(tmp_path / "m", "r+") as file:
         del file["z0/z0/kernel:0"]
         file.create_dataset("z0/z0/kernel:0", (3, 3, 3, 4), "f4", external=[(str(tmp_path / "secret"), 0, 432)])
-    refused(tmp_path / "m", "lies in another file")
+    refused(tmp_path / "m", "another file")
 
 
 def test_sizes_that_would_fill_the_memory(tmp_path):
@@ -684,13 +684,13 @@ def test_sizes_that_would_fill_the_memory(tmp_path):
     with h5py.File(tmp_path / "m", "r+") as file:
         del file["z0/z0/kernel:0"]
         file.create_dataset("z0/z0/kernel:0", (1 << 20, 1 << 20, 1 << 20, 4), "f4", chunks=(1, 1, 1, 4))
-    refused(tmp_path / "m", "MiB, as no MobileNet has")
+    refused(tmp_path / "m", "arrays .* MiB")
 
 
 def test_a_zip_member_that_unpacks_to_too_much(tmp_path):
     with zipfile.ZipFile(tmp_path / "m", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", bytes((1 << 26) + 1))
-    refused(tmp_path / "m", "config.json in it has more than 64 MiB")
+    refused(tmp_path / "m", r"config\.json .*64 MiB")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"PK\3\4", b"not weights" * 100])
@@ -709,7 +709,7 @@ def test_configs_that_make_no_sense(config, tmp_path):
 
 
 def test_a_heap_of_strings_that_never_ends(tmp_path):
-    """HDF5 itself would go round in it for ever."""
+    """HDF5 itself would loop in this heap for ever."""
     whole(tmp_path / "m", layers_of())
     content = bytearray((tmp_path / "m").read_bytes())
     first = content.index(b"GCOL") + 16
@@ -725,7 +725,7 @@ def test_no_such_file(tmp_path):
 
 
 def test_damaged_files_are_refused_or_read(form, tmp_path):
-    """Cuts and changed bytes give a network or one line; few of these, as HDF5 itself crashes on some."""
+    """Truncated and changed files give a network or one line. Only a few are tried, because HDF5 crashes on some."""
     FORMS[form](tmp_path / "m", layers_of())
     content = (tmp_path / "m").read_bytes()
     rng = np.random.default_rng(0)
@@ -743,7 +743,7 @@ def test_damaged_files_are_refused_or_read(form, tmp_path):
 
 def test_without_h5py(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    refused(tmp_path / "m", "needs h5py; pip install")
+    refused(tmp_path / "m", "h5py")
 
 
 # --- files by others --------------------------------------------------------------------------------------------

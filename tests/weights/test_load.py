@@ -1,4 +1,4 @@
-"""Files of PyTorch libraries, by the names and shapes of their own models; parity tests compare the values."""
+"""Files of PyTorch libraries, with the names and shapes of their own models. Parity tests compare the values."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ MODELS = [key for key in GOLDEN if key != "about"]
 
 
 def state_dict(key, classes=None):
-    """Random tensors of a library's names and shapes, the classifier cut to so many classes."""
+    """Random tensors with a library's names and shapes; the classifier is cut to a number of classes."""
     rng = np.random.default_rng(0)
     last = max(name for name in GOLDEN[key] if name.startswith(("classifier", "fc")))
     head = last.rpartition(".")[0]
@@ -81,7 +81,7 @@ def test_a_file_of_ours_says_what_it_holds(tmp_path):
     save_weights(tmp_path / "w.safetensors", model, variables, WeightsInfo(labels=("a", "b", "c")))
     read = load_weights(tmp_path / "w.safetensors")
     assert (read.model, read.info.labels) == (model, ("a", "b", "c"))
-    with pytest.raises(UserError, match="says itself what it holds"):
+    with pytest.raises(UserError, match=r"model .*options"):
         load_weights(tmp_path / "w.safetensors", "mobilenet_v1")
 
 
@@ -98,7 +98,7 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("metadata", "expected"),
     [
         (dict(arch="tf_mobilenetv3_large_100"), ("timm_tf", "same", 1e-3)),
         (dict(backbone="hf-hub:timm/tf_mobilenetv3_large_100.in1k"), ("timm_tf", "same", 1e-3)),
@@ -106,14 +106,14 @@ def test_the_library_matters_where_the_file_cannot_tell(tmp_path):
         (dict(arch="mobilenetv3_large_100", name="tf_experiment"), ("timm", "symmetric", 1e-5)),
     ],
 )  # fmt: skip
-def test_the_architecture_said_in_the_file(said, expected, tmp_path):
-    path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v3_large"), **said)
+def test_the_architecture_said_in_the_file(metadata, expected, tmp_path):
+    path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v3_large"), **metadata)
     model, _, info = load_weights(path)
     assert model.name == "mobilenet_v3_large"
     assert (info.source, model.options.padding, model.norm.epsilon) == expected
-    assert any(next(iter(said.values())) in note for note in info.notes)
+    assert any(next(iter(metadata.values())) in note for note in info.notes)
     assert load_weights(path, "mobilenet_v3_large", library="timm").info.source == "timm"
-    with pytest.raises(UserError, match=r"w\.safetensors is mobilenet_v3_large, not mobilenet_v1"):
+    with pytest.raises(UserError, match=r"w\.safetensors.*mobilenet_v3_large.*mobilenet_v1"):
         load_weights(path, "mobilenet_v1")
 
 
@@ -186,7 +186,7 @@ def test_without_a_classifier_of_ours_a_new_one_is_wanted(key, head, absent, tmp
     name = key.split()[1]
     body = {name: array for name, array in state_dict(key).items() if not name.startswith(("classifier", "fc"))}
     path = write(tmp_path / "w.safetensors", {f"backbone.{name}": array for name, array in (body | head).items()})
-    with pytest.raises(UserError, match=r"w\.safetensors: .*init\.head=new"):
+    with pytest.raises(UserError, match=r"init\.head=new"):
         load_weights(path, name)
     read = load_weights(path, name, head="new")
     assert (read.absent, read.info.labels) == (absent, ())
@@ -209,23 +209,33 @@ def test_background_is_dropped_and_other_classes_are_not_imagenet(tmp_path):
     assert load_weights(tmp_path / "w.safetensors", "mobilenet_v1").info.labels == ()
     named = load_weights(tmp_path / "w.safetensors", "mobilenet_v1", labels=["a", "b", "c"])
     assert (named.info.labels, named.info.class_ids) == (("a", "b", "c"), ())
-    with pytest.raises(UserError, match="2 labels for 3 classes"):
+    with pytest.raises(UserError, match=r"3 classes.* 2 labels"):
         load_weights(tmp_path / "w.safetensors", "mobilenet_v1", labels=["a", "b"])
 
 
 def test_preprocessing_that_is_known_better_wins(tmp_path):
     path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v1"))
-    asked = dict(resolution=192, eval_crop_fraction=0.95, mean=(0.0, 0.0, 0.0))
-    told = load_weights(path, "mobilenet_v1", preprocessing=asked).info.preprocessing
-    assert (told.resolution, told.eval_crop_fraction, told.mean, told.std) == (192, 0.95, (0, 0, 0), (0.5, 0.5, 0.5))
-    with pytest.raises(UserError, match="unknown preprocessing 'batch_size'"):
+    given = dict(resolution=192, eval_crop_fraction=0.95, mean=(0.0, 0.0, 0.0))
+    preprocessing = load_weights(path, "mobilenet_v1", preprocessing=given).info.preprocessing
+    assert (preprocessing.resolution, preprocessing.eval_crop_fraction, preprocessing.mean, preprocessing.std) == (
+        192,
+        0.95,
+        (0, 0, 0),
+        (0.5, 0.5, 0.5),
+    )
+    with pytest.raises(UserError, match="'batch_size'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(batch_size=3))
-    with pytest.raises(UserError, match=r"data\.interpolation='cubic' is not a choice; did you mean 'bicubic'"):
+    with pytest.raises(UserError, match=r"data\.interpolation='cubic'.*'bicubic'"):
         load_weights(path, "mobilenet_v1", preprocessing=dict(interpolation="cubic"))
     published = dict(input_size=[3, 160, 160], crop_pct=0.9, interpolation="bicubic", mean=[0.1] * 3, std=[0.2] * 3)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "mobilenetv1_125", "pretrained_cfg": published}))
-    told = load_weights(path, width=1.0, preprocessing=asked).info.preprocessing
-    assert (told.resolution, told.mean, told.std, told.interpolation) == (192, (0, 0, 0), (0.2,) * 3, "bicubic")
+    preprocessing = load_weights(path, width=1.0, preprocessing=given).info.preprocessing
+    assert (preprocessing.resolution, preprocessing.mean, preprocessing.std, preprocessing.interpolation) == (
+        192,
+        (0, 0, 0),
+        (0.2,) * 3,
+        "bicubic",
+    )
 
 
 NAMES = ["n1", "n2", "n3"]
@@ -247,8 +257,8 @@ NAMES = ["n1", "n2", "n3"]
 )  # fmt: skip
 def test_class_names_of_the_config_beside(config, labels, class_ids, tmp_path):
     path = write(tmp_path / "model.safetensors", state_dict("timm mobilenet_v1", classes=3))
-    told = {"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    content = {"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config
+    (tmp_path / "config.json").write_text(json.dumps(content))
     info = load_weights(path).info
     assert (info.labels, info.class_ids) == (labels, class_ids)
     assert load_weights(path, labels=["x", "y", "z"]).info.labels == ("x", "y", "z")
@@ -269,7 +279,7 @@ def test_class_names_that_cannot_be(config, tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"architecture": "mobilenetv1_100", "pretrained_cfg": {}} | config)
     )
-    with pytest.raises(UserError, match=r"config\.json: label_|model\.safetensors: 2 labels for 3 classes") as error:
+    with pytest.raises(UserError, match=r"config\.json: label_|model\.safetensors: .*2 labels") as error:
         load_weights(path)
     assert "\n" not in str(error.value)
 
@@ -279,47 +289,47 @@ def changed(**changes):
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "pattern"),
     [
         (changed(**{"blocks.0.0.bn1.bias": None}), "missing: blocks.0.0.bn1.bias"),
         (changed(**{"extra.weight": np.ones(3, np.float32)}), "left over: extra.weight"),
         (changed(**{"bn1.weight": np.ones(31, np.float32)}), r"another shape: bn1.weight is \[31\] instead of \[32\]"),
-        (changed(**{"bn1.weight": np.full(32, np.nan, np.float32)}), "bn1.weight isn't of finite"),
-        (changed(**{"bn1.weight": np.ones(32, np.int32)}), "bn1.weight isn't of finite floating-point numbers"),
-        (changed(**{"classifier.weight": None}), r"behind the mean it has classifier\.bias"),
-        ({"a": np.ones(3, np.float32)}, r"by the names of a library that we know \(a, …\)"),
-        (state_dict("timm mobilenet_v3_large"), "not the weights of mobilenet_v1 .*missing: "),
+        (changed(**{"bn1.weight": np.full(32, np.nan, np.float32)}), "bn1.weight .*finite"),
+        (changed(**{"bn1.weight": np.ones(32, np.int32)}), "bn1.weight .*floating-point"),
+        (changed(**{"classifier.weight": None}), r"global pooling .*classifier\.bias"),
+        ({"a": np.ones(3, np.float32)}, r"\(a, …\)"),
+        (state_dict("timm mobilenet_v3_large"), "mobilenet_v1 .*missing: "),
     ],
 )
-def test_what_is_not_the_model_is_listed(state, said, tmp_path):
-    with pytest.raises(UserError, match=said) as error:
+def test_what_is_not_the_model_is_listed(state, pattern, tmp_path):
+    with pytest.raises(UserError, match=pattern) as error:
         load_weights(write(tmp_path / "w.safetensors", state), "mobilenet_v1")
     assert str(error.value).startswith(f"{tmp_path / 'w.safetensors'}: ")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "pattern"),
     [
-        ("w.bin.txt", b"hello", "not a file of weights that we can read"),
-        ("w.safetensors", b"", "not a whole safetensors file"),
-        ("w.safetensors", b"\xff" * 40, "not a whole safetensors file"),
+        ("w.bin.txt", b"hello", "w.bin.txt: .*weights"),
+        ("w.safetensors", b"", "complete safetensors"),
+        ("w.safetensors", b"\xff" * 40, "complete safetensors"),
         ("w.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "w.h5: "),
         ("w.tflite", b"\0\0\0\0TFL3" + bytes(100), "w.tflite: "),
         ("w.keras", b"PK\x03\x04" + bytes(100), "damaged, or not a Keras or PyTorch file"),
     ],
 )
-def test_damaged_files_are_one_line(name, content, said, tmp_path):
+def test_damaged_files_are_one_line(name, content, pattern, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=pattern) as error:
         load_weights(tmp_path / name, "mobilenet_v1")
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_cannot_be_read_is_not_called_damaged():
-    said = rf"w\.keras: can't be read \({os.strerror(errno.EIO)}\)"
+    pattern = rf"w\.keras: can't be read \({os.strerror(errno.EIO)}\)"
     file = pathlib.Path("/proc/self/mem")  # reads at its begin fail as those of a bad disk do
-    with pytest.raises(UserError, match=said) as error, layers.reading(pathlib.Path("w.keras"), "Keras"):
+    with pytest.raises(UserError, match=pattern) as error, layers.reading(pathlib.Path("w.keras"), "Keras"):
         file.read_bytes()
     assert "damaged" not in str(error.value)
 
@@ -329,12 +339,12 @@ def test_a_truncated_file_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="not a whole safetensors file"):
+        with pytest.raises(UserError, match="complete safetensors"):
             load_weights(path, "mobilenet_v1")
 
 
 class Runs:
-    """What a hostile pickle would do when it is read."""
+    """Object of a hostile pickle, which runs code when it is read."""
 
     def __init__(self, path):
         self.path = path
@@ -353,39 +363,39 @@ def test_a_pickle_that_executes_is_not_executed(form, tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("w/data.pkl", content)
             archive.writestr("w/version", "3\n")
-    with pytest.raises(UserError, match=r"w\.pth: (holds an object of the class getattr|reading PyTorch's own)"):
+    with pytest.raises(UserError, match=r"w\.pth: .*(class getattr|needs torch)"):
         load_weights(path, "mobilenet_v1")
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "pattern"),
     [
         (("nowhere.pth", "mobilenet_v2"), "nowhere.pth: can't be read"),
-        ((".", "mobilenet_v2"), "a folder, and not a file of weights"),
-        (("timm/mobilenetv9_100", None), "no weights are known by the name"),
+        ((".", "mobilenet_v2"), "folder"),
+        (("timm/mobilenetv9_100", None), "timm/mobilenetv9_100"),
         (("torchvision/mobilenet_v2.v2", "mobilenet_v1"), None),
     ],
 )
-def test_sources_that_are_none(arguments, said, monkeypatch, tmp_path):
+def test_sources_that_are_none(arguments, pattern, monkeypatch, tmp_path):
     monkeypatch.setenv("MNV2_JAX_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=pattern):
         load_weights(*arguments)
 
 
 def test_a_foreign_file_needs_a_model(tmp_path):
     path = write(tmp_path / "w.safetensors", state_dict("timm mobilenet_v1"))
-    with pytest.raises(UserError, match="doesn't say which network it holds"):
+    with pytest.raises(UserError, match="name of the model"):
         load_weights(path)
-    with pytest.raises(UserError, match="a state dict, which keras doesn't write"):
+    with pytest.raises(UserError, match=r"state dict.*keras"):
         load_weights(path, "mobilenet_v1", library="keras")
-    with pytest.raises(UserError, match="num_classes follows from the file"):
+    with pytest.raises(UserError, match="num_classes"):
         load_weights(path, "mobilenet_v1", num_classes=3)
     with pytest.raises(UserError, match="can't be read"):
         load_weights("x" * 300, "mobilenet_v1")
     with pytest.raises(UserError, match="can't be read"):
         load_weights("~nosuchuser/x.pth", "mobilenet_v1")
-    with pytest.raises(UserError, match=r"no resnet50 of corenet that we can read; .* mobilenet_v1, mobilenet_v2"):
+    with pytest.raises(UserError, match=r"resnet50 .*corenet.* mobilenet_v1, mobilenet_v2"):
         load_weights(path, "resnet50", library="corenet")
     with pytest.raises(UserError, match="unknown model 'mobilenet_v7'"):
         load_weights(path, "mobilenet_v7", library="timm")
@@ -408,7 +418,7 @@ def test_what_timm_is_called_with():
     [dict(padding="keras_v1"), dict(width_rule="corenet"), dict(strides=(1, 2, 2, 2, 2)), dict(output_stride=8)],
 )
 def test_what_timm_has_not_is_refused(options):
-    with pytest.raises(UserError, match=f"timm has no mobilenet_v1 .*: not model.{next(iter(options))}"):
+    with pytest.raises(UserError, match=rf"mobilenet_v1 .*model\.{next(iter(options))}"):
         to_timm(zeros("mobilenet_v1", width=0.25, **options))
 
 

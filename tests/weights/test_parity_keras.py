@@ -87,13 +87,13 @@ def saved(model, path):
 
 STEM = dict.fromkeys(("conv1_bn", "bn_Conv1", "conv_bn"), "stem")
 BEFORE = {**STEM, "Conv_1_bn": "head", "conv_1_bn": "head", "conv_2": "hidden"}
-"""The layer before an endpoint."""
+"""Name of the layer before each endpoint."""
 LAST = re.compile(r"(conv_pw_\d+|block_\d+|expanded_conv(?:_\d+)?)_(?:relu|project_bn|project_BN|add)")
-"""Of a block: its sum, or else the norm of its projection."""
+"""Output of a block: its sum, or otherwise the norm of its projection."""
 
 
 def endpoints(keras, model, x):
-    """What its layers give, by our names of them."""
+    """Outputs of a Keras model's layers, by our endpoint names."""
     points, blocks = {"logits": model.output}, {}
     for layer, following in itertools.pairwise(model.layers):
         if layer.name in BEFORE:

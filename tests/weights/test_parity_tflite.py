@@ -1,4 +1,4 @@
-"""Against the TFLite runtime, on real files."""
+"""Converted TFLite files against the TFLite runtime, on real files."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""State dicts that aren't what they should be: every one is one line, none fills the memory."""
+"""Checkpoints and damaged state dicts: every error is one line, and none fills the memory."""
 
 import argparse
 import collections
@@ -23,11 +23,11 @@ from mnv2_jax.weights.layers import LARGEST
 from mnv2_jax.weights.state_dicts import read_state_dict
 
 STEM = "conv_stem.weight"
-"""By this tensor a network of timm's is known."""
+"""Name of the tensor by which a network of timm is recognised."""
 
 
-def refused(path, said, take=None):
-    with pytest.raises(UserError, match=said) as error:
+def refused(path, pattern, take=None):
+    with pytest.raises(UserError, match=pattern) as error:
         read_state_dict(path, take)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
@@ -67,7 +67,7 @@ def test_a_header_of_any_length_is_one_of_safetensors(tmp_path, monkeypatch):
 
 
 def network(value, stem=STEM, prefix=""):
-    """Tensors by which a network is known; the names of torchvision's ResNet and MobileNets for another ``stem``."""
+    """Tensors by which a network is recognised: timm's, or another library's for another ``stem``."""
     return {f"{prefix}{name}": np.full(2, value, np.float32) for name in (stem, "a.bias")}
 
 
@@ -116,8 +116,8 @@ def test_what_stands_beside_the_network_is_left_out_and_named(tmp_path):
     state |= network(2, prefix="teacher.") | network(3, "layer1.0.conv1.weight", "expert_teacher.")
     read = read_state_dict(write(tmp_path / "w.safetensors", state))
     assert {name: array[0] for name, array in read.tensors.items()} == {STEM: 1, "a.bias": 1}
-    told = " ".join(read.notes)
-    assert all(name in told for name in ("loss", "train_acc", "teacher", "expert_teacher"))
+    notes = " ".join(read.notes)
+    assert all(name in notes for name in ("loss", "train_acc", "teacher", "expert_teacher"))
     teacher = read_state_dict(tmp_path / "w.safetensors", "teacher")
     assert {array[0] for array in teacher.tensors.values()} == {2}
 
@@ -149,7 +149,7 @@ def test_what_to_take_must_be_there_and_one(tmp_path):
     refused(path, "one, two.x")
     refused(path, "one, two.x", "three")
     assert {array[0] for array in read_state_dict(path, "two").tensors.values()} == {2}
-    refused(write(tmp_path / "d.safetensors", network(1) | network(2, prefix="module.")), "save the one model")
+    refused(write(tmp_path / "d.safetensors", network(1) | network(2, prefix="module.")), "wrapper")
     averages = network(2, prefix="state_dict_ema.") | network(3, prefix="model_ema.")  # in timm's order
     read = read_state_dict(write(tmp_path / "e.safetensors", network(1, prefix="model.") | averages))
     assert {array[0] for array in read.tensors.values()} == {2}
@@ -163,7 +163,7 @@ def test_what_to_take_must_be_there_and_one(tmp_path):
 def test_numbers_that_cannot_be(array, tmp_path):
     refused(
         write(tmp_path / "w.safetensors", {STEM: np.ones(1, np.float32), "a": array}),
-        "a isn't of finite floating-point numbers",
+        ": a .*finite",
     )
 
 
@@ -171,14 +171,14 @@ def test_numbers_that_cannot_be(array, tmp_path):
 def test_types_that_weights_do_not_have(kind, tmp_path):
     header = json.dumps({STEM: {"dtype": kind, "shape": [8 if kind != "C64" else 1], "data_offsets": [0, 8]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    refused(tmp_path / "w.safetensors", f"not a whole safetensors file|{STEM} isn't of finite")
+    refused(tmp_path / "w.safetensors", f"complete safetensors|{STEM} .*finite")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J" + "b" * 5000])
 def test_names_that_are_not_one_line(name, tmp_path):
     state = {STEM: np.ones(2, np.float32), name: np.ones(2, np.float32)}
-    refused(write(tmp_path / "w.safetensors", state), "is no name of a tensor")
-    refused(write(tmp_path / "w.safetensors", {name: np.ones(2, np.float32)}), "no tensors by the names of a library")
+    refused(write(tmp_path / "w.safetensors", state), "name of a tensor")
+    refused(write(tmp_path / "w.safetensors", {name: np.ones(2, np.float32)}), "known library")
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
@@ -186,7 +186,7 @@ def test_a_file_too_large_is_not_read(name, tmp_path):
     path = tmp_path / name
     with path.open("wb") as file:
         file.truncate(LARGEST + 1)  # takes no room
-    refused(path, r"1\.0 GiB, where 1 GiB is the most")
+    refused(path, r"1\.0 GiB.* 1 GiB")
 
 
 def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
@@ -194,14 +194,14 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("w/data/0", bytes(2 << 20))
     assert (tmp_path / "w.pth").stat().st_size < 1 << 14
-    refused(tmp_path / "w.pth", "is the most that is read")
+    refused(tmp_path / "w.pth", "GiB")
 
 
 def test_no_file(tmp_path):
     (tmp_path / "page.pth").write_bytes(b"<html>log in</html>")
     (tmp_path / "empty.pt").touch()
     for name in ("page.pth", "empty.pt"):
-        refused(tmp_path / name, "not a whole PyTorch file")
+        refused(tmp_path / name, "complete PyTorch")
     for name in ("w.safetensors", "w.pth"):
         refused(tmp_path / name, "can't be read")
 
@@ -214,7 +214,7 @@ def torch():
     return pytest.importorskip("torch", reason="pip install .[parity]")
 
 
-PLAIN = "'a' isn't of finite floating-point numbers in a plain tensor"
+PLAIN = "'a' .*plain tensor"
 HOSTILE = {
     "sparse": (lambda t: t.eye(3).to_sparse(), PLAIN),
     "sparse huge": (lambda t: t.sparse_coo_tensor(t.zeros(1, 1).long(), t.ones(1), (10**15,)), PLAIN),
@@ -231,11 +231,11 @@ HOSTILE = {
     "meta": (lambda t: t.ones(3, device="meta"), PLAIN),
     "meta huge": (lambda t: t.ones(10**13, device="meta"), PLAIN),
     "int": (lambda t: t.ones(3).int(), PLAIN),
-    "expanded": (lambda t: t.zeros(1).expand(10**13), r"37,252\.9 GiB, where 1 GiB is the most"),
-    "expanded half": (lambda t: t.zeros(1).bfloat16().expand(10**13), "where 1 GiB is the most"),
-    "just too large": (lambda t: t.zeros(1).bfloat16().expand(LARGEST // 4 + 1), "where 1 GiB is the most"),
-    "infinite": (lambda t: t.full((3,), t.inf), "a isn't of finite floating-point numbers;"),
-    "overflow": (lambda t: t.full((3,), 1e300, dtype=t.float64), "a isn't of finite floating-point numbers;"),
+    "expanded": (lambda t: t.zeros(1).expand(10**13), r"37,252\.9 GiB.* 1 GiB"),
+    "expanded half": (lambda t: t.zeros(1).bfloat16().expand(10**13), " 1 GiB"),
+    "just too large": (lambda t: t.zeros(1).bfloat16().expand(LARGEST // 4 + 1), " 1 GiB"),
+    "infinite": (lambda t: t.full((3,), t.inf), ": a .*finite"),
+    "overflow": (lambda t: t.full((3,), 1e300, dtype=t.float64), ": a .*finite"),
 }
 
 
@@ -243,17 +243,17 @@ HOSTILE = {
 @pytest.mark.filterwarnings("ignore")  # torch's, of writing such tensors
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_tensors_are_one_line(kind, torch, tmp_path):
-    make, said = HOSTILE[kind]
+    make, pattern = HOSTILE[kind]
     torch.save({STEM: torch.ones(1), "a": make(torch)}, tmp_path / "w.pth")
     assert (tmp_path / "w.pth").stat().st_size < 1 << 13
-    refused(tmp_path / "w.pth", said)
+    refused(tmp_path / "w.pth", pattern)
 
 
 @pytest.mark.parity
 def test_many_small_tensors_count_together(torch, tmp_path):
     part = torch.zeros(1).expand(LARGEST // 16)
     torch.save({STEM: part, **{str(i): part for i in range(4)}}, tmp_path / "w.pth")
-    refused(tmp_path / "w.pth", r"1\.2 GiB, where 1 GiB is the most")
+    refused(tmp_path / "w.pth", r"1\.2 GiB.* 1 GiB")
 
 
 @pytest.mark.parity
@@ -295,13 +295,13 @@ def test_damaged_bytes_give_an_error_or_a_result(seed, archive, torch, tmp_path)
             content[place] = rng.integers(256)
     path = tmp_path / "w.pth"
     path.write_bytes(content)
-    told, read = "", {}
+    error_text, read = "", {}
     try:
         read = read_state_dict(path).tensors
     except UserError as error:
-        told = str(error)
-    assert not told or told.startswith(f"{path}: ")
-    assert "\n" not in told
+        error_text = str(error)
+    assert not error_text or error_text.startswith(f"{path}: ")
+    assert "\n" not in error_text
     assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in read.values())
 
 
@@ -310,7 +310,7 @@ def tensors(torch, value, prefix="", **more):
 
 
 def forms(torch):
-    """What is saved (1: the weights, 2: their average), and what is taken of it by default."""
+    """Checkpoints (1: the weights, 2: their average), each with the value that is taken by default."""
     raw, ema = tensors(torch, 1), tensors(torch, 2)
     wrapped = tensors(torch, 2, "module.", n_averaged=torch.tensor(3))
     return {
@@ -376,7 +376,7 @@ def test_plain_objects_beside_the_tensors_are_read_and_not_made(archive, torch, 
 
 
 class Own:
-    """What a user's class would be."""
+    """A class of a user."""
 
     value = 3
 
@@ -385,7 +385,7 @@ class Own:
 @pytest.mark.filterwarnings("ignore")  # torch's, of another protocol and of TorchScript
 def test_what_could_run_code_is_refused_by_its_name(torch, tmp_path):
     path = tmp_path / "w.pth"
-    for content, said in (
+    for content, pattern in (
         (torch.nn.Linear(1, 1), "class torch.nn.modules.linear.Linear"),
         ({"model": tensors(torch, 1), "args": Own()}, r"class \S*test_state_dicts\.Own"),
         ({"model": tensors(torch, 1), "args": functools.partial(print)}, "class functools.partial"),
@@ -393,11 +393,11 @@ def test_what_could_run_code_is_refused_by_its_name(torch, tmp_path):
         ({"model": tensors(torch, 1), "call": eval}, "class eval"),
     ):
         torch.save(content, path)
-        refused(path, said)
+        refused(path, pattern)
     torch.save(tensors(torch, 1), path, pickle_protocol=4)
-    refused(path, "isn't pickled as torch does")
+    refused(path, "pickle")
     torch.jit.script(torch.nn.Linear(1, 1)).save(path)
     refused(path, "TorchScript")
     for content in ([torch.ones(1)], {"epoch": 3}, {"a": torch.ones(2)}, {}):
         torch.save(content, path)
-        refused(path, "holds list|no tensors by the names of a library")
+        refused(path, "type list|known library")

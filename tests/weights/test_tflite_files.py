@@ -160,7 +160,7 @@ def test_integers_stand_for_floats(dtype, channels, writer, path):
 
 @pytest.mark.parametrize(("dtype", "zero"), [("uint8", 128), ("int8", 0)])
 def test_preprocessing_of_a_quantised_image(dtype, zero, writer, path):
-    """What the network computes with a pixel is what (pixel / 255 - mean) / std gives."""
+    """The network's own scaling of a pixel equals (pixel / 255 - mean) / std."""
     image = writer.tensor([1, 8, 8, 2], dtype, scale=[0.0078125], zero=[zero])
     same = writer.op("QUANTIZE", [image], writer.tensor([1, 8, 8, 2], "int8", scale=[0.0078125], zero=[0]))
     writer.conv([same, writer.const(KERNEL)])
@@ -226,7 +226,7 @@ def test_the_last_softmax_is_none(writer, path):
 
 
 def window_of(writer, path, x=None, padding="VALID", **options):
-    """Of one convolution of the image x."""
+    """Window of one convolution on the image x."""
     x = writer.tensor([1, 8, 8, 2]) if x is None else x
     fields = dict(Padding=getattr(tflite.Padding, padding), StrideH=2, StrideW=2) | options
     writer.op("CONV_2D", [x, writer.const(KERNEL)], writer.tensor([1, 4, 4, 5]), "Conv2DOptions", **fields)
@@ -261,12 +261,12 @@ def test_zeros_before_a_convolution(value, quantised, writer, path):
 @pytest.mark.parametrize(
     ("sizes", "value", "options", "match"),
     [
-        (ONE, 1.0, {}, "padded other than with zeros around"),
-        ([[0, 0], [0, 1], [0, 1], [0, 1]], None, {}, "padded other than with zeros around"),
-        ([[0, 0], [0, 1], [1, 1], [0, 0]], None, {}, "only the same ones for rows and columns"),
-        (ONE, None, {"padding": "SAME"}, "only the same ones for rows and columns, before a layer without"),
-        (ONE, None, {"StrideW": 1}, "another stride for rows than for columns"),
-        (ONE, None, {"DilationHFactor": 2}, "another dilation"),
+        (ONE, 1.0, {}, "is padded"),
+        ([[0, 0], [0, 1], [0, 1], [0, 1]], None, {}, "is padded"),
+        ([[0, 0], [0, 1], [1, 1], [0, 0]], None, {}, r"\(\(0, 1\), \(1, 1\)\)"),
+        (ONE, None, {"padding": "SAME"}, "padding 'same' after zeros"),
+        (ONE, None, {"StrideW": 1}, "stride for rows"),
+        (ONE, None, {"DilationHFactor": 2}, "dilation for rows"),
     ],
 )
 def test_windows_that_no_mobilenet_has(sizes, value, options, match, writer, path):
@@ -334,7 +334,7 @@ def test_nothing_to_read(writer, path):
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\x08\0\0\0TFL4" + bytes(100), b"PK\3\4" + bytes(100)])
 def test_other_files(content, path):
     path.write_bytes(content)
-    refused(path, "not a TFLite file")
+    refused(path, "TFL3")
 
 
 def test_no_such_file(path):
@@ -343,11 +343,11 @@ def test_no_such_file(path):
 
 def test_without_tflite(monkeypatch, path):
     monkeypatch.setitem(sys.modules, "tflite", None)
-    refused(path, "needs tflite; pip install")
+    refused(path, "tflite")
 
 
 def test_damaged_files_are_refused_or_read(writer, path):
-    """Cuts and flipped bytes give a network or one line, nothing else."""
+    """Truncated and changed files give a network or one line, nothing else."""
     kernel = writer.const(np.ones((5, 3, 3, 2), np.uint8), scale=[0.1], zero=[3])
     x = writer.conv([writer.tensor([1, 8, 8, 2], "uint8", scale=[0.1], zero=[3]), kernel])
     writer.op("RELU", [x], writer.tensor([1, 4, 4, 5]))
@@ -378,8 +378,8 @@ def test_damaged_files_are_refused_or_read(writer, path):
 )
 def test_published_files(name, kinds, resolution, mean, std, real_data):
     network = read_tflite(real_data / "weights" / f"{name}.tflite")
-    found = [layer.kind for layer in network.layers]
-    assert tuple(found.count(kind) for kind in ("conv", "depthwise", "dense")) == kinds
+    found_kinds = [layer.kind for layer in network.layers]
+    assert tuple(found_kinds.count(kind) for kind in ("conv", "depthwise", "dense")) == kinds
     assert all("bias" in layer.arrays for layer in network.layers)
     assert network.resolution == resolution
     assert (

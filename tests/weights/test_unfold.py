@@ -1,4 +1,4 @@
-"""Folded norms get statistics again: the same inference, and training that begins as the same function."""
+"""Folded norms get statistics again: inference stays the same, and training begins with the same function."""
 
 import jax
 import numpy as np
@@ -8,12 +8,12 @@ from mnv2_jax.config import NormConfig
 from mnv2_jax.models.registry import create_model, variable_shapes
 from mnv2_jax.weights.unfold import are_folded, unfold
 
-# Without and with a norm behind the mean.
+# Without and with a norm after global pooling.
 NETWORKS = (pytest.param("mobilenet_v2", marks=pytest.mark.slow), "mobilenet_v4_conv_small")
 
 
 def folded(model, seed):
-    """Random variables, of which each norm only adds, as `convert` makes them of a TFLite file."""
+    """Random variables whose norms only add, as `convert` makes them from a TFLite file."""
     rng, epsilon = np.random.default_rng(seed), model.norm.epsilon
 
     def of(path, leaf):

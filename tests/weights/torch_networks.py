@@ -1,11 +1,11 @@
-"""Networks of PyTorch's libraries, their endpoints by our names."""
+"""Endpoints of the networks of PyTorch libraries, by our names."""
 
 import functools
 import itertools
 
 
 def endpoints(model, x, modules):
-    """What the modules give, by our names of them; maps as [b, h, w, c]."""
+    """Outputs of the modules, by our endpoint names; maps as [b, h, w, c]."""
     import torch
 
     found = {}
@@ -32,7 +32,7 @@ def _resnet_modules(model, activation, pool):
 
 
 def torchvision_modules(model, family):
-    """Of torchvision's network of one of our families."""
+    """Modules of torchvision's network of a family, by our endpoint names."""
     if family == "resnet50":
         return _resnet_modules(model, model.relu, model.avgpool)
     stem, *blocks, head = model.features
@@ -43,7 +43,7 @@ def torchvision_modules(model, family):
 
 
 def timm_modules(model, family):
-    """Of timm's network of one of our families."""
+    """Modules of timm's network of a family, by our endpoint names."""
     if family == "resnet50":
         return _resnet_modules(model, model.act1, model.global_pool)
     blocks = list(itertools.chain(*model.blocks))
@@ -58,6 +58,6 @@ def timm_modules(model, family):
 
 
 def torchvision_v3(models, size, width, **options):
-    """torchvision has a width multiplier for MobileNetV3, and no public name for it."""
+    """torchvision has a width multiplier for MobileNetV3, but no public name for it."""
     settings = models.mobilenetv3._mobilenet_v3_conf(f"mobilenet_v3_{size}", width_mult=width)
     return models.MobileNetV3(*settings, **options)
