@@ -41,7 +41,7 @@ class Summary:
     layers: tuple[Layer, ...]
 
 
-def summarise(model: Model, resolution: int) -> Summary:
+def count_layers(model: Model, resolution: int) -> Summary:
     """Counts the network for one image [resolution, resolution, 3]."""
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     variables = variable_shapes(model)

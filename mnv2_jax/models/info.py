@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.published import published
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.presets import native_resolution
@@ -65,7 +65,7 @@ def model_info(name: str, **options: Any) -> ModelInfo:
         raise UserError(f"num_classes={options['num_classes']!r}: counts are for {_CLASSES} classes; leave it out")
     model = create_model(name, _CLASSES, **options)
     resolution = native_resolution(name)
-    summary = summarise(model, resolution)
+    summary = count_layers(model, resolution)
     rows = published(name)
     if "width" in options or "depth" in options:
         own = model.options

@@ -98,7 +98,7 @@ def _try_to_lock(descriptor: int, workdir: pathlib.Path) -> bool:
 # --- records ------------------------------------------------------------------------------
 
 
-def prepare(
+def begin_session(
     workdir: pathlib.Path,
     config: config_lib.Config,
     dataset: Mapping[str, Any],
@@ -211,7 +211,7 @@ def refuse_foreign(workdir: pathlib.Path) -> None:
 
 
 def _check_unused(workdir: pathlib.Path) -> None:
-    """Allows what `lock` and a `prepare` that was killed may have left, and nothing else."""
+    """Allows what `lock` and a killed `begin_session` may have left, and nothing else."""
     ours = (LOCK, DATASET, PROVENANCE)
     names = sorted(entry.name for entry in workdir.iterdir())
     foreign = [name for name in names if name not in ours and not (name.startswith(".") and name.endswith(".tmp"))]

@@ -27,7 +27,9 @@ _TAKEN_TO_EVALUATE = (
 """Further ones for an evaluation of the weights as they are: they fit any strides, but were trained with theirs."""
 
 
-def prepare(loaded: Loaded, *, evaluates: bool = False, saved: Config | None = None) -> tuple[Config, Weights | None]:
+def resolve_weights(
+    loaded: Loaded, *, evaluates: bool = False, saved: Config | None = None
+) -> tuple[Config, Weights | None]:
     """Opens `init.weights`, where they are set, and makes the config one of their network.
 
     What belongs to weights comes from them, unless it is `Loaded.said`: padding, width rule, epsilon of the norms, how

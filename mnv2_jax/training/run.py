@@ -267,7 +267,7 @@ def _open_folder(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Chec
             scores = {at: score for at, score in read_scores(workdir).items() if at <= taken}
             return length.why_not(experiment, old, workdir, taken, scores)
 
-        run_folder.prepare(workdir, experiment.config, experiment.facts, devices, why_not)
+        run_folder.begin_session(workdir, experiment.config, experiment.facts, devices, why_not)
         with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
             yield checkpoints
 

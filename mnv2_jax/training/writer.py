@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
 from mnv2_jax.json_files import write_json, write_text, writing
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.report.page import NAME as REPORT
 from mnv2_jax.report.page import write_report
 from mnv2_jax.runs.checkpoint import Checkpoints
@@ -147,7 +147,7 @@ class FolderWriter:
         """Writes evaluation.json, summary.json and the report."""
         experiment, workdir = self._experiment, self._workdir
         config, split, task = experiment.config, experiment.dataset.eval, experiment.task
-        costs = summarise(task.model, config.data.seen_resolution)
+        costs = count_layers(task.model, config.data.seen_resolution)
         best_step, best_score = best_of(scores)
         taken = config.usual_checkpoint
         taken_step = self._checkpoints.step_of(taken)

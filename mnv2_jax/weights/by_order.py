@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.network import Plan
 from mnv2_jax.models.registry import Model
 from mnv2_jax.nn.window import Padding, Window
@@ -293,7 +293,7 @@ def _pairs(
 def _ours(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
     """Names of our layers that are among the shapes, by kind, in the order of computation."""
     ours: dict[str, list[str]] = {"depthwise": [], "product": [], "norm": []}
-    for layer in (row.name for row in summarise(model, 64).layers):
+    for layer in (row.name for row in count_layers(model, 64).layers):
         kernel = shapes.get(f"params/{layer}/kernel")
         if kernel is not None:
             ours["depthwise" if len(kernel) == 4 and kernel[2] == 1 else "product"].append(layer)

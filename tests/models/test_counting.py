@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.weights.file import shapes_of
 
@@ -49,7 +49,7 @@ def test_counts_are_those_of_the_literature(row):
     params = row["params"]
     classes = next(n for n in (1000, 100, 10) if f"trainable_{n}" in params)
     model = model_of(row, classes)
-    summary = summarise(model, row["resolution"])
+    summary = count_layers(model, row["resolution"])
     paths = {path.rpartition("/")[0].removeprefix("params/") for path in shapes_of(model) if path.startswith("params/")}
     assert {layer.name for layer in summary.layers if layer.name.rpartition("/")[2] != "attention"} == paths
     assert summary.params == params[f"trainable_{classes}"]
@@ -97,7 +97,7 @@ def test_what_papers_print_is_what_counting_gives_or_is_known_not_to_be():
 
 def test_layers_add_up_and_read_in_the_order_of_the_network():
     model = create_model("mobilenet_v2", 1001, width=0.35, padding="symmetric", dtype="bfloat16")
-    summary = summarise(model, 96)
+    summary = count_layers(model, 96)
     row = next(r for r in ROWS if name_of(r) == "mobilenet_v2-0.35-standard-96")
     assert (summary.params, summary.madds) == (row["params"]["trainable_1001"], row["madds"]["classes_1001"])
     assert summary.params == sum(layer.params for layer in summary.layers)
@@ -113,7 +113,7 @@ def test_layers_add_up_and_read_in_the_order_of_the_network():
 
 
 def test_layers_without_a_product_stand_with_their_block():
-    names = [layer.name for layer in summarise(create_model("mobilenet_v4_hybrid_medium", 10), 64).layers]
+    names = [layer.name for layer in count_layers(create_model("mobilenet_v4_hybrid_medium", 10), 64).layers]
     block = [name for name in names if name.startswith("block_8/")]
     assert block == names[names.index(block[0]) : names.index(block[0]) + len(block)]
     assert {"block_8/input_norm", "block_8/layer_scale"} <= set(block)
