@@ -196,14 +196,14 @@ def test_a_part_that_weights_lack_is_not_frozen():
     [
         (
             ["model.width=0.5"],
-            "are of mobilenet_v2 width=0.25 depth=0.3 padding=symmetric with 10 classes, and model.width=0.5",
+            "mobilenet_v2 width=0.25 depth=0.3 padding=symmetric with 10 classes, .* model.width=0.5",
         ),
         (["model.padding=keras_v1"], "give --config.model.padding=symmetric"),
         (["model.padding=same"], "give --config.model.padding=symmetric"),
         (["model.name=mobilenet_v1"], "give --config.model.name=mobilenet_v2"),
         (
             ["model.name=mobilenet_v1", "model.width=1", "model.padding=same"],
-            "and model.name='mobilenet_v1', model.width=1.0, model.padding='same';"
+            "model.name='mobilenet_v1', model.width=1.0, model.padding='same';"
             " give --config.model.name=mobilenet_v2 --config.model.width=0.25 --config.model.padding=symmetric$",
         ),
         (["init.weights=nowhere.safetensors"], "nowhere.safetensors: can't be read"),

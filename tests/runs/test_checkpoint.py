@@ -356,9 +356,9 @@ def test_all_damaged_is_an_error_and_nothing_is_lost(tmp_path, capsys):
 
 def test_another_models_checkpoint_is_refused_by_name():
     leaves = to_leaves(state(0))
-    with pytest.raises(UserError, match=r"'params.stem.kernel' is float32\[3, 3, 3, 8\], this config's is float32"):
+    with pytest.raises(UserError, match=r"'params\.stem\.kernel'.*\[3, 3, 3, 8\].*\[3, 3, 3, 16\]"):
         from_leaves(leaves, {**state(0), "params": {"stem": {"kernel": jnp.zeros((3, 3, 3, 16))}}})
-    with pytest.raises(UserError, match=r"'params.head.kernel' is on one side only"):
+    with pytest.raises(UserError, match=r"'params\.head\.kernel'"):
         from_leaves(leaves, {**state(0), "params": {**state(0)["params"], "head": {"kernel": jnp.zeros(2)}}})
 
 
@@ -372,5 +372,5 @@ def test_variables_for_evaluation_are_the_moving_average_where_there_is_one(tmp_
     assert same(variables, {"params": plain["params"], **plain["model_state"]})
     _, variables = restore_variables(tmp_path / "averaged")
     assert same(variables, averaged["ema"])
-    with pytest.raises(UserError, match="no checkpoint there yet; train first, or give another run"):
+    with pytest.raises(UserError, match=r"nowhere: .* no checkpoint"):
         restore_variables(tmp_path / "nowhere")

@@ -68,7 +68,7 @@ def test_lock_is_released_by_an_exception_and_holds_against_ourselves(tmp_path):
         raise KeyError
     (tmp_path / ".lock").write_text("12345678901\n")  # of a process that was killed
     with run_folder.lock(tmp_path):
-        with pytest.raises(UserError, match=f"process {os.getpid()} is training"), run_folder.lock(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} "), run_folder.lock(tmp_path):
             pass
         with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal took nothing away
             pass
@@ -267,7 +267,7 @@ def test_prepare_refuses_another_teacher(tmp_path, distill, what):
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
 def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path, name):
     (tmp_path / name).write_text("")
-    with pytest.raises(UserError, match=f"'{re.escape(name)}' but no config\\.json"):
+    with pytest.raises(UserError, match=f"'{re.escape(name)}'.*config\\.json"):
         run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     assert os.listdir(tmp_path) == [name]
 

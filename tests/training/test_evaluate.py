@@ -38,7 +38,7 @@ def test_where_no_image_can_be_decoded_all_are_named(skips, monkeypatch):
         return through
 
     monkeypatch.setattr(evaluate, "eval_batches", no_batches)
-    with pytest.raises(DamagedImageError, match=r"^2 of the 2 images of val .*cut off; b\.jpg: empty; ") as error:
+    with pytest.raises(DamagedImageError, match=r"^2 of the 2 .* val .*a\.jpg: .*b\.jpg: ") as error:
         make_evaluate(setup)({})
     assert str(error.value).endswith("skip_corrupt=True") != skips
 
@@ -62,7 +62,7 @@ def test_a_run_of_another_network_is_not_evaluated(asked, monkeypatch, tmp_path)
     monkeypatch.setattr(evaluate, "read_run", lambda workdir: (Config(), ["cat", "dog"]))
     monkeypatch.setattr(evaluate, "restore_variables", lambda workdir, which: (3, {}))
     (key,) = (f"{section}.{leaf}" for section, leaves in asked.items() for leaf in leaves)
-    with pytest.raises(UserError, match=f"holds another model: {key}"):
+    with pytest.raises(UserError, match=f"^{tmp_path} .*{key}"):
         evaluate_run(build(asked), tmp_path, None)
 
 

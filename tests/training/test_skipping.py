@@ -17,7 +17,7 @@ from mnv2_jax.data.tfds_source import TfdsLabels
 from mnv2_jax.runs.folder import read_skipped
 from mnv2_jax.tasks.builtin import student_of
 from mnv2_jax.training.plan import make_plan
-from mnv2_jax.training.run import Found, Run
+from mnv2_jax.training.run import FolderContent, Run
 from mnv2_jax.training.writer import open_writer
 from tests import cli
 
@@ -90,9 +90,9 @@ def session(workdir, batches, start=0):
     config = config_lib.build({"data": {"skip_corrupt": True}})
     plan = make_plan(dataclasses.replace(config, train=config_lib.TrainConfig(steps=100)), 64, ("stem",))
     experiment = types.SimpleNamespace(config=config, plan=plan, mesh=types.SimpleNamespace(size=1))
-    stream, found = io.StringIO(), Found(start, [], None)
+    stream, content = io.StringIO(), FolderContent(start, [], None)
     with open_writer(experiment, workdir, None, start, stream) as writer:
-        run = Run(experiment, writer, found, None)
+        run = Run(experiment, writer, content, None)
         for step, lines in batches.items():
             run.skipped(step, len(lines), lines)
         run.share_skipped()

@@ -297,12 +297,12 @@ def test_other_images_with_the_same_labels_are_noticed(stored):
         return np.asarray(train.read(index)) // 2 if index == 1436 else train.read(index)
 
     other = dataclasses.replace(dataset, train=dataclasses.replace(train, read=read))
-    with pytest.raises(UserError, match="image 1436 of the train split is another one"):
+    with pytest.raises(UserError, match="image 1436 "):
         teacher.read_logits(stored, other)
 
 
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, weights):
-    for path, said in ((tmp_path / "x.npy", "ends in .npz"), (tmp_path / "no" / "x.npz", "make the folder")):
+    for path, said in ((tmp_path / "x.npy", r"\.npz;"), (tmp_path / "no" / "x.npz", "make the folder")):
         with pytest.raises(UserError, match=said):
             store_logits(path, load_weights(weights), configs.Config())
 

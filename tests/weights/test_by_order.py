@@ -68,7 +68,7 @@ def loaded(network, name, **preprocessing):
 @pytest.fixture(autouse=True, scope="module")
 def _traced_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_order, "count_layers", functools.cache(summarise))
+        patch.setattr(by_order, "count_layers", functools.cache(count_layers))
         yield
 
 
