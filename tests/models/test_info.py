@@ -79,9 +79,9 @@ def test_is_read_only(uncounted):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="mobilnet_v2"), "unknown model 'mobilnet_v2'; did you mean 'mobilenet_v2'"),
-        (dict(name="mobilenet_v2", widht=0.5), "unknown model option 'widht'; did you mean 'width'"),
-        (dict(name="resnet50", width=0.5), "model.width=0.5: resnet50 has none"),
+        (dict(name="mobilnet_v2"), "'mobilnet_v2'.*'mobilenet_v2'"),
+        (dict(name="mobilenet_v2", widht=0.5), "'widht'.*'width'"),
+        (dict(name="resnet50", width=0.5), "model.width=0.5: resnet50 "),
     ],
 )
 def test_refuses_what_cannot_be(arguments, message):

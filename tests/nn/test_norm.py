@@ -104,7 +104,7 @@ def test_a_constant_channel_gives_the_bias(form):
 
 
 def test_refuses_a_batch_that_the_groups_do_not_divide():
-    with pytest.raises(ValueError, match="group_size=4 does not divide the 6 images"):
+    with pytest.raises(ValueError, match=r"group_size=4 .*6 images"):
         train(images(6, 2, 2, 3), 4)
 
 
