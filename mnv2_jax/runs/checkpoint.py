@@ -225,7 +225,7 @@ class Checkpoints:
                 " room and start again"
             ) from error
 
-    def restore(self, which: Literal["latest", "best"] = "latest") -> Restored | None:
+    def restore(self, checkpoint: Literal["latest", "best"] = "latest") -> Restored | None:
         """Reads the newest or the best checkpoint; returns None if there is no checkpoint yet.
 
         If a checkpoint is damaged, this warns on stderr and reads the next in rank. Once it has read one, it moves the
@@ -236,7 +236,7 @@ class Checkpoints:
             moved then.
         """
         damaged: list[int] = []
-        for step in self._ranked(which):
+        for step in self._ranked(checkpoint):
             folder = self.folder / str(step)
             try:
                 restored = self._read(step)
@@ -257,12 +257,12 @@ class Checkpoints:
             )
         return None
 
-    def step_of(self, which: Literal["latest", "best"]) -> int | None:
+    def step_of(self, checkpoint: Literal["latest", "best"]) -> int | None:
         """Returns the step of the checkpoint that `restore` reads if it isn't damaged; None if there is none."""
-        return next(iter(self._ranked(which)), None)
+        return next(iter(self._ranked(checkpoint)), None)
 
-    def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
-        if which == "latest":
+    def _ranked(self, checkpoint: Literal["latest", "best"]) -> list[int]:
+        if checkpoint == "latest":
             return self.steps()[::-1]
         return sorted(self.steps(), key=lambda step: self._metrics.get(step, _UNKNOWN), reverse=True)
 
@@ -303,14 +303,14 @@ class Checkpoints:
         self._manager.reload()
 
 
-def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Variables]:
+def restore_variables(workdir: pathlib.Path, checkpoint: Literal["latest", "best"] = "latest") -> tuple[int, Variables]:
     """Reads the variables that a run evaluates with (its moving average, if it has one), as NumPy arrays.
 
     Raises:
       UserError: if the run has no checkpoint.
     """
     with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(which)
+        restored = checkpoints.restore(checkpoint)
     if restored is None:
         raise UserError(f"{workdir}: the run has no checkpoint yet; train it first, or give another run folder")
     nested: dict[str, Any] = {}
