@@ -22,7 +22,7 @@ NOT_REPRODUCED = {
     "mobilenet_v3_small 0.75 slim_v2_readme": "2.4 M parameters of the first arXiv version; the graph has 2.04 M",
     "mobilenet_v3_small_minimalistic 1.0 slim_v2_readme": "65 M MAdds; 52.3 M by the released code",
 }
-"""Model, width, source: why some number that it prints can't be had by counting."""
+"""Reasons why a number that a source prints can't be reproduced by counting, by model, width and source."""
 
 
 def model_of(row, classes=1000):
@@ -34,10 +34,10 @@ def name_of(row):
 
 
 def two_of_each(rows):
-    """Each network at two widths and one resolution; others have other numbers, by the same layers."""
-    seen = collections.defaultdict(set)
+    """Marks all rows but two widths of each network as slow: other rows count the same layers."""
+    widths_of = collections.defaultdict(set)
     for row in rows:
-        widths = seen[f"{row['model']} {row['options'] | {'width': None}}"]
+        widths = widths_of[f"{row['model']} {row['options'] | {'width': None}}"]
         width = row["options"].get("width")
         later = width in widths or len(widths) >= 2
         yield pytest.param(row, id=name_of(row), marks=[pytest.mark.slow] if later else [])
@@ -66,13 +66,13 @@ def test_counts_are_those_of_the_literature(row):
 
 
 def agrees(printed, counts):
-    """Whether one of the counts, rounded up or down to the digits that are printed, gives the number in millions."""
+    """Whether one of the counts, rounded up or down to the printed digits, is the number in millions."""
     unit = 10.0 ** -len(str(float(printed)).rstrip("0").partition(".")[2])
     return any(abs(count / 1e6 - printed) < 1.001 * unit for count in counts)
 
 
 def test_what_papers_print_is_what_counting_gives_or_is_known_not_to_be():
-    known = set(NOT_REPRODUCED)
+    unused = set(NOT_REPRODUCED)
     for row in ROWS:
         params, madds = list(row["params"].values()), list(row["madds"].values())
         if row["model"].startswith("mobilenet_v4"):  # the paper's M are 2**20, its G 2**30, and norms aren't counted
@@ -81,18 +81,18 @@ def test_what_papers_print_is_what_counting_gives_or_is_known_not_to_be():
             madds += [round(row["madds"]["classes_1000"] / 2**30, 1) * 1e9]
         if "no_bn_1001" in row["params"]:  # slim's V1: three vectors a norm
             params += [row["params"]["no_bn_1001"] + 3 * row["params"]["bn_running_stats"] // 2]
-        for told in row["published"]:
-            where = f"{row['model']} {row['options']['width']} {told['source']}"
+        for source_row in row["published"]:
+            label = f"{row['model']} {row['options']['width']} {source_row['source']}"
             wrong = [
                 key
                 for key, counts in (("params_M", params), ("madds_M", madds))
-                if key in told and not agrees(told[key], counts)
+                if key in source_row and not agrees(source_row[key], counts)
             ]
-            if where in NOT_REPRODUCED:
-                known -= {where} if wrong else set()
+            if label in NOT_REPRODUCED:
+                unused -= {label} if wrong else set()
             else:
-                assert not wrong, (where, row["resolution"], told)
-    assert not known, "these do reproduce"
+                assert not wrong, (label, row["resolution"], source_row)
+    assert not unused, "these do reproduce"
 
 
 def test_layers_add_up_and_read_in_the_order_of_the_network():

@@ -33,7 +33,7 @@ def test_every_network_has_results_at_its_native_resolution():
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "sizes"),
     [
         (dict(width=0.35), {(0.35, 1.0)}),
         (dict(width=1.2), set()),  # published with a depth of 1.4 only
@@ -41,9 +41,9 @@ def test_every_network_has_results_at_its_native_resolution():
         (dict(depth=1.0), {(1.0, 1.0)}),
     ],
 )
-def test_results_are_those_of_the_width_and_the_depth_that_are_given(options, found, uncounted):
+def test_results_are_those_of_the_width_and_the_depth_that_are_given(options, sizes, uncounted):
     rows = model_info("mobilenet_v2", **options).published
-    assert {(row["width"], row.get("depth", 1.0)) for row in rows} == found
+    assert {(row["width"], row.get("depth", 1.0)) for row in rows} == sizes
 
 
 def test_results_are_all_where_neither_is_given(uncounted):

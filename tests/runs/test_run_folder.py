@@ -66,11 +66,11 @@ def test_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
 def test_lock_is_released_by_an_exception_and_holds_against_ourselves(tmp_path):
     with pytest.raises(KeyError), run_folder.lock(tmp_path):
         raise KeyError
-    (tmp_path / ".lock").write_text("12345678901\n")  # of a process that was killed
+    (tmp_path / ".lock").write_text("12345678901\n")  # the id of a killed process
     with run_folder.lock(tmp_path):
         with pytest.raises(UserError, match=f"process {os.getpid()} "), run_folder.lock(tmp_path):
             pass
-        with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal took nothing away
+        with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal changed nothing
             pass
     with run_folder.lock(tmp_path):
         pass
@@ -129,7 +129,7 @@ def test_prepare_refuses_another_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [
         ({"class_names": ["0", "1"]}, "class_names: 3 -> 2"),
         ({"class_names": ["0", "one", "2"]}, "class_names[1]: '1' -> 'one'"),
@@ -141,23 +141,23 @@ def test_prepare_refuses_another_config(tmp_path):
         ({"digest": {"eval.names": "00" * 32}}, "names of eval"),
     ],
 )
-def test_prepare_refuses_other_data(tmp_path, change, said):
+def test_prepare_refuses_other_data(tmp_path, change, named):
     run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     with pytest.raises(UserError) as error:
         run_folder.begin_session(tmp_path, CONFIG, {**DATASET, **change}, DEVICES)
-    assert said in one_line(error)
+    assert named in one_line(error)
 
 
 def test_prepare_compares_what_is_known_of_the_images_before_and_now(tmp_path, capsys):
-    """A folder that was packed has sizes besides; a copy by TFDS has neither names nor labels."""
+    """A packed folder also has sizes; a copy made by TFDS has neither names nor labels."""
     run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     packed = {**DATASET, "digest": {**DATASET["digest"], "train.sizes": "12" * 32}}
     assert run_folder.begin_session(tmp_path, CONFIG, packed, DEVICES)
     assert capsys.readouterr().err == ""
     copied = {**DATASET, "digest": {"train.copy": "34" * 32}}
-    for told in (1, 0):  # from then on it is known, too
+    for num_lines in (1, 0):  # the note is printed once: then it is recorded
         assert run_folder.begin_session(tmp_path, CONFIG, copied, DEVICES)
-        assert capsys.readouterr().err.count("\n") == told
+        assert capsys.readouterr().err.count("\n") == num_lines
     for key, dataset in (("train.copy", copied), ("train.names", DATASET)):
         changed = {**dataset, "digest": {**dataset["digest"], key: "00" * 32}}
         with pytest.raises(UserError, match="of train"):
@@ -171,10 +171,10 @@ def test_a_folder_of_an_older_version_goes_on_with_one_line(tmp_path, capsys):
     (tmp_path / "dataset.json").write_text(json.dumps(dataset))
     (tmp_path / "provenance.json").write_text(json.dumps(provenance))
     other = {**DATASET, "digest": {"train.names": "00" * 32}}
-    for told in (1, 0):
+    for num_lines in (1, 0):
         with jax.enable_x64(True):
             assert run_folder.begin_session(tmp_path, CONFIG, other, DEVICES)
-        assert capsys.readouterr().err.count("\n") == told
+        assert capsys.readouterr().err.count("\n") == num_lines
     with pytest.raises(UserError, match="JAX_ENABLE_X64"):
         run_folder.begin_session(tmp_path, CONFIG, other, DEVICES)
     with pytest.raises(UserError, match="names of train"), jax.enable_x64(True):
@@ -204,8 +204,8 @@ def test_prepare_refuses_settings_that_draw_other_numbers(tmp_path, other, named
 
 
 def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, capsys):
-    def flags(*given):
-        monkeypatch.setenv("XLA_FLAGS", " ".join(given))
+    def flags(*xla_flags):
+        monkeypatch.setenv("XLA_FLAGS", " ".join(xla_flags))
 
     def warned():
         run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
@@ -230,7 +230,7 @@ def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, c
 
 
 def test_other_images_of_equal_number_are_other_data(tmp_path):
-    """By the facts of an experiment, as a run that goes on has them."""
+    """Compares the facts of real experiments, as a resumed run does."""
     rng = np.random.default_rng(0)
 
     def facts(name):
@@ -251,17 +251,17 @@ def test_other_images_of_equal_number_are_other_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("distill", "what"),
+    ("distill", "option"),
     [({"logits": "kept.npz"}, "distill.logits='kept.npz'"), ({"teacher": "runs/big"}, "distill.teacher='runs/big'")],
 )
-def test_prepare_refuses_another_teacher(tmp_path, distill, what):
+def test_prepare_refuses_another_teacher(tmp_path, distill, option):
     config = config_lib.build({"distill": distill})
     run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
     assert run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
     with pytest.raises(UserError) as error:
         run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "ca8d" * 16}, DEVICES)
     assert "data" not in one_line(error)
-    assert f"another teacher: {what} has changed since (SHA-256 cf05cf05… -> ca8dca8d…)" in one_line(error)
+    assert f"another teacher: {option} has changed since (SHA-256 cf05cf05… -> ca8dca8d…)" in one_line(error)
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
@@ -282,7 +282,7 @@ def test_prepare_refuses_a_broken_config(tmp_path, broken):
 
 
 def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
-    """Dying before the n-th rename, or just after it, leaves a folder in which the same command goes on."""
+    """If the process dies before or just after the n-th rename, the same command can resume in the folder."""
 
     class Killed(BaseException):
         pass
@@ -305,7 +305,7 @@ def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
                 with pytest.raises(Killed):
                     run_folder.begin_session(workdir, CONFIG, DATASET, DEVICES)
                 monkeypatch.setattr(os, "replace", rename)
-                (workdir / ".config.json.1.tmp").touch()  # which SIGKILL leaves no time to remove
+                (workdir / ".config.json.1.tmp").touch()  # SIGKILL leaves no time to remove it
                 complete = after and kill_at == 2
                 assert run_folder.begin_session(workdir, CONFIG, DATASET, DEVICES) == complete
                 assert run_folder.begin_session(workdir, CONFIG, DATASET, DEVICES)
