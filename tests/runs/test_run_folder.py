@@ -87,7 +87,7 @@ def test_lock_refuses_where_no_folder_can_be(tmp_path):
 # --- begin_session ---
 
 
-def test_prepare_begins_then_resumes(tmp_path):
+def test_begin_session_begins_then_resumes(tmp_path):
     assert not run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     first = (tmp_path / "config.json").read_bytes()
     assert json.loads(first) == config_lib.to_dict(CONFIG)
@@ -108,7 +108,7 @@ def test_prepare_begins_then_resumes(tmp_path):
     assert sessions[0]["git"] is None or len(sessions[0]["git"]["commit"]) == 40
 
 
-def test_prepare_refuses_a_provenance_that_is_none(tmp_path):
+def test_begin_session_refuses_a_provenance_that_is_none(tmp_path):
     run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     (tmp_path / "provenance.json").write_text('{"sessions": 3}')
     with pytest.raises(UserError) as error:
@@ -117,7 +117,7 @@ def test_prepare_refuses_a_provenance_that_is_none(tmp_path):
     assert (tmp_path / "provenance.json").read_text() == '{"sessions": 3}'
 
 
-def test_prepare_refuses_another_config(tmp_path):
+def test_begin_session_refuses_another_config(tmp_path):
     run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = dataclasses.replace(CONFIG, seed=5, model=dataclasses.replace(CONFIG.model, width=0.35))
@@ -141,14 +141,14 @@ def test_prepare_refuses_another_config(tmp_path):
         ({"digest": {"eval.names": "00" * 32}}, "names of eval"),
     ],
 )
-def test_prepare_refuses_other_data(tmp_path, change, named):
+def test_begin_session_refuses_other_data(tmp_path, change, named):
     run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     with pytest.raises(UserError) as error:
         run_folder.begin_session(tmp_path, CONFIG, {**DATASET, **change}, DEVICES)
     assert named in one_line(error)
 
 
-def test_prepare_compares_what_is_known_of_the_images_before_and_now(tmp_path, capsys):
+def test_begin_session_compares_what_is_known_of_the_images_before_and_now(tmp_path, capsys):
     """A packed folder also has sizes; a copy made by TFDS has neither names nor labels."""
     run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     packed = {**DATASET, "digest": {**DATASET["digest"], "train.sizes": "12" * 32}}
@@ -190,7 +190,7 @@ def test_a_folder_of_an_older_version_goes_on_with_one_line(tmp_path, capsys):
         (lambda: jax.threefry_partitionable(False), "JAX_THREEFRY_PARTITIONABLE"),
     ],
 )
-def test_prepare_refuses_settings_that_draw_other_numbers(tmp_path, other, named, other_first):
+def test_begin_session_refuses_settings_that_draw_other_numbers(tmp_path, other, named, other_first):
     first, second = other(), contextlib.nullcontext()
     if not other_first:
         first, second = second, first
@@ -203,7 +203,7 @@ def test_prepare_refuses_settings_that_draw_other_numbers(tmp_path, other, named
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, capsys):
+def test_begin_session_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, capsys):
     def flags(*xla_flags):
         monkeypatch.setenv("XLA_FLAGS", " ".join(xla_flags))
 
@@ -254,7 +254,7 @@ def test_other_images_of_equal_number_are_other_data(tmp_path):
     ("distill", "option"),
     [({"logits": "kept.npz"}, "distill.logits='kept.npz'"), ({"teacher": "runs/big"}, "distill.teacher='runs/big'")],
 )
-def test_prepare_refuses_another_teacher(tmp_path, distill, option):
+def test_begin_session_refuses_another_teacher(tmp_path, distill, option):
     config = config_lib.build({"distill": distill})
     run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
     assert run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
@@ -265,7 +265,7 @@ def test_prepare_refuses_another_teacher(tmp_path, distill, option):
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
-def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path, name):
+def test_begin_session_refuses_a_folder_that_holds_something_else(tmp_path, name):
     (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=f"'{re.escape(name)}'.*config\\.json"):
         run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
@@ -273,7 +273,7 @@ def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path, name):
 
 
 @pytest.mark.parametrize("broken", [b"", b'{"seed": 0', b"[]", b"\0\0\0", b'{"sed": 0}', b'{"seed": "x"}', b"\xff"])
-def test_prepare_refuses_a_broken_config(tmp_path, broken):
+def test_begin_session_refuses_a_broken_config(tmp_path, broken):
     run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     (tmp_path / "config.json").write_bytes(broken)
     with pytest.raises(UserError) as error:
@@ -281,7 +281,7 @@ def test_prepare_refuses_a_broken_config(tmp_path, broken):
     assert "config.json" in one_line(error)
 
 
-def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
+def test_begin_session_can_be_killed_at_every_write(tmp_path, monkeypatch):
     """If the process dies before or just after the n-th rename, the same command can resume in the folder."""
 
     class Killed(BaseException):
