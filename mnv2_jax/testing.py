@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax.config import NormConfig
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.network import part_of
 from mnv2_jax.models.registry import Model, create_model, variable_shapes
 from mnv2_jax.nn.forms import LIBRARY
@@ -45,7 +45,7 @@ def check_model(name: str, **options: Any) -> None:
     _check_variables(model, variables)
     _check_endpoints(model, variables)
     _check_dilation(name, options, variables)
-    summary = summarise(model, 64)
+    summary = count_layers(model, 64)
     held = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     assert summary.params == held, f"{name}: {summary.params} parameters are counted, {held} are held"
     assert summary.madds > 0, f"{name}: no multiply-adds are counted"

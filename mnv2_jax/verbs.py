@@ -31,7 +31,7 @@ from mnv2_jax.training import evaluate as evaluation
 from mnv2_jax.training import loop, range_test, results
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Experiment, Setup, open_experiment, open_setup
-from mnv2_jax.training.initial import check_network, prepare
+from mnv2_jax.training.initial import check_network, resolve_weights
 from mnv2_jax.weights.file import describe
 
 _ROWS_OF_RATES = 21
@@ -79,7 +79,7 @@ def _open_training(loaded: Loaded, saved: Config | None = None) -> Experiment:
     if loaded.config.init.weights is None and loaded.config.init.head == "new":
         raise UserError("init.head='new' is a new head for init.weights, which are not set; give --config.init.weights")
     check_path(loaded.config.data)
-    config, weights = prepare(loaded, saved=saved)
+    config, weights = resolve_weights(loaded, saved=saved)
     experiment = open_experiment(config)
     if config.init.weights is not None and saved is None:
         weights = weights or open_weights(config.init.weights, config.model, config.init.head)
@@ -238,7 +238,7 @@ def evaluate_weights(loaded: Loaded, out: Output, predictions: pathlib.Path | No
     if head != "load" and "init.head" in loaded.said:
         raise UserError(f"init.head={head!r}: a new head has learnt nothing to evaluate; leave it out")
     check_path(loaded.config.data)
-    config, weights = prepare(loaded, evaluates=True)
+    config, weights = resolve_weights(loaded, evaluates=True)
     assert config.init.weights is not None
     weights = weights or open_weights(config.init.weights, config.model)
     check_network(config, weights)
@@ -278,11 +278,11 @@ def _answer_evaluation(
 def summarise(loaded: Loaded, out: Output) -> None:
     """Prints the layer table of a config's model; reads no data."""
     runtime.configure()
-    config, weights = prepare(loaded)
+    config, weights = resolve_weights(loaded)
     theirs = weights.model.num_classes if weights and config.init.head == "load" else None
     classes = config.model.num_classes or theirs or known_num_classes(config.data)
     model = kind_of(config).model(config.model, config.norm, classes)
-    summary = counting.summarise(model, config.data.seen_resolution)
+    summary = counting.count_layers(model, config.data.seen_resolution)
     rows = [("layer", "output", "params", "MAdds")]
     for layer in summary.layers:
         shape = "×".join(map(str, layer.output_shape or ()))

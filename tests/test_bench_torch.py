@@ -14,7 +14,7 @@ import pytest
 
 from mnv2_jax import config
 from mnv2_jax.bench import torch_rival
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.registry import from_config, variable_shapes
 from mnv2_jax.training.optim import decay_mask
 
@@ -49,7 +49,7 @@ def settings(model=SMALL, optim=None, **data):
 
 @functools.cache
 def params_of(its):
-    return summarise(from_config(its.model, its.norm), 32).params
+    return count_layers(from_config(its.model, its.norm), 32).params
 
 
 def network(its):

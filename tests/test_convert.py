@@ -24,7 +24,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.runs.checkpoint import restore_variables
 from mnv2_jax.tasks.classes import arranged, check_head, columns_of, relabel
-from mnv2_jax.training.initial import prepare, with_weights
+from mnv2_jax.training.initial import resolve_weights, with_weights
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.weights.by_name import to_timm
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo, flatten, save_weights, shapes_of, unflatten
@@ -170,14 +170,14 @@ def test_a_file_without_a_classifier_starts_a_training_and_nothing_else(weights,
     safetensors.numpy.save_file({n: x for n, x in to_timm(whole).items() if not n.startswith("classifier")}, path)
     spec, overrides = f"{cli.W0_25}:data=digits", [f"init.weights={path}", "model.depth=0.3", "init.head=new"]
     asked = config.load(spec, overrides)
-    prepared, headless = prepare(asked)
+    prepared, headless = resolve_weights(asked)
     assert (prepared.model.padding, headless.absent) == ("symmetric", ("classifier",))
     check_head(prepared, headless, open_dataset(prepared.data))
     leaves, held = flatten(with_weights(sevens(), headless, "new").params), flatten(whole.variables["params"])
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, 7.0 if "classifier" in name else held[name], name)
     loading = changed(asked, "init", head="load")
-    for call in (lambda: prepare(loading), lambda: prepare(asked, evaluates=True)):
+    for call in (lambda: resolve_weights(loading), lambda: resolve_weights(asked, evaluates=True)):
         with pytest.raises(UserError, match=rf"{path}: has no classifier.*--config\.init\.head=new"):
             call()
 
@@ -197,14 +197,14 @@ def test_a_part_that_weights_lack_is_not_frozen():
     [
         (
             ["model.width=0.5"],
-            "are of mobilenet_v2 width=0.25 depth=0.3 padding=symmetric with 10 classes, and model.width=0.5",
+            "mobilenet_v2 width=0.25 depth=0.3 padding=symmetric with 10 classes, .* model.width=0.5",
         ),
         (["model.padding=keras_v1"], "give --config.model.padding=symmetric"),
         (["model.padding=same"], "give --config.model.padding=symmetric"),
         (["model.name=mobilenet_v1"], "give --config.model.name=mobilenet_v2"),
         (
             ["model.name=mobilenet_v1", "model.width=1", "model.padding=same"],
-            "and model.name='mobilenet_v1', model.width=1.0, model.padding='same';"
+            "model.name='mobilenet_v1', model.width=1.0, model.padding='same';"
             " give --config.model.name=mobilenet_v2 --config.model.width=0.25 --config.model.padding=symmetric$",
         ),
         (["init.weights=nowhere.safetensors"], "nowhere.safetensors: can't be read"),
@@ -218,7 +218,7 @@ def test_weights_that_do_not_go_with_the_config(weights, overrides, said):
     spec = f"{cli.W0_25}:data=digits"
     asked = config.load(spec, overrides)
     with pytest.raises(UserError, match=said) as error:
-        prepare(asked, evaluates=False)
+        resolve_weights(asked, evaluates=False)
     assert "\n" not in str(error.value)
 
 
@@ -226,27 +226,27 @@ def test_what_the_command_line_says_wins(weights):
     spec, overrides = f"{cli.W0_25}:data=digits,res=24", [f"init.weights={weights}", "data.mean=(0, 0, 0)"]
     loaded = config.load(spec, overrides)
     settings, unsaid = loaded.config, loaded._replace(origins={})
-    found, _ = prepare(loaded, evaluates=True)
+    found, _ = resolve_weights(loaded, evaluates=True)
     assert (found.data.resolution, found.data.mean, found.data.std) == (24, (0, 0, 0), (0.7, 0.7, 0.7))
-    plain, _ = prepare(unsaid, evaluates=True)
+    plain, _ = resolve_weights(unsaid, evaluates=True)
     assert (plain.data.resolution, plain.data.mean) == (16, (0.3, 0.3, 0.3))
     assert plain.data.antialias
     asked = changed(unsaid, "data", antialias=False)
-    assert prepare(asked, evaluates=True)[0].data.antialias  # as the weights say, not the recipe
+    assert resolve_weights(asked, evaluates=True)[0].data.antialias  # as the weights say, not the recipe
     for origin, said in {"flag": True, "json": True, "recipe": False, "file": False, "default": False}.items():
-        found, _ = prepare(asked._replace(origins={"data.antialias": origin}), evaluates=True)
+        found, _ = resolve_weights(asked._replace(origins={"data.antialias": origin}), evaluates=True)
         assert found.data.antialias != said, origin
-    assert not prepare(asked, evaluates=False)[0].data.antialias
+    assert not resolve_weights(asked, evaluates=False)[0].data.antialias
     assert settings.model.strides != plain.model.strides == (2, 2, 2, 2, 2)  # the recipe's, the weights'
-    trained, _ = prepare(loaded, evaluates=False)
+    trained, _ = resolve_weights(loaded, evaluates=False)
     assert trained.data.eval_crop == settings.data.eval_crop
     assert trained.model.strides == settings.model.strides
     assert (trained.norm.decay, trained.norm.epsilon) == (0.8, 1e-5)  # the recipe's, the weights'
     with pytest.raises(UserError, match=r"and model\.width=1\.0; give --config\.model\.width=0\.25"):
-        prepare(changed(unsaid, "model", width=1.0), evaluates=True)
+        resolve_weights(changed(unsaid, "model", width=1.0), evaluates=True)
     larger = changed(unsaid, "data", eval_resolution=32)  # a recipe's
-    assert prepare(larger, evaluates=True)[0].data.seen_resolution == 16
-    assert prepare(larger, evaluates=False)[0].data.seen_resolution == 32
+    assert resolve_weights(larger, evaluates=True)[0].data.seen_resolution == 16
+    assert resolve_weights(larger, evaluates=False)[0].data.seen_resolution == 32
 
 
 def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
@@ -255,15 +255,15 @@ def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
         [f"init.weights={weights}", "data.mean=(0, 0, 0)", "norm.epsilon=0.01"],
     )
     loaded = config.load(spec, overrides)
-    settings = prepare(loaded)[0]
+    settings = resolve_weights(loaded)[0]
     assert (settings.model.padding, settings.data.mean, settings.norm.epsilon) == ("symmetric", (0, 0, 0), 0.01)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict(settings)))
-    assert prepare(config.load(str(file))) == (settings, None)
+    assert resolve_weights(config.load(str(file))) == (settings, None)
     # A run that is gone on with has it all, and doesn't read the weights.
     moved = dataclasses.replace(settings, init=config.InitConfig(weights="nowhere"))
     asked = loaded._replace(config=dataclasses.replace(loaded.config, init=moved.init))
-    assert prepare(asked, saved=moved) == (moved, None)
+    assert resolve_weights(asked, saved=moved) == (moved, None)
 
 
 def test_images_of_some_classes_are_measured_among_all():

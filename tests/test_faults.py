@@ -1,4 +1,4 @@
-"""Faults within one process: a damaged checkpoint, a full disk, a loss that isn't finite. Each is said in one line."""
+"""Faults in one process: a damaged checkpoint, a full disk, a loss that isn't finite. Each is reported in one line."""
 
 import contextlib
 import errno
@@ -18,14 +18,14 @@ from mnv2_jax.runs.metrics_log import MetricsLog
 from tests import cli
 
 NO_CACHE = {"JAX_COMPILATION_CACHE_DIR": ""}
-"""JAX warns when it can't write its compilation cache, and warnings are errors here; see the test of its own."""
+"""Environment without a compilation cache: JAX warns if it can't write it, and warnings are errors here."""
 LATE = (*cli.SHRUNK, "--config.checkpoint.every_steps=1000", "--config.train.eval_every_epochs=0")
-"""Writes nothing but its logs until the end."""
+"""Flags of a run that writes only its logs until the end."""
 
 
 @pytest.fixture
 def unfinished(trained, tmp_path):
-    """A run whose newest checkpoint is of step 10 of 12: killed thereafter, but for what it had logged."""
+    """Makes a run whose newest checkpoint is at step 10 of 12, as if it was killed later; its log is complete."""
     workdir = shutil.copytree(trained[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "12")
     for name in ("summary.json", "evaluation.json", "report.html"):
@@ -35,12 +35,12 @@ def unfinished(trained, tmp_path):
 
 
 def ended(process):
-    """What a process said: its exit code, standard output and standard error."""
+    """Returns the exit code, standard output and standard error of a process."""
     try:
-        said, error = process.communicate(timeout=200)
+        output, error = process.communicate(timeout=200)
     finally:
         process.kill()
-    return process.returncode, said, error
+    return process.returncode, output, error
 
 
 # --- a damaged checkpoint ----------------------------------------------------------------------------------------
@@ -67,13 +67,13 @@ def test_a_damaged_newest_checkpoint_is_told_in_a_line_and_the_run_is_the_same(t
 
 
 def fill(process, room):
-    """No file of a process can grow beyond ``room`` bytes any more: its disk is full, as far as it can see."""
+    """Limits the files of a process to ``room`` bytes, which looks to it like a full disk."""
     _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, most))
 
 
 def limited(workdir, flags, room, **variables):
-    """A run whose files can't be larger than ``room`` bytes, from its start."""
+    """Starts a run whose files can't be larger than ``room`` bytes."""
     process = cli.start("main", *flags, f"--workdir={workdir}", **(NO_CACHE | variables))
     fill(process, room)
     return ended(process)
@@ -105,7 +105,7 @@ def test_no_room_for_a_checkpoint_and_once_there_is_the_run_is_the_same(trained,
 
 @contextlib.contextmanager
 def filled(room):
-    """As `fill`, of this process and for a while."""
+    """Applies `fill` to this process, inside the context."""
     least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
     try:
@@ -114,7 +114,7 @@ def filled(room):
         resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
 
 
-@pytest.mark.timeout(20)  # nobody waits for a writer that is dead
+@pytest.mark.timeout(20)  # no code waits for a dead writer
 @pytest.mark.parametrize(("keys", "name"), [((), "metrics.jsonl"), ("abcdefgh", "tensorboard")])
 def test_no_room_for_a_log_is_an_error_that_names_it(tmp_path, keys, name):
     log = MetricsLog(tmp_path, 0, tensorboard=bool(keys))
@@ -182,7 +182,7 @@ def test_a_disk_that_fills_while_a_run_trains(trained, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("room", "name"), [(4_000, "evaluation.json"), (40_000, "report.html")])
 def test_no_room_for_the_last_files_of_a_run(trained, tmp_path, room, name):
-    # It has all its steps, and not its end; and a report, which may be written of what isn't finished.
+    # The run has all its steps but not its end; its report may have been written before it finished.
     workdir = shutil.copytree(trained[0], tmp_path / "run")
     for last in ("summary.json", "evaluation.json"):
         (workdir / last).unlink()
@@ -210,9 +210,9 @@ def test_no_room_for_the_compilation_cache_is_a_warning_and_does_no_harm(tmp_pat
     code, _, error = ended(process)
     assert code == 0, error
     assert "Traceback" not in error
-    # What was cut off in the cache is not taken for a program.
-    again = cli.start("main", *LATE, f"--workdir={runs[1]}", **variables)
-    code, _, error = ended(again)
+    # A cut-off file in the cache is not used as a program.
+    rerun = cli.start("main", *LATE, f"--workdir={runs[1]}", **variables)
+    code, _, error = ended(rerun)
     assert code == 0, error
     assert "Traceback" not in error
     cli.assert_same(*runs)
@@ -234,14 +234,14 @@ def test_no_room_for_standard_output():
     ("warmup", "flags"),
     [
         (7, ()),
-        # A checkpoint falls due with the step, and nobody reads its loss before.
+        # A checkpoint is due at that step, before its loss was read.
         pytest.param(6, ("--config.log.every_steps=50",), marks=pytest.mark.slow),
         pytest.param(6, ("--config.log.every_steps=50", "--config.checkpoint.every_steps=1"), marks=pytest.mark.slow),
         pytest.param(7, ("--config.optim.accumulate_steps=2", "--config.norm.group_size=16"), marks=pytest.mark.slow),
     ],
 )
 def test_a_loss_that_is_not_finite_is_told_by_its_step_again_and_again(tmp_path, warmup, flags):
-    """The cosine goes from 0 after the warm-up to 1e38 at the end: the step after the first of its steps explodes."""
+    """The cosine goes from 0 after the warm-up to 1e38 at the end, so its second step explodes."""
     workdir, bad = tmp_path / "run", warmup + 2
     explodes = (f"--config.optim.warmup_steps={warmup}", "--config.optim.final_lr=1e38", *flags)
     for attempt in range(2):

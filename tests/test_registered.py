@@ -124,5 +124,5 @@ def test_arrays_that_are_no_images_and_labels_that_are_none_are_refused():
 
 
 def test_an_option_that_it_does_not_have_is_refused():
-    with pytest.raises(UserError, match=r"model.activation=.relu.: squeezed_v2 has none"):
+    with pytest.raises(UserError, match=r"model.activation=.relu.: squeezed_v2 "):
         create_model("squeezed_v2", 2, activation="relu")

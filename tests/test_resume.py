@@ -1,4 +1,4 @@
-"""A run that was killed and started again is, to the bit, the run that was not."""
+"""A run that was killed and resumed equals, to the bit, a run that wasn't killed."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ def uninterrupted(trained):
 
 @pytest.fixture
 def finished(trained, tmp_path):
-    """A finished run that a test may write to: every command notes itself in it."""
+    """Copies a finished run, because every command writes to its folder."""
     return shutil.copytree(trained[0], tmp_path / "finished")
 
 
@@ -33,13 +33,13 @@ def being_written(workdir):
 
 
 def kill(workdir, flags, rng, *, writing):
-    """Starts a run, or goes on with it, and kills it at a random point: ``writing``, while a checkpoint is written.
+    """Starts or resumes a run and kills it at a random point; with ``writing``, while a checkpoint is being written.
 
     Returns:
       Whether a checkpoint was being written.
     """
     process = cli.start("main", *flags, f"--workdir={workdir}")
-    wanted, starting = cli.logged_steps(workdir) + rng.randint(1, 3), not writing and rng.random() < 0.2
+    kill_step, starting = cli.logged_steps(workdir) + rng.randint(1, 3), not writing and rng.random() < 0.2
     if writing:
         assert cli.until(process, lambda: cli.checkpoints(workdir) and not being_written(workdir))  # of the kill before
         assert cli.until(process, lambda: being_written(workdir))
@@ -47,7 +47,7 @@ def kill(workdir, flags, rng, *, writing):
     elif starting:  # somewhere in the imports, in reading the checkpoint, or in compiling
         time.sleep(rng.uniform(0, 8))
     else:
-        assert cli.until(process, lambda: cli.logged_steps(workdir) >= wanted)
+        assert cli.until(process, lambda: cli.logged_steps(workdir) >= kill_step)
         time.sleep(rng.uniform(0, 0.02))
     process.kill()
     process.communicate()
@@ -55,24 +55,24 @@ def kill(workdir, flags, rng, *, writing):
 
 
 def kills(workdir, flags, number, seed):
-    """So many kills, half of them at least while a checkpoint is written; how many of each there were.
+    """Kills a run ``number`` times, at least half while a checkpoint is written; returns both counts.
 
-    The first is at another time, so that those go on from a checkpoint, and don't begin anew.
+    The first kill is at another time, so that later sessions resume from a checkpoint and don't begin anew.
     """
-    rng, hit, others = random.Random(seed), 0, 0
-    while hit < number // 2 or hit + others < number:
-        was_hit = kill(workdir, flags, rng, writing=others > hit)
-        hit, others = hit + was_hit, others + (not was_hit)
-    return hit, others
+    rng, hit, not_hit = random.Random(seed), 0, 0
+    while hit < number // 2 or hit + not_hit < number:
+        was_hit = kill(workdir, flags, rng, writing=not_hit > hit)
+        hit, not_hit = hit + was_hit, not_hit + (not was_hit)
+    return hit, not_hit
 
 
 def assert_goes_on(workdir, flags, uninterrupted):
-    """What was killed is, once finished, the run that was not; torn in the middle of a line of the log, too."""
+    """Asserts that a killed run, once finished, equals a run that wasn't killed, even if its log was torn mid-line."""
     log = workdir / "metrics.jsonl"
     seconds = max(json.loads(line)["seconds"] for line in log.read_text().splitlines())
     log.write_bytes(log.read_bytes() + b'{"step": 999, "split": "train", "lo')
-    said, error = cli.start("main", *flags, f"--workdir={workdir}").communicate(timeout=600)
-    assert "going on at step" in said, error
+    output, error = cli.start("main", *flags, f"--workdir={workdir}").communicate(timeout=600)
+    assert "going on at step" in output, error
     cli.assert_same(workdir, uninterrupted)
     assert json.loads((workdir / "summary.json").read_text())["seconds"] > seconds
 
@@ -88,16 +88,16 @@ def test_two_kills_one_while_a_checkpoint_is_written(uninterrupted, tmp_path):
 @pytest.mark.timeout(3600)
 def test_twenty_kills_half_while_a_checkpoint_is_written(tmp_path):
     flags = [*cli.SHRUNK, "--config.train.steps=150", "--config.checkpoint.every_steps=4"]
-    hit, others = kills(tmp_path / "run", flags, 20, seed=1)
+    hit, not_hit = kills(tmp_path / "run", flags, 20, seed=1)
     assert hit >= 10
-    assert hit + others >= 20
+    assert hit + not_hit >= 20
     assert cli.logged_steps(tmp_path / "run") < 150
     cli.start("main", *flags, f"--workdir={tmp_path / 'uninterrupted'}").communicate(timeout=600)
     assert_goes_on(tmp_path / "run", flags, tmp_path / "uninterrupted")
 
 
 def broken_pipe():
-    """What nobody reads."""
+    """Opens a pipe that nobody reads."""
     reading, writing = os.pipe()
     os.close(reading)
     return os.fdopen(writing, "w")
@@ -108,7 +108,7 @@ def full_disk():
 
 
 def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uninterrupted, tmp_path):
-    """A hangup in training, SIGTERM in the evaluation that comes next, and then to the end."""
+    """Sends a hangup in training and SIGTERM in the next evaluation, then lets the run end."""
     workdir, evaluated = tmp_path / "run", {line["step"] for line in cli.metrics(uninterrupted, "eval")}
     flags = (*cli.SHRUNK, f"--workdir={workdir}")
     slowly = "--config.data.eval_batch_size=1"
@@ -125,11 +125,11 @@ def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uni
             process = cli.start("main", *flags, *more, stdout=stream)
         assert cli.until(process, is_there)
         process.send_signal(sent)
-        begun = time.monotonic()
-        said, error = process.communicate(timeout=60)
+        start = time.monotonic()
+        output, error = process.communicate(timeout=60)
         assert process.returncode == 0, error
-        assert time.monotonic() - begun < 10
-        assert said is None or "the same command goes on" in said
+        assert time.monotonic() - start < 10
+        assert output is None or "the same command goes on" in output
         assert not (workdir / "summary.json").exists()
     assert cli.logged_steps(workdir) not in {line["step"] for line in cli.metrics(workdir, "eval")}
     with full_disk() as stream:
@@ -151,7 +151,7 @@ def test_another_config_is_refused_and_one_that_only_logs_otherwise_is_not(finis
     assert other.returncode == 2
     assert "optim.peak_lr" in other.stderr
     assert other.stderr.count("\n") == 1
-    # By its own config.json, too.
+    # The run's own config.json works too.
     result = cli.here("main", f"--config={finished}/config.json", "--config.log.every_steps=7", f"--workdir={finished}")
     assert result.returncode == 0, result.stderr
     assert "finished already" in result.stdout
@@ -179,8 +179,8 @@ def test_a_finished_run_that_goes_on_is_the_run_that_was_longer_from_its_start(t
     cli.assert_same(run, longer)
     for name in ("config.json", "dataset.json"):
         assert (run / name).read_bytes() == (longer / name).read_bytes()
-    again = cli.here("main", f"--workdir={run}")
-    assert "finished already, at step 12" in again.stdout
+    rerun = cli.here("main", f"--workdir={run}")
+    assert "finished already, at step 12" in rerun.stdout
 
 
 def test_a_folder_in_training_is_locked(tmp_path):

@@ -158,8 +158,8 @@ def _step_rate(loaded: config.Loaded, repeats: int) -> float:
     """Images a second of the train step on one batch that stays on the devices."""
     from mnv2_jax.bench.contest import OUR_ENTRY, compare
     from mnv2_jax.bench.synthetic import with_classes
-    from mnv2_jax.training.initial import prepare
+    from mnv2_jax.training.initial import resolve_weights
 
-    (row,) = compare([OUR_ENTRY], "train", with_classes(prepare(loaded)[0]), repeats)
+    (row,) = compare([OUR_ENTRY], "train", with_classes(resolve_weights(loaded)[0]), repeats)
     rate: float = row["images_per_second"]
     return rate

@@ -40,9 +40,9 @@ def load(spec: str, overrides: Sequence[str], topology: Topology, batch_per_chip
     """
     if batch_per_chip is not None:
         overrides = [*overrides, f"data.batch_size={batch_per_chip * topology.num_chips}"]
-    from mnv2_jax.training.initial import prepare
+    from mnv2_jax.training.initial import resolve_weights
 
-    settings = prepare(config.load(spec, overrides))[0]
+    settings = resolve_weights(config.load(spec, overrides))[0]
     if settings.model.dtype == "float64":
         raise UserError("model.dtype='float64': TPUs multiply no float64; take float32 or bfloat16")
     if settings.optim.accumulate_steps != 1:

@@ -23,7 +23,7 @@ from mnv2_jax.tasks.distillation import Distillation
 from mnv2_jax.tasks.teacher import TEACHER_LOGITS, Teacher
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Experiment, Setup, plan_experiment
-from mnv2_jax.training.initial import prepare
+from mnv2_jax.training.initial import resolve_weights
 from mnv2_jax.training.plan import make_plan
 from mnv2_jax.types import Array, Batch
 
@@ -34,7 +34,7 @@ def load(spec: str, overrides: Sequence[str]) -> Config:
     Raises:
       UserError: if it can't be used.
     """
-    return with_classes(prepare(config.load(spec, overrides))[0])
+    return with_classes(resolve_weights(config.load(spec, overrides))[0])
 
 
 def with_classes(settings: Config) -> Config:

@@ -10,7 +10,7 @@ from mnv2_jax.types import Key, PyTree, Variables
 
 
 class Model(Protocol):
-    """A network without its weights; hashable, and equal where it computes the same."""
+    """A network without its weights; hashable, and equal to a network that computes the same function."""
 
     def __hash__(self) -> int: ...
 
@@ -20,15 +20,15 @@ class Model(Protocol):
 
     @property
     def options(self) -> ModelConfig:
-        """Options from which `tasks.base.Kind.model` makes it, besides norms and the number of classes."""
+        """Options from which `tasks.base.Kind.model` makes the network, besides norms and the number of classes."""
 
     @property
     def norm(self) -> NormConfig:
-        """Options of its norms."""
+        """Options of the network's norms."""
 
     @property
     def num_classes(self) -> int:
-        """Classes of the data."""
+        """Number of classes of the data."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -36,21 +36,22 @@ class Model(Protocol):
 
     @property
     def head_parts(self) -> tuple[str, ...]:
-        """Those of `parts` that weights of another task lack."""
+        """Names of the `parts` that weights of another task lack."""
 
     def init(self, key: Key, x: Any) -> Variables:
-        """Fresh variables, of which "params" are trained, for images [b, h, w, 3] (or their shape)."""
+        """Draws fresh variables for images [b, h, w, 3] (or their shape); the collection "params" is trained."""
 
     def apply(
         self, variables: Variables, x: Any, train: bool = False, dropout_keys: Key | None = None
     ) -> tuple[Any, PyTree]:
-        """Outputs, a pytree of [b, ...], of float images [b, h, w, 3]; and the new state: all variables but params.
+        """Computes the outputs, a pytree of [b, ...], of float images [b, h, w, 3].
 
-        ``dropout_keys`` is [b], one typed PRNG key an example; given in training.
+        Returns them and the new state: all variables except params. ``dropout_keys`` is [b], one typed PRNG key per
+        example, and is needed in training.
         """
 
     def training_from(self, part: str) -> Self:
-        """The same model, of whose parts only this one and those behind it are trained."""
+        """Returns the same model with only ``part`` and the parts behind it trained."""
 
     def with_forms(self, forms: Forms) -> Self:
-        """The same model, its layers computed in these forms: the same function up to rounding."""
+        """Returns the same model with its layers computed in these forms: the same function up to rounding."""

@@ -15,7 +15,7 @@ def dropout(x: Array, keys: Key, rate: float) -> Array:
 
     Args:
       x: [b, c].
-      keys: [b], one typed PRNG key an example, so that a row's mask depends on nothing but its own key: not on the
+      keys: [b], one typed PRNG key per example. A row's mask depends on its own key only, so it doesn't change with the
         number of devices, the order of the batch or gradient accumulation.
       rate: in [0, 1).
     """
@@ -24,7 +24,7 @@ def dropout(x: Array, keys: Key, rate: float) -> Array:
 
 
 class Classifier(nn.Module):
-    """Dropout, dense layer with bias; all in float32 at least.
+    """Dropout, then a dense layer with bias, both in float32 at least.
 
     Attributes:
       num_classes: columns of the logits.
@@ -43,13 +43,13 @@ class Classifier(nn.Module):
         """Maps [b, c] to logits [b, k].
 
         Raises:
-          ValueError: if there is dropout to do and no keys to do it with.
+          ValueError: if training needs dropout and ``dropout_keys`` is None.
         """
         wide = features.dtype
         kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.num_classes), wide)
         bias = self.param("bias", self.bias_init, (self.num_classes,), wide)
         if train and self.dropout:
             if dropout_keys is None:
-                raise ValueError(f"training with dropout={self.dropout:g} needs dropout_keys, one key an example")
+                raise ValueError(f"training with dropout={self.dropout:g} needs dropout_keys, one key per example")
             features = dropout(features, dropout_keys, self.dropout)
         return features @ kernel + bias[None]

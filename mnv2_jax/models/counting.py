@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, read off the traced network: nothing is computed, and no layer keeps its own count."""
+"""Counts parameters and multiply-adds of the traced network: nothing is computed, and no layer keeps its own count."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Layer:
     """A layer with parameters or multiply-adds."""
 
     name: str
-    """Its path in the parameters, as ``block_1/depthwise``."""
+    """Path of the layer in the parameters, such as ``block_1/depthwise``."""
     output_shape: tuple[int, ...] | None
-    """Shape [h, w, c] or [k] of the output of its convolution or product at batch 1; None for a layer without one."""
+    """Output shape [h, w, c] or [k] of the layer's convolution or matrix product at batch 1; None if it has none."""
     params: int
     madds: int
 
@@ -33,7 +33,7 @@ class Summary:
     """Cost of a network at a resolution.
 
     params counts trainable values: kernels, biases, and the scales and biases of norms, not running statistics. madds
-    counts the multiply-accumulates of convolutions and dense layers in inference at batch 1; one is two FLOPs.
+    counts the multiply-adds of convolutions and dense layers in inference at batch 1; one multiply-add is two FLOPs.
     """
 
     params: int
@@ -41,11 +41,11 @@ class Summary:
     layers: tuple[Layer, ...]
 
 
-def summarise(model: Model, resolution: int) -> Summary:
-    """Counts the network for one image [resolution, resolution, 3]."""
+def count_layers(model: Model, resolution: int) -> Summary:
+    """Counts parameters and multiply-adds of each layer, for one image [resolution, resolution, 3]."""
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     variables = variable_shapes(model)
-    plain = model.with_forms(LIBRARY)  # a convolution an equation; the sums are the same in any form
+    plain = model.with_forms(LIBRARY)  # each convolution is one equation; the counts are the same in any form
     closed = jax.make_jaxpr(lambda v, x: plain.apply(v, x)[0])(variables, image)
     params: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
@@ -57,8 +57,8 @@ def summarise(model: Model, resolution: int) -> Summary:
         name = _layer_of(scope, params)
         shapes[name] = shape[1:]  # the last product of a layer gives its output
         madds[name] = madds.get(name, 0) + count
-    # Layers in the order in which they compute, each norm behind the layer that it follows in name; what has no product
-    # and follows none, as a norm at the entrance of a block, stands behind the last layer of its block.
+    # Layers are in the order in which they compute. A norm comes after the layer that its name refers to. A layer that
+    # has no product and follows none, such as a norm at the start of a block, comes after the last layer of its block.
     names = list(madds) + [name for name in params if name not in madds]
     order = {name: place for place, name in enumerate(madds)}
     ends = {name.rpartition("/")[0]: place for name, place in order.items()}
@@ -73,61 +73,65 @@ def summarise(model: Model, resolution: int) -> Summary:
 
 
 def _layer_of(scope: tuple[str, ...], params: dict[str, int]) -> str:
-    """The longest run of a scope's names that is the path of a layer, or what follows that of a block."""
+    """Finds the layer of a scope: the longest run of its names that is the path of a layer with parameters.
+
+    If there is none, it is the longest run that is the path of a block followed by one more name.
+    """
     runs = [(scope[i:j], scope[i : j + 1]) for i in range(len(scope)) for j in range(i + 1, len(scope) + 1)]
     parents = {name.rpartition("/")[0] for name in params}
-    known = ["/".join(run) for run, _ in runs if "/".join(run) in params]
-    known = known or ["/".join(longer) for run, longer in runs if "/".join(run) in parents]
-    return max(known, key=len, default="/".join(scope))
+    layers = ["/".join(run) for run, _ in runs if "/".join(run) in params]
+    layers = layers or ["/".join(longer) for run, longer in runs if "/".join(run) in parents]
+    return max(layers, key=len, default="/".join(scope))
 
 
 def _products(jaxpr: Any, scope: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...], int]]:
-    """Scope, output shape and multiply-adds of every convolution and matrix product that runs, in order."""
+    """Yields scope, output shape and multiply-adds of every convolution and matrix product that runs, in order."""
     for eqn in jaxpr.eqns:
-        here = scope + tuple(part for part in str(eqn.source_info.name_stack).split("/") if part)
+        eqn_scope = scope + tuple(part for part in str(eqn.source_info.name_stack).split("/") if part)
         if eqn.primitive.name in PRODUCTS:
-            yield here, eqn.outvars[0].aval.shape, madds_of(eqn)
+            yield eqn_scope, eqn.outvars[0].aval.shape, madds_of(eqn)
         elif eqn.primitive.name == "cond":
-            yield from _products(branch_that_runs(eqn), here)
+            yield from _products(branch_that_runs(eqn), eqn_scope)
         else:
             turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             for inner in jaxprs_in(eqn):
-                for at, shape, count in _products(inner, here):
-                    yield at, shape, turns * count
+                for inner_scope, shape, count in _products(inner, eqn_scope):
+                    yield inner_scope, shape, turns * count
 
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
-"""The primitives that have multiply-adds."""
+"""Names of the primitives that have multiply-adds."""
 
 
 def madds_of(eqn: Any) -> int:
-    """Multiply-adds of an equation that is one of the `PRODUCTS`."""
+    """Counts the multiply-adds of an equation whose primitive is one of `PRODUCTS`."""
     size = math.prod(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
-        # The kernel's axis of input channels is that of one group already.
+        # The kernel's axis of input channels has the size of one group already.
         return size * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     (contracted, _), _ = eqn.params["dimension_numbers"]
     return size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
 
 
 def branch_that_runs(eqn: Any) -> core.Jaxpr:
-    """The branch of a ``cond`` whose products are counted.
+    """Returns the branch of a ``cond`` whose products are counted.
 
-    Where the platform chooses, all do the same sums, and one as a convolution of all axes: that one.
+    If the platform chooses the branch, all branches compute the same sums. The branch with the most multiply-adds, and
+    of those the one that is a convolution over all axes, is returned.
     """
 
     def cost(branch: core.Jaxpr) -> tuple[int, list[int]]:
-        found = list(_products(branch, ()))
-        return sum(count for *_, count in found), [len(shape) for _, shape, _ in found]
+        products = list(_products(branch, ()))
+        return sum(count for *_, count in products), [len(shape) for _, shape, _ in products]
 
     return max((branch.jaxpr for branch in eqn.params["branches"]), key=cost)
 
 
 def jaxprs_in(eqn: Any) -> list[core.Jaxpr]:
-    """The jaxprs that an equation calls."""
-    found: list[Any] = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
-    return [getattr(value, "jaxpr", value) for value in found if _is_jaxpr(value)]
+    """Returns the jaxprs that an equation calls."""
+    values: list[Any] = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.published import published
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.presets import native_resolution
@@ -20,22 +20,22 @@ _RIGHT = ("width", "depth", "px", "top-1", "top-5")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Facts about a network; printed, a table."""
+    """Facts about a network; it prints as a table."""
 
     name: str
     options: Mapping[str, Any]
     """Options given to `model_info`; read-only."""
     resolution: int
-    """Resolution that it was published for, in pixels."""
+    """Resolution that the network was published for, in pixels."""
     params: int
-    """Trainable values, with 1000 classes."""
+    """Number of trainable values, with 1000 classes."""
     madds: int
     """Multiply-adds of one image of that resolution, with 1000 classes."""
     published: tuple[Mapping[str, Any], ...]
     """Rows of `published.published`."""
 
     def __str__(self) -> str:
-        """The counts, then a line for each published result."""
+        """Formats the counts, then a line for each published result."""
         name = " ".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
         first = f"{name}: {self.params:,} parameters, {self.madds / 1e6:,.1f} M MAdds at {self.resolution} px"
         if not self.published:
@@ -51,25 +51,27 @@ class ModelInfo:
 
 
 def model_info(name: str, **options: Any) -> ModelInfo:
-    """Counts a network at the resolution that it was published for and finds what others report of it.
+    """Counts a network at the resolution that it was published for, and looks up its published results.
 
     Args:
       name: one of `registry.list_models`.
-      **options: as for `registry.create_model`. With a width or a depth among them, only results of the same width
-        and depth are found; without, those of all.
+      **options: as for `registry.create_model`. If they include a width or a depth, only results of the same width and
+        depth are returned, otherwise all.
 
     Raises:
-      UserError: for an unknown name or option, or a value that can't be.
+      UserError: for an unknown name or option, or an invalid value.
     """
     if "num_classes" in options:
-        raise UserError(f"num_classes={options['num_classes']!r}: counts are for {_CLASSES} classes; leave it out")
+        raise UserError(
+            f"num_classes={options['num_classes']!r}: counts are always for {_CLASSES} classes; leave num_classes out"
+        )
     model = create_model(name, _CLASSES, **options)
     resolution = native_resolution(name)
-    summary = summarise(model, resolution)
+    summary = count_layers(model, resolution)
     rows = published(name)
     if "width" in options or "depth" in options:
-        own = model.options
-        rows = tuple(row for row in rows if (row["width"], row.get("depth", 1.0)) == (own.width, own.depth))
+        size = model.options.width, model.options.depth
+        rows = tuple(row for row in rows if (row["width"], row.get("depth", 1.0)) == size)
     return ModelInfo(
         name=name,
         options=types.MappingProxyType(options),
@@ -81,7 +83,7 @@ def model_info(name: str, **options: Any) -> ModelInfo:
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row as it is printed, by column."""
+    """Formats a row: the text of each column."""
     return {
         "width": f"{row['width']:g}",
         "depth": f"{row['depth']:g}" if "depth" in row else "",

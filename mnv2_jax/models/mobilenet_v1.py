@@ -15,7 +15,7 @@ from mnv2_jax.nn.channels import make_divisible
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A stage: ``repeats`` blocks, the first of which has the stride."""
+    """A stage: ``repeats`` blocks. The first block has the stride."""
 
     channels: int
     repeats: int
@@ -24,14 +24,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A whole network."""
+    """The table of a whole network."""
 
     stem: int
     stages: tuple[Row, ...]
 
 
 TABLE_1 = Table(
-    # In the margin: the input of the stage at 224 px.
+    # The comment on each line is the input of the stage at 224 px.
     stem=32,
     stages=(
         Row(channels=64, repeats=1, stride=1),  # 112×112×32
@@ -44,11 +44,11 @@ TABLE_1 = Table(
 
 
 def plan(model: ModelConfig, table: Table) -> Plan:
-    """The network of a config.
+    """Makes the network of a config.
 
-    Channels are cut to whole numbers, at least 8 (slim, Keras; the paper's counts). The activation is ReLU6 (slim,
-    Keras, timm), or what ``model.activation`` says. With ``width_rule="corenet"`` channels are rounded to multiples of
-    16, and no activation follows a depthwise convolution.
+    Channels are rounded down to whole numbers, at least 8 (as in slim and Keras; this gives the paper's counts). The
+    activation is ReLU6 (slim, Keras, timm), unless ``model.activation`` names another. With ``width_rule="corenet"``
+    channels are rounded to multiples of 16, and no activation follows a depthwise convolution.
     """
     is_corenet = model.width_rule == "corenet"
 

@@ -15,7 +15,7 @@ from mnv2_jax.nn.channels import make_divisible
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A stage: ``repeats`` blocks, the first of which has the stride."""
+    """A stage: ``repeats`` blocks. The first block has the stride."""
 
     expand_ratio: int
     channels: int
@@ -25,7 +25,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A whole network."""
+    """The table of a whole network."""
 
     stem: int
     stages: tuple[Row, ...]
@@ -33,7 +33,7 @@ class Table:
 
 
 TABLE_2 = Table(
-    # The columns are t, c, n and s. In the margin: the input of the stage at 224 px.
+    # The paper's columns are t, c, n and s. The comment on each line is the input of the stage at 224 px.
     stem=32,
     stages=(
         Row(expand_ratio=1, channels=16, repeats=1, stride=1),  # 112×112×32
@@ -49,12 +49,12 @@ TABLE_2 = Table(
 
 
 def plan(model: ModelConfig, table: Table) -> Plan:
-    """The network of a config.
+    """Makes the network of a config.
 
-    Channels are rounded to multiples of 8, the head's grow with widths above 1 only. The other width rules: divisor4
-    rounds to multiples of 4 (d-li14's width 0.1), corenet doesn't scale the stem, fixed_stem_head neither it nor the
-    head (timm's mobilenetv2_110d and 120d). ``model.depth`` multiplies the blocks of all stages but the first and the
-    last, rounded up (timm's 110d: 1.2, 120d: 1.4).
+    Channels are rounded to multiples of 8. The channels of the head grow with widths above 1 only. Of the other width
+    rules, divisor4 rounds to multiples of 4 (d-li14's width 0.1), corenet doesn't scale the stem, and fixed_stem_head
+    scales neither the stem nor the head (timm's mobilenetv2_110d and 120d). ``model.depth`` multiplies the number of
+    blocks, rounded up, in all stages except the first and the last (timm's 110d: 1.2, 120d: 1.4).
     """
     rule = model.width_rule
     divisor = 4 if rule == "divisor4" else 8

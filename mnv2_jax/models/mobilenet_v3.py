@@ -18,7 +18,7 @@ from mnv2_jax.nn.channels import make_divisible
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A block."""
+    """One block of the table."""
 
     kernel_size: int
     expanded_channels: int
@@ -31,7 +31,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A whole network."""
+    """The table of a whole network."""
 
     stem: int
     stages: tuple[tuple[Row, ...], ...]
@@ -43,7 +43,7 @@ RE: Activation = "relu"
 HS: Activation = "hard_swish"
 
 LARGE = Table(
-    # Table 1: kernel, exp size, #out, SE, NL and s. In the margin: the input of the stage at 224 px.
+    # Table 1: kernel, exp size, #out, SE, NL and s. The comment on each stage is its input at 224 px.
     stem=16,
     stages=(
         (  # 112×112×16
@@ -77,7 +77,7 @@ LARGE = Table(
     hidden=1280,
 )
 SMALL = Table(
-    # Table 2. It also has an SE behind the last 1×1 convolution, which no implementation has.
+    # Table 2. The paper also has an SE behind the last 1×1 convolution, but no implementation does.
     stem=16,
     stages=(
         (  # 112×112×16
@@ -107,24 +107,24 @@ SMALL = Table(
 
 
 def minimalistic(table: Table) -> Table:
-    """Without what some accelerators are slow at: 5×5 kernels, squeeze-excite, hard-swish (TF-slim's)."""
+    """Makes TF-slim's variant without 5×5 kernels, squeeze-excite and hard-swish, which are slow on some devices."""
     plain = functools.partial(dataclasses.replace, kernel_size=3, squeeze_excite=False, activation=RE)
     return dataclasses.replace(table, stages=tuple(tuple(map(plain, stage)) for stage in table.stages))
 
 
 class WidthRule(NamedTuple):
-    """Effect of a width on stem, expanded channels and head. The outputs of blocks are always multiplied."""
+    """Effect of a width on stem, expanded channels and head. The output channels of blocks are always multiplied."""
 
     stem: Callable[[float], float]
-    """The width of the stem."""
+    """Maps the width to the width of the stem."""
     expanded: Literal["ratio", "number"]
-    """Hidden channels of a block: the block's input times the published ratio, or the published number times the width.
-    """
+    """Hidden channels of a block. ``ratio``: the block's input channels times the published ratio; ``number``: the
+    published number times the width."""
     head: Literal["number", "ratio"]
-    """The last convolution: 6 times the published outputs of the last block times the width, or 6 times the rounded
-    outputs."""
+    """Channels of the last convolution. ``number``: 6 times the published output channels of the last block times the
+    width; ``ratio``: 6 times its rounded output channels."""
     dense: Callable[[float], float]
-    """The width of the dense layer behind the mean."""
+    """Maps the width to the width of the dense layer behind the mean."""
 
 
 def _scaled(width: float) -> float:
@@ -145,15 +145,14 @@ WIDTH_RULES = {
     "fixed_stem_head": WidthRule(stem=_fixed, expanded="ratio", head="number", dense=_fixed),  # timm below 0.75
     "keras": WidthRule(stem=_fixed, expanded="ratio", head="ratio", dense=_grown),
 }
-"""Rules by `config.ModelConfig.width_rule`. At width 1 all are the same network; at 0.75 standard and keras are."""
+"""Rules by `config.ModelConfig.width_rule`. At width 1 all give the same network; at 0.75 standard and keras do."""
 
 
 def plan(model: ModelConfig, table: Table) -> Plan:
-    """The network of a config.
+    """Makes the network of a config.
 
-    Channels are rounded to multiples of 8; where else the width counts, and how, says the row of `WIDTH_RULES`:
-    TF-slim's ``width_rule="standard"``, ``"torchvision"``, ``"keras"``, or ``"fixed_stem_head"``, timm's for its
-    networks below 0.75.
+    Channels are rounded to multiples of 8. The rule of `WIDTH_RULES` that ``model.width_rule`` names decides the rest:
+    ``"standard"`` (TF-slim's), ``"torchvision"``, ``"keras"``, or ``"fixed_stem_head"`` (timm's for widths below 0.75).
     """
     rule = WIDTH_RULES[model.width_rule]
     last = table.stages[-1][-1]

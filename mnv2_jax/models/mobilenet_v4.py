@@ -22,7 +22,7 @@ from mnv2_jax.nn.channels import make_divisible
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conv:
-    """Convolution, norm, activation."""
+    """A convolution with its norm and activation."""
 
     kernel_size: int
     channels: int
@@ -41,7 +41,7 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UIB:
-    """The universal inverted bottleneck; a kernel of 0 is none."""
+    """The universal inverted bottleneck; a kernel size of 0 leaves that depthwise convolution out."""
 
     start_kernel_size: int
     kernel_size: int
@@ -66,7 +66,7 @@ Row: TypeAlias = Conv | Fused | UIB | MQA
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A whole network."""
+    """The table of a whole network."""
 
     stem: int
     stages: tuple[tuple[Row, ...], ...]
@@ -77,7 +77,7 @@ class Table:
 
 
 CONV_SMALL = Table(
-    # At 224 px.
+    # The comment on each stage is its input, in all tables; here at 224 px.
     stem=32,
     stages=(
         (  # 112×112×32
@@ -304,10 +304,11 @@ HYBRID_LARGE = Table(
 
 
 def plan(model: ModelConfig, table: Table) -> Plan:
-    """The network of a config.
+    """Makes the network of a config.
 
-    Its sizes were searched one by one; a width below or above 1 (timm has 0.35 and 0.5 of Conv-S) rounds the channels
-    of every block to multiples of 8 and leaves the stem and the hidden layer as they are.
+    The authors searched the networks of each size separately, so the paper has no width. A width other than 1 (timm has
+    Conv-S at 0.35 and 0.5) multiplies the channels of every block and rounds them to multiples of 8. It doesn't change
+    the stem and the hidden layer.
     """
 
     def block(row: Row, stage: int) -> Block:
@@ -325,7 +326,7 @@ def plan(model: ModelConfig, table: Table) -> Plan:
 
 
 def _module_of(row: Row, table: Table) -> tuple[type[nn.Module], dict[str, Any]]:
-    """And its options, but for its channels."""
+    """Returns the module of a row and its options, except the channels."""
     match row:
         case Conv():
             return ConvBlock, dict(kernel_size=row.kernel_size, act=table.activation)

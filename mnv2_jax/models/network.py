@@ -1,8 +1,8 @@
-"""The network that every table of this folder is built into.
+"""The network that is built from any table of this folder.
 
     image ─► stem ─► (pool) ─► block_1 ─► … ─► block_n ─► (head) ─► mean ─► (hidden) ─► classifier ─► logits
 
-A family is a table and a function from a `ModelConfig` to a `Plan`; nothing else knows of it.
+A family is a table and a function from a `ModelConfig` to a `Plan`; no other code knows about it.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ from mnv2_jax.nn.window import Window
 from mnv2_jax.types import Array, Key
 
 STRIDES = 5
-"""Every network here halves its map so often: `ModelConfig.strides`."""
+"""Number of times that every network here halves its map, and the length of `ModelConfig.strides`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Block:
-    """One block of a table, with everything decided but its channels in."""
+    """One block of a table, with everything decided except its number of input channels."""
 
     module: type[nn.Module]
     """A class of `nn.blocks`."""
     options: FrozenDict[str, Any]
-    """Its attributes but ``layers``, ``stride`` and ``dilation``, which the network gives."""
+    """Attributes of the module, except ``layers``, ``stride`` and ``dilation``, which the network sets."""
     stride: int
     """Published stride: 1 or 2."""
     stage: int
-    """Which stage of the family's table it belongs to, from 0."""
+    """Index of the block's stage in the table of the family, from 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The network that a config asks for; numbers are channels."""
+    """The network that a config describes; numbers are channels."""
 
     stem: int
     blocks: tuple[Block, ...]
     act: Activation
-    """After the stem, the head and the hidden layer."""
+    """Activation after the stem, the head and the hidden layer."""
     stem_kernel_size: int = 3
     stem_pool: bool = False
-    """Max-pool 3×3 of stride 2 after the stem (ResNet)."""
+    """Whether a 3×3 max-pool of stride 2 follows the stem (ResNet)."""
     head: int | None = None
-    """1×1 convolution before the mean."""
+    """Channels of the 1×1 convolution before the mean; None: there is none."""
     hidden: int | None = None
-    """Dense layer behind the mean."""
+    """Channels of the dense layer behind the mean; None: there is none."""
     hidden_norm: bool = False
-    """With batch norm, and so without a bias."""
+    """Whether the hidden layer has a batch norm, and so no bias."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Size and dilation of the map after some part of the network."""
+    """Stride and dilation of a part of the network, and the scale of the map behind it."""
 
     stride: int
     dilation: int
@@ -76,22 +76,22 @@ class Place:
 
 
 def places(plan: Plan, model: ModelConfig) -> tuple[Place, ...]:
-    """Stride, dilation and ratio of the stem, of the pool where there is one, and of each block."""
+    """Returns stride, dilation and ratio of the stem, of the pool if there is one, and of each block."""
     published = [2, *([2] if plan.stem_pool else []), *(block.stride for block in plan.blocks)]
     assert published.count(2) == STRIDES
-    asked = iter(model.strides)
-    found = []
+    configured_strides = iter(model.strides)
+    result = []
     ratio, dilation = 1, 1
     for index, halves in enumerate(published):
-        stride = next(asked) if halves == 2 else 1
-        here = dilation
-        # DeepLab's rule, as in slim: a stride that would go beyond the output stride becomes dilation, from the
-        # next block on; the block that lost its stride still has the taps it would have had.
+        stride = next(configured_strides) if halves == 2 else 1
+        block_dilation = dilation
+        # DeepLab's rule, as in slim: a stride that would go beyond the output stride becomes dilation, from the next
+        # block on. The block that lost its stride keeps the dilation that it would have had.
         if ratio * stride > model.output_stride and index > plan.stem_pool:
             dilation, stride = dilation * stride, 1
         ratio *= stride
-        found.append(Place(stride, here, ratio))
-    return tuple(found)
+        result.append(Place(stride, block_dilation, ratio))
+    return tuple(result)
 
 
 def _grown(plan: Plan, index: int) -> float:
@@ -104,13 +104,13 @@ def _flat(plan: Plan, index: int) -> float:
 
 
 def _timm(plan: Plan, index: int) -> float:
-    """The last convolution is a block, too, where a hidden layer follows the mean (V3; V4's is one of ours)."""
+    """timm's rule: the last convolution counts as a block if a hidden layer follows it (V3; in V4 it is a block)."""
     return (index - 1) / (len(plan.blocks) + bool(plan.head and plan.hidden))
 
 
 def _garden(plan: Plan, index: int) -> float:
-    """Its attention ignores ``flat_stochastic_depth_drop_rate=false``; its other blocks are counted with the stem, the
-    pooling and the layers behind them."""
+    """TF model garden's rule: the rate of a block grows with its index, counted with the stem, the pooling and the
+    layers behind them. Attention blocks ignore ``flat_stochastic_depth_drop_rate=false`` and have the full rate."""
     if plan.blocks[index - 1].module is MobileAttention:
         return 1.0
     count = 1 + len(plan.blocks) + bool(plan.head) + 2 * bool(plan.hidden)
@@ -123,11 +123,11 @@ DROP_PATH_RULES: Mapping[str, Callable[[Plan, int], float]] = {
     "timm": _timm,
     "tf_model_garden": _garden,
 }
-"""Share of `drop_path` that a block (counted from 1) has, by `config.ModelConfig.drop_path_rule`."""
+"""Functions that give a block (counted from 1) its share of `drop_path`, by `config.ModelConfig.drop_path_rule`."""
 
 
 def part_of(name: str) -> str:
-    """The one of `Network.parts` to which a branch of the parameters belongs."""
+    """Returns the name of the part (`Network.parts`) to which a branch of the parameters belongs."""
     return name.removesuffix("_norm")
 
 
@@ -135,9 +135,9 @@ class Network(nn.Module):
     """The network of a `ModelConfig` (its ``num_classes`` set) and a `NormConfig`.
 
     Attributes:
-      plan_of: the family.
-      train_from: one of `parts`. In training the parts before it stay as they are: their norms use the running
-        statistics, as in inference.
+      plan_of: the function of the family that makes the plan.
+      train_from: one of `parts`. Training doesn't change the parts before it: their norms use the running statistics,
+        as in inference.
       forms: how layers are computed.
     """
 
@@ -158,19 +158,19 @@ class Network(nn.Module):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts that have parameters, in order; those of a part x are named x and x_norm."""
+        """Names of the parts that have parameters, in order; the branches of a part x are named x and x_norm."""
         plan = self.plan
         blocks = (f"block_{i}" for i in range(1, len(plan.blocks) + 1))
         return ("stem", *blocks, *(["head"] if plan.head else []), *(["hidden"] if plan.hidden else []), "classifier")
 
     @property
     def head_parts(self) -> tuple[str, ...]:
-        """Those of `parts` that come behind the mean: what a file of weights may lack."""
+        """Names of the `parts` behind the mean, which a file of weights may lack."""
         return self.parts[-2:] if self.plan.hidden else self.parts[-1:]
 
     @property
     def endpoint_strides(self) -> dict[str, int]:
-        """Height of the image over height of the map, for each endpoint that is one, in order."""
+        """Height of the image over height of the map, for each endpoint that is a map, in order."""
         plan = self.plan
         names = ["stem", *(["pool"] if plan.stem_pool else [])]
         names += [f"block_{i}" for i in range(1, len(plan.blocks) + 1)]
@@ -179,15 +179,15 @@ class Network(nn.Module):
 
     @nn.compact
     def endpoints(self, x: Array, train: bool = False, dropout_keys: Key | None = None) -> dict[str, Array]:
-        """The output of every block.
+        """Computes the output of every part.
 
         Args:
           x: float images [b, h, w, 3] of any height and width.
-          train: batch norm by the statistics of the batch, which its groups must divide, dropout and stochastic depth.
-          dropout_keys: [b], one typed PRNG key an example; only read in training.
+          train: use dropout, stochastic depth, and the statistics of the batch, which the norm groups must divide.
+          dropout_keys: [b], one typed PRNG key per example; only read in training.
 
         Returns:
-          In order (which `jax.jit` doesn't keep): stem, (pool), block_1 and so on, (head), each
+          A dict in this order (which `jax.jit` doesn't keep): stem, (pool), block_1 and so on, (head), each
           [b, h / stride, w / stride, c] in the compute type, strides as in `endpoint_strides`, sizes rounded up (down
           where ``padding="keras_v1"`` meets an odd size); then pooled [b, c], (hidden [b, d]) and logits [b, k],
           float32 at least.
@@ -195,17 +195,23 @@ class Network(nn.Module):
         plan, layers, parts = self.plan, self._layers(), self.parts
         trained = {part: train and place >= parts.index(self.train_from) for place, part in enumerate(parts)}
         points: dict[str, Array] = {}
-        ways = iter(places(plan, self.model))
+        placed = iter(places(plan, self.model))
         x = layers.conv_norm(
-            x, trained["stem"], plan.stem, "stem", plan.act, kernel_size=plan.stem_kernel_size, stride=next(ways).stride
+            x,
+            trained["stem"],
+            plan.stem,
+            "stem",
+            plan.act,
+            kernel_size=plan.stem_kernel_size,
+            stride=next(placed).stride,
         )
         points["stem"] = x
         if plan.stem_pool:
-            x = points["pool"] = max_pool(x, Window(next(ways).stride, padding=_conv_padding(self.model)))
-        for index, (block, way) in enumerate(zip(plan.blocks, ways, strict=True), 1):
+            x = points["pool"] = max_pool(x, Window(next(placed).stride, padding=_conv_padding(self.model)))
+        for index, (block, place) in enumerate(zip(plan.blocks, placed, strict=True), 1):
             name = f"block_{index}"
-            mine = self._with_drop_path(layers, index, dropout_keys) if trained[name] else layers
-            options = dict(block.options, layers=mine, stride=way.stride, dilation=way.dilation)
+            block_layers = self._with_drop_path(layers, index, dropout_keys) if trained[name] else layers
+            options = dict(block.options, layers=block_layers, stride=place.stride, dilation=place.dilation)
             x = block.module(**options, name=name)(x, trained[name])
             points[name] = x
         if plan.head:
@@ -232,15 +238,15 @@ class Network(nn.Module):
         return points
 
     def _with_drop_path(self, layers: Layers, index: int, keys: Key | None) -> Layers:
-        """For block ``index``, counted from 1."""
+        """Adds stochastic depth to the layers, at the rate of block ``index``, counted from 1."""
         model = self.model
         rate = model.drop_path * DROP_PATH_RULES[model.drop_path_rule](self.plan, index)
         if not rate:
             return layers
         if keys is None:
-            raise ValueError(f"training with drop_path={model.drop_path:g} needs dropout_keys, one key an example")
-        of_block = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        return dataclasses.replace(layers, branch=functools.partial(drop_path, keys=of_block, rate=rate))
+            raise ValueError(f"training with drop_path={model.drop_path:g} needs dropout_keys, one key per example")
+        block_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return dataclasses.replace(layers, branch=functools.partial(drop_path, keys=block_keys, rate=rate))
 
     def _layers(self) -> Layers:
         model, dtype = self.model, jnp.dtype(self.model.dtype)

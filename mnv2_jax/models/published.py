@@ -1,7 +1,7 @@
-"""Accuracies that others report for these networks on ImageNet, to compare one's own with.
+"""Accuracies on ImageNet that others report for these networks, to compare your own results with.
 
 The rows of `published.json` were copied from papers, from the READMEs of TF-slim, CoreNet, d-li14 and mmpretrain, from
-the model cards of torchvision and Keras and from timm's results table; `source` says which, and at what commit.
+the model cards of torchvision and Keras, and from timm's results table. `source` names the origin and its commit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FILE = pathlib.Path(__file__).with_name("published.json")
 
 
 def published(model: str) -> tuple[Mapping[str, Any], ...]:
-    """The published results of a model; none of a model that nobody published.
+    """Returns the published results of a model; none if there are no published results.
 
     Args:
       model: a name of `registry.list_models`.
@@ -26,19 +26,20 @@ def published(model: str) -> tuple[Mapping[str, Any], ...]:
       Rows, read-only. In each:
 
         model, width: as `registry.create_model` takes them; `depth`, where it isn't 1.
-        resolution: of the evaluation, in pixels.
-        top1, top5: accuracies on the 50 000 validation images in percent; `top5` None where it wasn't reported.
-        source: where it was.
+        resolution: resolution of the evaluation, in pixels.
+        top1, top5: accuracies on the 50 000 validation images in percent; `top5` is None if it wasn't reported.
+        source: where the result was reported.
 
-      And where there is more to say:
+      Some rows also have:
 
-        weights: the name that `weights.hub.fetch` knows them by.
+        weights: the name under which `weights.hub.fetch` finds the weights.
         eval: how the images were resized and cropped; "crop 0.9" is the share of the short side.
         precision: int8 and such; float otherwise.
-        training: the data or the method, where it isn't ImageNet-1k alone or isn't the usual one.
-        note: what else differs.
-        params_M, madds_M: millions of parameters and of multiply-adds as printed there. Sources count differently
-          (batch norm, 1001 classes, 2**20 for a million), and some are mistaken: `models.counting` has the truth.
+        training: the data, if it isn't ImageNet-1k alone, or the method, if it is unusual.
+        note: other differences.
+        params_M, madds_M: millions of parameters and of multiply-adds, as the source prints them. Sources count
+          differently (batch norm, 1001 classes, 2**20 for a million), and some are wrong; `models.counting` has the
+          correct numbers.
     """
     return tuple(row for row in _rows() if row["model"] == model)
 

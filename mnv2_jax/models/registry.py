@@ -1,4 +1,4 @@
-"""Models by name, as pure functions over plain dicts."""
+"""Registry of models: makes them by name, as pure functions over plain dicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mnv2_jax.types import Array, Key, PyTree, Variables
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A name's network, and which options of a `ModelConfig` it has beyond those that all have."""
+    """A registered network, and the options of a `ModelConfig` that it has beyond those that all networks have."""
 
     plan: Callable[[ModelConfig], Plan]
     options: tuple[str, ...] = ("width",)
@@ -81,38 +81,39 @@ def register_model(
     options: tuple[str, ...] = ("width",),
     width_rules: tuple[str, ...] = ("standard",),
 ) -> None:
-    """Makes a network known by a name, for configs and for `create_model`.
+    """Registers a network under a name, for configs and for `create_model`.
 
-    The module in which ``plan`` is defined is imported again by whoever opens a run of it.
+    A command that opens a run of this network first imports the module in which ``plan`` is defined.
 
     Args:
       name: lower-case letters, digits and underscores.
-      plan: the network of a config's options; of `nn.blocks`, or of blocks of one's own that take the same attributes.
-      options: those of width, depth and activation that ``plan`` reads; others are refused.
-      width_rules: that it knows.
+      plan: makes the network from the options of a config. Its blocks are those of `nn.blocks`, or your own blocks that
+        take the same attributes.
+      options: which of width, depth and activation ``plan`` reads; a config that sets another of them is refused.
+      width_rules: the width rules that ``plan`` knows.
 
     Raises:
-      UserError: if the name is taken, or can't be one.
+      UserError: if the name is taken or invalid.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise UserError(f"model name {name!r}: take lower-case letters, digits and underscores")
+        raise UserError(f"model name {name!r} is invalid; use lower-case letters, digits and underscores")
     if name in _MODELS:
-        raise UserError(f"model.name={name!r} is the package's own; give another name")
+        raise UserError(f"model.name={name!r} is the package's own model; give yours another name")
     MODELS.add(name, Architecture(plan, options, width_rules), module_of(plan))
 
 
 def _architecture(name: str) -> Architecture:
     if name not in list_models():
         raise UserError(f"unknown model {name!r}{nearest(name, list_models())}")
-    found: Architecture = _MODELS[name] if name in _MODELS else MODELS.find(name)
-    return found
+    architecture: Architecture = _MODELS[name] if name in _MODELS else MODELS.find(name)
+    return architecture
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network without its weights; equal and of the same hash where its options are equal.
+    """A network without its weights. Models with equal options are equal and have the same hash.
 
-    Variables are plain nested dicts, ``{"params": ..., "batch_stats": ...}``. ``module`` is for this file only.
+    Variables are plain nested dicts, ``{"params": ..., "batch_stats": ...}``. Only this file may use ``module``.
     """
 
     name: str
@@ -134,14 +135,14 @@ class Model:
         """Computes logits.
 
         Args:
-          variables: what `init` gives.
+          variables: variables as `init` returns them.
           x: float images [b, h, w, 3], NumPy or JAX, of any height and width.
           train: use the statistics of the batch and dropout.
-          dropout_keys: [b] typed PRNG keys, one an example; needed in training with dropout.
+          dropout_keys: [b] typed PRNG keys, one per example; needed in training with dropout.
 
         Returns:
-          Logits [b, k] and ``{"batch_stats": ...}``, which is as given unless ``train``. What `training_from` leaves
-          out has no gradient.
+          Logits [b, k] and ``{"batch_stats": ...}``, which is unchanged unless ``train``. The parts that
+          `training_from` freezes have no gradient.
         """
         x = jnp.asarray(x)
         parts = self.parts
@@ -159,18 +160,18 @@ class Model:
         return result
 
     def endpoints(self, variables: Variables, x: Any) -> dict[str, Array]:
-        """Every named output of the network in inference; `endpoint_strides` has the order and the strides."""
+        """Computes every named output of the network in inference; `endpoint_strides` has their order and strides."""
         points: Any = self.module.apply(variables, jnp.asarray(x), method="endpoints")
         return points
 
     def norm_inputs(self, variables: Variables, x: Any) -> dict[str, dict[str, Array]]:
-        """Mean and mean square [c] of what each norm is given in inference, over all images and places.
+        """Computes mean and mean square [c] of the input of each norm in inference, over all images and positions.
 
         Returns:
           ``{"block_1/project_norm": {"mean": ..., "square": ...}}`` and so on.
         """
-        _, found = self.module.apply(variables, jnp.asarray(x), mutable=[INPUTS])
-        paths = jax.tree_util.tree_flatten_with_path(found[INPUTS])[0]
+        _, collections = self.module.apply(variables, jnp.asarray(x), mutable=[INPUTS])
+        paths = jax.tree_util.tree_flatten_with_path(collections[INPUTS])[0]
         inputs: dict[str, dict[str, Array]] = {}
         for path, value in paths:
             *norm, leaf = (key.key for key in path)
@@ -178,36 +179,36 @@ class Model:
         return inputs
 
     def training_from(self, part: str) -> Model:
-        """The same model, of whose `parts` only this one and what comes after it are trained."""
+        """Returns the same model with only ``part`` and the parts behind it trained."""
         return dataclasses.replace(self, module=self.module.clone(train_from=part))
 
     def with_forms(self, forms: Forms) -> Model:
-        """The same model, its convolutions computed in these forms: the same function up to rounding."""
+        """Returns the same model with its layers computed in these forms: the same function up to rounding."""
         return dataclasses.replace(self, module=self.module.clone(forms=forms))
 
     @property
     def options(self) -> ModelConfig:
-        """The config that it was built from, its ``num_classes`` set."""
+        """The config that the model was built from, with ``num_classes`` set."""
         return self.module.model
 
     @property
     def norm(self) -> NormConfig:
-        """The options of its batch norms."""
+        """The options of the model's batch norms."""
         return self.module.norm
 
     @property
     def plan(self) -> Plan:
-        """The channels of its layers, and its blocks."""
+        """The plan of the network: its blocks, and the channels of its layers."""
         return self.module.plan
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts that have parameters, in order; those of a part x are named x and x_norm."""
+        """Names of the parts that have parameters, in order; the branches of a part x are named x and x_norm."""
         return self.module.parts
 
     @property
     def head_parts(self) -> tuple[str, ...]:
-        """Those of `parts` that come behind the mean: what a file of weights may lack."""
+        """Names of the `parts` behind the mean, which a file of weights may lack."""
         return self.module.head_parts
 
     @property
@@ -218,9 +219,9 @@ class Model:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _draw(module: Network, key: Key, channels: int) -> Variables:
-    """The network is traced once, whether for its shapes or for its weights; what it computes is left out.
+    """Draws the variables. The network is traced once, for its shapes and for its weights; its output isn't computed.
 
-    And so is how: the library's forms are the fastest to trace.
+    The forms of the layers don't matter here, so the library's forms are used: they are the fastest to trace.
     """
     variables: Variables = module.clone(forms=LIBRARY).init(key, jnp.zeros((1, 32, 32, channels)))
     return variables
@@ -228,13 +229,13 @@ def _draw(module: Network, key: Key, channels: int) -> Variables:
 
 @functools.cache
 def variable_shapes(model: base.Model) -> Variables:
-    """`jax.ShapeDtypeStruct`s of a model's variables, which the size of images doesn't change."""
+    """Returns the variables of a model as `jax.ShapeDtypeStruct`s. They don't depend on the size of images."""
     shapes: Variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     return shapes
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern, sorted."""
+    """Returns the names of the models that match a shell pattern, sorted."""
     return sorted(fnmatch.filter([*_MODELS, *MODELS.names()], pattern))
 
 
@@ -243,12 +244,12 @@ def create_model(name: str, num_classes: int, *, norm: NormConfig = _DEFAULT_NOR
 
     Args:
       name: one of `list_models`.
-      num_classes: columns of the logits, at least 2.
+      num_classes: number of logits, at least 2.
       norm: options of batch norm.
-      **overrides: fields of `config.ModelConfig`, as ``width=0.35``.
+      **overrides: fields of `config.ModelConfig`, such as ``width=0.35``.
 
     Raises:
-      UserError: for an unknown name or option, or a value that can't be.
+      UserError: for an unknown name or option, or an invalid value.
     """
     fields = {field.name for field in dataclasses.fields(ModelConfig)} - {"name", "num_classes"}
     for key in overrides:
@@ -263,25 +264,28 @@ def from_config(model: ModelConfig, norm: NormConfig) -> Model:
     """Builds the model of a config whose ``num_classes`` is set.
 
     Raises:
-      UserError: for an unknown name or a value that can't be.
+      UserError: for an unknown name or an invalid value.
     """
     architecture = _architecture(model.name)
     if model.num_classes is None:
-        raise UserError("model.num_classes is not set; a network needs to know how many classes it tells apart")
+        raise UserError("model.num_classes is not set; a network needs the number of classes")
     _check_options(model, architecture)
     return Model(model.name, model.num_classes, Network(model, norm, architecture.plan))
 
 
-def _check_options(model: ModelConfig, mine: Architecture) -> None:
-    """Refuses an option that the family doesn't have."""
-    if model.width_rule not in mine.width_rules:
+def _check_options(model: ModelConfig, architecture: Architecture) -> None:
+    """Refuses an option that the network doesn't have."""
+    if model.width_rule not in architecture.width_rules:
         raise UserError(
-            f"model.width_rule={model.width_rule!r}: {model.name} has no such rule; one of:"
-            f" {', '.join(mine.width_rules)}"
+            f"model.width_rule={model.width_rule!r}: {model.name} has no such rule; give one of:"
+            f" {', '.join(architecture.width_rules)}"
         )
     default = ModelConfig()
     for option in ("width", "depth", "activation"):
         value = getattr(model, option)
-        if option not in mine.options and value != getattr(default, option):
+        if option not in architecture.options and value != getattr(default, option):
             having = [name for name, other in _MODELS.items() if option in other.options]
-            raise UserError(f"model.{option}={value!r}: {model.name} has none; these have: {', '.join(having)}")
+            raise UserError(
+                f"model.{option}={value!r}: {model.name} has no option {option}; these models have it:"
+                f" {', '.join(having)}"
+            )

@@ -1,4 +1,4 @@
-"""ResNet-50: Deep Residual Learning (He et al. 2015, arXiv 1512.03385), as a teacher and a yardstick."""
+"""ResNet-50: Deep Residual Learning (He et al. 2015, arXiv 1512.03385), for use as a teacher and for comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mnv2_jax.nn.blocks import Bottleneck
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A stage: ``repeats`` blocks, the first of which has the stride."""
+    """A stage: ``repeats`` blocks. The first block has the stride."""
 
     hidden: int
     """Channels of the 3×3 convolution."""
@@ -24,14 +24,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A whole network."""
+    """The table of a whole network."""
 
     stem: int
     stages: tuple[Row, ...]
 
 
 RESNET_50 = Table(
-    # Table 1. In the margin: the input of the stage at 224 px.
+    # Table 1. The comment on each line is the input of the stage at 224 px.
     stem=64,
     stages=(
         Row(hidden=64, channels=256, repeats=3, stride=1),  # 56×56×64
@@ -43,7 +43,7 @@ RESNET_50 = Table(
 
 
 def plan(model: ModelConfig, table: Table) -> Plan:
-    """The network; nothing of the config changes its channels."""
+    """Makes the network; no option of the config changes its channels."""
     del model
     return Plan(
         stem=table.stem,

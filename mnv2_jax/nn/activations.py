@@ -20,5 +20,5 @@ ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
 
 
 def activate(x: Array, act: Activation | None) -> Array:
-    """Applies an activation; None leaves x as it is."""
+    """Applies an activation; returns x unchanged if ``act`` is None."""
     return x if act is None else ACTIVATIONS[act](x)

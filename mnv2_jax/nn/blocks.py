@@ -1,8 +1,8 @@
-"""Building blocks of the networks, made of layers that the network has bound to its options.
+"""Building blocks of the networks, made of layers to which the network has bound its options.
 
-Every block is called as ``block(x, train)``, maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features] and
-has ``features``, ``stride``, ``dilation`` (of the convolution that has a window) and ``layers`` among its attributes. A
-norm is named after the layer that it follows, ``expand_norm`` after ``expand``.
+Every block is called as ``block(x, train)`` and maps [b, h, w, i] to [b, ceil(h / stride), ceil(w / stride), features].
+Its attributes include ``features``, ``stride``, ``dilation`` (both of the convolution with a window) and ``layers``. A
+norm has the name of the layer that it follows: ``expand_norm`` follows ``expand``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from mnv2_jax.types import Array, Key
 
 
 def drop_path(y: Array, keys: Key, rate: float) -> Array:
-    """Zeroes the branch of a share of the examples, the others scaled by 1 / (1 - rate): stochastic depth.
+    """Stochastic depth: zeroes the branch of a share ``rate`` of the examples, and scales the others by 1 / (1 - rate).
 
-    Huang et al. 2016, arXiv:1603.09382; scaled in training as in timm and in TF model garden.
+    Huang et al. 2016, arXiv:1603.09382; the scaling in training is that of timm and of TF model garden.
 
     Args:
       y: [b, h, w, c].
-      keys: [b], one typed PRNG key an example.
+      keys: [b], one typed PRNG key per example.
       rate: in [0, 1).
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
@@ -52,30 +52,30 @@ class Layers:
     norm: Callable[..., nn.Module]
     """`nn.norm.GroupedBatchNorm`."""
     dense: Callable[..., nn.Module]
-    """`flax.linen.Dense`, its initialisers open."""
+    """`flax.linen.Dense`, without bound initialisers."""
     inits: Initializers
-    """`conv` and `depthwise` have theirs where a block gives no other."""
+    """Initialisers; `conv` and `depthwise` use theirs unless a block passes another."""
     branch: Callable[[Array], Array] = _whole
     """Function applied to the branch of a residual block before it is added; see `drop_path`."""
 
     def residual(self, x: Array, y: Array, stride: int) -> Array:
-        """``y``, with the block's input added where it has the same shape."""
+        """Adds the block's input to ``y`` if it has the same shape and the stride is 1; otherwise returns ``y``."""
         return x + self.branch(y) if stride == 1 and x.shape == y.shape else y
 
     def conv_norm(
         self, x: Array, train: bool, features: int, name: str, act: Activation | None = None, **window: Any
     ) -> Array:
-        """Convolution ``name``, norm, and the activation where there is one."""
+        """Applies the convolution ``name``, its norm, and the activation if there is one."""
         return self._finish(self.conv(features, name=name, **window)(x), train, name, act)
 
     def depthwise_norm(
         self, x: Array, train: bool, name: str = "depthwise", act: Activation | None = None, **window: Any
     ) -> Array:
-        """Depthwise convolution ``name``, norm, and the activation where there is one."""
+        """Applies the depthwise convolution ``name``, its norm, and the activation if there is one."""
         return self._finish(self.depthwise(name=name, **window)(x), train, name, act)
 
     def squeeze_excite(self, y: Array, features: int, name: str) -> Array:
-        """Dense layer ``name`` of a squeeze-excite, [b, c] to [b, features]."""
+        """Applies the dense layer ``name`` of a squeeze-excite, from [b, c] to [b, features]."""
         bias_init = self.inits.squeeze_excite_bias(y.shape[-1])
         mapped: Array = self.dense(features, kernel_init=self.inits.squeeze_excite, bias_init=bias_init, name=name)(y)
         return mapped
@@ -86,7 +86,7 @@ class Layers:
 
 
 class ConvBlock(nn.Module):
-    """Convolution, norm, activation."""
+    """A convolution with its norm and activation."""
 
     features: int
     act: Activation
@@ -106,8 +106,8 @@ class DepthwiseSeparable(nn.Module):
     """MobileNetV1's block (Howard et al. 2017, arXiv 1704.04861, figure 3): filter each channel, then mix them.
 
     Attributes:
-      act: after both convolutions.
-      linear_depthwise: only after the second (CoreNet).
+      act: activation after both convolutions.
+      linear_depthwise: apply the activation after the second convolution only (CoreNet).
     """
 
     features: int
@@ -126,10 +126,10 @@ class DepthwiseSeparable(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by what the whole map shows (Hu et al., arXiv 1709.01507), with MobileNetV3's hard sigmoid.
+    """Weights each channel by a function of the means of all (Hu et al., arXiv 1709.01507), with V3's hard sigmoid.
 
     Attributes:
-      squeezed: channels between the two dense layers, both of float32 at least.
+      squeezed: channels between the two dense layers, which compute in float32 at least.
     """
 
     squeezed: int
@@ -147,13 +147,13 @@ class SqueezeExcite(nn.Module):
 class InvertedResidual(nn.Module):
     """MobileNetV2's block (Sandler et al. 2018, arXiv 1801.04381, table 1): expand, filter each channel, project.
 
-    With V3's additions (Howard et al. 2019, arXiv 1905.02244, figure 4).
+    It has V3's additions as well (Howard et al. 2019, arXiv 1905.02244, figure 4).
 
     Attributes:
-      hidden: channels of the depthwise convolution; None: as many as come in, without an expansion.
-      act: after the expansion and the depthwise convolution.
-      kernel_size: of the depthwise convolution.
-      squeezed: of the squeeze-excite before the projection, where there is one.
+      hidden: channels of the depthwise convolution; None: the number of input channels, without an expansion.
+      act: activation after the expansion and after the depthwise convolution.
+      kernel_size: kernel size of the depthwise convolution.
+      squeezed: `SqueezeExcite.squeezed` of the squeeze-excite before the projection; None: there is none.
     """
 
     features: int
@@ -175,13 +175,13 @@ class InvertedResidual(nn.Module):
         y = layers.depthwise_norm(y, train, act=self.act, **window)
         if self.squeezed is not None:
             y = SqueezeExcite(self.squeezed, layers, name="squeeze_excite")(y)
-        # No activation after the projection: the paper's linear bottleneck.
+        # No activation after the projection: this is the paper's linear bottleneck.
         y = layers.conv_norm(y, train, self.features, "project")
         return self.layers.residual(x, y, self.stride)
 
 
 class FusedInvertedResidual(nn.Module):
-    """The expansion filters too (EfficientNet-EdgeTPU's fused block; MobileNetV4's first stage, FusedIB)."""
+    """Inverted residual whose expansion has the spatial kernel (EfficientNet-EdgeTPU's fused block; V4's FusedIB)."""
 
     features: int
     expand_ratio: float
@@ -202,7 +202,7 @@ class FusedInvertedResidual(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each channel (Touvron et al., arXiv 2103.17239, section 2), from 1e-5."""
+    """A learnt factor for each channel, initially 1e-5 (Touvron et al., arXiv 2103.17239, section 2)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -213,18 +213,21 @@ class LayerScale(nn.Module):
 
 
 class UniversalInvertedBottleneck(nn.Module):
-    """MobileNetV4's block (Qin et al. 2024, arXiv 2404.10518, figure 4): expansion between two optional filters.
+    """MobileNetV4's block (Qin et al. 2024, arXiv 2404.10518, figure 4).
 
-        start   middle   instance
+    Its expansion lies between two optional depthwise convolutions. Their kernel sizes decide which block it is:
+
+        start   middle   block
         0       k        inverted bottleneck (V2's)
         k       0        ConvNext-like
         k       k        extra depthwise
         0       0        feed-forward network
 
     Attributes:
-      start_kernel_size: of the depthwise convolution before the expansion; 0: there is none.
-      kernel_size: of the one after it; 0: there is none. It has the stride; if there is none, the first has.
-      layer_scale: scale the branch (the hybrid networks do).
+      start_kernel_size: kernel size of the depthwise convolution before the expansion; 0: there is none.
+      kernel_size: kernel size of the depthwise convolution after the expansion; 0: there is none. This convolution has
+        the stride; if it is left out, the first one has.
+      layer_scale: whether to apply `LayerScale` to the branch, as the hybrid networks do.
     """
 
     features: int
@@ -254,12 +257,12 @@ class UniversalInvertedBottleneck(nn.Module):
 
 
 class MobileAttention(nn.Module):
-    """MobileNetV4's Mobile MQA (arXiv 2404.10518, section 5): every head has its queries, all share keys and values.
+    """MobileNetV4's Mobile MQA (arXiv 2404.10518, section 5): each head has its own queries; all share keys and values.
 
     Attributes:
-      heads: of the queries.
+      heads: number of heads of the queries.
       key_dim: channels of a key, a value, and a head's query.
-      kv_stride: keys and values see a map that a depthwise 3×3 convolution has made smaller by it.
+      kv_stride: stride of the depthwise 3×3 convolution that shrinks the map for keys and values; 1: there is none.
     """
 
     features: int
@@ -281,26 +284,26 @@ class MobileAttention(nn.Module):
         query = query.reshape(batch, rows * columns, self.heads, self.key_dim)
 
         def shared(name: str) -> Array:
-            seen = y
+            z = y
             if self.kv_stride > 1:
-                seen = layers.depthwise_norm(
+                z = layers.depthwise_norm(
                     y, train, f"{name}_depthwise", stride=self.kv_stride, kernel_init=inits.depthwise
                 )
-            seen = layers.conv(self.key_dim, kernel_init=inits.shared, name=name)(seen)
-            return seen.reshape(batch, -1, self.key_dim)
+            z = layers.conv(self.key_dim, kernel_init=inits.shared, name=name)(z)
+            return z.reshape(batch, -1, self.key_dim)
 
         key, value = shared("key"), shared("value")
         wide = jnp.promote_types(x.dtype, jnp.float32)
         with jax.named_scope("attention"):
             match = jnp.einsum("bqhd,bkd->bhqk", query, key, preferred_element_type=wide)
             weights = jax.nn.softmax(match * self.key_dim**-0.5, axis=-1).astype(x.dtype)
-            seen = jnp.einsum("bhqk,bkd->bqhd", weights, value)
-        y = layers.conv(self.features, kernel_init=inits.output, name="output")(seen.reshape(batch, rows, columns, -1))
+            mixed = jnp.einsum("bhqk,bkd->bqhd", weights, value)
+        y = layers.conv(self.features, kernel_init=inits.output, name="output")(mixed.reshape(batch, rows, columns, -1))
         return self.layers.residual(x, LayerScale(name="layer_scale")(y), self.stride)
 
 
 class Bottleneck(nn.Module):
-    """ResNet's block (He et al. 2015, arXiv 1512.03385, figure 5), its stride on the 3×3 convolution (ResNet v1.5).
+    """ResNet's block (He et al. 2015, arXiv 1512.03385, figure 5), with the stride on the 3×3 convolution (v1.5).
 
     Attributes:
       hidden: channels of the 3×3 convolution.
@@ -326,7 +329,7 @@ class Bottleneck(nn.Module):
 
 
 def max_pool(x: Array, window: Window, size: int = 3) -> Array:
-    """Largest of each ``size`` × ``size`` window, per channel."""
+    """Takes the largest value of each ``size`` × ``size`` window, per channel."""
     pads = tuple(window.pad(x.shape[axis], size) for axis in (1, 2))
     return nn.max_pool(x, (size, size), (window.stride, window.stride), pads)
 
@@ -338,7 +341,7 @@ def bind_layers(
     dtype: Any,
     inits: Initializers,
 ) -> Layers:
-    """`Layers` whose dense ones compute in float32 at least."""
+    """Makes `Layers` with these initialisers; the dense layers compute in float32 at least."""
     wide = jnp.promote_types(dtype, jnp.float32)
     return Layers(
         conv=functools.partial(conv, kernel_init=inits.conv),

@@ -1,4 +1,4 @@
-"""Convolutions over [b, h, w, c]: the functions, and the layers with a kernel of their own."""
+"""Convolutions over [b, h, w, c]: the functions, and the layers that hold a kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mnv2_jax.nn.window import Padding, Window
 from mnv2_jax.types import Array
 
 IMAGE_CHANNELS = 4
-"""Inputs of at most this many channels are images: what a kernel sees of them fits into one row of a matrix."""
+"""Inputs of at most this many channels count as images: the patch under a kernel then fits into one row of a matrix."""
 
 
 def conv(
@@ -28,12 +28,12 @@ def conv(
     """Convolves over all channels.
 
     Args:
-      x: of the same type as the kernel, which the result has too; sums are in float32 at least.
-      kernel: of odd r and s.
-      stride: of rows and columns; heights and widths are divided by it and rounded up.
-      dilation: rows and columns between taps of the kernel.
-      padding: as `Window.pad` says.
-      forms: how it is computed, which changes the result by rounding only.
+      x: input, of the same type as the kernel and the result; sums are in float32 at least.
+      kernel: kernel with odd r and s.
+      stride: stride of rows and columns; heights and widths are divided by it and rounded up.
+      dilation: distance in rows and columns between taps of the kernel.
+      padding: see `Window.pad`.
+      forms: how the convolution is computed, which changes the result by rounding only.
     """
     window = Window(stride, dilation, padding)
     if kernel.shape[:2] == (1, 1):
@@ -52,16 +52,16 @@ def depthwise_conv(
     padding: Padding = "same",
     forms: Forms = AUTO,
 ) -> Float[Array, "b p q c"]:
-    """Convolves each channel with a kernel of its own; arguments as for `conv`.
+    """Convolves each channel with its own kernel; the arguments are those of `conv`.
 
     Raises:
-      UserError: if ``trailing`` padding leaves nothing of a map that is too small.
+      UserError: if the map is so small that ``trailing`` padding gives an empty output.
     """
     window = Window(stride, dilation, padding)
     if 0 in (window.outputs(x.shape[1], kernel.shape[0]), window.outputs(x.shape[2], kernel.shape[1])):
         raise UserError(
-            f"a map of {x.shape[1]}×{x.shape[2]} is too small to be halved with Keras' padding of MobileNetV1; give"
-            " larger images, or model.padding=same"
+            f"a map of {x.shape[1]}×{x.shape[2]} is too small to be halved with model.padding=keras_v1 (Keras' padding"
+            " of MobileNetV1); give larger images, or model.padding=same"
         )
     return depthwise_form(forms.depthwise)(x, kernel, window)
 
@@ -73,14 +73,14 @@ class Conv(nn.Module):
     """`conv` with a kernel [r, s, i, o] of float32 at least, without bias.
 
     Attributes:
-      features: channels out.
+      features: output channels.
       kernel_size: rows and columns of the kernel, odd.
-      stride: of rows and columns.
-      dilation: rows and columns between taps of the kernel.
-      padding: as `Window.pad` says.
-      dtype: of the computation and the result.
+      stride: stride of rows and columns.
+      dilation: distance in rows and columns between taps of the kernel.
+      padding: see `Window.pad`.
+      dtype: type of the computation and of the result.
       kernel_init: initialiser of the kernel.
-      forms: how it is computed.
+      forms: how the convolution is computed.
     """
 
     features: int
@@ -108,7 +108,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """`depthwise_conv` with a kernel [r, s, 1, c] of float32 at least, without bias; attributes as of `Conv`."""
+    """`depthwise_conv` with a kernel [r, s, 1, c] of float32 at least, without bias; its attributes are `Conv`'s."""
 
     kernel_size: int = 3
     stride: int = 1

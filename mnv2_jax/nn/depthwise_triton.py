@@ -1,16 +1,17 @@
-"""Depthwise convolution over [b, h, w, c] as Pallas kernels for NVIDIA GPUs, at the speed of the memory.
+"""Depthwise convolution over [b, h, w, c] as Pallas kernels for NVIDIA GPUs, limited only by memory bandwidth.
 
-A depthwise convolution has a multiply-add per tap and number, far too few to be anything but a copy; these kernels read
-each array from the memory once and write the result once. What they read again (taps, and the rows that neighbouring
-programs share) comes from the caches.
+A depthwise convolution has one multiply-add per tap and value. That is so few that memory traffic decides its speed,
+as in a copy. These kernels read each array from memory once and write the result once. What they read again (taps, and
+the rows that neighbouring programs share) comes from the caches.
 
-The value and the gradient of the input are one kernel, `_gather`: along either axis, place ``phases * t + f`` of the
-result is a sum over some taps of what lies at ``step * t + offset`` of the operand (`_Axis`). A stride is the step of
-the value and the phases of the gradient, so neither multiplies by zeros that a stride puts in. The gradient of the
-kernel, `_correlate`, sums over everything but the channels, in a fixed order: results are the same each time.
+One kernel, `_gather`, computes both the value and the gradient of the input: along either axis, position
+``phases * t + f`` of the result is a sum over some taps of position ``step * t + offset`` of the operand (`_Axis`). A
+stride is the step of the value and the number of phases of the gradient, so neither multiplies by inserted zeros. The
+other kernel, `_correlate`, computes the gradient of the kernel: it sums over all axes but the channels, in a fixed
+order, so that results are reproducible.
 
-The kernels are written for Pallas' Triton backend. A body is straight-line code for a few rows, which lets the compiler
-begin many loads before it needs the first of them. Shapes of blocks must be powers of two; the arrays' need not be.
+The kernels are written for Pallas' Triton backend. A body is straight-line code for a few rows, so that the compiler
+can start many loads before it needs the first of them. Block shapes must be powers of two; array shapes need not be.
 """
 
 from __future__ import annotations
@@ -34,38 +35,38 @@ Ref: TypeAlias = jax.Ref
 T = TypeVar("T")
 
 WARPS = 4
-"""Warps of 32 threads in a program; more make the programs fewer and their last round emptier."""
+"""Warps of 32 threads in a program; with more warps there are fewer programs, and the last round is emptier."""
 
 VECTOR_BYTES = 16
-"""The most that a thread loads at once."""
+"""Largest number of bytes that a thread loads at once."""
 
 THREAD_TAPS = 100
-"""Taps times channels of a thread: it keeps a float32 of each in registers, of which it has 255, or 168 if three
-programs are to share one of the GPU's processors."""
+"""Largest product of taps and channels per thread. A thread keeps a float32 for each in registers; it has 255 of them,
+or 168 if three programs share one of the GPU's processors."""
 
 ROWS = 7
-"""Rows of results that a program makes. All heights of MobileNets at 224 px are multiples of it; the rows at its edge
-are loaded by two programs."""
+"""Rows of the result that a program computes. All heights of maps of MobileNets at 224 px are multiples of it. Two
+programs load the rows at the edge between them."""
 
 GATHER_AHEAD = 2
-"""Rows that are being loaded while one is computed with. Of the loads of a row only one reads what isn't in the cache
-yet, and by themselves the compilers put few of them before their use. More would cost too many registers."""
+"""Number of rows whose loads are under way while one row is computed. Only one of the loads of a row reads data that
+isn't in the cache yet, and compilers on their own start few loads early. More rows would take too many registers."""
 
 NEIGHBOURS = 18
-"""The most vectors of channels that are neighbours in a program: 288 bytes. The fewer, the more columns it has, and the
-fewer of its loads are those of other programs too."""
+"""Largest number of neighbouring vectors of channels in a program: 288 bytes. With fewer vectors a program has more
+columns, and shares fewer of its loads with other programs."""
 
 
 class Plan(NamedTuple):
     """How the work on the gradient of the kernel is divided.
 
     Attributes:
-      warps: of a program.
-      sums: at most so many taps times channels of a thread, as `THREAD_TAPS`.
-      columns: neighbouring columns of dy that a thread goes through, where their number is a multiple of it. Of x it
-        loads those between them once.
-      ahead: rows that are being loaded while one is computed with, as `GATHER_AHEAD`.
-      programs: at most so many. Each leaves a partial sum to be read again.
+      warps: warps of a program.
+      sums: largest product of taps and channels per thread, as `THREAD_TAPS`.
+      columns: number of neighbouring columns of dy per thread, if it divides the number of columns. The thread loads
+        the columns of x that they share only once.
+      ahead: rows whose loads are under way while one row is computed, as `GATHER_AHEAD`.
+      programs: largest number of programs. Each leaves a partial sum that must be read again.
     """
 
     warps: int
@@ -80,29 +81,30 @@ PLANS = {
     "narrow": Plan(warps=4, sums=50, columns=2, ahead=2, programs=528),
     "persistent": Plan(warps=16, sums=50, columns=2, ahead=2, programs=132),
 }
-"""This gradient is limited by how much is being loaded at a time: an H100's processor needs about 30 KB on their way.
+"""Plans by name. The amount of data in flight limits this gradient: a processor of an H100 needs about 30 KB of it.
 
-- ``wide``: the largest loads. Sums take so many registers (153 for a kernel of 3×3) that 12 warps fit a processor, each
-  with a row ahead: 12 KB. Eight programs for each of the 132 processors.
-- ``narrow``: half the sums for a thread. 16 warps fit, mostly, each with two rows ahead: 32 KB. Fewer of the loads
-  repeat what a neighbouring thread's bring. As many programs as fit at once.
-- ``persistent``: the same as one program for each processor. Its 512 threads leave each 128 registers, which the
-  compiler keeps to; ``narrow`` takes more on some shapes, and is then left with a second, emptier round.
+- ``wide``: the largest loads. The sums take so many registers (153 for a 3×3 kernel) that 12 warps fit on a processor,
+  each with one row ahead: 12 KB. There are eight programs for each of the 132 processors.
+- ``narrow``: half as many sums per thread. Usually 16 warps fit, each with two rows ahead: 32 KB. Fewer loads repeat
+  those of a neighbouring thread. There are as many programs as fit at once.
+- ``persistent``: like ``narrow``, but with one program for each processor. With 512 threads each has 128 registers, and
+  the compiler keeps to that; with ``narrow`` it takes more for some shapes, which leads to a second, emptier round.
 
-``wide`` has been measured, and is taken; `bench gpu` measures the others beside it.
+``wide`` is the plan in use, because it has been measured; `bench gpu` measures the others beside it.
 """
 
 WIDE = PLANS["wide"]
 
 
 class _Axis(NamedTuple):
-    """How the rows, or the columns, of a result are gathered from those of an operand.
+    """How the rows (or the columns) of a result are gathered from those of an operand, in turns.
 
     Attributes:
-      result: its size.
-      operand: its size.
-      step: places of the operand from one turn to the next.
-      phases: places of the result in a turn: for each, its taps (number of the tap, offset in the operand).
+      result: size of the result.
+      operand: size of the operand.
+      step: distance in the operand from one turn to the next.
+      phases: the positions of the result in a turn; each is a tuple of its taps (number of the tap, offset in the
+        operand).
     """
 
     result: int
@@ -112,14 +114,14 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of_value(cls, size: int, kernel: int, window: Window) -> _Axis:
-        """Geometry of an axis of the output, from an input axis of the given size."""
+        """Makes the axis that computes the output from an input axis of the given size."""
         before, _ = window.pad(size, kernel)
         taps = tuple((r, r * window.dilation - before) for r in range(kernel))
         return cls(window.outputs(size, kernel), size, window.stride, (taps,))
 
     @classmethod
     def of_gradient(cls, size: int, kernel: int, window: Window) -> _Axis:
-        """Geometry of an axis of the input's gradient, which has the given size, from the output's."""
+        """Makes the axis that computes the input's gradient, which has the given size, from the output's gradient."""
         before, _ = window.pad(size, kernel)
 
         def taps(phase: int) -> Iterator[tuple[int, int]]:
@@ -141,7 +143,7 @@ class _Axis(NamedTuple):
 
 
 def _inside(place: Array, low: int, high: int, size: int) -> list[Array]:
-    """Conditions for ``0 <= place < size``, without those that hold since ``low <= place <= high``."""
+    """Returns the conditions for ``0 <= place < size``, except those that ``low <= place <= high`` already implies."""
     return [place >= 0] * (low < 0) + [place < size] * (high >= size)
 
 
@@ -150,18 +152,18 @@ def _all(conditions: list[Array], shape: tuple[int, int]) -> Array | None:
 
 
 def _divided(number: Array, by: int) -> tuple[Array, Array]:
-    """Quotient and remainder of what isn't negative."""
+    """Returns quotient and remainder of a number that isn't negative."""
     return jax.lax.div(number, by), jax.lax.rem(number, by)
 
 
 def _load(ref: Ref, index: tuple[Array | int, ...], conditions: list[Array], shape: tuple[int, int]) -> Array:
-    """Loads the values at an index, and zeros (the padding) where a condition doesn't hold."""
+    """Loads the values at an index, with zeros (the padding) where a condition doesn't hold."""
     mask = _all(conditions, shape)
     return plgpu.load(ref.at[index], mask=mask, other=None if mask is None else 0)
 
 
 def _ahead(rows: list[int], load: Callable[[int], T], ahead: int) -> Iterator[tuple[int, T]]:
-    """Each row with what is loaded of it; the loads are begun some rows before."""
+    """Yields each row with its loaded values; starts the loads ``ahead`` rows earlier."""
     loaded = [load(row) for row in rows[:ahead]]
     for place, row in enumerate(rows):
         loaded += [load(later) for later in rows[place + ahead : place + ahead + 1]]
@@ -169,18 +171,18 @@ def _ahead(rows: list[int], load: Callable[[int], T], ahead: int) -> Iterator[tu
 
 
 def _vector(channels: int, taps: int, itemsize: int, registers: int) -> int:
-    """Channels of a thread: a power of two, limited by `VECTOR_BYTES`, registers for taps and what divides channels."""
-    most = min(VECTOR_BYTES // itemsize, registers // taps)
-    return math.gcd(channels, 2 ** int(math.log2(max(most, 1))))
+    """Returns the channels per thread: a power of two that divides ``channels``, limited by loads and registers."""
+    limit = min(VECTOR_BYTES // itemsize, registers // taps)
+    return math.gcd(channels, 2 ** int(math.log2(max(limit, 1))))
 
 
 def _compiler(warps: int) -> plgpu.CompilerParams:
-    # The stages of Triton's pipelines are for loops that feed matrix products.
+    # One stage: Triton's pipelining is for loops that feed matrix products.
     return plgpu.CompilerParams(num_warps=warps, num_stages=1)
 
 
 def _as_images(x: Array) -> Array:
-    """[b, h * w * c]: offsets within an image fit into 32 bits; Pallas takes 64 for those of images where it must."""
+    """Reshapes to [b, h * w * c]: offsets within an image fit into 32 bits; for images Pallas uses 64 if needed."""
     return x.reshape(x.shape[0], -1)
 
 
@@ -188,11 +190,11 @@ def _as_images(x: Array) -> Array:
 
 
 def _gather(operand: Array, kernel: Array, rows: _Axis, columns: _Axis, interpret: bool) -> Array:
-    """The result of the two axes, [b, rows.result, columns.result, c].
+    """Computes the result of the two axes, [b, rows.result, columns.result, c].
 
-    A lane is a vector of channels of one turn of the columns of an image. Lanes are numbered through images, groups of
-    neighbouring vectors, columns and vectors of a group, so that none is idle, whatever the number of channels. A
-    program is `WARPS` * 32 of them times `ROWS` turns of the rows.
+    A lane is a vector of channels of one turn of the columns of an image. Lanes are numbered over images, groups of
+    neighbouring vectors, columns and vectors of a group, so that no lane is idle, whatever the number of channels. A
+    program has `WARPS` * 32 lanes, times `ROWS` turns of the rows.
     """
     batch, _, _, channels = operand.shape
     size = _vector(channels, kernel.shape[0] * kernel.shape[1], operand.dtype.itemsize, THREAD_TAPS)
@@ -204,7 +206,7 @@ def _gather(operand: Array, kernel: Array, rows: _Axis, columns: _Axis, interpre
     wide = jnp.promote_types(operand.dtype, jnp.float32)
     grid = pl.cdiv(rows.turns, count), pl.cdiv(lanes, shape[0])  # neighbours run together: they share rows
 
-    # Which sums each row of the operand goes into: (turn, phase, tap). Rows are counted from a program's first.
+    # The sums that each row of the operand adds to: (turn, phase, tap). Rows are counted from a program's first row.
     uses: dict[int, list[tuple[int, int, int]]] = {}
     for turn in range(count):
         for phase, taps in enumerate(rows.phases):
@@ -261,19 +263,19 @@ def _gather(operand: Array, kernel: Array, rows: _Axis, columns: _Axis, interpre
             return [(offset, load(row, offset)) for offset in columns.offsets]
 
         for row, loaded in _ahead(sorted(uses), load_row, GATHER_AHEAD):
-            for offset, seen in loaded:
-                seen = seen.astype(wide)
+            for offset, values in loaded:
+                values = values.astype(wide)
                 for turn, phase, r in uses[row]:
                     for side, of_side in enumerate(columns.phases):
                         for s in (s for s, its_offset in of_side if its_offset == offset):
-                            term = seen * taps[r, s]
+                            term = values * taps[r, s]
                             at = turn, phase, side
                             sums[at] = sums[at] + term if at in sums else term
             for turn, phase in [place for place, last in last_use.items() if last == row]:
                 store(turn, phase)
         for turn in range(count):
             for phase in range(len(rows.phases)):
-                if (turn, phase) not in last_use:  # a stride and a dilation that skip the row
+                if (turn, phase) not in last_use:  # stride and dilation skip this row
                     store(turn, phase)
 
     result = pl.pallas_call(
@@ -291,12 +293,12 @@ def _gather(operand: Array, kernel: Array, rows: _Axis, columns: _Axis, interpre
 def value(
     x: Float[Array, "b h w c"], kernel: Float[Array, "r s 1 c"], window: Window, interpret: bool = False
 ) -> Float[Array, "b p q c"]:
-    """The convolution, in the type of x.
+    """Computes the convolution, in the type of x.
 
     Args:
       x: bfloat16 or float32; sums are in float32.
-      kernel: of odd r and s.
-      window: how the kernel goes over x.
+      kernel: kernel with odd r and s.
+      window: how the kernel moves over x.
       interpret: run the kernel without a GPU, slowly.
     """
     rows = _Axis.of_value(x.shape[1], kernel.shape[0], window)
@@ -316,7 +318,7 @@ def input_gradient(
     size: tuple[int, int],
     interpret: bool = False,
 ) -> Float[Array, "b h w c"]:
-    """The gradient of x, of the given size (h, w), from that of `value`; in the type of dy. Arguments as there."""
+    """Computes the gradient of x, which has size (h, w), from the gradient of `value`, in the type of dy."""
     rows = _Axis.of_gradient(size[0], kernel.shape[0], window)
     columns = _Axis.of_gradient(size[1], kernel.shape[1], window)
 
@@ -330,9 +332,9 @@ def input_gradient(
 
 
 def _channel_block(channels: int, itemsize: int) -> int:
-    """Channels of a program: a power of two up to 64, by how few lanes idle and how well it uses the memory.
+    """Returns the channels per program: a power of two up to 64 that leaves few lanes idle and uses the memory well.
 
-    Memory is read in sectors of 32 bytes, and best in pairs of them.
+    Memory is read in sectors of 32 bytes, and best in pairs of sectors.
     """
 
     def worth(block: int) -> tuple[float, int]:
@@ -343,11 +345,11 @@ def _channel_block(channels: int, itemsize: int) -> int:
 
 
 def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int], interpret: bool, plan: Plan) -> Array:
-    """The gradient of the kernel, before it is rounded.
+    """Computes the gradient of the kernel, before it is rounded.
 
-    A lane is a vector of channels of one column of an image, or of a few (`Plan`); a program has a block of channels
-    and goes through some blocks of columns, `ROWS` rows of each at a time, with a sum for each tap. Its sums over its
-    lanes are the partial sums that are added up at the end.
+    A lane is a vector of channels of one column of an image, or of a few columns (`Plan`). A program has a block of
+    channels and goes through some blocks of columns, `ROWS` rows of each at a time, with a sum for each tap. Its sums
+    over its lanes are partial sums, which are added up at the end.
     """
     rows = _Axis.of_value(x.shape[1], kernel_size[0], window)
     columns = _Axis.of_value(x.shape[2], kernel_size[1], window)
@@ -368,20 +370,20 @@ def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int]
     grid = blocks, pl.cdiv(tasks, turns)  # neighbours run together: their channels may share a sector
     wide = jnp.promote_types(x.dtype, jnp.float32)
 
-    uses: dict[int, list[tuple[int, int]]] = {}  # of each row of x, counted from the first of a task: (row of dy, tap)
+    uses: dict[int, list[tuple[int, int]]] = {}  # by row of x, counted from a task's first row: (row of dy, tap)
     for row in range(count):
         for r, offset in row_taps:
             uses.setdefault(row * rows.step + offset, []).append((row, r))
     first_used: dict[int, list[int]] = {x_row: [] for x_row in uses}
     for row in range(count):
         first_used[min(x_row for x_row in uses if row in dict(uses[x_row]))].append(row)
-    uses_of_columns: dict[int, list[tuple[int, int]]] = {}  # of each column of x likewise: (column of dy, tap)
+    uses_of_columns: dict[int, list[tuple[int, int]]] = {}  # by column of x, counted the same way: (column of dy, tap)
     for dy_column in range(side):
         for s, offset in column_taps:
             uses_of_columns.setdefault(dy_column * columns.step + offset, []).append((dy_column, s))
 
     def depthwise_correlate(x_ref: Ref, dy_ref: Ref, partial_ref: Ref) -> None:
-        program = pl.program_id(1)  # asked for outside the loop, since interpretation doesn't know it within
+        program = pl.program_id(1)  # read outside the loop, because interpretation doesn't know it inside
         channel = pl.program_id(0) * block + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
         channel_exists = _inside(channel, 0, blocks * block - 1, channels)
 
@@ -413,19 +415,19 @@ def _correlate(x: Array, dy: Array, window: Window, kernel_size: tuple[int, int]
                 return _load(dy_ref, (image, at), conditions, shape)
 
             def load_row(x_row: int) -> tuple[list[tuple[int, Array]], list[tuple[tuple[int, int], Array]]]:
-                seen = [(offset, load_x(x_row, offset)) for offset in sorted(uses_of_columns)]
+                x_columns = [(offset, load_x(x_row, offset)) for offset in sorted(uses_of_columns)]
                 new = [(row, dy_column) for row in first_used[x_row] for dy_column in range(side)]
-                return seen, [(at, load_dy(*at)) for at in new]
+                return x_columns, [(at, load_dy(*at)) for at in new]
 
             total = list(sums)
-            here: dict[tuple[int, int], Array] = {}
-            for x_row, (seen, new) in _ahead(sorted(uses), load_row, plan.ahead):
-                here |= {at: of_place.astype(wide) for at, of_place in new}
-                for offset, of_column in seen:
-                    of_column = of_column.astype(wide)
+            dy_values: dict[tuple[int, int], Array] = {}
+            for x_row, (x_columns, new) in _ahead(sorted(uses), load_row, plan.ahead):
+                dy_values |= {at: values.astype(wide) for at, values in new}
+                for offset, x_values in x_columns:
+                    x_values = x_values.astype(wide)
                     for row, r in uses[x_row]:
                         for dy_column, s in uses_of_columns[offset]:
-                            total[r * kernel_size[1] + s] += of_column * here[row, dy_column]
+                            total[r * kernel_size[1] + s] += x_values * dy_values[row, dy_column]
             return tuple(total)
 
         sums = jax.lax.fori_loop(0, turns, add, tuple(jnp.zeros(shape, wide) for _ in range(taps)))
@@ -455,7 +457,7 @@ def kernel_gradient(
     interpret: bool = False,
     plan: Plan = WIDE,
 ) -> Float[Array, "r s 1 c"]:
-    """The gradient of a kernel of the given size (r, s), from that of `value`; in the type of x. Arguments as there."""
+    """Computes the gradient of a kernel of size (r, s) from the gradient of `value`, in the type of x."""
 
     def of_images(x: Array, dy: Array) -> Array:
         return _correlate(x, dy, window, kernel_size, interpret, plan)

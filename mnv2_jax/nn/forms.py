@@ -1,10 +1,11 @@
-"""The ways to compute a convolution over [b, h, w, c], and which is taken where.
+"""The ways ("forms") to compute a convolution over [b, h, w, c], and which form is used where.
 
 XLA's CPU backend runs a depthwise convolution 10 to 50 times, its input gradient 35 to 120 times and its kernel
 gradient 5 to 30 times slower than the same sums written as shifted multiply-adds, and the gradients of a 1×1
-convolution 2 to 9 times slower than matrix products (MobileNetV2's layers, jaxlib 0.10.2). On the CPU those are used;
-on GPU and TPU, whose libraries have kernels for convolutions, `jax.lax.conv_general_dilated` is, but for training on
-newer NVIDIA GPUs, which takes kernels of our own (`fastest`). The forms agree up to rounding.
+convolution 2 to 9 times slower than matrix products (MobileNetV2's layers, jaxlib 0.10.2). So the CPU uses the shifted
+multiply-adds and the matrix products. GPU and TPU, whose libraries have kernels for convolutions, use
+`jax.lax.conv_general_dilated`, except that training on newer NVIDIA GPUs uses our own kernels (`fastest`). The forms
+agree up to rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Value: TypeAlias = Callable[[Array, Array, Window], Array]
 """A convolution: (x, kernel, window) -> y."""
 
 Gradient: TypeAlias = Callable[[Array, Array, Array, Window], Array]
-"""One of its two gradients: (x, kernel, dy, window) -> dx or dkernel, where dy is the cotangent of y."""
+"""A gradient of a convolution: (x, kernel, dy, window) -> dx or dkernel, where dy is the cotangent of y."""
 
 
 class Form(NamedTuple):
@@ -35,12 +36,12 @@ class Form(NamedTuple):
 
     value: Value
     input_gradient: Gradient
-    """Reads nothing of x but its shape."""
+    """Gradient dx; of x it reads only the shape."""
     kernel_gradient: Gradient
-    """Reads nothing of the kernel but its shape."""
+    """Gradient dkernel; of the kernel it reads only the shape."""
 
     def __call__(self, x: Array, kernel: Array, window: Window) -> Array:
-        """Convolves; differentiated once by this form's own gradients."""
+        """Convolves. Its derivative uses this form's own gradients, and can be taken once."""
         return _with_gradients(self, x, kernel, window)
 
 
@@ -61,7 +62,7 @@ _with_gradients.defvjp(_forward, _backward)
 
 
 def _differentiated(value: Value) -> Form:
-    """The form whose gradients are JAX's own of its value."""
+    """Makes a form whose gradients JAX derives from ``value``."""
 
     def input_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
         (dx,) = jax.vjp(lambda x: value(x, kernel, window), x)[1](dy)
@@ -93,13 +94,13 @@ def _lax(x: Array, kernel: Array, window: Window) -> Array:
 
 
 def _matmul(x: Array, kernel: Array, window: Window) -> Array:
-    """A 1×1 kernel as one product of two matrices, which Eigen is better at than at one with three free axes."""
+    """Applies a 1×1 kernel as a product of two matrices, which Eigen computes faster than one with three free axes."""
     x = x[:, :: window.stride, :: window.stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
 def _patches(x: Array, kernel: Array, window: Window) -> Array:
-    """A row of a matrix for what the kernel sees at each place, times the kernel as a matrix."""
+    """Convolves as a product of matrices: a row for the patch under the kernel at each position, times the kernel."""
     patches = jnp.concatenate([tap for _, _, tap in _taps(x, kernel, window)], -1)
     return _matmul(patches, kernel.reshape(1, 1, -1, kernel.shape[-1]), Window())
 
@@ -112,18 +113,18 @@ def _padded(x: Array, kernel: Array, window: Window) -> Array:
 
 
 def _taps(x: Array, kernel: Array, window: Window) -> Iterator[tuple[int, int, Array]]:
-    """Each (r, s) of the kernel with what it is multiplied by, [b, ceil(h / stride), ceil(w / stride), c]."""
+    """Yields each tap (r, s) of the kernel with its input, [b, ceil(h / stride), ceil(w / stride), c]."""
     rows, columns = window.outputs(x.shape[1], kernel.shape[0]), window.outputs(x.shape[2], kernel.shape[1])
     x = _padded(x, kernel, window)
     for r in range(kernel.shape[0]):
         for s in range(kernel.shape[1]):
-            top, left = r * window.dilation, s * window.dilation
-            bottom, right = top + (rows - 1) * window.stride + 1, left + (columns - 1) * window.stride + 1
-            yield r, s, x[:, top : bottom : window.stride, left : right : window.stride]
+            row0, column0 = r * window.dilation, s * window.dilation
+            row1, column1 = row0 + (rows - 1) * window.stride + 1, column0 + (columns - 1) * window.stride + 1
+            yield r, s, x[:, row0 : row1 : window.stride, column0 : column1 : window.stride]
 
 
 def _shifted(x: Array, kernel: Array, window: Window) -> Array:
-    """Multiply-adds of shifted inputs, which XLA fuses into one pass; summed in float32 at least."""
+    """Convolves as multiply-adds of shifted inputs, which XLA fuses into one pass; sums in float32 at least."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     terms = (tap.astype(wide) * kernel[r : r + 1, s : s + 1].astype(wide) for r, s, tap in _taps(x, kernel, window))
     return functools.reduce(jnp.add, terms).astype(x.dtype)
@@ -133,34 +134,34 @@ _shifted_input_gradient = _differentiated(_shifted).input_gradient
 
 
 def _reductions(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
-    """The kernel gradient as r * s sums over places, of which XLA makes one pass; then over images."""
+    """Computes the kernel gradient as r * s sums over positions, which XLA fuses into one pass, then over images."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     sums = [(tap.astype(wide) * dy.astype(wide)).sum((1, 2)) for _, _, tap in _taps(x, kernel, window)]
     return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _row_loop(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
-    """sum over b, i, j of dy[b, i, j, c] * x[b, i * stride + r * dilation, j * stride + s * dilation, c].
+    """Sums dy[b, i, j, c] * x[b, i * stride + r * dilation, j * stride + s * dilation, c] over b, i and j.
 
-    As a reduction for each (r, s), XLA on the CPU reads both arrays r * s times and doesn't vectorise. A loop over rows
-    that adds into r * s arrays [b, 1, w, c] reads them once and vectorises over channels. Not a loop over images: the
-    batch is the axis that devices share.
+    If it is written as a reduction for each (r, s), XLA on the CPU reads both arrays r * s times and doesn't vectorise.
+    A loop over rows that adds into r * s arrays [b, 1, w, c] reads them once and vectorises over channels. The loop is
+    not over images, because devices share the batch axis.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     batch, rows, columns, channels = dy.shape
     stride, dilation = window.stride, window.dilation
     taps = [(r * dilation, s * dilation) for r in range(kernel.shape[0]) for s in range(kernel.shape[1])]
     x = _padded(x, kernel, window)
-    unroll = 2 if rows % 2 == 0 else 1  # halves how often the sums are read and written
+    unroll = 2 if rows % 2 == 0 else 1  # two rows per turn: the sums are read and written half as often
 
     def add_rows(turn: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         for row in (turn * unroll + step for step in range(unroll)):
-            seen = jax.lax.dynamic_slice_in_dim(x, row * stride, taps[-1][0] + 1, axis=1).astype(wide)
-            here = jax.lax.dynamic_slice_in_dim(dy, row, 1, axis=1).astype(wide)
-            ends = [left + (columns - 1) * stride + 1 for _, left in taps]
+            x_rows = jax.lax.dynamic_slice_in_dim(x, row * stride, taps[-1][0] + 1, axis=1).astype(wide)
+            dy_row = jax.lax.dynamic_slice_in_dim(dy, row, 1, axis=1).astype(wide)
+            ends = [column0 + (columns - 1) * stride + 1 for _, column0 in taps]
             sums = tuple(
-                total + seen[:, top : top + 1, left:end:stride] * here
-                for total, (top, left), end in zip(sums, taps, ends, strict=True)
+                total + x_rows[:, row0 : row0 + 1, column0:end:stride] * dy_row
+                for total, (row0, column0), end in zip(sums, taps, ends, strict=True)
             )
         return sums
 
@@ -169,13 +170,13 @@ def _row_loop(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
     return jnp.stack([total.sum((0, 1, 2)) for total in sums]).reshape(kernel.shape).astype(kernel.dtype)
 
 
-# --- depthwise as kernels of our own for GPUs ---------------------------------------------------------------
+# --- depthwise as our own kernels for GPUs ------------------------------------------------------------------
 
 
 def triton_form(plan: depthwise_triton.Plan | None = None) -> Form:
-    """Our kernels; the gradient of the kernel by a plan, unset: by that which is taken.
+    """Makes the form of our GPU kernels. ``plan`` is that of the kernel gradient; `depthwise_triton.WIDE` if unset.
 
-    They are imported where they are used: Pallas takes time, and a later JAX may be without its Triton.
+    The kernels are imported where they are used: importing Pallas takes time, and a later JAX may lack its Triton.
     """
 
     def value(x: Array, kernel: Array, window: Window) -> Array:
@@ -197,10 +198,10 @@ def triton_form(plan: depthwise_triton.Plan | None = None) -> Form:
     return Form(value, input_gradient, kernel_gradient)
 
 
-# --- which is taken where -----------------------------------------------------------------------------------
+# --- which form is used where -------------------------------------------------------------------------------
 
 LAX = _differentiated(_lax)
-"""Any convolution as XLA's own operator, which the platform's library computes."""
+"""Form for any convolution: XLA's own operator, which the library of the platform computes."""
 
 DEPTHWISE: Mapping[str, Form] = {
     "lax": LAX,
@@ -208,25 +209,25 @@ DEPTHWISE: Mapping[str, Form] = {
     "rows": Form(_shifted, _shifted_input_gradient, _row_loop),
     "triton": triton_form(),
 }
-"""A kernel [r, s, 1, c], a channel each."""
+"""Forms for a depthwise kernel [r, s, 1, c], by name."""
 
 POINTWISE: Mapping[str, Form] = {"lax": LAX, "matmul": _differentiated(_matmul)}
-"""A kernel [1, 1, i, o]."""
+"""Forms for a kernel [1, 1, i, o], by name."""
 
 IMAGE: Mapping[str, Form] = {"lax": LAX, "patches": _differentiated(_patches)}
-"""A kernel [r, s, i, o] over few channels."""
+"""Forms for a kernel [r, s, i, o] over the few channels of an image, by name."""
 
 DepthwiseForm: TypeAlias = Literal["auto", "lax", "shifted", "rows", "triton"]
 PointwiseForm: TypeAlias = Literal["auto", "lax", "matmul"]
 ImageForm: TypeAlias = Literal["auto", "lax", "patches"]
 NormForm: TypeAlias = Literal["derived", "written", "triton"]
-"""The gradient of a norm with its activation: derived by JAX, or written out (`nn.normalise`), its sums by XLA or by
-kernels of our own for GPUs."""
+"""How the gradient of a norm with its activation is computed. ``derived``: JAX derives it. ``written``: it is written
+out (`nn.normalise`), and XLA computes its sums. ``triton``: written out, with sums by our own GPU kernels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forms:
-    """How each kind of layer is computed; ``auto``: what is fastest on the platform compiled for, of XLA's own."""
+    """How each kind of layer is computed. ``auto``: the fastest form on the target platform without our own kernels."""
 
     depthwise: DepthwiseForm = "auto"
     pointwise: PointwiseForm = "auto"
@@ -236,23 +237,23 @@ class Forms:
 
 AUTO = Forms()
 LIBRARY = Forms(depthwise="lax", pointwise="lax", image="lax")
-"""XLA's own convolutions on every platform: what is exported, and what ours are measured against."""
+"""XLA's own convolutions on every platform: used for exports, and as the baseline for our own forms."""
 
 
 NVIDIA = Forms(depthwise="triton", pointwise="matmul", image="patches", norm="triton")
-"""Together 1.35 times as fast as `AUTO` in MobileNetV2's step at 224 px in bfloat16 on an H200 (`bench gpu`); other
-GPUs, networks and types weren't timed."""
+"""The forms for newer NVIDIA GPUs. Together they make MobileNetV2's step at 224 px in bfloat16 on an H200 1.35 times as
+fast as `AUTO` (`bench gpu`). Other GPUs, networks and types weren't timed."""
 
 _TRITON_FROM = 8.0
 """Compute capability of the oldest GPUs that Pallas' Triton compiles for (Ampere)."""
 
 
 def fastest(compute_capability: float | None, dtype: str) -> Forms:
-    """The forms that training takes.
+    """Returns the forms that training uses.
 
     Args:
-      compute_capability: an NVIDIA GPU's, as 9.0; None: another device.
-      dtype: of the computation. float64 is XLA's everywhere.
+      compute_capability: compute capability of an NVIDIA GPU, such as 9.0; None for another device.
+      dtype: type of the computation. For float64 the result is `AUTO`.
     """
     if compute_capability is None or compute_capability < _TRITON_FROM or dtype == "float64":
         return AUTO
@@ -268,18 +269,18 @@ def _over(function: Callable[..., Array], window: Window) -> Callable[..., Array
 
 
 def _by_platform(**forms: Form) -> Form:
-    """The form of the platform that the program is lowered for, and likewise those of its gradients.
+    """Makes a form that, with its gradients, is that of the platform for which the program is lowered.
 
-    Lowered for, not running on: a program compiled on a CPU machine for a TPU gets the TPU's form. The choice is made
-    anew in the backward pass, so that nothing differentiates through a switch.
+    That need not be the platform that lowers it: a program compiled on a CPU machine for a TPU gets the TPU's form. The
+    backward pass makes the choice again, so that nothing differentiates through a switch.
     """
 
     def chosen(part: int) -> Callable[..., Array]:
         def compute(*arrays_and_window: Any) -> Array:
             *arrays, window = arrays_and_window
             branches: dict[str, Any] = {name: _over(form[part], window) for name, form in forms.items()}
-            found: Array = jax.lax.platform_dependent(*arrays, **branches)
-            return found
+            result: Array = jax.lax.platform_dependent(*arrays, **branches)
+            return result
 
         return compute
 
@@ -292,15 +293,15 @@ _AUTO_IMAGE = _by_platform(cpu=IMAGE["patches"], default=LAX)
 
 
 def depthwise_form(name: DepthwiseForm) -> Form:
-    """The form of that name for kernels [r, s, 1, c]."""
+    """Returns the form of that name for kernels [r, s, 1, c]."""
     return _AUTO_DEPTHWISE if name == "auto" else DEPTHWISE[name]
 
 
 def pointwise_form(name: PointwiseForm) -> Form:
-    """The form of that name for kernels [1, 1, i, o]."""
+    """Returns the form of that name for kernels [1, 1, i, o]."""
     return _AUTO_POINTWISE if name == "auto" else POINTWISE[name]
 
 
 def image_form(name: ImageForm) -> Form:
-    """The form of that name for kernels [r, s, i, o] over an image's channels."""
+    """Returns the form of that name for kernels [r, s, i, o] over the channels of an image."""
     return _AUTO_IMAGE if name == "auto" else IMAGE[name]

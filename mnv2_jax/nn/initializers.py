@@ -1,4 +1,4 @@
-"""How weights are drawn: a table of sources, each with an initialiser for every kind of layer."""
+"""Initialisers of weights: a table of sources, each with an initialiser for every kind of layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import DTypeLike
 from mnv2_jax.types import Array, Key
 
 Initializer: TypeAlias = Callable[..., Array]
-"""Called with a key, a shape and a type."""
+"""Function that draws weights from a key, a shape and a type."""
 
 
 def _zeros(channels_in: int) -> Initializer:
@@ -35,9 +35,9 @@ class AttentionInitializers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Initializers:
-    """One source's, by kind of layer.
+    """Initialisers of one source, by kind of layer.
 
-    The scales of norms begin with 1, their biases and all that no field says with 0, and layer scale with 1e-5.
+    The scales of norms are always 1 at first, layer scale 1e-5, and all other weights without a field here 0.
     """
 
     conv: Initializer
@@ -45,20 +45,23 @@ class Initializers:
     depthwise: Initializer
     """Kernels [r, s, 1, c]."""
     squeeze_excite: Initializer
-    """Kernels [i, o] of both layers."""
+    """Kernels [i, o] of both dense layers of a squeeze-excite."""
     squeeze_excite_bias: Callable[[int], Initializer] = _zeros
-    """Biases [o] of a layer with so many channels in."""
+    """Makes the initialiser of the biases [o] of those layers from their number of input channels."""
     hidden: Initializer
     """Kernel [i, o] of the dense layer before the classifier."""
     classifier: Initializer
-    """Kernel [c, k]."""
+    """Kernel [c, k] of the classifier."""
     classifier_bias: Callable[[int], Initializer] = _zeros
-    """Biases [k] of so many channels."""
+    """Makes the initialiser of the biases [k] of the classifier from its number of input channels."""
     attention: Callable[[int, int], AttentionInitializers] | None = None
-    """Makes them from the number of heads and the stride of keys and values; None: `conv` and `depthwise` are used."""
+    """Makes the initialisers of attention from the number of heads and the stride of keys and values.
+
+    None: attention uses `conv` and `depthwise`.
+    """
 
     def of_attention(self, heads: int, kv_stride: int) -> AttentionInitializers:
-        """See `attention`."""
+        """Makes the initialisers of attention; see `attention`."""
         if self.attention:
             return self.attention(heads, kv_stride)
         return AttentionInitializers(query=self.conv, shared=self.conv, output=self.conv, depthwise=self.depthwise)
@@ -97,8 +100,8 @@ def _glorot_attention(heads: int, kv_stride: int) -> AttentionInitializers:
 
 
 def _garden_attention(heads: int, kv_stride: int) -> AttentionInitializers:
-    """Keras' default. Where keys and values see the whole map, queries and outputs have an axis of heads, for which
-    Keras takes the first axis to be a window."""
+    """Makes Keras' default initialisers. If keys and values see the whole map, the kernels of queries and outputs have
+    an axis of heads, and Keras then counts the first axis as a window."""
     as_convolutions = _glorot_attention(heads, kv_stride)
     if kv_stride > 1:
         return as_convolutions
@@ -127,27 +130,29 @@ _TIMM = Initializers(
 )
 
 INITS: Mapping[str, Initializers] = {
-    # Everything, its logits are convolutions, too: mobilenet.training_scope's stddev, cut at ±0.18.
+    # TF-slim: all layers, even the logits, are convolutions, with mobilenet.training_scope's stddev, cut at ±0.18.
     "truncated_normal": Initializers(
         conv=_TRUNCATED, depthwise=_TRUNCATED, squeeze_excite=_TRUNCATED, hidden=_TRUNCATED, classifier=_TRUNCATED
     ),
     # torchvision's V2, CoreNet's V1 and V2, mmpretrain's V2 and d-li14's, whose squeeze-excite is made of dense layers.
-    # Convolutions sqrt(2 / (r * s * o)), dense layers, squeeze-excite's among them, N(0, 0.01). o are the channels of a
-    # depthwise kernel, too, since torch.nn.init takes the first axis of the weight for the outputs of one input.
+    # The standard deviation of convolutions is sqrt(2 / (r * s * o)). Dense layers, also those of squeeze-excite, are
+    # N(0, 0.01). For a depthwise kernel o is the number of channels too, because torch.nn.init counts the first axis of
+    # the weight as the outputs of one input.
     "kaiming_fan_out": _DENSE_SMALL,
-    # A depthwise kernel sqrt(2 / (r * s)). Batch norm takes the scale of a kernel out again, but the smaller a kernel,
-    # the further a step of the same learning rate turns it: this one bears the larger learning rates.
+    # The standard deviation of a depthwise kernel is sqrt(2 / (r * s)). Batch norm cancels the scale of a kernel, but a
+    # step of the same learning rate turns a smaller kernel further, so this one tolerates larger learning rates.
     "kaiming_fan_out_grouped": dataclasses.replace(_DENSE_SMALL, depthwise=_fan_out_of_one_group),
-    # As kaiming_fan_out, but squeeze-excite is made of convolutions.
+    # Like kaiming_fan_out, but squeeze-excite is made of convolutions.
     "torchvision_v3": dataclasses.replace(_DENSE_SMALL, squeeze_excite=_FAN_OUT),
-    # Its last layer keeps PyTorch's default.
+    # Like kaiming_fan_out, but the last layer keeps PyTorch's default.
     "torchvision_resnet": dataclasses.replace(_DENSE_SMALL, classifier=_UNIFORM_FAN_IN, classifier_bias=_torch_bias),
-    # MobileNets: efficientnet_init_weights, after which attention draws itself anew; the hidden layer is a convolution.
+    # timm's MobileNets: efficientnet_init_weights, after which attention initialises itself again. The hidden layer is
+    # a convolution.
     "timm": _TIMM,
-    # jeffnet: as timm, but flax counts all channels of a depthwise kernel.
+    # jeffnet: like timm, but flax counts all channels of a depthwise kernel.
     "efficientnet_jax": dataclasses.replace(_TIMM, depthwise=_FAN_OUT, attention=None),
-    # Its MobileNetV3, alone of its networks, doesn't call reset_parameters: convolutions keep PyTorch's default, dense
-    # layers that of LinearLayer, whatever its file says.
+    # MobileNetV3 is the only network of CoreNet that doesn't call reset_parameters: convolutions keep PyTorch's default
+    # and dense layers that of LinearLayer, whatever the config file sets.
     "corenet_v3": Initializers(
         conv=_UNIFORM_FAN_IN,
         depthwise=_UNIFORM_FAN_IN,
@@ -156,7 +161,7 @@ INITS: Mapping[str, Initializers] = {
         hidden=_GLOROT,
         classifier=_GLOROT,
     ),
-    # Keras' VarianceScaling() and, in the classifier, random_uniform.
+    # Keras' VarianceScaling(), and random_uniform in the classifier.
     "tf_model_garden": Initializers(
         conv=_KERAS,
         depthwise=_KERAS_DEPTHWISE,
@@ -166,4 +171,4 @@ INITS: Mapping[str, Initializers] = {
         attention=_garden_attention,
     ),
 }
-"""Initializers by `config.ModelConfig.init`."""
+"""Initialisers by `config.ModelConfig.init`."""

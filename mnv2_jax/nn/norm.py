@@ -14,11 +14,11 @@ from mnv2_jax.nn.normalise import SUMS, normalise_groups
 from mnv2_jax.types import Array
 
 INPUTS = "norm_inputs"
-"""The collection which, where a caller makes it mutable, gets mean and mean square of what each norm is given."""
+"""Collection that gets mean and mean square of the input of each norm, if a caller makes it mutable."""
 
 
 class SingleValueError(ValueError):
-    """A norm can't be trained: its groups have one value a channel. PyTorch refuses it as well."""
+    """Raised if a norm can't be trained because its groups have one value per channel. PyTorch refuses that as well."""
 
 
 def _last(_: object, new: Array) -> Array:
@@ -26,17 +26,17 @@ def _last(_: object, new: Array) -> Array:
 
 
 class GroupedBatchNorm(nn.Module):
-    """Batch norm (Ioffe & Szegedy 2015, arXiv 1502.03167) over groups of ``group_size`` images that follow each other.
+    """Batch norm (Ioffe & Szegedy 2015, arXiv 1502.03167) over groups of ``group_size`` consecutive images.
 
-    The result is the same, up to rounding, on any number of devices. Where each holds whole groups, normalising needs
-    no communication; elsewhere the sums of the groups cross, not the map. Running statistics are averaged over the
-    groups.
+    The result is the same, up to rounding, on any number of devices. If each device holds whole groups, normalising
+    needs no communication; otherwise devices exchange the sums of groups, but not the map. Running statistics are
+    averaged over the groups.
 
     Attributes:
       group_size: images in a group; must divide the batch in training.
-      decay: of the running statistics, per step.
+      decay: decay of the running statistics per step.
       epsilon: added to the variance.
-      form: how it is computed in training.
+      form: how the norm is computed in training.
     """
 
     group_size: int = 32
@@ -49,14 +49,14 @@ class GroupedBatchNorm(nn.Module):
         """Normalises [b, h, w, c] or [b, c] over all axes but the last, then applies the activation.
 
         Args:
-          x: of any float type, which the result has too; everything between is float32 at least.
-          train: use the statistics of each group and update the running ones, the collection ``batch_stats``, which
-            are used otherwise.
+          x: input of any float type, which is also the type of the result; the computation is in float32 at least.
+          train: use the statistics of each group, and update the running statistics in the collection ``batch_stats``.
+            Otherwise use the running statistics.
           act: the activation; None for none.
 
         Raises:
           ValueError: if ``train`` and the groups don't divide the batch.
-          SingleValueError: if ``train`` and a group has one value a channel, of which nothing is left but the bias.
+          SingleValueError: if ``train`` and a group has one value per channel: the output would be the bias alone.
         """
         batch, channels, space = x.shape[0], x.shape[-1], tuple(range(1, x.ndim - 1))
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -69,29 +69,29 @@ class GroupedBatchNorm(nn.Module):
             self.sow(INPUTS, "mean", values.mean((0, *space)), reduce_fn=_last)
             self.sow(INPUTS, "square", jnp.square(values).mean((0, *space)), reduce_fn=_last)
         if train and batch % self.group_size:
-            raise ValueError(f"group_size={self.group_size} does not divide the {batch} images of the batch")
+            raise ValueError(f"group_size={self.group_size} does not divide the batch of {batch} images")
         count = self.group_size * math.prod(x.shape[1:-1])
         if train and count == 1:
             raise SingleValueError(f"{'/'.join(self.path)}: a group of one image of one pixel has no variance")
 
         def update_running(mean: Array, var: Array) -> None:
-            # The group is normalised by its own variance; what is kept for evaluation estimates the population's, as
-            # in PyTorch and in TensorFlow's fused op, which slim uses.
+            # A group is normalised by its own variance. The running variance estimates that of the population, as in
+            # PyTorch and in TensorFlow's fused op, which slim uses.
             bessel = count / (count - 1)
             for running, new in ((running_mean, mean), (running_var, var * bessel)):
                 running.value = self.decay * running.value + (1 - self.decay) * new.mean(0)
 
         if train and self.form in SUMS:
-            found = normalise_groups(x, scale, bias, self.group_size, self.epsilon, act, SUMS[self.form])
-            update_running(found.mean, found.var)
-            return found.y
+            normalised = normalise_groups(x, scale, bias, self.group_size, self.epsilon, act, SUMS[self.form])
+            update_running(normalised.mean, normalised.var)
+            return normalised.y
         if not train:
             mean, var = running_mean.value[None], running_var.value[None]  # one group for all
         else:
-            # Averaged over each image and then over the group: x itself is never reshaped, since a reshape of it
-            # keeps XLA's CPU backend from fusing well, which made the whole training step 1.8 to 2.9 times slower.
-            # Mean and variance in one pass: E[x²] - E[x]² loses (mean / deviation)² roundings, which is little for
-            # what convolutions give; a pass for the one before that for the other makes the layer 2 to 4 times slower.
+            # Average over each image and then over the group. x itself is never reshaped: that keeps XLA's CPU backend
+            # from fusing well, and made the whole training step 1.8 to 2.9 times slower.
+            # Mean and variance take one pass: E[x²] - E[x]² loses (mean / deviation)² roundings, which is little for
+            # the outputs of convolutions. Separate passes make the layer 2 to 4 times slower.
             values = x.astype(wide)
             mean = values.mean(space).reshape(-1, self.group_size, channels).mean(1)
             square = jnp.square(values).mean(space).reshape(-1, self.group_size, channels).mean(1)

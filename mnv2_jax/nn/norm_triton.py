@@ -1,7 +1,7 @@
-"""The sums that a norm needs of a map [b, h, w, c], as Pallas kernels for NVIDIA GPUs, at the speed of the memory.
+"""Sums of a map [b, h, w, c] that a norm needs, as Pallas kernels for NVIDIA GPUs, limited only by memory bandwidth.
 
-XLA's own reductions over space reach two thirds of an H200's bandwidth on MobileNetV2's maps, and where the activation
-is part of the sum, XLA writes its mask down and reads it again. These read each array once.
+XLA's own reductions over space reach two thirds of an H200's bandwidth on MobileNetV2's maps. If the activation is part
+of the sum, XLA writes its mask to memory and reads it again. These kernels read each array once.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ WARPS = 4
 """Warps of 32 threads in a program."""
 
 VALUES = WARPS * 32 * 8
-"""Values of an array that a program loads at once: 16 bytes of bfloat16 a thread."""
+"""Number of values of an array that a program loads at once: 16 bytes of bfloat16 per thread."""
 
 TURNS = 8
-"""Times that it does so, straight after each other, so that many loads are under way."""
+"""Number of such loads that a program starts one right after the other, so that many are under way."""
 
 ACTIVATIONS = frozenset({None, "relu", "relu6", "hard_swish"})
 """Activations that `gradient_sums` computes. Pallas' Triton (JAX 0.10 and 0.11) has no erf, which gelu is made of."""
 
 
 def _channel_block(channels: int) -> int:
-    """Channels of a program: a power of two by which rows of the map are read in whole sectors of 32 bytes.
+    """Returns the channels per program: a power of two with which rows of the map are read in whole 32-byte sectors.
 
-    The largest that divides the channels, up to 64; where that is too few, the few channels at once, the rest masked.
+    It is the largest power of two up to 64 that divides the channels. If that is below 16, it is the next power of two
+    from the number of channels on, up to 64, and the excess is masked.
     """
     divides = min(channels & -channels, 64)
     return divides if divides >= 16 else min(pl.next_power_of_2(channels), 64)
@@ -48,12 +49,12 @@ def _sums(
     count: int,
     interpret: bool,
 ) -> Array:
-    """Sums over space of so many terms of the arrays, float32 [count, b, c].
+    """Sums ``count`` terms of the arrays over space, to float32 [count, b, c].
 
     Args:
       arrays: [b, h, w, c].
       of_group: [g, c], float32; g divides b.
-      terms: of a block of each array, in float32, and of the rows of its group.
+      terms: computes the terms from a block of each array, in float32, and the row of its group in each ``of_group``.
       count: number of terms.
       interpret: run the kernel without a GPU, slowly.
     """
@@ -90,7 +91,7 @@ def _sums(
                 for ref in inputs
             ]
             new = terms(*loaded, *rows_of_group)
-            # Outside, every array is 0, and so is every term: each has a factor x or dy.
+            # Outside the map every array is 0, and so is every term, because each has a factor x or dy.
             totals = [total + term for total, term in zip(totals, new, strict=True)]
         for number, total in enumerate(totals):
             at_result = tuple(jnp.full((block,), part) for part in (number, image, chunk))
@@ -109,7 +110,7 @@ def _sums(
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def moments(x: Float[Array, "b h w c"], interpret: bool = False) -> Float[Array, "2 b c"]:
-    """Sums over space of x and of x²."""
+    """Sums x and x² over space."""
 
     def of_images(x: Array) -> Array:
         return _sums((x,), (), lambda x: (x, x * x), 2, interpret)
@@ -126,7 +127,7 @@ def gradient_sums(
     act: Activation | None,
     interpret: bool = False,
 ) -> Float[Array, "2 b c"]:
-    """Sums over space of dz and of dz x, where dy is the cotangent of act(z) and z = x * factor + offset.
+    """Sums dz and dz x over space, where dy is the cotangent of act(z) and z = x * factor + offset.
 
     On a GPU, ``act`` must be one of `ACTIVATIONS`.
     """

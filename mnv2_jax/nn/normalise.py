@@ -1,9 +1,9 @@
-"""Normalisation by the statistics of groups with the activation behind it, its gradient written out.
+"""Normalisation by the statistics of groups, with the activation behind it; the gradient is written out by hand.
 
-What JAX derives from the forward pass, XLA's GPU backend computes in 4 passes over the map forward and 8 backward for
-a norm with relu6 (block_2/expand_norm of MobileNetV2 on an H200, jaxlib 0.11.2). Written out it is 3 and 5: the
-statistics read the map, the result reads and writes it; backward, two sums read the map and the cotangent, and the
-gradient reads both again and is written.
+If JAX derives the gradient, XLA's GPU backend takes 4 passes over the map forward and 8 backward for a norm with relu6
+(block_2/expand_norm of MobileNetV2 on an H200, jaxlib 0.11.2). Written out it takes 3 and 5. Forward, the statistics
+read the map, and the result reads and writes it. Backward, two sums read the map and the cotangent, and the gradient
+reads both again and writes its result.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def normalise_groups(
     act: Activation | None,
     sums: Sums,
 ) -> Normalised:
-    """Batch norm over groups of ``group_size`` images that follow each other, then the activation.
+    """Applies batch norm over groups of ``group_size`` consecutive images, then the activation.
 
     Args:
-      x: of any float type; everything between is float32 at least.
-      scale: of float32 at least.
-      bias: likewise.
-      group_size: divides b.
+      x: input of any float type; the computation is in float32 at least.
+      scale: scale, float32 at least.
+      bias: bias, float32 at least.
+      group_size: images in a group; divides b.
       epsilon: added to the variance.
-      act: None for none.
-      sums: how those over space are computed.
+      act: the activation; None for none.
+      sums: how the sums over space are computed.
     """
     return _forward(x, scale, bias, group_size, epsilon, act, sums)[0]
 
@@ -64,7 +64,7 @@ def _forward(
 ) -> tuple[Normalised, _Residuals]:
     values = _wide(x)
     count = group_size * math.prod(x.shape[1:-1])
-    # Mean and variance in one pass, as in `nn.norm`.
+    # Mean and variance take one pass, as in `nn.norm`.
     total, squares = (_over_images(part, group_size) for part in sums.moments(x))
     mean = total / count
     var = jnp.maximum(squares / count - jnp.square(mean), 0)
@@ -83,12 +83,15 @@ def _backward(
     residuals: _Residuals,
     cotangents: Normalised,
 ) -> tuple[Array, Array, Array]:
-    """With n values in a group, z = x * factor + offset, x̂ = (x - mean) * inverse and dz the cotangent of z,
+    """Computes the gradients of x, scale and bias.
+
+    With z = x * factor + offset, x̂ = (x - mean) * inverse and dz the cotangent of z they are
 
     dscale = Σ dz x̂,  dbias = Σ dz,  dx = factor (dz - mean(dz) - x̂ mean(dz x̂)),
 
-    and what the cotangents of mean and variance themselves add. dz is computed anew for the sums and for dx: the
-    barriers keep XLA from writing it, or the mask of the activation, down in between, which is a pass more.
+    where dx also has the terms from the cotangents of mean and variance. dz is computed twice, for the sums and for dx.
+    The barriers keep XLA from writing dz, or the mask of the activation, to memory in between, which would be one more
+    pass.
     """
     x, mean, inverse, factor, offset, scale = residuals
     count = group_size * math.prod(x.shape[1:-1])
@@ -113,7 +116,10 @@ def _wide(x: Array) -> Array:
 
 
 def of_activation(x: Array, dy: Array, factor: Array, offset: Array, act: Activation | None) -> tuple[Array, Array]:
-    """x, and the cotangent of z where dy is that of act(z) and z = x * factor + offset; float32 at least."""
+    """Returns x and the cotangent of z, given dy, the cotangent of act(z), with z = x * factor + offset.
+
+    Both are float32 at least.
+    """
     values = _wide(x)
     z = values * _over(factor, x) + _over(offset, x)
     (dz,) = jax.vjp(lambda z: activate(z, act), z)[1](_wide(dy))
@@ -131,19 +137,19 @@ class Sums(NamedTuple):
     """Ways to sum over space."""
 
     moments: Callable[[Array], TwoSums]
-    """Gives Σx and Σx² of x."""
+    """Computes Σx and Σx² of x."""
     of_gradient: Callable[[Array, Array, Array, Array, Activation | None], TwoSums]
-    """Gives Σdz and Σdz x, from the arguments of `of_activation`."""
+    """Computes Σdz and Σdz x, from the arguments of `of_activation`."""
 
 
 def _together(*terms: Array) -> Sequence[Array]:
-    """Sums of [b, *space, c] over space, by one operator for all: of several XLA may make several passes."""
+    """Sums each [b, *space, c] over space, all with one operator: for several, XLA may make several passes."""
     space = tuple(range(1, terms[0].ndim - 1))
     if not space:
         return terms
     zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
-    found: Sequence[Array] = jax.lax.reduce(terms, zeros, lambda one, other: tuple(map(jnp.add, one, other)), space)
-    return found
+    sums: Sequence[Array] = jax.lax.reduce(terms, zeros, lambda one, other: tuple(map(jnp.add, one, other)), space)
+    return sums
 
 
 def _moments(x: Array) -> Sequence[Array]:
@@ -177,12 +183,12 @@ SUMS: Mapping[str, Sums] = {
 
 
 def _over_images(of_images: Array, group_size: int) -> Array:
-    """[b, c] summed over the images of each group, [g, c]."""
+    """Sums [b, c] over the images of each group, to [g, c]."""
     return of_images.reshape(-1, group_size, of_images.shape[-1]).sum(1)
 
 
 def _over(of_group: Array, x: Array) -> Array:
-    """[g, c] as [b, 1…, c] for x [b, *space, c]."""
+    """Repeats [g, c] for the images of each group, and reshapes it to [b, 1…, c] for x [b, *space, c]."""
     groups, channels = of_group.shape
     repeated = jnp.broadcast_to(of_group[:, None], (groups, x.shape[0] // groups, channels))
     return repeated.reshape(x.shape[0], *(1 for _ in x.shape[1:-1]), channels)

@@ -1,4 +1,4 @@
-"""Functions of a batch that XLA can't look into, as kernels are, over several devices."""
+"""Partitioning over devices of functions that XLA can't look into, such as kernels."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mnv2_jax.types import Array
 
 _CUT = ("b", "g")
-"""Axes that devices share: images, and groups of as many images each."""
+"""Axes that are cut over devices: images, and groups of equally many images."""
 
 
 def each_its_images(of_images: Callable[..., Array], rule: str) -> Callable[..., Array]:
-    """The function, partitioned: each device computes with its own images, where a batch is cut along its first axis.
+    """Partitions a function: each device computes with its own images if the batch is cut along its first axis.
 
-    Of a kernel XLA doesn't know what it does with which axis, and would gather the batch on every device. For one
-    device the program is that of the function alone; JAX's partitioning comes in only where there are more.
+    XLA doesn't know what a kernel does with which axis, and would gather the batch on every device. On one device the
+    program is that of the function alone; JAX's partitioning applies only if there are several.
 
     Args:
-      of_images: takes a batch and other arrays.
-      rule: its axes, as `custom_partitioning` takes them. "b" is that of the images and "g" that of groups of images
-        that follow each other; the first array begins with "b". A result without "b" is a sum over the images, and is
-        added up over the devices. No other axis is cut.
+      of_images: a function of a batch and other arrays.
+      rule: the axes of its arguments and result, in the syntax of `custom_partitioning`. "b" is the axis of images and
+        "g" that of groups of consecutive images; the first array begins with "b". A result without "b" is a sum over
+        the images, and is added up over the devices. No other axis is cut.
     """
     *operands, result = ([axes.split() for axes in part.split(",")] for part in rule.split("->"))
     (of_operands,), (of_result,) = operands, result
@@ -42,11 +42,11 @@ def each_its_images(of_images: Callable[..., Array], rule: str) -> Callable[...,
             if axis in _CUT
         ]
         if any(size % pieces for size in sizes):
-            names = ()  # the pieces would be filled up with anything
+            names = ()  # not cut: the pieces would be padded with arbitrary values
 
         def of_its_images(*pieces: Array) -> Array:
-            found = of_images(*pieces)
-            return found if "b" in of_result or not names else jax.lax.psum(found, names)
+            result = of_images(*pieces)
+            return result if "b" in of_result or not names else jax.lax.psum(result, names)
 
         places = [
             NamedSharding(mesh, PartitionSpec(*(names or None if axis in _CUT else None for axis in axes)))
@@ -54,7 +54,7 @@ def each_its_images(of_images: Callable[..., Array], rule: str) -> Callable[...,
         ]
         return mesh, of_its_images, places[-1], tuple(places[:-1])
 
-    # In the order in which they are first seen.
+    # The factors in the order in which the rule first names them.
     whole = dict.fromkeys(axis for axes in (*of_operands, of_result) for axis in axes if axis not in _CUT)
     partitioned = custom_partitioning(of_images)
     partitioned.def_partition(

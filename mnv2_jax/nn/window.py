@@ -1,4 +1,4 @@
-"""How a kernel goes over the rows and columns of a map."""
+"""Geometry of a kernel that moves over the rows and columns of a map."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ Padding: TypeAlias = Literal["same", "symmetric", "trailing"]
 
 
 class Window(NamedTuple):
-    """How a kernel of odd size goes over the rows and columns of its input."""
+    """How a kernel of odd size moves over the rows and columns of its input."""
 
     stride: int = 1
     dilation: int = 1
     padding: Padding = "same"
 
     def pad(self, size: int, kernel: int) -> tuple[int, int]:
-        """Zeros before and after an axis, of which ceil(size / stride) outputs remain.
+        """Returns the number of zeros before and after an axis; the output then has ceil(size / stride) positions.
 
-        ``same``: as few as that takes, the odd one after (TensorFlow). ``symmetric``: dilation * (kernel - 1) / 2 on
-        each side, whatever the size (PyTorch). They differ where a stride meets an even size. ``trailing``: where there
-        is a stride, one less before than ``symmetric``, as Keras pads in MobileNetV1; floor(size / stride) remain.
+        ``same``: as few zeros as that takes, with an odd one after (TensorFlow). ``symmetric``: dilation * (kernel - 1)
+        / 2 on each side, whatever the size (PyTorch). The two differ if a stride meets an even size. ``trailing``: with
+        a stride, one zero less before than ``symmetric``, as Keras pads in MobileNetV1; the output then has
+        floor(size / stride) positions.
         """
         reach = self.dilation * (kernel - 1)
         if self.padding != "same":
@@ -31,9 +32,9 @@ class Window(NamedTuple):
         return total // 2, total - total // 2
 
     def outputs(self, size: int, kernel: int) -> int:
-        """Size of the output of an axis."""
+        """Returns the size of the output of an axis."""
         return (size + sum(self.pad(size, kernel)) - self.dilation * (kernel - 1) - 1) // self.stride + 1
 
     def pads(self, x: Array, kernel: Array) -> tuple[tuple[int, int], tuple[int, int]]:
-        """`pad` of the rows and of the columns."""
+        """Returns `pad` of the rows and of the columns."""
         return self.pad(x.shape[1], kernel.shape[0]), self.pad(x.shape[2], kernel.shape[1])

@@ -1,7 +1,7 @@
-"""Augmentation on the device, inside jit: each image by a key of its own.
+"""Augmentation on the device, inside jit: each image has its own key.
 
-The key of an image comes from (seed, epoch, index) and from nothing else, so what is done to it does not depend
-on the batch, the devices or a restart.
+The key of an image depends on (seed, epoch, index) only, so its augmentation does not depend on the batch, the devices
+or a restart.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def random_shift(keys: Key, images: Shaped[AnyArray, "b h w c"], pad_pixels: int
 def adjust_saturation(
     images: Float[AnyArray, "b h w 3"], factor: Float[Array, " b 1 1 1"]
 ) -> Float[AnyArray, "b h w 3"]:
-    """Scales the saturation of HSV and clips it to 1, hue and value kept; images in [0, 1].
+    """Scales the saturation of HSV and clips it to 1; keeps hue and value. Images are in [0, 1].
 
-    With value V and saturation S of a pixel, a channel x moves to V - (V - x) * min(factor, 1 / S): the closed
-    form of the way through HSV and back.
+    With value V and saturation S of a pixel, a channel x moves to V - (V - x) * min(factor, 1 / S). This is the closed
+    form of the conversion to HSV and back.
     """
     value = images.max(axis=-1, keepdims=True)
     spread = value - images.min(axis=-1, keepdims=True)
@@ -64,7 +64,7 @@ def inception_color(keys: Key, images: Float[AnyArray, "b h w 3"]) -> Float[AnyA
         )
 
     delta, factor, brightness_first = (x[:, None, None, None] for x in jax.vmap(draw)(keys))
-    # Adding the same to every channel before or after differs only in the value that the saturation sees.
+    # The delta is the same for every channel, so its order matters only for the value that `adjust_saturation` sees.
     before = jnp.where(brightness_first, delta, 0)
     return jnp.clip(adjust_saturation(images + before, factor) + (delta - before), 0, 1)
 
@@ -73,7 +73,7 @@ def inception_color(keys: Key, images: Float[AnyArray, "b h w 3"]) -> Float[AnyA
 
 
 def _grey(image: Float[AnyArray, "h w 3"]) -> Float[AnyArray, "h w 1"]:
-    """Luma of ITU-R BT.601, in torchvision's digits."""
+    """Computes the luma of ITU-R BT.601, with torchvision's coefficients."""
     return 0.2989 * image[..., 0:1] + 0.587 * image[..., 1:2] + 0.114 * image[..., 2:3]
 
 
@@ -82,16 +82,16 @@ def _blend(image: Array, other: Array | float, factor: Array) -> Array:
 
 
 def _shift_hue(image: Float[AnyArray, "h w 3"], turns: Float[Array, ""]) -> Float[AnyArray, "h w 3"]:
-    """Adds to the hue of HSV, saturation and value kept.
+    """Adds ``turns`` to the hue of HSV; keeps saturation and value.
 
-    A channel falls from the value by the spread times a trapezium of the hue: the closed form of the way back.
+    A channel is the value minus the spread times a trapezium of the hue: the closed form of the conversion from HSV.
     """
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = image.max(axis=-1)
     spread = value - image.min(axis=-1)
     unit = jnp.where(spread > 0, spread, 1)
     in_red, in_green, in_blue = (green - blue) / unit, 2 + (blue - red) / unit, 4 + (red - green) / unit
-    # Not by `red == value`: a compiler that computes a channel twice may round it in two ways.
+    # Not `red == value`: a compiler that computes a channel twice may round it in two ways.
     is_red, is_green = (red >= green) & (red >= blue), green >= blue
     sixths = jnp.where(is_red, in_red, jnp.where(is_green, in_green, in_blue)) + 6 * turns
     away = [(offset + sixths) % 6 for offset in (5, 3, 1)]
@@ -109,11 +109,11 @@ _JITTERS: tuple[Callable[[Array, Array], Array], ...] = (
 def draw_jitter(
     key: Key, strengths: tuple[float, float, float, float]
 ) -> tuple[Int[AnyArray, " n"], Float[AnyArray, " 4"]]:
-    """The order and the factors of one image's `color_jitter`.
+    """Draws the order and the factors of `color_jitter` for one image.
 
     Returns:
-      The places in ``strengths`` of those above 0, in the order of their use; and all four factors: for brightness,
-      contrast and saturation uniform in max(0, 1 - x) to 1 + x, for hue in ± x turns.
+      The indices of the strengths above 0, in the order of their use, and all four factors. With strength x they are
+      uniform in max(0, 1 - x) to 1 + x for brightness, contrast and saturation, and in ± x turns for hue.
     """
     for_order, for_factors = jax.random.split(key)
     used = [place for place, strength in enumerate(strengths) if strength > 0]
@@ -127,7 +127,7 @@ def draw_jitter(
 def color_jitter(
     keys: Key, images: Float[AnyArray, "b h w 3"], strengths: tuple[float, float, float, float]
 ) -> Float[AnyArray, "b h w 3"]:
-    """Brightness, contrast, saturation and hue in an order drawn for each image (torchvision's ColorJitter).
+    """Changes brightness, contrast, saturation and hue in an order drawn for each image (torchvision's ColorJitter).
 
     Brightness blends the image with black, contrast with the mean of its grey image, saturation with its grey image;
     each result is clipped to [0, 1].
@@ -135,7 +135,7 @@ def color_jitter(
     Args:
       keys: [b].
       images: in [0, 1].
-      strengths: of the four, at least 0, the hue's at most 0.5 turns; what is 0 is left out.
+      strengths: one for each of the four, at least 0, for hue at most 0.5 turns; a strength of 0 leaves it out.
     """
     stages = [adjust if strength > 0 else _unchanged for adjust, strength in zip(_JITTERS, strengths, strict=True)]
 
@@ -159,12 +159,12 @@ def _unchanged(image: Array, factor: Array) -> Array:
 def affine(
     image: Float[AnyArray, "h w c"], radians: Float[Array, ""], shift: Float[AnyArray, " 2"]
 ) -> Float[AnyArray, "h w c"]:
-    """Turns one image about its centre, then shifts it, in one bilinear resampling that repeats the edge outside.
+    """Rotates one image about its centre, then shifts it, with one bilinear resampling; outside, the edge is repeated.
 
     Args:
-      image: of any values.
-      radians: counter-clockwise.
-      shift: pixels down and to the right; of whole ones, without a turn, the values stay what they are.
+      image: an image with any values.
+      radians: angle, counter-clockwise.
+      shift: pixels down and to the right. A shift by whole pixels without rotation keeps the values exactly.
     """
     height, width, _ = image.shape
     y = jnp.arange(height, dtype=image.dtype)[:, None] - (height - 1) / 2 - shift[0]
@@ -172,21 +172,21 @@ def affine(
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     rows = jnp.clip(cos * y + sin * x + (height - 1) / 2, 0, height - 1)
     columns = jnp.clip(cos * x - sin * y + (width - 1) / 2, 0, width - 1)
-    top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
-    bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
-    down, across = (rows - top)[..., None], (columns - left)[..., None]
+    row0, column0 = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
+    row1, column1 = jnp.minimum(row0 + 1, height - 1), jnp.minimum(column0 + 1, width - 1)
+    down, across = (rows - row0)[..., None], (columns - column0)[..., None]
 
     def along(row: Array) -> Array:
         at = image.at
-        here, there = (at[row, column].get(mode="promise_in_bounds") for column in (left, right))
-        return here + across * (there - here)
+        value0, value1 = (at[row, column].get(mode="promise_in_bounds") for column in (column0, column1))
+        return value0 + across * (value1 - value0)
 
-    upper, lower = along(top), along(bottom)
+    upper, lower = along(row0), along(row1)
     return upper + down * (lower - upper)
 
 
 def draw_shift(key: Key, height: int, width: int, fraction: float) -> Float[AnyArray, " 2"]:
-    """Pixels down and to the right for one image, each uniform in ± fraction of its side."""
+    """Draws the pixels that one image moves down and to the right, each uniform in ± ``fraction`` of that side."""
     return jax.random.uniform(key, (2,), jnp.float32, -fraction, fraction) * jnp.asarray([height, width], jnp.float32)
 
 
@@ -197,16 +197,16 @@ def random_affine(
     degrees: float,
     fraction: float,
 ) -> Float[AnyArray, "b h w c"]:
-    """Turns and shifts each image at random, see `affine`.
+    """Rotates and shifts each image at random; see `affine`.
 
-    Keras' RandomRotation, then RandomTranslation, with fill_mode="nearest", but resampled once.
+    This is Keras' RandomRotation, then RandomTranslation, with fill_mode="nearest", but with a single resampling.
 
     Args:
       rotation_keys: [b].
       shift_keys: [b].
-      images: of any values.
-      degrees: the angle is uniform in ± these; 0: none is drawn.
-      fraction: see `draw_shift`; 0: none is drawn.
+      images: images with any values.
+      degrees: the angle is uniform in ± ``degrees``; 0: no rotation.
+      fraction: see `draw_shift`; 0: no shift.
     """
     b, height, width, _ = images.shape
     limit = math.radians(degrees)
@@ -221,13 +221,13 @@ def random_affine(
 # --- erasing ------------------------------------------------------------------------------------------------
 
 _ERASE_RATIOS = {"zero": (0.3, 3.3), "noise": (0.3, 1 / 0.3)}
-"""Height over width of what is erased, by fill: torchvision's and timm's."""
+"""Range of height over width of the erased rectangle, by fill: torchvision's for zero, timm's for noise."""
 
 
 def inside_box(
     height: int, width: int, start: Int[AnyArray, " 2"], stop: Int[AnyArray, " 2"]
 ) -> Bool[AnyArray, "{height} {width}"]:
-    """True in the rows start[0] to stop[0] - 1 and the columns start[1] to stop[1] - 1."""
+    """Makes a mask that is True in the rows start[0] to stop[0] - 1 and the columns start[1] to stop[1] - 1."""
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     return (rows >= start[0]) & (rows < stop[0]) & (columns >= start[1]) & (columns < stop[1])
 
@@ -240,10 +240,11 @@ def draw_erased(
     area: tuple[float | Array, float | Array],
     ratio: tuple[float, float],
 ) -> tuple[Int[AnyArray, " 2"], Int[AnyArray, " 2"]]:
-    """The rectangle of one image's `random_erasing`: its first row and column, and those after its last.
+    """Draws the rectangle of `random_erasing` for one image: its first row and column, and those after its last.
 
-    Its share of the image is uniform in ``area``, its height over width log-uniform in ``ratio``. The first of ten
-    draws that leaves a row and a column is taken; it is empty if none does, and with 1 - probability.
+    Its share of the image is uniform in ``area``, and its height over width log-uniform in ``ratio``. The first of ten
+    draws that leaves a row and a column of the image is used. The rectangle is empty if no draw does, and otherwise
+    with probability 1 - ``probability``.
     """
     uniform = jax.random.uniform(key, (23,), jnp.float32)
     use, corner, areas, ratios = jnp.split(uniform, (1, 3, 13))
@@ -268,10 +269,11 @@ def random_erasing(
 
     Args:
       keys: [b].
-      images: normalised.
+      images: normalised images.
       probability: in [0, 1].
-      area: lowest and highest share of the image that the rectangle takes.
-      fill: zero, as torchvision's RandomErasing; noise: a standard normal each value, as timm's mode ``pixel``.
+      area: smallest and largest share of the image that the rectangle covers.
+      fill: ``zero``, as in torchvision's RandomErasing; ``noise``: a standard normal for each value, as in timm's mode
+        ``pixel``.
     """
     _, height, width, _ = images.shape
 
@@ -288,7 +290,7 @@ def random_erasing(
 
 
 def as_float(images: UInt8[AnyArray, "b h w c"] | Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b h w c"]:
-    """uint8 in 0..255 as floats in [0, 1], in float32 at least; floats are taken to be there already."""
+    """Converts uint8 in 0..255 to floats in [0, 1], in float32 at least; floats must be in [0, 1] already."""
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
 
@@ -298,11 +300,12 @@ def normalise(
     mean: tuple[float, ...] = DataConfig.mean,
     std: tuple[float, ...] = DataConfig.std,
 ) -> Float[AnyArray, "b h w c"]:
-    """What networks see: uint8 in 0..255, or floats in [0, 1], as (x - mean) / std by channel, in float32 at least.
+    """Normalises images for a network: (x - mean) / std by channel, in float32 at least.
 
     Args:
-      images: [b, h, w, c].
-      mean, std: of each channel, on the scale from 0 to 1; unless said, those of ImageNet's red, green and blue.
+      images: [b, h, w, c], uint8 in 0..255 or floats in [0, 1].
+      mean, std: mean and standard deviation of each channel, on the scale from 0 to 1; those of ImageNet's red, green
+        and blue if unset.
     """
     images = as_float(images)
     dtype, shape = images.dtype, (1, 1, 1, -1)

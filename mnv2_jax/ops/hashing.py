@@ -1,4 +1,4 @@
-"""A number by which two batches can be told apart, the same however they lie on devices."""
+"""A hash of batches: it tells two batches apart, and does not depend on how they lie on devices."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mnv2_jax.types import Array, Batch
 
 
 def batch_hash(batch: Batch) -> Array:
-    """uint32 [] of all bytes of a batch, by array, row and place in the row.
+    """Computes a hash, uint32 [], of all bytes of a batch and their positions: array, row and place in the row.
 
-    A sum modulo 2^32 of every byte times a weight that follows from its place: sums of integers come out the same in
-    any order, so devices and processes don't change it. It finds differences; it is no proof against forgery.
+    It is the sum modulo 2^32 of every byte times a weight that depends on its position. Sums of integers are the same
+    in any order, so devices and processes don't change it. It detects differences, but doesn't protect against forgery.
     """
     total = jnp.zeros((), jnp.uint32)
     for salt, name in enumerate(sorted(batch)):
@@ -26,7 +26,7 @@ def batch_hash(batch: Batch) -> Array:
 
 
 def _mixed(x: Array) -> Array:
-    """A permutation of the 32-bit numbers that scatters neighbours (the finaliser of MurmurHash3, Appleby 2008)."""
+    """Permutes the 32-bit numbers so that neighbours scatter (the finaliser of MurmurHash3, Appleby 2008)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

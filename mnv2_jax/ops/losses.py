@@ -1,4 +1,4 @@
-"""Losses, an example each; the mean over a batch and its mask is the task's."""
+"""Losses per example; the task takes the mean over a batch and its mask."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mnv2_jax.types import Array
 def softmax_cross_entropy(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], label_smoothing: float = 0.0
 ) -> Float[Array, " b"]:
-    """Cross-entropy against labels smoothed over all k classes (Szegedy et al., arXiv:1512.00567, section 7).
+    """Computes the cross-entropy with labels smoothed over all k classes (Szegedy et al., arXiv:1512.00567, section 7).
 
     Args:
       logits: unnormalised, float32 or wider.
       labels: 0 to k - 1.
-      label_smoothing: in [0, 1); the true class has 1 - s + s/k, every other one s/k.
+      label_smoothing: s in [0, 1); the target of the true class is 1 - s + s/k, that of every other class s/k.
     """
     log_probs = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]

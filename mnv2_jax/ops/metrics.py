@@ -1,6 +1,6 @@
-"""Classification metrics as sums that merge by addition, and what they come to.
+"""Classification metrics: sums that merge by addition, and the fractions computed from them.
 
-Counts are integers, so a result doesn't depend on how the images were cut into batches or spread over devices.
+Counts are integers, so a result doesn't depend on how the images were split into batches or spread over devices.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ NUM_CALIBRATION_BINS = 15
 
 
 NO_ANSWER = -1
-"""The prediction of a network that has none."""
+"""The prediction if the logits have no finite maximum."""
 
 
 def predictions(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
-    """The class of the largest logit; `NO_ANSWER` where there is none, because one is NaN or infinite upwards.
+    """Returns the class of the largest logit, or `NO_ANSWER` if the maximum is NaN or infinite.
 
-    No label is it, so that an answer which isn't one is never right.
+    `NO_ANSWER` is not a label, so such a prediction is never right.
     """
     return jnp.where(jnp.isfinite(logits.max(axis=-1)), logits.argmax(axis=-1), NO_ANSWER)
 
@@ -34,11 +34,12 @@ def predictions(logits: Float[Array, "b k"]) -> Int[Array, " b"]:
 def classification_sums(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], losses: Float[Array, " b"], mask: Bool[Array, " b"]
 ) -> dict[str, Array]:
-    """Sums that a batch adds to each metric; rows whose mask is False add nothing, whatever stands in them.
+    """Computes the sums that a batch adds to each metric; rows whose mask is False add nothing, whatever they hold.
 
     Returns:
-      loss: float []; count, top5: int32 []; confusion: int32 [k, k + 1], rows are true classes, the last column is
-      `NO_ANSWER`; and by bin of confidence bin_count, bin_correct: int32 [15], bin_confidence: float [15].
+      loss: float []; count, top5: int32 []; confusion: int32 [k, k + 1], where rows are true classes and the last
+      column is `NO_ANSWER`; and for each bin of confidence bin_count, bin_correct: int32 [15], bin_confidence: float
+      [15].
     """
     num_classes = logits.shape[-1]
     labels = jnp.where(mask, labels, 0)
@@ -46,7 +47,7 @@ def classification_sums(
     _, best = jax.lax.top_k(logits, min(5, num_classes))
     in_top5 = (best == labels[:, None]).any(axis=-1) & (prediction != NO_ANSWER)
     confidence = jax.nn.softmax(logits).max(axis=-1)
-    # Bin i is (i/15, (i+1)/15]; a confidence that is not a number counts as none at all.
+    # Bin i is (i/15, (i+1)/15]; a confidence that is NaN counts as 0.
     place = jnp.ceil(jnp.nan_to_num(confidence) * NUM_CALIBRATION_BINS).astype(jnp.int32) - 1
     place = jnp.clip(place, 0, NUM_CALIBRATION_BINS - 1)
     ones = mask.astype(jnp.int32)
@@ -63,16 +64,16 @@ def classification_sums(
 
 
 def merge(a: PyTree, b: PyTree) -> PyTree:
-    """The sums of both."""
+    """Adds two trees of sums."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def summarise_classification(sums: Mapping[str, Any], class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Fractions from 0 to 1 out of `classification_sums`, fit for JSON.
+    """Computes fractions from 0 to 1 from `classification_sums`, as values for JSON.
 
     Returns:
-      top1, top5, loss (nats), ece, count; per_class: label, count and accuracy (None for a class without
-      images); confusion [k, k], without what has `NO_ANSWER`; calibration: confidence, accuracy and count of each bin.
+      top1, top5, loss (nats), ece, count; per_class: label, count and accuracy (None for a class without images);
+      confusion [k, k], without predictions `NO_ANSWER`; calibration: confidence, accuracy and count of each bin.
     """
     sums = {key: np.asarray(value) for key, value in sums.items()}
     count, confusion = int(sums["count"]), sums["confusion"]

@@ -1,7 +1,8 @@
-"""Mixup and cutmix on the device, inside jit: a batch is mixed within itself, by one draw for all of it.
+"""Mixup and cutmix on the device, inside jit: images of a batch are mixed with each other, with one draw per batch.
 
-The draw comes from the step's key and an image's partner is of its own norm group. So no device needs another's images,
-and the result is the same on any number of devices and with any number of microbatches, which keep groups whole.
+The draw depends on the step's key, and an image's partner comes from its own norm group. So no device needs images of
+another, and the result is the same on any number of devices and with any number of microbatches, which keep groups
+whole.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class Targets(NamedTuple):
 
     labels: Int[Array, " b"]
     partners: Int[Array, " b"] | None = None
-    """Labels of the images that were mixed in; None where nothing is ever mixed."""
+    """Labels of the images that were mixed in; None if the config never mixes."""
     share: Float[Array, ""] | None = None
-    """Share of ``labels``, from 0 to 1; the rest belongs to ``partners``."""
+    """Share of ``labels``, from 0 to 1; ``partners`` have the rest."""
 
     @property
     def larger(self) -> Int[Array, " b"]:
@@ -43,21 +44,22 @@ def draw_weights(
     probability: float = 1.0,
     cutmix_share: float = 0.5,
 ) -> tuple[Float[Array, "h w"], Float[Array, ""]]:
-    """How much of each pixel stays an image's own, the same for all images of a batch.
+    """Draws the weight of an image's own pixels against its partner's, the same for all images of a batch.
 
-    Mixup (Zhang et al., arXiv:1710.09412) leaves the same share everywhere. Cutmix (Yun et al., arXiv:1905.04899)
-    leaves all but a rectangle: about a pixel drawn from the whole image, of its aspect, cut off at its borders
-    (torchvision's CutMix). One of the two is drawn a batch, as by torchvision's RandomChoice and timm's batch mode.
+    Mixup (Zhang et al., arXiv:1710.09412) has the same weight everywhere. Cutmix (Yun et al., arXiv:1905.04899) has
+    weight 0 inside a rectangle and 1 outside. The rectangle has the aspect of the image, is centred on a pixel drawn
+    from the whole image, and is cut off at the borders (torchvision's CutMix). One of the two is drawn for each batch,
+    as in torchvision's RandomChoice and timm's batch mode.
 
     Args:
-      key: of the step.
-      height: of the images.
-      width: of the images.
-      mixup_alpha: the share is drawn from Beta(alpha, alpha); 0: no mixup.
-      cutmix_alpha: the same, for one less the rectangle's share before it is cut off; 0: no cutmix. One of both is
-        above 0.
-      probability: with which the batch is mixed at all.
-      cutmix_share: where both are above 0: of cutmix among the mixed batches.
+      key: key of the step.
+      height: height of the images.
+      width: width of the images.
+      mixup_alpha: the weight of mixup is drawn from Beta(alpha, alpha); 0: no mixup.
+      cutmix_alpha: one minus the rectangle's share of the image, before it is cut off, is drawn from Beta(alpha,
+        alpha); 0: no cutmix. At least one of the two alphas is above 0.
+      probability: probability that the batch is mixed at all.
+      cutmix_share: share of cutmix among the mixed batches, if both alphas are above 0.
 
     Returns:
       The weights, and their mean: the share of the image's own label.
@@ -78,15 +80,17 @@ def draw_weights(
 
 
 def partners(x: Shaped[Array, "b ..."], group_size: int) -> Shaped[Array, "b ..."]:
-    """For each row the one before it in its group of ``group_size`` rows, which is a ring.
+    """Returns the partner of each row: the row before it in its group of ``group_size`` rows, the last for the first.
 
-    Where all rows are one group these are torchvision's partners.
+    If all rows are one group, these are torchvision's partners.
     """
     groups = x.reshape(-1, group_size, *x.shape[1:])
     return jnp.roll(groups, 1, axis=1).reshape(x.shape)
 
 
-def mix(images: Float[Array, "b h w c"], others: Float[Array, "b h w c"], weights: Float[Array, "h w"]) -> Array:
-    """``weights`` of the images and the rest of the others, [b, h, w, c]; weights of 0 and 1 are exact."""
+def mix(
+    images: Float[Array, "b h w c"], partner_images: Float[Array, "b h w c"], weights: Float[Array, "h w"]
+) -> Array:
+    """Mixes images [b, h, w, c] with their partners, which get 1 - ``weights``; weights of 0 and 1 are exact."""
     weights = weights[None, :, :, None].astype(images.dtype)
-    return weights * images + (1 - weights) * others
+    return weights * images + (1 - weights) * partner_images

@@ -1,4 +1,4 @@
-"""Keys of everything random: by seed, by what they are for, and by example. Nothing stateful."""
+"""Keys of all random numbers: by seed, by purpose and by example, without any state."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from jaxtyping import Int
 from mnv2_jax.types import Array, Key
 
 STREAMS = {"init": 0, "step": 1, "augment": 2}
-"""Purposes that a seed is used for; each has keys of its own."""
+"""Purposes of the random numbers of a seed; each purpose has its own keys."""
 
 
 def stream_key(seed: int | Array, stream: str) -> Key:
-    """The key of one of the `STREAMS` of a seed."""
+    """Returns the key of a seed for one of the purposes `STREAMS`."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS[stream])
 
 
 def step_key(seed: int | Array, step: int | Array) -> Key:
-    """The key of a train step, from which dropout, stochastic depth and mixing follow."""
+    """Returns the key of a train step, which decides dropout, stochastic depth and mixing."""
     return jax.random.fold_in(stream_key(seed, "step"), step)
 
 
 def example_keys(key: Key, *numbers: Int[Array, " b"]) -> Key:
-    """One key an example: ``key`` folded with each of its numbers in turn; shape [b]."""
+    """Makes one key per example, shape [b]: ``key`` folded with each of the example's numbers in turn."""
 
     def fold(*row: Array) -> Key:
         folded = key

@@ -1,10 +1,10 @@
-"""Checkpoints: Orbax writes them in the background, a digest proves them, `meta` remembers how good they were.
+"""Checkpoints: Orbax writes them in the background, a digest proves them, and `meta` records their scores.
 
 A state is saved as a flat dict of host arrays, `params.stem.kernel: ...`, so it can be read back on any number of
-devices, with or without the code that made it. Orbax does not notice a flipped bit in array data; the SHA-256 of
-each leaf does, and then the checkpoint before it is taken, loudly.
+devices, with or without the code that made it. Orbax does not notice a flipped bit in array data, but the SHA-256 of
+each leaf does. `Checkpoints.restore` then warns and takes the checkpoint before.
 
-Every process has the whole state, and the first writes it.
+Every process has the whole state, and only the first process writes it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from mnv2_jax.types import PyTree, Variables
 Leaves = dict[str, np.ndarray]
 
 _UNKNOWN = float("-inf")
-"""The metric of a checkpoint that was saved without being evaluated."""
+"""Metric of a checkpoint that was not evaluated."""
 
 _CHUNK = 2**24
-"""Bytes that are read at a time."""
+"""Number of bytes read at a time."""
 _OF_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RecursionError)
-"""Errors of Orbax, tensorstore, parsers and our digests where a file isn't what was written."""
+"""Errors that Orbax, tensorstore, parsers and our digests raise if a file differs from what was written."""
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read and proved."""
+    """A checkpoint that was read and agrees with its digest."""
 
     step: int
     leaves: Leaves
@@ -51,33 +51,35 @@ class Restored(NamedTuple):
 
 
 def to_leaves(tree: PyTree) -> Leaves:
-    """A pytree as a flat dict of host copies; waits for the device. Keys are paths joined by dots."""
+    """Copies a pytree to the host as a flat dict, whose keys are paths joined by dots; waits for the device."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     # Copies: on a CPU the host array may be the device buffer itself, which the next step overwrites.
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(leaf) for path, leaf in paths}
 
 
 def from_leaves(leaves: Leaves, like: PyTree) -> PyTree:
-    """The inverse of `to_leaves`, in the structure of ``like``.
+    """Inverts `to_leaves`: returns a pytree with the structure of ``like``.
 
     Raises:
-      UserError: if names, shapes or types differ, naming the first.
+      UserError: if names, shapes or types differ; it names the first leaf that differs.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    wanted = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-    if odd := sorted(wanted.keys() ^ leaves.keys()):
-        raise UserError(f"the checkpoint's arrays are not this config's: {odd[0]!r} is on one side only")
-    for name, leaf in wanted.items():
+    expected = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+    if unmatched := sorted(expected.keys() ^ leaves.keys()):
+        owner = "the config" if unmatched[0] in expected else "the checkpoint"
+        raise UserError(f"the checkpoint's arrays don't fit this config: only {owner} has {unmatched[0]!r}")
+    for name, leaf in expected.items():
         if (leaf.shape, leaf.dtype) != (leaves[name].shape, leaves[name].dtype):
             raise UserError(
-                f"the checkpoint's {name!r} is {leaves[name].dtype}{list(leaves[name].shape)}, this config's is"
-                f" {leaf.dtype}{list(leaf.shape)}"
+                f"the checkpoint's arrays don't fit this config: {name!r} is"
+                f" {leaves[name].dtype}{list(leaves[name].shape)} in the checkpoint, but"
+                f" {leaf.dtype}{list(leaf.shape)} in the config's model"
             )
-    return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in wanted])
+    return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in expected])
 
 
 def digest(leaves: Leaves) -> dict[str, str]:
-    """SHA-256 of each leaf's type, shape and bytes."""
+    """Returns the SHA-256 of each leaf's type, shape and bytes."""
     return {
         name: hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes()).hexdigest()
         for name, leaf in leaves.items()
@@ -85,12 +87,15 @@ def digest(leaves: Leaves) -> dict[str, str]:
 
 
 def fingerprint(state: PyTree) -> str:
-    """SHA-256 of the `digest` of a state's leaves."""
+    """Returns the SHA-256 of the `digest` of a state's leaves."""
     return _digest_of_json(digest(to_leaves(state)))
 
 
 class _KeepLatestAndBest(policies.PreservationPolicy):
-    """Orbax's `BestN` forgets every metric at a restart (0.12.8), and so deletes the best; this one is told them."""
+    """Keeps the latest and the best checkpoints, by metrics that we read ourselves.
+
+    Orbax's `BestN` forgets every metric at a restart (0.12.8), and so deletes the best checkpoint.
+    """
 
     def __init__(self, keep: CheckpointConfig, metrics: Mapping[int, float]):
         self._keep, self._metrics = keep, metrics
@@ -100,18 +105,17 @@ class _KeepLatestAndBest(policies.PreservationPolicy):
     ) -> Sequence[bool]:
         steps = [info.step for info in checkpoints]
         evaluated = [step for step in steps if self._metrics.get(step, _UNKNOWN) > _UNKNOWN]
-        best = sorted(
-            evaluated, key=lambda step: (self._metrics[step], -step)
-        )  # the first of equals, as the log has it
-        kept = {*steps[-self._keep.keep_latest :], *best[len(best) - self._keep.keep_best :]}
-        return [step in kept for step in steps]
+        # Of equal metrics the first step is the best, as in the log.
+        ranked = sorted(evaluated, key=lambda step: (self._metrics[step], -step))
+        preserved = {*steps[-self._keep.keep_latest :], *ranked[len(ranked) - self._keep.keep_best :]}
+        return [step in preserved for step in steps]
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run. Use as a context manager: leaving it waits for what is being written."""
+    """The `checkpoints/` folder of a run. Use it as a context manager: leaving it waits until all is written."""
 
     def __init__(self, workdir: pathlib.Path, keep: CheckpointConfig | None = None):
-        """Opens the folder; without ``keep`` it is only read. Of several processes the first alone writes."""
+        """Opens the folder, read-only without ``keep``. Only the first of several processes may open it to write."""
         self.folder = workdir.resolve() / "checkpoints"
         self._manager: ocp.CheckpointManager | None = None
         self._workdir = workdir
@@ -120,9 +124,10 @@ class Checkpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
-                    f"{self.folder}: can't be made ({error.strerror}); mend that or move it away"
+                    f"{self.folder}: can't be made ({error.strerror}); fix that, or move away what is there"
                 ) from error
-            # What a killed process had begun. Orbax would do it, in a thread that outlives an early exit.
+            # Remove what a killed process had begun to write. Orbax would do so too, but in a thread that outlives an
+            # early exit.
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished)
             self._manager = ocp.CheckpointManager(
@@ -130,7 +135,7 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=_KeepLatestAndBest(keep, self._metrics),
                     save_decision_policy=policies.FixedIntervalPolicy(1),
-                    # Orbax would have every process take part: in barriers, and in the folder.
+                    # By default Orbax would make every process take part in its barriers, and use the folder.
                     multiprocessing_options=ocp.options.MultiprocessingOptions(
                         primary_host=0, active_processes={0}, barrier_sync_key_prefix="process_0"
                     ),
@@ -140,7 +145,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _metrics(self) -> dict[int, float]:
-        """How good each checkpoint is."""
+        """Metric of each checkpoint, by step."""
         logged = read_scores(self._workdir)
         return {step: self._read_metric(step, logged.get(step)) for step in self.steps()}
 
@@ -152,11 +157,11 @@ class Checkpoints:
             return
         if exception[0] is None:
             self.wait()
-        with contextlib.suppress(Exception):  # it is on its way already, or `wait` would have raised it
+        with contextlib.suppress(Exception):  # `wait` has raised an error of writing, or another error is on its way
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first.
+        """Returns the steps of the finished checkpoints, oldest first.
 
         Raises:
           UserError: if the folder can't be read.
@@ -167,17 +172,17 @@ class Checkpoints:
             return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
 
     def save(self, step: int, state: PyTree, metric: float | None) -> None:
-        """Copies the state and writes it in the background; waits for the write before it.
+        """Copies the state and writes it in the background; first waits for the previous write.
 
-        Does nothing if that step is the newest checkpoint already.
+        Does nothing if that step is already the newest checkpoint.
 
         Args:
           step: steps done.
           state: any pytree of arrays.
-          metric: what the best checkpoint is best at (higher is better); None if it wasn't evaluated.
+          metric: the value that ranks checkpoints (higher is better); None if the state wasn't evaluated.
 
         Raises:
-          UserError: if the checkpoint before could not be written.
+          UserError: if the previous checkpoint could not be written.
         """
         assert self._manager is not None
         if self._manager.latest_step() == step:
@@ -206,40 +211,40 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def note_metric(self, step: int, metric: float) -> None:
-        """Tells how good a checkpoint is that was saved before it was evaluated; the log keeps it."""
+        """Sets the metric of a checkpoint that was saved before its evaluation. Only the log keeps it on disk."""
         self._metrics[step] = metric
 
     @contextlib.contextmanager
     def _errors_of_writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # a full disk comes as OSError, or as tensorstore's ValueError, the cause at its end
+        except Exception as error:  # a full disk raises OSError, or tensorstore's ValueError, whose text ends with it
             reason = " ".join(str(error).split())[-160:].rpartition(": ")[2] or type(error).__name__
             raise UserError(
-                f"{self.folder}: a checkpoint can't be written ({reason}); the older ones are intact: make room and"
-                " start again"
+                f"{self.folder}: a checkpoint can't be written ({reason}); the older checkpoints are intact; make"
+                " room and start again"
             ) from error
 
-    def restore(self, which: Literal["latest", "best"] = "latest") -> Restored | None:
-        """Reads the newest or the best checkpoint; None if there is none yet.
+    def restore(self, checkpoint: Literal["latest", "best"] = "latest") -> Restored | None:
+        """Reads the newest or the best checkpoint; returns None if there is no checkpoint yet.
 
-        One that is damaged is reported on stderr, and the one before it is taken; then, and if the folder was opened
-        to write, the damaged ones are moved to `checkpoints.damaged/`.
+        If a checkpoint is damaged, this warns on stderr and reads the next in rank. Once it has read one, it moves the
+        damaged ones to `checkpoints.damaged/`, if the folder was opened to write.
 
         Raises:
-          UserError: if there are checkpoints and all are damaged, or if the machine doesn't let one be read; nothing is
-            moved.
+          UserError: if there are checkpoints and all are damaged, or if the machine doesn't let one be read. Nothing is
+            moved then.
         """
         damaged: list[int] = []
-        for step in self._ranked(which):
+        for step in self._ranked(checkpoint):
             folder = self.folder / str(step)
             try:
                 restored = self._read(step)
             except Exception as error:
                 if (fault := _fault(error, folder)) is not None:
-                    raise UserError(f"{folder}: can't be read ({fault}); mend that and start again") from error
+                    raise UserError(f"{folder}: can't be read ({fault}); fix that and start again") from error
                 reason = " ".join(str(error).split())[:160] or type(error).__name__
-                print(f"warning: checkpoint {step} is damaged ({reason}); trying another", file=sys.stderr)
+                print(f"warning: checkpoint {step} is damaged ({reason}); trying another checkpoint", file=sys.stderr)
                 damaged.append(step)
             else:
                 for bad in damaged if self._manager is not None else []:
@@ -247,29 +252,29 @@ class Checkpoints:
                 return restored
         if damaged:
             raise UserError(
-                f"{self.folder}: all {len(damaged)} checkpoints are damaged; restore one from a backup, or begin anew"
-                " with another --workdir"
+                f"{self.folder}: all {len(damaged)} checkpoints are damaged; restore one from a backup, or start a new"
+                " run with another --workdir"
             )
         return None
 
-    def step_of(self, which: Literal["latest", "best"]) -> int | None:
-        """The step of the checkpoint that `restore` would take, were none damaged; None if there is none yet."""
-        return next(iter(self._ranked(which)), None)
+    def step_of(self, checkpoint: Literal["latest", "best"]) -> int | None:
+        """Returns the step of the checkpoint that `restore` reads if it isn't damaged; None if there is none."""
+        return next(iter(self._ranked(checkpoint)), None)
 
-    def _ranked(self, which: Literal["latest", "best"]) -> list[int]:
-        if which == "latest":
+    def _ranked(self, checkpoint: Literal["latest", "best"]) -> list[int]:
+        if checkpoint == "latest":
             return self.steps()[::-1]
         return sorted(self.steps(), key=lambda step: self._metrics.get(step, _UNKNOWN), reverse=True)
 
     def _read_metric(self, step: int, logged: float | None) -> float:
-        """How good a checkpoint is by its own `meta`, or by the log if it was evaluated after it was saved."""
+        """Reads a checkpoint's metric from its `meta`, or takes the log's if it was evaluated after it was saved."""
         try:
             with reading(self.folder / str(step)):
                 metric = _read_json(self.folder / str(step) / "meta")["metric"]
             metric = logged if metric is None else metric
             return _UNKNOWN if metric is None else float(metric)
         except _OF_DAMAGE:
-            return _UNKNOWN  # `restore` will find out and say so
+            return _UNKNOWN  # `restore` will find the damage and report it
 
     def _read(self, step: int) -> Restored:
         folder = self.folder / str(step)
@@ -278,9 +283,9 @@ class Checkpoints:
         as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
         leaves = dict(reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy)))
         proof, meta = _read_json(folder / "digest"), _read_json(folder / "meta")
-        found = digest(leaves)
-        if found != proof["state"]:
-            wrong = sorted(n for n in found.keys() | proof["state"].keys() if found.get(n) != proof["state"].get(n))
+        expected, actual = proof["state"], digest(leaves)
+        if actual != expected:
+            wrong = sorted(n for n in actual.keys() | expected.keys() if actual.get(n) != expected.get(n))
             raise ValueError(f"{len(wrong)} arrays differ from their digest, the first: {wrong[0]}")
         if _digest_of_json(meta) != proof["meta"] or meta["step"] != step:
             raise ValueError("meta differs from its digest")
@@ -298,16 +303,16 @@ class Checkpoints:
         self._manager.reload()
 
 
-def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = "latest") -> tuple[int, Variables]:
-    """The variables that a run evaluates with (its moving average, if it has one), as NumPy arrays.
+def restore_variables(workdir: pathlib.Path, checkpoint: Literal["latest", "best"] = "latest") -> tuple[int, Variables]:
+    """Reads the variables that a run evaluates with (its moving average, if it has one), as NumPy arrays.
 
     Raises:
       UserError: if the run has no checkpoint.
     """
     with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(which)
+        restored = checkpoints.restore(checkpoint)
     if restored is None:
-        raise UserError(f"{workdir}: no checkpoint there yet; train first, or give another run")
+        raise UserError(f"{workdir}: the run has no checkpoint yet; train it first, or give another run folder")
     nested: dict[str, Any] = {}
     for name, leaf in restored.leaves.items():
         *keys, last = name.split(".")
@@ -319,25 +324,25 @@ def restore_variables(workdir: pathlib.Path, which: Literal["latest", "best"] = 
 
 
 def _fault(error: Exception, folder: pathlib.Path) -> str | None:
-    """Reason outside a checkpoint's files why it couldn't be read; None: it is damaged."""
+    """Returns the reason outside a checkpoint's files why it couldn't be read; None if the checkpoint is damaged."""
     try:
         jax.devices()
-    except Exception as of_jax:  # an assertion without a word, where what the platform needs isn't installed
-        reason = " ".join(str(of_jax).split())[:160] or "there are no such devices here"
+    except Exception as jax_error:  # an assertion without text, if the platform's plugin isn't installed
+        reason = " ".join(str(jax_error).split())[:160] or "this machine has no such devices"
         return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}"
     if (fault := machine_fault(error)) is not None:
         return fault
     if not isinstance(error, _OF_DAMAGE):
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     try:
-        # tensorstore takes a file that can't be read for an empty one, and Orbax a folder for one that isn't there.
+        # tensorstore treats an unreadable file as empty, and Orbax treats an unreadable folder as missing.
         for path, _, names in os.walk(folder, onerror=_raise):
             for name in names:
                 with open(os.path.join(path, name), "rb") as file:
                     while file.read(_CHUNK):
                         pass
-    except (OSError, MemoryError) as of_file:
-        return machine_fault(of_file)
+    except (OSError, MemoryError) as file_error:
+        return machine_fault(file_error)
     return None
 
 
@@ -350,7 +355,7 @@ def _digest_of_json(tree: Mapping[str, Any]) -> str:
 
 
 def _read_json(folder: pathlib.Path) -> dict[str, Any]:
-    """Content of a file that `JsonSave` wrote."""
+    """Reads a file that `JsonSave` wrote."""
     tree = json.loads((folder / "metadata").read_text())
     if not isinstance(tree, dict):
         raise ValueError(f"{folder.name} is not a JSON object")

@@ -1,7 +1,7 @@
-"""The run folder on disk: its lock, and the records that say which run it is.
+"""The run folder on disk: its lock, and the records that identify the run.
 
-config.json      the config as it was when the run began, but for its length
-dataset.json     what was found in the data: classes, counts, digests
+config.json      the config with which the run began; only its length may be changed later
+dataset.json     facts about the data: classes, counts, digests
 provenance.json  code, versions, devices, settings and command, per session
 """
 
@@ -28,7 +28,11 @@ SUMMARY, EVALUATION, SKIPPED = "summary.json", "evaluation.json", "skipped.txt"
 
 _STEPS, _TEACHER, _DIGEST, _SETTINGS = "steps", "teacher", "digest", "settings"
 _DATASET_MAY_DIFFER = ("name", _STEPS, _TEACHER, _DIGEST)
-"""`data.name` and what makes the steps are compared as part of the config, the others by themselves."""
+"""Keys of dataset.json that `_check_same_run` doesn't compare with the rest.
+
+`data.name` and the options that decide the steps are compared as part of the config; teacher and digest have checks of
+their own.
+"""
 _LENGTH = ("train.epochs:", "train.steps:")
 
 
@@ -37,24 +41,24 @@ _LENGTH = ("train.epochs:", "train.steps:")
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path, patience_s: float = 0.0) -> Iterator[None]:
-    """Makes the folder if need be and holds it against every other process; the kernel lets go when we die.
+    """Makes the folder if it doesn't exist, and locks it against other processes; the kernel unlocks it if we die.
 
     Args:
-      workdir: the folder.
-      patience_s: how long to wait for a process that holds it.
+      workdir: the run folder.
+      patience_s: seconds to wait for another process that holds the lock.
 
     Raises:
-      UserError: if another process holds it (named by its id), or no folder can be made and locked there.
-      FaultError: if it still does after some patience.
+      UserError: if another process holds the lock (it names its id), or if no folder can be made and locked there.
+      FaultError: if another process still holds the lock after ``patience_s`` above 0.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Opened without truncation: the file still says who holds it. It is never deleted either, since a
-        # process could then lock the deleted file while another locks a new one of the same name.
+        # Opened without truncation, because the file names the process that holds the lock. The file is never deleted:
+        # a process could then lock the deleted file while another locks a new file of the same name.
         descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir}: no run folder can be made there ({error.strerror}); give another"
+            f"--workdir={workdir}: no run folder can be made there ({error.strerror}); give another --workdir"
         ) from error
     try:
         deadline = time.monotonic() + patience_s
@@ -62,12 +66,12 @@ def lock(workdir: pathlib.Path, patience_s: float = 0.0) -> Iterator[None]:
             if time.monotonic() < deadline:
                 time.sleep(1)
                 continue
-            # Empty in the instant between its lock and its writing.
+            # The file is empty in the instant after the other process has locked it and before it has written its id.
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             if patience_s:
                 raise FaultError(
-                    f"--workdir={workdir}: process {holder} has held it for {patience_s:g} s; stop it, or, if its"
-                    f" machine is gone (NFSv3 keeps a lock for ever), delete {workdir / LOCK}"
+                    f"--workdir={workdir}: process {holder} has held the folder for {patience_s:g} s; stop that"
+                    f" process, or, if its machine is gone (NFSv3 keeps a lock forever), delete {workdir / LOCK}"
                 )
             raise UserError(
                 f"--workdir={workdir}: process {holder} is training there; wait for it, stop it,"
@@ -89,8 +93,8 @@ def _try_to_lock(descriptor: int, workdir: pathlib.Path) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir}: its file system can't lock files ({error.strerror}); give a folder on another, or"
-            " mount it with locks (Lustre: -o flock)"
+            f"--workdir={workdir}: its file system can't lock files ({error.strerror}); give a folder on another file"
+            " system, or mount this one with locks (Lustre: -o flock)"
         ) from error
     return True
 
@@ -98,31 +102,32 @@ def _try_to_lock(descriptor: int, workdir: pathlib.Path) -> bool:
 # --- records ------------------------------------------------------------------------------
 
 
-def prepare(
+def begin_session(
     workdir: pathlib.Path,
     config: config_lib.Config,
     dataset: Mapping[str, Any],
     devices: Mapping[str, Any],
     why_not: Callable[[config_lib.Config], str | None] = lambda old: "give another --workdir",
 ) -> bool:
-    """Begins a run in a new folder, or makes sure that an old one is of the same run; notes who, what and when.
+    """Begins a session of a run: writes the records of a new folder, or checks that an old folder holds the same run.
 
-    Call it under `lock`. config.json is written last: a folder that has it has the other two.
+    Either way it adds the session to the provenance. Call it under `lock`. config.json is written last, so a folder
+    that has it has the other two files as well.
 
     Args:
       workdir: a folder that exists.
-      config: of this session. An old config.json is kept as it was first written, but for its length.
-      dataset: what the data turned out to be: name, class_names, num_train, num_eval, eval_split, steps, digest.
+      config: the config of this session. In an old config.json only the length is changed.
+      dataset: facts about the data: name, class_names, num_train, num_eval, eval_split, steps, digest.
       devices: platform, kind and count, for the provenance.
-      why_not: says of an old config that differs by its length alone why its run can't go on as this one, and what can
-        be done; None if it can.
+      why_not: called with an old config that differs in its length only. It says why the run can't be resumed with this
+        session's length and what the user can do, or returns None if it can.
 
     Returns:
-      Whether the folder held the run already.
+      Whether the folder already held the run.
 
     Raises:
-      UserError: if the folder is not a run folder, or is of a run with another config, other data, or settings of JAX
-        by which it would draw other random numbers.
+      UserError: if the folder is not a run folder, or if its run has another config, other data, or settings of JAX
+        that draw other random numbers.
     """
     dataset = jsonable(dataset)
     session = jsonable(provenance(devices))
@@ -132,20 +137,20 @@ def prepare(
         sessions, old = _sessions(workdir), read_json(workdir / DATASET)
         changed = _check_same_run(workdir, config, old, dataset, why_not)
         before, now = (_mapping(facts.get(_DIGEST)) for facts in (old, dataset))
-        says = {
+        compared = {
             "its images": _check_images(workdir, before, now),
             "its settings of JAX": _check_settings(workdir, sessions, session),
         }
-        if unsaid := [what for what, is_said in says.items() if not is_said]:
+        if missing := [name for name, was_compared in compared.items() if not was_compared]:
             print(
-                f"note: {workdir} doesn't say what {' and '.join(unsaid)} were, so these aren't compared; it does from"
-                " now on",
+                f"note: {workdir} has no record of {' and '.join(missing)}, so these can't be compared; it is recorded"
+                " from now on",
                 file=sys.stderr,
             )
             old |= {_DIGEST: before | now}
             write_json(workdir / DATASET, old)
         if changed:
-            print(f"note: {workdir} goes on to another length: {', '.join(changed)}", file=sys.stderr)
+            print(f"note: {workdir} is resumed with another length: {', '.join(changed)}", file=sys.stderr)
         _set_length(workdir, config, old, dataset)
     else:
         _check_unused(workdir)
@@ -159,32 +164,32 @@ def prepare(
 def _set_length(
     workdir: pathlib.Path, config: config_lib.Config, old: Mapping[str, Any], dataset: Mapping[str, Any]
 ) -> None:
-    """Writes down how long the run is now; killed in between, the next session does it again."""
-    was, _ = read_run(workdir)
+    """Writes the new length to the records. If a kill interrupts it, the next session repeats it."""
+    old_config, _ = read_run(workdir)
     if old.get(_STEPS) != dataset.get(_STEPS):
         (workdir / SUMMARY).unlink(missing_ok=True)  # the run isn't finished any more
-    if was.train != config.train:
-        write_json(workdir / CONFIG, config_lib.to_dict(dataclasses.replace(was, train=config.train)))
+    if old_config.train != config.train:
+        write_json(workdir / CONFIG, config_lib.to_dict(dataclasses.replace(old_config, train=config.train)))
     if old.get(_STEPS) != dataset.get(_STEPS):
         write_json(workdir / DATASET, {**old, _STEPS: dataset.get(_STEPS)})
 
 
 def note_memory(workdir: pathlib.Path, memory: Mapping[str, int]) -> None:
-    """Adds what the session has needed to its entry of the provenance, the last; call it under `lock`.
+    """Adds the memory that the session has used to its entry of the provenance, the last; call it under `lock`.
 
     Raises:
       UserError: if the file can't be read or written.
     """
     sessions = _sessions(workdir)
-    if sessions:  # none, where somebody has removed the file meanwhile
+    if sessions:  # empty if somebody has removed the file in the meantime
         write_json(workdir / PROVENANCE, {"sessions": [*sessions[:-1], {**sessions[-1], "memory": memory}]})
 
 
 def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
-    """The config of a run and the names of its classes.
+    """Reads the config of a run and the names of its classes.
 
     Raises:
-      UserError: if there is no run, or its files don't hold what they should.
+      UserError: if there is no run, or if its files don't have the right content.
     """
     with reading(workdir):
         if not (workdir / CONFIG).is_file():
@@ -200,10 +205,10 @@ def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
 
 
 def refuse_foreign(workdir: pathlib.Path) -> None:
-    """Refuses a folder that holds something else than a run, before anything is written to it.
+    """Refuses a folder that holds something other than a run, before anything is written to it.
 
     Raises:
-      UserError: naming what it holds.
+      UserError: naming the first foreign file.
     """
     with reading(workdir):
         if workdir.is_dir() and not (workdir / CONFIG).exists():
@@ -211,14 +216,14 @@ def refuse_foreign(workdir: pathlib.Path) -> None:
 
 
 def _check_unused(workdir: pathlib.Path) -> None:
-    """Allows what `lock` and a `prepare` that was killed may have left, and nothing else."""
-    ours = (LOCK, DATASET, PROVENANCE)
+    """Refuses all files but those that `lock` and a killed `begin_session` may have left."""
+    our_files = (LOCK, DATASET, PROVENANCE)
     names = sorted(entry.name for entry in workdir.iterdir())
-    foreign = [name for name in names if name not in ours and not (name.startswith(".") and name.endswith(".tmp"))]
+    foreign = [name for name in names if name not in our_files and not (name.startswith(".") and name.endswith(".tmp"))]
     if foreign:
         raise UserError(
             f"--workdir={workdir}: it holds {foreign[0]!r} but no {CONFIG}, so it is not a run folder;"
-            " give a new or an empty one"
+            " give a new or an empty folder"
         )
 
 
@@ -236,30 +241,30 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _check_images(workdir: pathlib.Path, old: Mapping[str, str], new: Mapping[str, str]) -> bool:
-    """Compares what is known of the images with what was at the start; says whether it could."""
-    both = sorted(old.keys() & new.keys())
-    for key in both:
+    """Compares the digests of the images with those of the first session; returns whether any could be compared."""
+    shared_keys = sorted(old.keys() & new.keys())
+    for key in shared_keys:
         if old[key] != new[key]:
             split, _, kind = key.partition(".")
             raise UserError(
-                f"--workdir={workdir} is of a run on other data: the {kind} of {split} are others (SHA-256"
+                f"--workdir={workdir} holds a run on other data: the {kind} of {split} have changed (SHA-256"
                 f" {str(old[key])[:8]}… -> {new[key][:8]}…); restore the data or give another --workdir"
             )
-    return bool(both)
+    return bool(shared_keys)
 
 
 def _check_settings(workdir: pathlib.Path, sessions: list[Any], session: Mapping[str, Any]) -> bool:
-    """Compares the settings with those of the last session; says whether it could."""
+    """Compares the settings of JAX with those of the last session; returns whether that recorded any."""
     before = _mapping(_mapping(sessions[-1] if sessions else None).get(_SETTINGS))
     draws, rounding = changes(before, session[_SETTINGS])
     if draws:
         raise UserError(
-            f"--workdir={workdir} is of a run that draws other random numbers: {', '.join(draws)}; set that as it was,"
-            " or give another --workdir"
+            f"--workdir={workdir} holds a run that draws other random numbers: {', '.join(draws)}; restore that"
+            " setting, or give another --workdir"
         )
     if rounding:
         print(
-            f"warning: {workdir} goes on with other settings, by which numbers may be rounded otherwise:"
+            f"warning: {workdir} is resumed with other settings, which may change the rounding of numbers:"
             f" {', '.join(rounding)}",
             file=sys.stderr,
         )
@@ -273,37 +278,37 @@ def _check_same_run(
     dataset: Mapping[str, Any],
     why_not: Callable[[config_lib.Config], str | None],
 ) -> list[str]:
-    """Gives what differs and may: the length."""
+    """Refuses another run than that of the folder; returns the differences that are allowed, those of the length."""
     old_config, _ = read_run(workdir)
     changed = config_lib.differences(old_config, config)
     if changed and all(change.startswith(_LENGTH) for change in changed):
         if (reason := why_not(old_config)) is not None:
-            raise UserError(f"--workdir={workdir} is of a run of another length: {', '.join(changed)}; {reason}")
+            raise UserError(f"--workdir={workdir} holds a run of another length: {', '.join(changed)}; {reason}")
     elif changed:
         more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
         raise UserError(
-            f"--workdir={workdir} is of a run with another config: {', '.join(changed[:3])}{more};"
+            f"--workdir={workdir} holds a run with another config: {', '.join(changed[:3])}{more};"
             " restore the value or give another --workdir"
         )
     for key in sorted({*old, *dataset} - {*_DATASET_MAY_DIFFER}):
         if old.get(key) != dataset.get(key):
             raise UserError(
-                f"--workdir={workdir} is of a run on other data: {_difference(key, old.get(key), dataset.get(key))};"
+                f"--workdir={workdir} holds a run on other data: {_difference(key, old.get(key), dataset.get(key))};"
                 " restore the data or give another --workdir"
             )
     if old.get(_TEACHER) != dataset.get(_TEACHER):
         distill = config.distill
-        what = f"distill.logits={distill.logits!r}" if distill.logits else f"distill.teacher={distill.teacher!r}"
+        option = f"distill.logits={distill.logits!r}" if distill.logits else f"distill.teacher={distill.teacher!r}"
         before, now = (str(facts.get(_TEACHER))[:8] for facts in (old, dataset))
         raise UserError(
-            f"--workdir={workdir} is of a run with another teacher: {what} has changed since (SHA-256 {before}… ->"
-            f" {now}…); restore it or give another --workdir"
+            f"--workdir={workdir} holds a run with another teacher: {option} has changed since (SHA-256 {before}… ->"
+            f" {now}…); restore the teacher or give another --workdir"
         )
     return changed
 
 
 def _difference(key: str, old: Any, new: Any) -> str:
-    """``key: old -> new`` on one short line, even for a thousand class names."""
+    """Formats ``key: old -> new`` as one short line, even for a thousand class names."""
     if isinstance(old, list) and isinstance(new, list):
         if len(old) != len(new):
             return f"{key}: {len(old)} -> {len(new)}"
@@ -316,6 +321,6 @@ def _difference(key: str, old: Any, new: Any) -> str:
 
 
 def read_skipped(workdir: pathlib.Path) -> list[str]:
-    """The images that a run has skipped, a line each, as they were met; a line that was cut off counts for nothing."""
+    """Reads the images that a run has skipped, one line each, in the order of the file; drops a cut-off line."""
     path = workdir / SKIPPED
     return path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []

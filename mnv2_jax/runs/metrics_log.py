@@ -1,6 +1,6 @@
-"""metrics.jsonl, one JSON object a line: step, split and values; the same numbers go to TensorBoard.
+"""The log metrics.jsonl, one JSON object per line: step, split and values; the same numbers go to TensorBoard.
 
-A process may die in the middle of a line, so what isn't a sound line counts for nothing.
+A process may die in the middle of a line, so readers ignore lines that aren't sound.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from mnv2_jax.json_files import jsonable, reading, write_bytes, write_text, writ
 
 NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
 SCORE = "score"
-"""Key of an evaluation's line: the name of the value by which it is better than another."""
+"""Key in the line of an evaluation that holds the name of its score, the value by which evaluations are ranked."""
 _SCORE_OF_0_4 = "top1"
-"""Name of the score in lines that don't name it."""
+"""Name of the score in lines that don't name it, which version 0.4 wrote."""
 
 _SPEEDS = ("images_per_second", "images_per_second_per_device")
 _FLUSH_S = 10.0
 
 
 def process_seconds() -> float:
-    """Wall time since the operating system started this process: imports and compilation are part of a run."""
+    """Returns the wall time since this process started: imports and compilation are part of a run."""
     return max(0.0, time.time() - psutil.Process().create_time())
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and to TensorBoard's files where they are wanted."""
+    """Appends to metrics.jsonl, and with ``tensorboard`` to TensorBoard's files."""
 
     seconds_before: float
-    """Seconds of earlier sessions, lost steps included: the largest `seconds` that the log had."""
+    """Seconds of earlier sessions, including lost steps: the largest `seconds` in the log."""
 
     def __init__(self, workdir: pathlib.Path, resume_step: int, *, tensorboard: bool = False):
-        """Cuts the log back to what belongs to the restored state, and opens it.
+        """Cuts the log back to the lines that belong to the restored state, and opens it.
 
         Args:
-          workdir: of a run that this process has locked.
-          resume_step: number of steps the restored state has taken; 0 for a new run. Lines of later steps are
-            dropped, and a torn last one. If others are damaged, which no crash does, the log is first copied to
-            metrics.damaged.jsonl.
-          tensorboard: whether to write event files; what they hold of dropped steps is purged.
+          workdir: folder of a run that this process has locked.
+          resume_step: number of steps that the restored state has taken; 0 for a new run. Lines of later steps are
+            dropped, and so is a torn last line. If other lines are damaged, which no crash causes, the log is first
+            copied to metrics.damaged.jsonl.
+          tensorboard: whether to write event files; TensorBoard then drops the values of later steps too.
         """
         path = workdir / NAME
         with reading(path):
@@ -63,12 +63,13 @@ class MetricsLog:
             aside = workdir / DAMAGED
             write_bytes(aside, old)
             print(
-                f"warning: {path} has damaged lines; it is copied to {aside}, and goes on without them", file=sys.stderr
+                f"warning: {path} has damaged lines; they are dropped, and {aside} keeps a copy of the whole file",
+                file=sys.stderr,
             )
         self.seconds_before = max((float(line.get("seconds") or 0) for line in lines), default=0.0)
-        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= resume_step)
-        if kept.encode() != old:
-            write_text(path, kept)
+        shortened = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= resume_step)
+        if shortened.encode() != old:
+            write_text(path, shortened)
         self._path = path
         with writing(path):
             self._file = path.open("a", buffering=1)  # a line is written as soon as it ends
@@ -76,11 +77,11 @@ class MetricsLog:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run up to now, over all its sessions."""
+        """Wall time of the run until now, over all its sessions."""
         return self.seconds_before + process_seconds()
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Writes one line: step, split, `seconds`, then the values (scalars; those that aren't finite as null)."""
+        """Writes one line: step, split, `seconds`, then the values (scalars; null for a value that isn't finite)."""
         line = jsonable({"step": step, "split": split, "seconds": round(self.seconds, 3), **values})
         with writing(self._path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -89,7 +90,7 @@ class MetricsLog:
             self._events.write(step, {f"{split}/{key}": value for key, value in numbers.items()})
 
     def close(self) -> None:
-        """Closes the files. What can't be written any more has been said."""
+        """Closes the files. Errors are ignored here, because `write` has raised them already."""
         for file in (self._file, self._events):
             with contextlib.suppress(OSError):
                 if file is not None:
@@ -97,7 +98,7 @@ class MetricsLog:
 
 
 class _Events:
-    """A file for TensorBoard, without the thread of tensorboardX's own writer, for which we'd wait after its death."""
+    """An event file for TensorBoard. tensorboardX's own writer waits for its thread, even a dead one."""
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
         from tensorboardX.proto import event_pb2  # 0.1 s that a run without it saves
@@ -105,14 +106,15 @@ class _Events:
         from tensorboardX.summary import scalar
 
         self._folder, self._scalar, self._event = folder, scalar, event_pb2.Event
-        # TensorBoard knows them by the first words, and reads them in the order of the time; the rest keeps two apart.
+        # TensorBoard recognises event files by the first words and reads them in the order of the time; the rest makes
+        # the name unique.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{resume_step}"
         with writing(folder):
             resumed = folder.exists()
             folder.mkdir(exist_ok=True)
             self._writer = RecordWriter(str(folder / name))
             self._add(file_version="brain.Event:2")
-            if resumed:  # what older files say of later steps no longer holds
+            if resumed:  # tells TensorBoard to drop later steps that older files hold
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 self._add(step=resume_step + 1, session_log=start)
             self._flush()
@@ -121,7 +123,7 @@ class _Events:
         with writing(self._folder):
             for tag, value in values.items():
                 self._add(step=step, summary=self._scalar(tag, value))
-            if time.monotonic() - self._flushed > _FLUSH_S:  # which waits for the disk
+            if time.monotonic() - self._flushed > _FLUSH_S:  # not each time: a flush waits for the disk
                 self._flush()
 
     def close(self) -> None:
@@ -131,20 +133,21 @@ class _Events:
         self._writer.flush()
         self._flushed = time.monotonic()
 
-    def _add(self, **what: Any) -> None:
-        self._writer.write(self._event(wall_time=time.time(), **what).SerializeToString())
+    def _add(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The sound lines of a run's log; none where there is no log."""
+    """Reads the sound lines of a run's log; returns an empty list if there is no log."""
     path = workdir / NAME
     with reading(path):
         return [line for line in _parse(path.read_bytes()) if line is not None] if path.exists() else []
 
 
 def write_csv(workdir: pathlib.Path, path: pathlib.Path) -> None:
-    """Writes a run's log as CSV: a row for each of its lines, a column for each key of any; "" where a line lacks it,
-    or where the value wasn't finite.
+    """Writes a run's log as CSV: a row for each line, and a column for each key that any line has.
+
+    A cell is "" where the line lacks the key, or where the value wasn't finite.
 
     Raises:
       UserError: if there is no log yet, or the file can't be written.
@@ -152,7 +155,7 @@ def write_csv(workdir: pathlib.Path, path: pathlib.Path) -> None:
     lines = read_metrics(workdir)
     if not lines:
         raise UserError(
-            f"{workdir}: nothing is logged there yet (no line in {NAME}); the first comes after log.every_steps steps"
+            f"{workdir}: nothing is logged yet (no line in {NAME}); the first line comes after log.every_steps steps"
         )
     file = io.StringIO()
     writer = csv.DictWriter(file, list({key: None for line in lines for key in line}), lineterminator="\n")
@@ -162,25 +165,27 @@ def write_csv(workdir: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def read_scores(workdir: pathlib.Path) -> dict[int, float]:
-    """How good the log's evaluations were, by their steps: the value that each says it is judged by."""
+    """Reads the scores of the log's evaluations, by their steps; each line names the value that is its score."""
     lines = (line for line in read_metrics(workdir) if line["split"] == "eval")
     scores = ((line["step"], line.get(line.get(SCORE, _SCORE_OF_0_4))) for line in lines)
     return {step: float(score) for step, score in scores if isinstance(score, int | float)}
 
 
 def speeds(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
-    """images_per_second and images_per_second_per_device: each the median of a log's steps, over all sessions; None
-    where no session took two steps, or the log is of a version that didn't write it."""
+    """Returns the medians of images_per_second and images_per_second_per_device over all training lines of a log.
+
+    A value is None if no session took two steps, or if the version that wrote the log didn't record it.
+    """
     steps = [line for line in lines if line["split"] == "train"]
-    found = {key: [line[key] for line in steps if line.get(key)] for key in _SPEEDS}
-    return {key: statistics.median(values) if values else None for key, values in found.items()}
+    values_of = {key: [line[key] for line in steps if line.get(key)] for key in _SPEEDS}
+    return {key: statistics.median(values) if values else None for key, values in values_of.items()}
 
 
 def _parse(content: bytes) -> Iterator[dict[str, Any] | None]:
-    """Each line, None for one that isn't sound. What was cut short can't parse: an object's last byte is its brace."""
+    """Yields each line, or None if it isn't sound. A line that was cut off can't parse: it lacks its closing brace."""
     for line in filter(None, content.split(b"\n")):
         try:
-            parsed = json.loads(line.decode(), parse_constant=lambda _: None)  # as `write` has NaN
+            parsed = json.loads(line.decode(), parse_constant=lambda _: None)  # NaN is read as `write` writes it: null
         except (ValueError, RecursionError):  # bad JSON, bad UTF-8
             parsed = None
         yield parsed if _is_sound(parsed) else None

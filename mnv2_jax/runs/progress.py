@@ -1,4 +1,4 @@
-"""How a run shows that it is alive: a bar on a terminal, a plain line per log step anywhere else."""
+"""Progress of a run: a bar on a terminal, otherwise one plain line per log step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BAR = "{n_fmt}/{total_fmt} |{bar}| {desc}"
 
 
 class Progress:
-    """Shows step, loss, images/s, time left, and the share of the time in which the step waited for data."""
+    """Shows step, loss, images/s, time left, and the share of the time spent waiting for data."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Progress:
         """Opens the bar if standard error is a terminal.
 
         Args:
-          total_steps: at which the run ends.
+          total_steps: step at which the run ends.
           start_step: steps taken by earlier sessions.
           stream: where plain lines go; standard output if unset. Pass standard error where the output is JSON.
           clock: seconds from any origin.
@@ -55,20 +55,20 @@ class Progress:
         images_per_second_per_device: float | None,
         data_wait_share: float,
     ) -> None:
-        """Shows where the run is.
+        """Shows the progress of the run.
 
         Args:
           step: steps taken.
-          loss: of that step.
-          images_per_second: since the last update.
-          images_per_second_per_device: likewise; shown where it is another number.
-          data_wait_share: waiting for data, as a fraction of the time since the last update.
+          loss: loss of that step.
+          images_per_second: speed since the last update.
+          images_per_second_per_device: speed per device since the last update; shown only if it differs.
+          data_wait_share: share of the time since the last update that was spent waiting for data.
         """
-        left = duration(self._seconds_left(step))
+        remaining = duration(self._seconds_left(step))
         speed = "?" if images_per_second is None else f"{images_per_second:,.0f}"
         if images_per_second_per_device != images_per_second and images_per_second_per_device is not None:
             speed += f" ({images_per_second_per_device:,.0f} a device)"
-        text = f"loss {loss:.4f}  {speed} images/s  data wait {data_wait_share:.0%}  {left} left"
+        text = f"loss {loss:.4f}  {speed} images/s  data wait {data_wait_share:.0%}  {remaining} left"
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
             self._bar.n = step
@@ -78,10 +78,10 @@ class Progress:
             self.line(f"step {step:>{len(str(self._total))}}/{self._total}  {text}")
 
     def line(self, text: str) -> None:
-        """Prints a line, above the bar where there is one. What nobody takes is dropped: a run goes on without."""
+        """Prints a line, above the bar if there is one. Ignores errors: a run goes on if nobody reads its output."""
         with contextlib.suppress(OSError):
             if self._bar is not None:
-                # tqdm takes the bar away and draws it again, but only if both streams are the standard ones.
+                # tqdm clears the bar and draws it again, but only if both streams are the standard ones.
                 tqdm.tqdm.write(text, file=self._stream)
                 self._stream.flush()
             else:
@@ -94,7 +94,10 @@ class Progress:
                 self._bar.close()
 
     def _seconds_left(self, step: int) -> float | None:
-        """From the pace since the first update: compilation comes before that, evaluations and saving don't."""
+        """Estimates the seconds left from the pace since the first update, evaluations and saving included.
+
+        Compilation comes before the first update, so it doesn't count.
+        """
         now = self._clock()
         if self._first is None:
             self._first = step, now
@@ -103,9 +106,9 @@ class Progress:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds written as ``1:02:03`` or ``2:03``; ``?`` before they are known."""
+    """Formats seconds as ``1:02:03`` or ``2:03``, and None, an unknown duration, as ``?``."""
     if seconds is None:
         return "?"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

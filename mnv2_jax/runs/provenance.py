@@ -1,4 +1,4 @@
-"""Provenance of a session's numbers."""
+"""Provenance of the numbers of a session: the code, the versions and the devices that produced them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PACKAGES = (
 
 
 def provenance(devices: Mapping[str, Any]) -> dict[str, Any]:
-    """Provenance of a session's numbers: start (UTC), command, git, versions, devices, settings. No host, no user."""
+    """Returns start (UTC), command, git, versions, devices and settings of this session; no host name, no user name."""
     started = datetime.datetime.fromtimestamp(psutil.Process().create_time(), datetime.UTC)
     return {
         "started": started.isoformat(timespec="seconds"),
@@ -47,13 +47,13 @@ def provenance(devices: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def peak_host_bytes() -> int:
-    """The most memory that this process has held, without processes that it started."""
+    """Returns the peak memory of this process in bytes, without the processes that it started."""
     try:
-        told = re.search(r"^VmHWM:\s+(\d+) kB$", pathlib.Path("/proc/self/status").read_text(), re.MULTILINE)
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", pathlib.Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
-        told = None
-    if told is not None:  # what `getrusage` says on Linux may be the parent's
-        return int(told[1]) * 1024
+        match = None
+    if match is not None:  # preferred: on Linux, `getrusage` may return the parent's peak
+        return int(match[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -65,7 +65,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and dirtiness of the tree that this file belongs to; None if that isn't a checkout."""
+    """Returns commit and dirtiness of the git checkout that this file belongs to; None if it belongs to none."""
     source = pathlib.Path(__file__)
 
     def git(*arguments: str) -> str:

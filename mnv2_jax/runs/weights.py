@@ -1,4 +1,4 @@
-"""Weights by whatever names them: a run's folder, a file, or a published name."""
+"""Opens weights by a name of any kind: a run folder, a file, or the name of published weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from mnv2_jax.weights.hub import is_name
 from mnv2_jax.weights.load import Head, kind_of, load_weights
 
 
-def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | None = None) -> Weights:
-    """A run's checkpoint, with its preprocessing and its classes; None: `Config.usual_checkpoint`.
+def read_run_weights(workdir: pathlib.Path, checkpoint: Literal["latest", "best"] | None = None) -> Weights:
+    """Reads a checkpoint of a run, with the run's preprocessing and classes.
+
+    Args:
+      workdir: the run folder.
+      checkpoint: which checkpoint; None for `Config.usual_checkpoint`.
 
     Raises:
       UserError: if there is no run with a checkpoint.
@@ -25,28 +29,28 @@ def read_run_weights(workdir: pathlib.Path, which: Literal["latest", "best"] | N
     settings, names = read_run(workdir)
     kind = TASKS.find(settings.task, settings.modules)
     model = kind.model(settings.model, settings.norm, len(names))
-    which = which or settings.usual_checkpoint
-    step, variables = restore_variables(workdir, which)
-    seen = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
+    checkpoint = checkpoint or settings.usual_checkpoint
+    step, variables = restore_variables(workdir, checkpoint)
+    options = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
     info = WeightsInfo(
-        preprocessing=Preprocessing(**seen | {"resolution": settings.data.seen_resolution}),
+        preprocessing=Preprocessing(**options | {"resolution": settings.data.seen_resolution}),
         labels=tuple(names),
         task=kind.saved_as or settings.task,
-        notes=(f"step {step} of the run {workdir.name}, its {which} checkpoint",),
+        notes=(f"step {step} of the run {workdir.name}, its {checkpoint} checkpoint",),
     )
     return Weights(model, variables, info)
 
 
 def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weights:
-    """Opens what ``init.weights`` names: a run's folder, our file, another library's, or published weights.
+    """Opens the weights that ``init.weights`` names.
 
     Args:
-      source: path or name.
-      model: says which network a foreign file holds.
-      head: new: `Weights.absent` parts are allowed.
+      source: a run folder, a file of ours or of another library, or the name of published weights.
+      model: the network that a file of another library holds.
+      head: with ``new`` the weights may lack parts of the head (`Weights.absent`).
 
     Raises:
-      UserError: if it can't be had, or isn't that network.
+      UserError: if the weights can't be opened, or belong to another network.
     """
     path = os.path.expanduser(source)
     if os.path.isdir(path):
@@ -54,6 +58,6 @@ def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weight
     if is_name(source) or kind_of(pathlib.Path(path)) == "ours":
         return load_weights(source)
     default = ModelConfig()
-    options = ("width", "width_rule", "depth", "activation")  # the padding is its library's, not asked for
-    asked = {key: getattr(model, key) for key in options if getattr(model, key) != getattr(default, key)}
-    return load_weights(source, model.name, head=head, **asked)
+    keys = ("width", "width_rule", "depth", "activation")  # not the padding: the file's library decides it
+    options = {key: getattr(model, key) for key in keys if getattr(model, key) != getattr(default, key)}
+    return load_weights(source, model.name, head=head, **options)

@@ -20,20 +20,22 @@ from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.training.initial import check_network, with_weights
-from mnv2_jax.training.run import AGAIN, Run, agree_on
+from mnv2_jax.training.run import RESTART_ALL, Run, agree_on
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.weights.file import Weights
 from mnv2_jax.weights.unfold import are_folded, unfold
 
 _UNFOLDING_BATCH, _UNFOLDING_BATCHES = 64, 8
-"""Images a batch and batches that are enough for the statistics of a channel."""
+"""Images per batch, and number of batches, that are enough to estimate the statistics of a channel."""
 
 
 def begin(experiment: Experiment, run: Run) -> TrainState:
-    """A fresh state, or the saved one, which process 0 has restored; on the devices, and the same on all processes.
+    """Makes a fresh state, or takes the saved one that process 0 has restored.
+
+    The state is on the devices, and is the same on all processes.
 
     Raises:
-      UserError: if `init.weights` can't be had or are of another network.
+      UserError: if `init.weights` can't be opened or belong to another network.
       FaultError: if the processes don't have the same state.
     """
     if run.has_checkpoint:
@@ -42,10 +44,10 @@ def begin(experiment: Experiment, run: Run) -> TrainState:
 
 
 def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
-    """The state before the first step, with `init.weights` where they are set; ``say`` takes what is to be noticed.
+    """Makes the state before the first step, with `init.weights` where they are set; ``say`` takes notes for the user.
 
     Raises:
-      UserError: if they can't be had or are of another network.
+      UserError: if the weights can't be opened or belong to another network.
       FaultError: if the processes don't have the same state.
     """
     config, mesh = experiment.config, experiment.mesh
@@ -54,7 +56,7 @@ def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
         weights = open_weights(config.init.weights, config.model, config.init.head)
         check_network(config, weights)
         if are_folded(weights.model, weights.variables):
-            say("the norms of the weights are folded; their statistics are taken from training images")
+            say("the norms of the weights are folded, so their statistics are measured on training images")
             weights = unfolded(experiment, weights)
         if config.init.head == "load":
             weights = experiment.kind.arranged(weights, experiment.dataset)
@@ -70,17 +72,17 @@ def _restored(experiment: Experiment, run: Run) -> TrainState:
     empty = functools.partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
     saved = empty(like) if leaves is None else from_leaves(leaves, like)
     state = meshes.put(experiment.mesh, together.broadcast(saved))
-    run.say(f"restored the state {agree_on(state, run.start, AGAIN)[:16]}")
+    run.say(f"restored the state {agree_on(state, run.start, RESTART_ALL)[:16]}")
     return state
 
 
 def unfolded(experiment: Experiment, weights: Weights) -> Weights:
-    """The same weights, but norms that were folded have statistics, those of some training images."""
-    # Whole views in the order of training, which skips what is to be skipped.
+    """Returns the weights with the folded norms given back their statistics, measured on some training images."""
+    # Whole images in the order of training: that stream skips the images that `data.skip_corrupt` lets it skip.
     data = dataclasses.replace(experiment.config.data, batch_size=_UNFOLDING_BATCH)
     view = experiment.task.eval_view.at(data.resolution)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(weights.model))
-    # No norm comes behind a part that weights may lack.
+    # No norm follows a part that the weights may lack, so zeros there change no statistics.
     variables = {name: {**zeros[name], **branch} for name, branch in weights.variables.items()}
     measure = jax.jit(lambda x: weights.model.norm_inputs(variables, normalise(x, data.mean, data.std)))
     batches = streams.train_batches(data, view, experiment.dataset.train, experiment.config.seed)

@@ -1,4 +1,4 @@
-"""Evaluation: every image counts once, on any number of devices."""
+"""Evaluation of a split: every image counts once, on any number of devices."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from mnv2_jax.weights.file import Weights, WeightsInfo
 
 
 def make_evaluate(setup: Setup, supervisor: Supervisor | None = None) -> Callable[[Variables], Evaluation]:
-    """Makes a function from variables to what `Task.summarise` makes of the evaluation split.
+    """Makes a function that evaluates variables on the evaluation split and returns the result of `Task.summarise`.
 
-    It is compiled lazily, and once. It raises `Stopped` if the ``supervisor`` is for stopping on the way. With
-    `data.skip_corrupt` images that can't be decoded are left out; without, or where no image can be, it raises a
-    `DamagedImageError`, in every process, that names them.
+    It is compiled once, at its first call. It raises `Stopped` if the ``supervisor`` asks it to stop on the way. With
+    `data.skip_corrupt` it leaves out images that can't be decoded. Without, or if no image can be decoded, it raises a
+    `DamagedImageError` that names them, in every process.
     """
     supervisor = supervisor or Supervisor()
     task, mesh = setup.task, setup.mesh
@@ -59,23 +59,26 @@ def make_evaluate(setup: Setup, supervisor: Supervisor | None = None) -> Callabl
                     throttle(rows)
                 judged.append(rows)
                 is_new = False
-        found: list[dict[str, np.ndarray]] = jax.device_get(judged)
-        whole = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]} if found else {}
-        counts = whole.pop("mask", np.zeros(0, bool))
-        if counts.sum() < len(split):  # as all processes find, each of which knows what it has met itself
-            told = together.exchange([[index, plain(line)] for index, line in damaged.items()])
-            damaged = dict(sorted((index, line) for lines in told for index, line in lines))
+        batch_rows: list[dict[str, np.ndarray]] = jax.device_get(judged)
+        columns = {}
+        if batch_rows:
+            columns = {name: np.concatenate([rows[name] for rows in batch_rows]) for name in batch_rows[0]}
+        counts = columns.pop("mask", np.zeros(0, bool))
+        # All processes see the same mask, so all take this branch. Each knows only the damaged images that it has met.
+        if counts.sum() < len(split):
+            reports = together.exchange([[index, plain(line)] for index, line in damaged.items()])
+            damaged = dict(sorted((index, line) for lines in reports for index, line in lines))
             if not skips or not counts.any():
                 mend = "" if skips else streams.OR_SKIP
                 raise DamagedImageError(f"{streams.damage(split, damaged)}{mend}")
-        evaluation = task.summarise(jax.device_get(sums), {name: array[counts] for name, array in whole.items()})
+        evaluation = task.summarise(jax.device_get(sums), {name: array[counts] for name, array in columns.items()})
         return evaluation._replace(skipped=list(damaged.values()))
 
     return evaluate
 
 
 def evaluate_weights(setup: Setup, weights: Weights) -> Evaluation:
-    """Evaluates weights as they are, in a setup that was opened with their classes.
+    """Evaluates weights without training them, in a setup that was opened with their classes.
 
     Raises:
       Stopped: if a signal came first.
@@ -86,38 +89,41 @@ def evaluate_weights(setup: Setup, weights: Weights) -> Evaluation:
 def evaluate_run(
     config: Config,
     workdir: pathlib.Path,
-    which: Literal["latest", "best"] | None,
+    checkpoint: Literal["latest", "best"] | None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Literal["latest", "best"], int, Setup, Evaluation]:
-    """Evaluates a checkpoint of a run on the evaluation split of ``config``, which need not be the run's own.
+    """Evaluates a checkpoint of a run on the evaluation split of ``config``, which need not be the run's own split.
 
     Args:
-      config: the run's, perhaps with other data.
-      workdir: the run's folder.
-      which: of its checkpoints; None for `Config.usual_checkpoint`.
-      say: called with what the data set says of itself (`Dataset.notes`).
+      config: the config of the run, perhaps with other data.
+      workdir: the run folder.
+      checkpoint: which checkpoint of the run; None for `Config.usual_checkpoint`.
+      say: called with each of `Dataset.notes`.
 
     Returns:
-      The checkpoint's name and step, what it was evaluated on, and the evaluation.
+      The checkpoint's name and step, the setup that it was evaluated in, and the evaluation.
 
     Raises:
-      UserError: if there is no checkpoint, its model isn't that of the config, or it doesn't know a class of the data.
+      UserError: if there is no checkpoint, if its model differs from the config's, or if the data have a class that the
+        run wasn't trained on.
       Stopped: if a signal came first.
     """
-    own, trained = read_run(workdir)
-    which = which or own.usual_checkpoint
-    step, variables = restore_variables(workdir, which)
+    run_config, class_names = read_run(workdir)
+    checkpoint = checkpoint or run_config.usual_checkpoint
+    step, variables = restore_variables(workdir, checkpoint)
     together.agree(
         {"the checkpoint": [step, digest(to_leaves(variables))], **config_facts(config)}, config.faults.start_timeout_s
     )
-    changed = [change for change in differences(own, config) if change.startswith(("model.", "norm."))]
+    changed = [change for change in differences(run_config, config) if change.startswith(("model.", "norm."))]
     if changed:
-        raise UserError(f"{workdir} holds another model: {changed[0]}; leave that out to evaluate it as it is")
-    classes = str(workdir), WeightsInfo(labels=tuple(trained)), len(trained)
+        raise UserError(
+            f"{workdir} holds a different model: {changed[0]}; leave that option out to evaluate the model as trained"
+        )
+    classes = str(workdir), WeightsInfo(labels=tuple(class_names)), len(class_names)
     setup = open_setup(config, classes=classes)
     for note in setup.dataset.notes:
         say(note)
-    return which, step, setup, _evaluate(setup, variables)
+    return checkpoint, step, setup, _evaluate(setup, variables)
 
 
 def _evaluate(setup: Setup, variables: Variables) -> Evaluation:

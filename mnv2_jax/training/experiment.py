@@ -1,4 +1,4 @@
-"""From a config to everything that training and evaluation need, each made once; nothing is compiled yet."""
+"""Makes everything that training and evaluation need from a config, each thing once; compiles nothing yet."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment(Setup):
-    """Everything that a training is made of."""
+    """Everything that a training needs."""
 
     plan: Plan
     optimizers: tuple[Optimizer, ...]
-    """One for each stage of the plan, by this data's epochs."""
+    """One optimiser for each stage of the plan; schedules count epochs of this data set."""
     facts: Mapping[str, Any]
     """Facts found in the data, for dataset.json."""
 
@@ -72,44 +72,45 @@ def open_setup(
 
     Args:
       config: the experiment.
-      devices: to run on; all there are if unset.
-      evaluates: whether it is for an evaluation only, which weighs no classes, and needs no images to train on.
-      classes: what weights that are evaluated are called, what is said of their classes, and how many they are; the
-        data may have some of them.
+      devices: the devices to run on; all devices if unset.
+      evaluates: whether the setup only evaluates. Evaluation weighs no classes and needs no training images.
+      classes: of weights that are evaluated: the name by which errors call them, their `WeightsInfo`, and their number
+        of classes. The data may have only some of these classes.
 
     Raises:
-      UserError: if the data aren't there, or the task, the model or the weights' classes don't go with them.
+      UserError: if the data can't be opened, or the task, the model or the weights' classes don't fit the data.
     """
     if config.model.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise UserError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     kind = kind_of(config)
     dataset = open_dataset(config.data, evaluates)
-    # What is held out of images without splits stands in the run's config, so that others hold out the same.
+    # The run's config records the share that was held out of images without splits, so that every later command that
+    # reads it holds out the same images.
     held_out = dataclasses.replace(config.data, holdout_fraction=dataset.holdout_fraction)
     config = dataclasses.replace(config, data=held_out)
     if classes is not None:
-        whose, info, num_classes = classes
+        weights_name, info, num_classes = classes
         try:
             dataset = kind.as_known(dataset, info, num_classes)
         except UserError as error:
-            raise UserError(f"{whose}: {error}") from error
+            raise UserError(f"{weights_name}: {error}") from error
     mesh = meshes.make_mesh(devices)
     task = kind.make(config, dataset, evaluates).with_forms(meshes.fastest_forms(mesh, config.model.dtype))
     return Setup(config=config, dataset=dataset, kind=kind, task=task, mesh=mesh)
 
 
 def open_experiment(config: Config, devices: Sequence[jax.Device] | None = None) -> Experiment:
-    """Opens the data and makes all that a training needs.
+    """Opens the data and makes everything that a training needs.
 
     Args:
       config: the experiment.
-      devices: to run on; all there are if unset.
+      devices: the devices to run on; all devices if unset.
 
     Raises:
-      UserError: if the data aren't there, or can't be trained on with this config and on these devices: there is
-        nothing to train on, an augmentation doesn't exist, the devices don't fit the batch, the scales don't keep its
-        pixels level, a norm has one value a channel, the warm-up is longer than the training, or the teacher can't be
-        had or is of other classes.
+      UserError: if the data can't be opened, or if this config can't train on them with these devices: there are no
+        training images, an augmentation doesn't exist, the devices don't divide the batch, the scales don't keep the
+        number of pixels per batch level, a norm has one value per channel, the warm-up is longer than the training, or
+        the teacher can't be opened or has other classes.
     """
     together.check_compiles()
     setup = open_setup(config, devices, evaluates=False)
@@ -124,28 +125,28 @@ def open_experiment(config: Config, devices: Sequence[jax.Device] | None = None)
 
 
 def plan_experiment(setup: Setup, plan: Plan) -> Experiment:
-    """The experiment of a plan, without `Experiment.facts`."""
+    """Makes the experiment of a plan, with empty `Experiment.facts`."""
     optim, parts = setup.config.optim, setup.task.model.parts
     schedule = make_schedule(optim, setup.config.peak_lr, plan.steps_per_epoch, plan.total_steps)
     optimizers = make_optimizers(optim, setup.config.finetune.backbone_lr_factor, schedule, plan.stages, parts)
-    parted = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Setup)}
-    return Experiment(**parted, plan=plan, optimizers=optimizers, facts={})
+    setup_fields = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Setup)}
+    return Experiment(**setup_fields, plan=plan, optimizers=optimizers, facts={})
 
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
     data, task = experiment.dataset, experiment.task
     splits = {"train": data.train, "eval": data.eval}
-    read = jax.tree.leaves((task.frozen, dict(task.columns)))
+    teacher_arrays = jax.tree.leaves((task.frozen, dict(task.columns)))
     return {
         "name": data.name,
         "class_names": list(data.class_names),
         "num_train": len(data.train),
         "num_eval": len(data.eval),
         "eval_split": data.eval.name,
-        # Of what is known of the images, as ``train.names: SHA-256``; a second for a million of them.
+        # Digests of what the split knows about its images, as ``train.names: SHA-256``; a second per million images.
         "digest": {f"{name}.{kind}": sha for name, split in splits.items() for kind, sha in split.digest().items()},
         "steps": experiment.plan.total_steps,
-        **({"teacher": _sha256(read)} if read else {}),
+        **({"teacher": _sha256(teacher_arrays)} if teacher_arrays else {}),
     }
 
 
@@ -160,15 +161,15 @@ _MAY_DIFFER_BETWEEN_PROCESSES = ("data.path", "data.image_root", "data.num_worke
 
 
 def config_facts(config: Config) -> dict[str, Any]:
-    """The options that all processes of a run must have alike."""
+    """Options that must be the same in all processes of a run."""
     return {k: v for k, v in resolved(config).items() if k not in _MAY_DIFFER_BETWEEN_PROCESSES}
 
 
 def _check_norms(experiment: Experiment) -> None:
-    """Refuses norms with one value a channel, which give their bias whatever the image is.
+    """Refuses norms with one value per channel: their output is their bias, whatever the image is.
 
     Raises:
-      UserError: naming the layer.
+      UserError: naming the layer, if there is such a norm.
     """
     config = experiment.config
     if config.norm.group_size > 1:
@@ -183,6 +184,6 @@ def _check_norms(experiment: Experiment) -> None:
                 jax.eval_shape(functools.partial(task.model.apply, train=True), variables, image, dropout_keys=keys)
             except SingleValueError as error:
                 raise UserError(
-                    f"norm.group_size=1 at {resolution} px leaves a norm one value a channel, of which nothing can be"
-                    f" learnt ({error}); take norm.group_size=2 or more, and a data.batch_size that it divides"
+                    f"norm.group_size=1 at {resolution} px leaves a norm with one value per channel, from which it"
+                    f" can't learn ({error}); set norm.group_size to 2 or more, and data.batch_size to a multiple of it"
                 ) from error

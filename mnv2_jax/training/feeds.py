@@ -1,4 +1,4 @@
-"""From splits to batches on the devices: kept there where they fit, or made by worker processes as they are needed."""
+"""Feeds batches to the devices: a split stays there if it fits; otherwise worker processes make the batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from mnv2_jax.training.experiment import Experiment, Setup
 from mnv2_jax.types import Batch
 
 Skipped = Callable[[int, int, Mapping[int, str]], None]
-"""Told for each batch for which images were skipped: the number of its step, how many they were, and a line for each of
-them by its index."""
+"""Called for each batch in which images were skipped: with the step, their number, and a line for each by its index."""
 
 
 def _never() -> bool:
@@ -32,13 +31,13 @@ def train_batches(
     should_stop: Callable[[], bool] = _never,
     skipped: Skipped = lambda step, count, lines: None,
 ) -> Generator[Batch, None, None]:
-    """The batches that follow ``start`` steps, without end. ``close()`` ends the workers.
+    """Yields the batches after the first ``start`` steps, without end. ``close()`` ends the workers.
 
     Args:
-      experiment: what is trained.
+      experiment: the experiment to train.
       start: steps done.
-      should_stop: asked every few images as long as a split is loaded, which `Stopped` then ends.
-      skipped: called with `data.skip_corrupt` only.
+      should_stop: asked every few images while a split is loaded; if it says True, `Stopped` is raised.
+      skipped: called only with `data.skip_corrupt`.
     """
     config, split, task = experiment.config, experiment.dataset.train, experiment.task
     resident = streams.fits_training(config.data, task.train_view, split)
@@ -61,30 +60,30 @@ def train_batches(
         for step, batch in enumerate(on_host, start + 1):
             if "skipped" in batch and (count := int(batch["skipped"].sum())):
                 skipped(step, count, streams.skipped_images(split, batch))
-            fed = feed(_taken_along(task.columns, batch))
-            del batch  # its memory is filled again
+            fed = feed(_with_columns(task.columns, batch))
+            del batch  # the workers reuse its memory
             yield fed
 
 
 def eval_batches(
     setup: Setup, should_stop: Callable[[], bool] = _never
 ) -> Callable[[dict[int, str]], Generator[Batch, None, None]]:
-    """A function that goes through the evaluation split once, each image in one row; others are masked.
+    """Makes a function that goes through the evaluation split once: each image in one row, the other rows masked.
 
-    So are images that can't be decoded: the dict that it is given takes a line for each that this process has met, by
-    its index.
+    Images that can't be decoded are masked too. The function adds a line for each of those that this process has met,
+    by index, to the dict that it is given.
     """
     data, split, view, devices = setup.config.data, setup.dataset.eval, setup.task.eval_view, setup.mesh.size
     batch_size = -(-min(data.eval_batch_size, len(split)) // devices) * devices
-    resident, zero = streams.fits(view, split), dict[int, str]()
-    feed = _feed(setup, view, split, should_stop, zero) if resident else meshes.make_feed(setup.mesh, None)
+    resident, undecoded = streams.fits(view, split), dict[int, str]()  # images that lie on the devices as zeros
+    feed = _feed(setup, view, split, should_stop, undecoded) if resident else meshes.make_feed(setup.mesh, None)
 
     def through(damaged: dict[int, str]) -> Generator[Batch, None, None]:
-        damaged |= zero
+        damaged |= undecoded
         batches = streams.eval_batches(data, view, split, batch_size, process=_process(), resident=resident)
         with contextlib.closing(streams.without_damaged(view, split, batches, damaged)) as sound:
             for batch in sound:
-                is_zero = np.isin(batch["index"], np.array([*zero], np.int32))
+                is_zero = np.isin(batch["index"], np.array([*undecoded], np.int32))
                 fed = feed({**batch, "mask": batch["mask"] & ~is_zero})
                 del batch
                 yield fed
@@ -92,10 +91,10 @@ def eval_batches(
     return through
 
 
-def _taken_along(columns: Mapping[str, np.ndarray], batch: NumpyBatch) -> NumpyBatch:
-    """Arrays that go to the devices: with the rows of ``columns``, and without what was said about the batch."""
-    taken = {name: rows[batch["index"]].astype(np.float32) for name, rows in columns.items()}
-    return {name: array for name, array in batch.items() if name != "skipped"} | taken
+def _with_columns(columns: Mapping[str, np.ndarray], batch: NumpyBatch) -> NumpyBatch:
+    """Adds the batch's rows of ``columns``, and drops the report of skipped images, which isn't for the devices."""
+    rows_of_batch = {name: rows[batch["index"]].astype(np.float32) for name, rows in columns.items()}
+    return {name: array for name, array in batch.items() if name != "skipped"} | rows_of_batch
 
 
 def _feed(
@@ -105,7 +104,7 @@ def _feed(
     should_stop: Callable[[], bool],
     damaged: dict[int, str] | None = None,
 ) -> Callable[[meshes.HostBatch], Batch]:
-    """Function that gathers batches out of a split, which it takes to the devices now."""
+    """Takes a whole split to the devices, and returns a function that gathers batches from it."""
 
     def poll() -> None:
         if should_stop():

@@ -1,7 +1,7 @@
-"""Parts of a network that are trained, from which step on, and how fast.
+"""Fine-tuning in stages: which parts of a network are trained, from which step on, and at which learning rate.
 
-A part that is frozen has no gradient, no weight decay, no state of the optimiser that moves; its norms use and keep
-their running statistics (`Model.training_from`). Each stage is a program of its own, compiled without what it doesn't
+A frozen part has no gradient and no weight decay, and its optimiser state doesn't change. Its norms use their running
+statistics and keep them (`Model.training_from`). Each stage is a program of its own, compiled without what it doesn't
 need. (Where gradients are accumulated over a number of microbatches that is no power of two, averaging equal statistics
 rounds their last digit.)
 """
@@ -25,14 +25,14 @@ from mnv2_jax.types import Array, PyTree
 
 
 class Stage(NamedTuple):
-    """From a step on, a part of the network and all that follows it are trained."""
+    """A stage of fine-tuning: from ``first_step`` on, the part ``train_from`` and all parts behind it are trained."""
 
     train_from: str
     first_step: int
 
 
 def make_stages(finetune: FinetuneConfig, steps_per_epoch: float, parts: Sequence[str]) -> tuple[Stage, ...]:
-    """The stages of a training.
+    """Makes the stages of a training.
 
     Args:
       finetune: see `config.FinetuneConfig`.
@@ -40,34 +40,38 @@ def make_stages(finetune: FinetuneConfig, steps_per_epoch: float, parts: Sequenc
       parts: `Model.parts`.
 
     Raises:
-      UserError: for a stage that doesn't unfreeze anything.
+      UserError: if a part is unknown, if a stage unfreezes nothing, or if two stages begin at the same step.
     """
     for part in finetune.train_from:
         if part not in parts:
-            raise UserError(f"finetune.train_from={list(finetune.train_from)}: no part {part!r}{nearest(part, parts)}")
+            raise UserError(
+                f"finetune.train_from={list(finetune.train_from)}: the network has no part {part!r}"
+                f"{nearest(part, parts)}"
+            )
     starts = (0, *(round(epoch * steps_per_epoch) for epoch in finetune.unfreeze_epochs))
     stages = tuple(Stage(part, start) for part, start in zip(finetune.train_from, starts, strict=True))
     for earlier, later in itertools.pairwise(stages):
         if parts.index(later.train_from) >= parts.index(earlier.train_from):
             raise UserError(
-                f"finetune.train_from={list(finetune.train_from)}: {later.train_from} is no earlier part than"
-                f" {earlier.train_from}, so that nothing is unfrozen; name earlier parts later"
+                f"finetune.train_from={list(finetune.train_from)}: {later.train_from} does not come before"
+                f" {earlier.train_from} in the network, so its stage unfreezes nothing; each stage must name an earlier"
+                " part than the stage before it"
             )
         if later.first_step <= earlier.first_step:
             raise UserError(
                 f"finetune.unfreeze_epochs={list(finetune.unfreeze_epochs)}: two stages begin at step"
-                f" {later.first_step}; put them further apart"
+                f" {later.first_step}; move them further apart"
             )
     return stages
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> int:
-    """The number of the stage in which the step after ``step`` steps is taken."""
+    """Returns the index of the stage that takes the next step after ``step`` steps."""
     return sum(stage.first_step <= step for stage in stages) - 1
 
 
 class _Group(NamedTuple):
-    """Parameters that are trained alike."""
+    """Parameters that are trained from the same step on with the same factor of the learning rate."""
 
     first_step: int
     lr_factor: float
@@ -80,11 +84,11 @@ def make_optimizers(
     stages: Sequence[Stage],
     parts: Sequence[str],
 ) -> tuple[Optimizer, ...]:
-    """An optimiser for each stage; all have the same state, in which what is still frozen stays as it began.
+    """Makes an optimiser for each stage. All share one structure of state; the state of frozen parts doesn't change.
 
     Args:
-      optim: what to do with a gradient.
-      backbone_lr_factor: of all parts but the classifier.
+      optim: options of the optimiser.
+      backbone_lr_factor: factor of the learning rate of all parts but the classifier.
       schedule: the learning rate by step.
       stages: see `make_stages`.
       parts: `Model.parts`.
@@ -96,7 +100,7 @@ def make_optimizers(
         first_steps = [stage.first_step for stage in stages if parts.index(stage.train_from) <= place]
         if first_steps:
             group_of[part] = _Group(min(first_steps), 1.0 if part == parts[-1] else backbone_lr_factor)
-    unclipped = dataclasses.replace(optim, clip_grad_norm=None)  # by the norm of all groups, not of each
+    unclipped = dataclasses.replace(optim, clip_grad_norm=None)  # `_grouped` clips by the norm over all groups
     transformations = {
         group: make_transformation(unclipped, _shifted(schedule, group)) for group in set(group_of.values())
     }
@@ -107,7 +111,7 @@ def make_optimizers(
 
 
 def _shifted(schedule: optax.Schedule, group: _Group) -> optax.Schedule:
-    """For a transformation that counts its steps from the group's first."""
+    """Shifts and scales the schedule for a transformation that counts steps from the group's first step."""
 
     def shifted(count: Array) -> Array:
         return group.lr_factor * jnp.asarray(schedule(count + group.first_step))
@@ -118,10 +122,10 @@ def _shifted(schedule: optax.Schedule, group: _Group) -> optax.Schedule:
 def _grouped(
     group_of: Mapping[str, _Group],
     transformations: Mapping[_Group, optax.GradientTransformation],
-    now: int,
+    stage_start: int,
     clip_grad_norm: float | None,
 ) -> optax.GradientTransformation:
-    """Each group's own transformation, for a stage that began at step ``now``."""
+    """Applies each group's own transformation, in a stage that begins at step ``stage_start``."""
 
     def members(tree: PyTree, group: _Group) -> PyTree:
         return {name: leaf for name, leaf in tree.items() if group_of.get(part_of(name)) == group}
@@ -134,7 +138,7 @@ def _grouped(
         if clip_grad_norm is not None:
             grads, _ = optax.clip_by_global_norm(clip_grad_norm).update(grads, optax.EmptyState())
         for group, each in transformations.items():
-            if group.first_step <= now:
+            if group.first_step <= stage_start:
                 label = _label(group)
                 moved, new_state[label] = each.update(members(grads, group), state[label], members(params, group))
                 updates = {**updates, **moved}

@@ -1,4 +1,4 @@
-"""Weights that a run starts from, or that are evaluated as they are."""
+"""Weights that a run starts from, or that are evaluated without training."""
 
 from __future__ import annotations
 
@@ -17,54 +17,57 @@ from mnv2_jax.types import PyTree
 from mnv2_jax.weights.file import STRUCTURE, Preprocessing, Weights, describe
 from mnv2_jax.weights.load import Head
 
-_TAKEN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "data.mean", "data.std")
+_FILLED_IN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "data.mean", "data.std")
 """Keys that weights fill in for training."""
-_TAKEN_TO_EVALUATE = (
+_FILLED_IN_TO_EVALUATE = (
     "model.strides",
     "model.output_stride",
     *(f"data.{field.name}" for field in dataclasses.fields(Preprocessing)),
 )
-"""Further ones for an evaluation of the weights as they are: they fit any strides, but were trained with theirs."""
+"""Further keys that weights fill in when they are evaluated: they fit any strides, but were trained with their own."""
 
 
-def prepare(loaded: Loaded, *, evaluates: bool = False, saved: Config | None = None) -> tuple[Config, Weights | None]:
-    """Opens `init.weights`, where they are set, and makes the config one of their network.
+def resolve_weights(
+    loaded: Loaded, *, evaluates: bool = False, saved: Config | None = None
+) -> tuple[Config, Weights | None]:
+    """Opens `init.weights`, where they are set, and completes the config with the options that the weights decide.
 
-    What belongs to weights comes from them, unless it is `Loaded.said`: padding, width rule, epsilon of the norms, how
-    pixels are normalised; for an evaluation of the weights themselves the strides, the resolution and the crop, too.
+    Unless `Loaded.said` has them, these options come from the weights: padding, width rule, epsilon of the norms, and
+    the mean and std of the pixels. If the weights are evaluated, the strides, the resolution and the crop do too.
 
     Args:
       loaded: the experiment.
-      evaluates: whether the weights are evaluated, not trained on.
-      saved: the config of the run that is gone on with, which has it all: the weights aren't opened.
+      evaluates: whether the weights are evaluated without training.
+      saved: the config of the run that is resumed. It has all these options, so the weights aren't opened.
 
     Returns:
       The config, and the weights if they were opened.
 
     Raises:
-      UserError: if the weights can't be had, or are of another network than the config's.
+      UserError: if the weights can't be opened, or belong to another network than the config's.
     """
-    config, said = loaded.config, loaded.said
-    import_modules(config.modules)  # before weights are opened, which may be of what they register
-    if evaluates and "data.eval_resolution" not in said:
+    config, explicit_keys = loaded.config, loaded.said
+    import_modules(config.modules)  # before the weights are opened: their network may be registered there
+    if evaluates and "data.eval_resolution" not in explicit_keys:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
-    keys = [key for key in (_TAKEN + _TAKEN_TO_EVALUATE if evaluates else _TAKEN) if key not in said]
+    filled_in = _FILLED_IN + _FILLED_IN_TO_EVALUATE if evaluates else _FILLED_IN
+    keys = [key for key in filled_in if key not in explicit_keys]
     if config.init.weights is None or not keys:
         return config, None
     if saved is not None and saved.init == config.init:
-        return _take(config, keys, flatten(dataclasses.asdict(saved))), None
+        return _fill_in(config, keys, flatten(dataclasses.asdict(saved))), None
     weights = open_weights(config.init.weights, config.model, "load" if evaluates else config.init.head)
-    check_network(config, weights, said)
-    own = weights.model
+    check_network(config, weights, explicit_keys)
+    model = weights.model
     held = {
-        "model": dataclasses.asdict(own.options),
-        "norm": dataclasses.asdict(own.norm),
+        "model": dataclasses.asdict(model.options),
+        "norm": dataclasses.asdict(model.norm),
         "data": dataclasses.asdict(weights.info.preprocessing),
     }
-    return _take(config, keys, flatten(held)), weights
+    return _fill_in(config, keys, flatten(held)), weights
 
 
-def _take(config: Config, keys: Collection[str], values: Mapping[str, Any]) -> Config:
+def _fill_in(config: Config, keys: Collection[str], values: Mapping[str, Any]) -> Config:
     for key in keys:
         section, _, leaf = key.partition(".")
         part = dataclasses.replace(getattr(config, section), **{leaf: values[key]})
@@ -72,32 +75,35 @@ def _take(config: Config, keys: Collection[str], values: Mapping[str, Any]) -> C
     return config
 
 
-def check_network(config: Config, weights: Weights, said: Collection[str] = ()) -> None:
-    """Refuses weights of another network than the config's, whose keys in ``said`` aren't to be changed.
+def check_network(config: Config, weights: Weights, explicit_keys: Collection[str] = ()) -> None:
+    """Refuses weights of another network than the config's.
+
+    An option that has its default may differ, because `resolve_weights` fills it in, unless the user set it: its key is
+    in ``explicit_keys``. The name and the width must always agree.
 
     Raises:
       UserError: naming all options that differ, as flags.
     """
-    own, default, asked = weights.model.options, ModelConfig(), config.model
+    actual, default, requested = weights.model.options, ModelConfig(), config.model
 
     def is_open(key: str) -> bool:
-        is_default = getattr(asked, key) == getattr(default, key)
-        return key not in ("name", "width") and is_default and f"model.{key}" not in said
+        is_default = getattr(requested, key) == getattr(default, key)
+        return key not in ("name", "width") and is_default and f"model.{key}" not in explicit_keys
 
-    keys = [key for key in ("name", *STRUCTURE) if getattr(asked, key) != getattr(own, key) and not is_open(key)]
+    keys = [key for key in ("name", *STRUCTURE) if getattr(requested, key) != getattr(actual, key) and not is_open(key)]
     if keys:
         raise UserError(
-            f"init.weights={config.init.weights!r} are of {describe(weights.model)}, and"
-            f" {', '.join(f'model.{key}={getattr(asked, key)!r}' for key in keys)};"
-            f" give {' '.join(f'--config.model.{key}={getattr(own, key)}' for key in keys)}"
+            f"init.weights={config.init.weights!r} are of {describe(weights.model)}, but the config has"
+            f" {', '.join(f'model.{key}={getattr(requested, key)!r}' for key in keys)};"
+            f" give {' '.join(f'--config.model.{key}={getattr(actual, key)}' for key in keys)}"
         )
 
 
 def with_weights(state: TrainState, weights: Weights, head: Head) -> TrainState:
-    """The state before the first step with its random weights replaced, those of a new head excepted: its last
-    part, and what the weights lack.
+    """Replaces the random weights of the state before the first step.
 
-    Host arrays, each its own: the state will be donated, and a buffer can be given away only once.
+    With a new head the classifier, and the parts that the weights lack, keep their random weights. The arrays are on
+    the host, and each is a copy: the state will be donated, and a buffer can be donated only once.
     """
 
     def copied(tree: PyTree, random: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""Introduction of a run: the lines that it prints before it trains."""
+"""The lines that a run prints before it trains."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mnv2_jax.weights.file import describe
 
 
 def introduce(experiment: Experiment, workdir: pathlib.Path, start: int) -> Iterator[str]:
-    """A line each: the folder and how far it is; data, model, batch and devices; then what is to be noticed.
+    """Yields lines: the run folder and its step; data, model, batch and devices; then notes for the user.
 
     Args:
-      experiment: what is trained.
-      workdir: the run's folder.
+      experiment: the experiment to train.
+      workdir: the run folder.
       start: steps done.
     """
     config, plan, data, model = experiment.config, experiment.plan, experiment.dataset, experiment.task.model
@@ -39,18 +39,18 @@ def introduce(experiment: Experiment, workdir: pathlib.Path, start: int) -> Iter
         f"  batch    {config.data.batch_size} images{accumulated}, norm groups of {config.norm.group_size};"
         f" {config.optim.name}, learning rate {config.peak_lr:g}"
     )
-    found = meshes.describe(experiment.mesh)
-    several = f" of {found['processes']} processes" if found["processes"] > 1 else ""
-    yield f"  devices  {found['count']} × {found['kind']}{several}"
+    devices = meshes.describe(experiment.mesh)
+    processes = f" of {devices['processes']} processes" if devices["processes"] > 1 else ""
+    yield f"  devices  {devices['count']} × {devices['kind']}{processes}"
     if config.log.tensorboard:
         yield f"  watch    tensorboard --logdir={shlex.quote(str(workdir / TENSORBOARD))}"
     yield from data.notes
     yield from experiment.task.notes
-    yield from filter(None, (spanning_groups(config, experiment.mesh.size), idle_devices(found["platform"])))
+    yield from filter(None, (spanning_groups(config, experiment.mesh.size), idle_devices(devices["platform"])))
 
 
 def _resolutions(experiment: Experiment) -> str:
     data = experiment.config.data
     trained = sorted({resolution for resolution, _ in experiment.plan.batch_shapes})
-    several = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
-    return several if trained == [data.seen_resolution] else f"{several} (evaluated at {data.seen_resolution})"
+    text = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
+    return text if trained == [data.seen_resolution] else f"{text} (evaluated at {data.seen_resolution})"

@@ -21,20 +21,21 @@ from mnv2_jax.training.run import open_run
 def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.stdout) -> dict[str, Any] | None:
     """Trains to the end, from the newest checkpoint if the folder has one.
 
-    SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C save a checkpoint and return; the same call goes on from there, to the bit. Of
-    several processes the first keeps the folder and the log, and the others need not see it.
+    SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C save a checkpoint and return; the same call resumes from there, to the bit. Of
+    several processes only the first uses the folder and the log; the others need no access to it.
 
     Args:
-      experiment: what to train.
-      workdir: the run's folder; made if need be.
-      stream: where text goes; only the first process has something to say.
+      experiment: the experiment to train.
+      workdir: the run folder; made if it doesn't exist.
+      stream: where text is printed, by the first process only.
 
     Returns:
-      What `summary.json` holds; None if a signal came first.
+      The content of `summary.json`; None if a signal came first.
 
     Raises:
-      UserError: if the folder is another run's or another process's, or an image can't be read.
-      NonFiniteLossError: naming the step; no checkpoint holds it or what came after.
+      UserError: if the folder belongs to another run, if another process uses it, or if an image can't be read.
+      NonFiniteLossError: naming the first step whose loss, gradient or weights are not finite. No checkpoint holds
+        that step or a later one.
     """
     config, plan = experiment.config, experiment.plan
     together.agree({**config_facts(config), **experiment.facts}, config.faults.start_timeout_s)
@@ -51,14 +52,14 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
             if run.owes_evaluation:
                 run.evaluated(step, evaluate(state.variables))
             batches = train_batches(experiment, step, supervisor.should_stop, run.skipped)
-            with contextlib.closing(batches):  # which ends the workers
+            with contextlib.closing(batches):  # closing ends the workers
                 following = supervisor.each(batches)
                 while not run.is_over(step) and not supervisor.should_stop():
-                    # Arrays may have to be loaded first; one process that is stuck here keeps the others waiting.
+                    # Arrays may have to be loaded first; a process that is stuck here keeps the others waiting.
                     with run.fetching(step, state), supervisor.compiling():
                         batch = next(following)
                     state, metrics = programs(step + 1, state, batch)  # only dispatched: the device is busy from here
-                    run.read()  # the metrics of the step before: nobody waits
+                    run.read()  # the metrics of the step before, which is done: the device isn't kept waiting
                     step += 1
                     run.note(step, metrics)
                     if plan.evaluates_at(step):
@@ -68,6 +69,6 @@ def train(experiment: Experiment, workdir: pathlib.Path, stream: TextIO = sys.st
                     if run.saves_at(step):
                         run.save(step, state)
         with supervisor.compiling():
-            if step > run.start and step not in run.scores:  # stopped: what was evaluated is saved
+            if step > run.start and step not in run.scores:  # stopped; an evaluated step is saved already
                 run.save(step, state)
             return run.end(step)

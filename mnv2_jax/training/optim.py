@@ -1,4 +1,4 @@
-"""Optimisers, from the config to optax."""
+"""Optimisers: builds optax transformations from the config."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Optimizer(NamedTuple):
 
 
 def decay_mask(params: PyTree, decayed: str) -> PyTree:
-    """Which parameters `weight_decay_on` decays.
+    """Marks the parameters that `weight_decay_on` decays.
 
-    Norms, biases and LayerScale are vectors, depthwise kernels [r, s, 1, c]. A bias is told from a norm's by the name
-    of the module, which ends in ``_norm`` for a norm. LayerScale isn't one: no_norm decays it (as torchvision's
-    --norm-weight-decay and TF model garden's exclude_from_weight_decay: [batch_normalization] would), no_norm_bias
-    doesn't (as timm).
+    Norms, biases and LayerScale are vectors, depthwise kernels [r, s, 1, c]. The name of a norm's module ends in
+    ``_norm``, which tells its bias from that of another layer. LayerScale is not a norm: no_norm decays it (as
+    torchvision's --norm-weight-decay and TF model garden's exclude_from_weight_decay: [batch_normalization] would),
+    no_norm_bias doesn't (as timm).
     """
     rules: dict[str, Callable[[Any, Array], bool]] = {
         "all": lambda path, p: True,
@@ -37,13 +37,14 @@ def decay_mask(params: PyTree, decayed: str) -> PyTree:
 
 
 def make_transformation(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clips, decays the weights, and follows the schedule.
+    """Makes the transformation that clips gradients, decays weights, and follows the schedule.
 
-    - sgd and rmsprop take weight decay as L2, added to the clipped gradient before the momentum (PyTorch, TF-slim).
-    - rmsprop is, by (rms_init, epsilon_in_sqrt, lr_in_momentum): TF1's and timm's RMSpropTF (1, True, True), Keras'
-      (0, True, True) or PyTorch's (0, False, False).
-    - adamw takes it decoupled (Loshchilov & Hutter, arXiv:1711.05101).
-    - What `l2` adds to the gradient of adamw comes after clipping and before the moments.
+    - sgd and rmsprop apply weight decay as L2: it is added to the clipped gradient before the momentum (PyTorch,
+      TF-slim).
+    - rmsprop with (rms_init, epsilon_in_sqrt, lr_in_momentum) = (1, True, True) is TF1's and timm's RMSpropTF, with
+      (0, True, True) Keras', with (0, False, False) PyTorch's.
+    - adamw applies decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101).
+    - `l2` is added to the gradient of adamw after clipping and before the moments.
     """
 
     def mask(params: PyTree) -> PyTree:

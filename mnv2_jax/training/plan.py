@@ -1,4 +1,4 @@
-"""When a training does what: pure numbers, made once of a config and the number of images."""
+"""The timetable of a training: pure numbers, computed once from a config and the number of images."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.training.finetune import Stage, make_stages, stage_at
 
 _MOST_STEPS = 2**31 - 1
-"""Largest number that `TrainState.step` can count."""
+"""Largest number of steps that `TrainState.step`, an int32, can count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The timetable of a training. A step's number is the number of steps taken once it is done, from 1 on."""
+    """The timetable of a training. Steps are numbered from 1: step n is done when n steps have been taken."""
 
     total_steps: int
-    """Without `patience`, of which evaluations decide."""
+    """Number of steps of the training, unless `patience` ends it earlier."""
     steps_per_epoch: float
-    """Not rounded: batches cross the end of an epoch. Of several batch sizes the mean counts."""
+    """Not rounded, because batches cross the end of an epoch. If there are several batch sizes, their mean counts."""
     batch_shapes: tuple[tuple[int, int], ...]
-    """(resolution, images) of the batches, each once in as many steps; each is compiled by itself."""
+    """(resolution, images) of the batches. n shapes come once each in every n steps, and each has its own program."""
     stages: tuple[Stage, ...]
-    """Stages: the parts that are trained, and from which step on."""
+    """Stages of fine-tuning: the parts that are trained, and from which step on."""
     log_every_steps: int
     save_every_steps: int
     eval_every_steps: float
-    """Not rounded; 0: at the end only."""
+    """Not rounded; 0: evaluate at the end only."""
     patience: int | None
-    """Evaluations without a better score that end the training; None: it takes all steps."""
+    """Number of evaluations without a better score that ends the training; None: the training takes all steps."""
 
     def stage_of(self, step: int) -> int:
-        """The number of the stage that a step belongs to."""
+        """Returns the index of the stage that a step belongs to."""
         return stage_at(self.stages, step - 1)
 
     def logs_at(self, step: int) -> bool:
@@ -45,34 +45,35 @@ class Plan:
         return step % self.save_every_steps == 0
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether an evaluation is due after a step; none is before the first."""
+        """Whether an evaluation is due after a step; none is due before the first step."""
         every = self.eval_every_steps
         due = every > 0 and step // every > (step - 1) // every
         return step > 0 and (due or step == self.total_steps)
 
     def is_over(self, step: int, scores: Mapping[int, float]) -> bool:
-        """Whether no step follows: this is the last, or `patience` evaluations have not bettered the best.
+        """Whether the training ends here: this is the last step, or `patience` evaluations have not beaten the best.
 
         Args:
           step: steps taken.
-          scores: of the evaluations so far, by their steps. What isn't due, at what was the end once, doesn't count.
+          scores: scores of the evaluations so far, by their steps. An evaluation that isn't due doesn't count: it was
+            made at the end of a run that was made longer since.
         """
         if step == self.total_steps or self.patience is None:
             return step == self.total_steps
         due = {at: score for at, score in scores.items() if self.evaluates_at(at)}
-        return sum(other > best_of(due)[0] for other in due) >= self.patience
+        return sum(at > best_of(due)[0] for at in due) >= self.patience
 
 
 def make_plan(config: Config, num_images: int, parts: Sequence[str]) -> Plan:
-    """The plan of a config.
+    """Makes the plan of a config.
 
     Args:
-      config: `train`, `finetune`, `data`, `log` and `checkpoint` are read.
-      num_images: to train on, at least 1.
-      parts: of the network, in order (`Model.parts`).
+      config: its sections `train`, `finetune`, `data`, `log` and `checkpoint` are read.
+      num_images: number of training images, at least 1.
+      parts: parts of the network, in order (`Model.parts`).
 
     Raises:
-      UserError: for a stage that doesn't unfreeze anything.
+      UserError: if a stage is invalid; see `make_stages`.
     """
     train, shapes = config.train, batch_shapes(config)
     steps_per_epoch = num_images / (sum(images for _, images in shapes) / len(shapes))
@@ -89,34 +90,36 @@ def make_plan(config: Config, num_images: int, parts: Sequence[str]) -> Plan:
 
 
 def check_plan(plan: Plan, config: Config) -> None:
-    """Refuses what doesn't go into so many steps.
+    """Refuses a plan that doesn't fit into its number of steps.
 
     Raises:
-      UserError: if the last stage or the warm-up lies behind the end, or there are more steps than can be counted.
+      UserError: if the last stage begins at or after the end, if the warm-up is longer than the training, or if there
+        are more steps than can be counted.
     """
     total, optim = plan.total_steps, config.optim
     if plan.stages[-1].first_step >= total:
         raise UserError(
             f"finetune.unfreeze_epochs={list(config.finetune.unfreeze_epochs)}: the last stage begins at step"
-            f" {plan.stages[-1].first_step}, and the training ends at {total}; begin it earlier"
+            f" {plan.stages[-1].first_step}, but the training ends at step {total}; begin the stage earlier"
         )
     if total > _MOST_STEPS:
         raise UserError(
-            f"train.epochs={config.train.epochs:g} are {total} steps; {_MOST_STEPS} are the most, so lower it"
+            f"train.epochs={config.train.epochs:g} makes {total} steps, more than the maximum of {_MOST_STEPS};"
+            " lower train.epochs"
         )
     if (optim.warmup_steps or 0) > total:
         raise UserError(
-            f"optim.warmup_steps={optim.warmup_steps} is longer than the training's {total} steps;"
-            f" the most it can be: {total}"
+            f"optim.warmup_steps={optim.warmup_steps} is longer than the training, which has {total} steps;"
+            f" give {total} at most"
         )
     warmup_steps = round(optim.warmup_epochs * plan.steps_per_epoch)
     if optim.warmup_steps is None and warmup_steps > total:
         raise UserError(
-            f"optim.warmup_epochs={optim.warmup_epochs:g} is {warmup_steps} steps, longer than the training's"
-            f" {total}; the most it can be: {total / plan.steps_per_epoch:g}"
+            f"optim.warmup_epochs={optim.warmup_epochs:g} is {warmup_steps} steps, longer than the training, which has"
+            f" {total}; give {total / plan.steps_per_epoch:g} at most"
         )
 
 
 def best_of(scores: Mapping[int, float]) -> tuple[int, float]:
-    """Step and score of the best evaluation, the first where several are; (0, 0) where there is none."""
+    """Returns step and score of the best evaluation: the first one if several tie, (0, 0) if there is none."""
     return max(scores.items(), key=lambda item: (item[1], -item[0]), default=(0, 0.0))

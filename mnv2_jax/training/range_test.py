@@ -1,6 +1,6 @@
-"""The range test of learning rates: the loss of training batches while the rate grows from step to step.
+"""The learning-rate range test: the loss of training batches while the rate grows from step to step.
 
-Smith, arXiv:1506.01186, 3.3; with the exponential growth and the smoothed loss of fastai, whose `lr_find` it follows.
+Smith, arXiv:1506.01186, 3.3. It follows fastai's `lr_find` in the exponential growth and the smoothed loss.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mnv2_jax.training.finetune import make_optimizers
 from mnv2_jax.types import Array
 
 SMOOTHING = 0.9
-"""How much of the smoothed loss stays in each step."""
+"""Share of the smoothed loss that each step keeps."""
 DIVERGED = 4.0
-"""A smoothed loss of so many times the least ends the test."""
+"""The test ends when the smoothed loss is this many times its lowest value."""
 _FIRST_SHARE = 0.1
-"""Share of the steps, from the first, that no suggestion goes by: their smoothed loss is of few batches."""
+"""Share of the steps, from the first on, that suggestions ignore: their smoothed loss averages too few batches."""
 
 
 class Point(NamedTuple):
@@ -36,16 +36,16 @@ class Point(NamedTuple):
 
     lr: float
     loss: float
-    """Loss of its batch before the step, as in training: smoothed labels, mixed images, a teacher's part."""
+    """Loss of the batch before the step, as in training: with label smoothing, mixed images and the teacher's part."""
     smoothed: float
 
 
 class Found(NamedTuple):
-    """Result of a test."""
+    """Result of a range test."""
 
     points: Sequence[Point]
     diverged: bool
-    """Whether it ended before its last step."""
+    """Whether the test ended before its last step."""
 
 
 def range_test(
@@ -56,21 +56,21 @@ def range_test(
     say: Callable[[str], None] = lambda line: None,
     advance: Callable[[], object] = lambda: None,
 ) -> Found:
-    """Trains a fresh state that is thrown away, in the config's own steps, but for the learning rate.
+    """Trains a fresh state, which is then thrown away, with the config's own steps but a growing learning rate.
 
-    Of several stages of fine-tuning the first is tried. Rates of parts of the network keep their proportions.
+    If there are several stages of fine-tuning, the first is tested. `finetune.backbone_lr_factor` still applies.
 
     Args:
-      experiment: what is to be trained; of its schedule nothing counts.
+      experiment: the experiment to test; its schedule is ignored.
       lowest: learning rate of the first step, above 0.
-      highest: of the last.
-      steps: in whose course the rate grows, by the same factor each; at least 2.
-      say: takes what is to be noticed of the first state.
+      highest: learning rate of the last step.
+      steps: number of steps, at least 2; the rate grows by the same factor at each.
+      say: takes notes about the first state for the user.
       advance: called after each step.
 
     Raises:
       Stopped: if a signal came first.
-      UserError: if `init.weights` can't be had.
+      UserError: if `init.weights` can't be opened.
     """
     config, mesh, task = experiment.config, experiment.mesh, experiment.task
     rates = np.geomspace(lowest, highest, steps)
@@ -108,40 +108,41 @@ def range_test(
 
 
 class Advice(NamedTuple):
-    """Suggestions of a test."""
+    """Learning rates that a range test suggests."""
 
     rates: dict[str, float]
-    """Rates by the names of the rules; none where the loss fell by no more than batches differ.
+    """Rates by the names of the rules; empty where the loss fell by no more than the losses of batches vary.
 
-    tenth: a tenth of the rate with the least smoothed loss.
-    steepest: where it falls fastest over the logarithm of the rate.
-    valley: half way through the longest descent, a sequence of steps, not all of them neighbours, each with a lower
-      smoothed loss than the one before (fastai's default). In few steps it goes by the noise before the descent.
+    tenth: a tenth of the rate with the lowest smoothed loss.
+    steepest: the rate at which the smoothed loss falls fastest over the logarithm of the rate.
+    valley: the rate half way through the longest descent (fastai's default). A descent is a sequence of steps, not
+      necessarily neighbours, each with a lower smoothed loss than the one before. If the test has few steps, this rule
+      follows the noise before the descent.
     """
     fall: float
-    """How far the smoothed loss fell."""
+    """Amount by which the smoothed loss fell."""
     noise: float
-    """Standard deviation of the batches' losses from the smoothed loss on the way."""
+    """Standard deviation of the batches' losses around the smoothed loss during the fall."""
 
 
 def advise(points: Sequence[Point]) -> Advice:
-    """Reads learning rates off a test's curve."""
-    counting = np.array(points, float).reshape(-1, 3)[math.floor(len(points) * _FIRST_SHARE) :]
-    if len(counting) == 0:
+    """Reads suggested learning rates off the curve of a range test."""
+    usable = np.array(points, float).reshape(-1, 3)[math.floor(len(points) * _FIRST_SHARE) :]
+    if len(usable) == 0:
         return Advice({}, 0.0, 0.0)
-    rates, losses, smoothed = counting.T
+    rates, losses, smoothed = usable.T
     lowest = int(smoothed.argmin())
     descent = slice(0, lowest + 1)
     fall, noise = float(smoothed[0] - smoothed[lowest]), float(np.std(losses[descent] - smoothed[descent]))
     if fall <= noise:
         return Advice({}, fall, noise)
     steepest = np.gradient(smoothed[descent], np.log(rates[descent])).argmin()
-    found = {"tenth": rates[lowest] / 10, "steepest": rates[steepest], "valley": rates[_valley(smoothed)]}
-    return Advice({rule: float(rate) for rule, rate in found.items()}, fall, noise)
+    suggested = {"tenth": rates[lowest] / 10, "steepest": rates[steepest], "valley": rates[_valley(smoothed)]}
+    return Advice({rule: float(rate) for rule, rate in suggested.items()}, fall, noise)
 
 
 def _valley(losses: np.ndarray) -> int:
-    """Place that fastai's rule of that name gives."""
+    """Returns the index that fastai's rule "valley" chooses."""
     lengths = np.ones(len(losses), int)
     for place in range(1, len(losses)):
         higher = losses[:place] > losses[place]

@@ -1,4 +1,4 @@
-"""Files that an evaluation leaves: numbers and pictures in its run's folder, and a table of all its answers."""
+"""Files that an evaluation writes: numbers and pictures in the run folder, and a table of all its predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mnv2_jax.training.experiment import Setup
 
 
 def located(evaluation: Evaluation, split: Split) -> Evaluation:
-    """The same with the "path" of each example, where the split knows it."""
+    """Adds the "path" of each example, where the split knows it."""
     return evaluation._replace(examples=[_located(example, split) for example in evaluation.examples])
 
 
@@ -32,8 +32,8 @@ def _located(example: Mapping[str, Any], split: Split) -> Mapping[str, Any]:
 
 
 def file_of(split: str, data: str, own_data: str) -> str:
-    """Name of the file of an evaluation, beside that of the training's end: by the split, and by the data set
-    where it isn't the run's own."""
+    """Returns the file name of an evaluation made after training: evaluation-<split>.json if it used the run's own data
+    set, otherwise evaluation-<data>-<split>.json."""
     name = re.sub(r"[^\w.-]+", "_", split if data == own_data else f"{data}-{split}")
     return f"{pathlib.Path(EVALUATION).stem}-{name}.json"
 
@@ -42,34 +42,35 @@ def keep(path: pathlib.Path, setup: Setup, evaluation: Evaluation, *, step: int,
     """Writes an evaluation and the pictures of its examples.
 
     Args:
-      path: of the file, in a run's folder; replaced where it exists.
-      setup: what was evaluated.
-      evaluation: `located`.
-      step: of the checkpoint.
-      checkpoint: which of the run's it was: latest or best.
-      facts: what else is to be said.
+      path: path of the file, in a run folder; an existing file is replaced.
+      setup: the setup of the evaluation.
+      evaluation: the evaluation, after `located`.
+      step: step of the checkpoint.
+      checkpoint: latest or best.
+      facts: further keys and values of the file.
 
     Raises:
-      UserError: if they can't be written.
+      UserError: if a file can't be written.
     """
     data, split = setup.config.data, setup.dataset.eval
-    what = {"split": split.name, "resolution": data.seen_resolution, "data": {"name": data.name, "path": data.path}}
+    source = {"split": split.name, "resolution": data.seen_resolution, "data": {"name": data.name, "path": data.path}}
     skipped = {"skipped": list(evaluation.skipped)} if data.skip_corrupt else {}
     tables = {**evaluation.scalars, **evaluation.tables, "examples": list(evaluation.examples)}
-    write_json(path, {"step": step, "checkpoint": checkpoint, **what, **tables, **skipped, **facts})
+    write_json(path, {"step": step, "checkpoint": checkpoint, **source, **tables, **skipped, **facts})
     save_pictures(pictures_of(path), split, [example["index"] for example in evaluation.examples])
 
 
 def write_predictions(path: pathlib.Path, split: Split, evaluation: Evaluation) -> None:
-    """Writes `Evaluation.predictions` as CSV, a line an image in the order of the split: index, path ("" where the
-    image has no name), and the task's columns.
+    """Writes `Evaluation.predictions` as CSV, one line per image in the order of the split.
+
+    The columns are index, path ("" if the image has none), and those of the task.
 
     Raises:
-      UserError: if the task has none, or the file can't be written.
+      UserError: if the task has no predictions, or the file can't be written.
     """
     columns = dict(evaluation.predictions)
     if not columns:
-        raise UserError(f"--predictions={path}: the task has no predictions an image; leave it out")
+        raise UserError(f"--predictions={path}: the task makes no predictions per image; leave --predictions out")
     indices = [int(index) for index in columns.pop("index")]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -80,7 +81,7 @@ def write_predictions(path: pathlib.Path, split: Split, evaluation: Evaluation) 
 
 
 def _cell(value: Any) -> Any:
-    """A fraction by six digits, "" where it isn't finite; other values as they are."""
+    """Formats a float with six digits, or as "" if it isn't finite; returns other values unchanged."""
     if not isinstance(value, float | np.floating):
         return value
     return f"{value:.6g}" if math.isfinite(value) else ""

@@ -1,4 +1,4 @@
-"""One session of a run, as every process has it: what is decided together, and when something is put down."""
+"""One session of a run, as each process sees it: decisions that all processes share, and the timing of records."""
 
 from __future__ import annotations
 
@@ -29,77 +29,80 @@ from mnv2_jax.training.state import NEVER, TrainState
 from mnv2_jax.training.step import Metrics
 from mnv2_jax.training.writer import NoWriter, Writer, open_writer
 
-AGAIN = "start all again, without that machine if it happens twice"
+RESTART_ALL = "restart all processes, and leave that machine out if it happens again"
 _LOCK_S = 120.0
 
 
-class Found(NamedTuple):
-    """Content of the run's folder as process 0 tells it to the others."""
+class FolderContent(NamedTuple):
+    """Content of the run folder, which process 0 sends to the other processes."""
 
     step: int | None
-    """Step of the checkpoint that it goes on from; None: there is none."""
+    """Step of the checkpoint that the run resumes from; None if there is no checkpoint."""
     scores: list[tuple[int, float]]
-    """Scores of the evaluations up to there, by their steps."""
+    """Scores of the evaluations up to that step, as (step, score)."""
     summary: dict[str, Any] | None
-    """Summary of a finished run."""
+    """Summary of a finished run; None if the run isn't finished."""
 
 
 class Run:
-    """A run as the loop sees it: decisions and records. Metrics are taken on the device, and read one step later."""
+    """A run as the loop sees it: decisions and records. It reads a step's metrics from the device one step later."""
 
-    def __init__(self, experiment: Experiment, writer: Writer, found: Found, restored: Restored | None):
+    def __init__(self, experiment: Experiment, writer: Writer, content: FolderContent, restored: Restored | None):
         """Begins a session; see `open_run`."""
         self._experiment, self._plan, self._writer = experiment, experiment.plan, writer
         self._restored = restored
         self._unread: tuple[int, Metrics] | None = None
         self._unshared: list[tuple[int, int, list[str]]] = []
         self._evaluation: Evaluation | None = None
-        self.has_checkpoint = found.step is not None
-        self.start = found.step or 0
+        self.has_checkpoint = content.step is not None
+        self.start = content.step or 0
         """Steps done before this session."""
-        self.scores: dict[int, float] = dict(found.scores)
+        self.scores: dict[int, float] = dict(content.scores)
         """Scores of the evaluations, by their steps."""
-        self.summary = found.summary
-        """Set once the run is finished."""
+        self.summary = content.summary
+        """Summary of a run that was finished before this session; otherwise None."""
         self.speed = Speed(experiment.mesh.size)
 
     def say(self, line: str) -> None:
-        """Prints a line; of several processes the first does."""
+        """Prints a line, in the first process only."""
         self._writer.say(line)
 
     def take_restored(self) -> Leaves | None:
-        """The arrays of the checkpoint, where this process has read it; they don't stay in memory here."""
+        """Hands over the arrays of the checkpoint, None if this process didn't read it; the run keeps no reference."""
         leaves, self._restored = self._restored.leaves if self._restored else None, None
         return leaves
 
     # --- decisions, the same on all processes --------------------------------------------------------------
 
     def is_over(self, step: int) -> bool:
-        """Whether no step follows this one."""
+        """Whether the training ends at this step."""
         return self._plan.is_over(step, self.scores)
 
     @property
     def owes_evaluation(self) -> bool:
-        """Whether the evaluation of the first state was cut short, or its results lost; or are to be written again."""
+        """Whether the restored state must be evaluated before training goes on.
+
+        It must if its evaluation was due but is not in the log, or if the run is over and its results must be written.
+        """
         lost = self.start not in self.scores
         return self._plan.evaluates_at(self.start) and (lost or self.is_over(self.start))
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due: in intervals, and of what was evaluated."""
+        """Whether a checkpoint is due: at regular intervals, and after each evaluation."""
         return self._plan.saves_at(step) or step in self.scores
 
     # --- a step's metrics ----------------------------------------------------------------------------------
 
     def note(self, step: int, metrics: Metrics) -> None:
-        """Keeps a step's metrics for the next `read`, where they are to be logged."""
+        """Keeps a step's metrics for the next `read`, if that step is logged."""
         if self._plan.logs_at(step):
             self._unread = step, metrics
 
     def read(self) -> None:
-        """Logs what was noted, if anything was; waits for that step to be done.
+        """Logs the metrics that `note` kept, if any; waits until their step is done.
 
         Raises:
-          NonFiniteLossError: if a loss up to there was not finite.
+          NonFiniteLossError: if a loss, gradient or weight up to that step was not finite.
         """
         if self._unread is None:
             return
@@ -108,43 +111,44 @@ class Run:
         bad, pace = metrics.pop("first_bad_step"), self.speed.lap()
         epoch = round(step / self._plan.steps_per_epoch, 4)
         self._writer.log(step, "train", {"epoch": epoch, **metrics, **pace._asdict()})
-        self._refuse(bad)
+        self._check_finite(bad)
         self._writer.show(step, metrics["loss"], pace)
 
-    def _refuse(self, first_bad_step: int) -> None:
+    def _check_finite(self, first_bad_step: int) -> None:
         if first_bad_step != NEVER:
             peak_lr = self._experiment.config.peak_lr
             raise NonFiniteLossError(
-                f"the loss, gradient or weights of step {first_bad_step} are not finite; it was not saved;"
-                f" try a lower optim.peak_lr than {peak_lr:g}, or optim.clip_grad_norm"
+                f"the loss, gradient or weights of step {first_bad_step} are not finite; that step was not saved;"
+                f" try a lower optim.peak_lr than {peak_lr:g}, or set optim.clip_grad_norm"
             )
 
     # --- images that can't be decoded ------------------------------------------------------------------------
 
     def skipped(self, step: int, count: int, lines: Mapping[int, str]) -> None:
-        """Notes how many images of this process's part of a step's batch couldn't be decoded, and which."""
+        """Notes which images of this process's part of a batch couldn't be decoded, and how many rows they took."""
         self._unshared.append((step, count, [plain(lines[index]) for index in sorted(lines)]))
 
     def share_skipped(self) -> None:
-        """Logs what all processes have skipped since the last time; names each image once.
+        """Logs the images that all processes have skipped since the last call; names each image once.
 
-        What a kill keeps of it is of a step that no checkpoint has, and will be met again.
+        A kill loses only entries of steps that no checkpoint has; the resumed run meets those images again.
         """
         if not self._experiment.config.data.skip_corrupt:
             return
-        told = [tuple(entry) for entries in together.exchange(self._unshared) for entry in entries]
+        reports = [tuple(report) for reports in together.exchange(self._unshared) for report in reports]
         self._unshared = []
-        self._writer.skipped(line for _, _, lines in sorted(told) for line in lines)
-        for step in sorted({step for step, _, _ in told}):
-            self._writer.log(step, "data", {"skipped": sum(count for at, count, _ in told if at == step)})
+        self._writer.skipped(line for _, _, lines in sorted(reports) for line in lines)
+        for step in sorted({step for step, _, _ in reports}):
+            self._writer.log(step, "data", {"skipped": sum(count for at, count, _ in reports if at == step)})
 
     @contextlib.contextmanager
     def fetching(self, step: int, state: TrainState) -> Iterator[None]:
-        """Inside, a batch is waited for. If it can't be made, the state is saved first, on one process alone: others
-        have their batch, and don't come to save.
+        """Wraps the wait for a batch. If the batch can't be made, a run of one process saves its state first.
+
+        A run of several processes doesn't: the other processes have their batch, and would not join in the saving.
 
         Raises:
-          UserError: naming all images that can't be decoded, where one can't.
+          UserError: if an image can't be decoded; it names all images that can't.
         """
         try:
             with self.speed.waiting():
@@ -159,10 +163,11 @@ class Run:
 
     @contextlib.contextmanager
     def evaluating(self, step: int, state: TrainState) -> Iterator[None]:
-        """Inside, a state is evaluated. If that can't be done, which all processes find, it is saved first: a run that
-        goes on makes up for it.
+        """Wraps the evaluation of a state. If images can't be decoded, the state is saved first.
+
+        All processes raise that error, so all join in the saving. A resumed run makes up for the evaluation.
         """
-        self.read()  # the line of a step comes before that of its evaluation
+        self.read()  # in the log, the line of a step comes before the line of its evaluation
         try:
             with self.speed.stopped():
                 yield
@@ -173,7 +178,7 @@ class Run:
     # --- evaluations and checkpoints ---------------------------------------------------------------------------
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """Logs an evaluation, unless it is in the log already, and names what it has left out."""
+        """Logs an evaluation, unless it is in the log already, and names the images that it skipped."""
         task, split = self._experiment.task, self._experiment.dataset.eval.name
         self._evaluation = evaluation
         if step in self.scores:
@@ -186,25 +191,25 @@ class Run:
             self.say(line)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Begins to write a checkpoint. All processes must come, and have the same state.
+        """Begins to write a checkpoint. All processes must call this, and have the same state.
 
         Raises:
-          NonFiniteLossError: if a loss up to there was not finite.
-          FaultError: if the processes don't agree.
+          NonFiniteLossError: if a loss, gradient or weight up to that step was not finite.
+          FaultError: if the processes have different states.
           UserError: if the checkpoint before could not be written.
         """
-        self.read()  # a line of the log comes before the state that follows it, or a kill could lose the line
-        self._refuse(int(jax.device_get(state.first_bad_step)))  # what isn't finite is never kept
+        self.read()  # log the step before its state is saved, or a kill could lose the line of the log
+        self._check_finite(int(jax.device_get(state.first_bad_step)))  # a state that isn't finite is never saved
         self.share_skipped()
         with self.speed.stopped():
             if together.are_several():
-                agree_on(state, step, f"a machine computes wrongly, and nothing was saved; {AGAIN}")
+                agree_on(state, step, f"a machine computes wrongly, and nothing was saved; {RESTART_ALL}")
             self._writer.save(step, state, self.scores.get(step))
 
     def end(self, step: int) -> dict[str, Any] | None:
-        """Ends the session: of a run that is over with its summary, of one that was stopped with None."""
+        """Ends the session. Returns the summary of a run that is over, and None for a run that was stopped."""
         self._writer.wait()  # a run is finished when its last checkpoint is on disk
-        self._writer.needed(meshes.peak_memory(self._experiment.mesh))
+        self._writer.note_memory(meshes.peak_memory(self._experiment.mesh))
         summary = None
         if self._evaluation is not None and self.is_over(step):
             summary = self._writer.finish(step, self._evaluation, self.scores)
@@ -219,10 +224,10 @@ class Run:
 
 
 def agree_on(state: TrainState, step: int, mend: str) -> str:
-    """The fingerprint of a state, of which every process must have the same copy.
+    """Returns the fingerprint of a state, after checking that all processes have the same one.
 
     Raises:
-      FaultError: if one has another, with the ``mend``.
+      FaultError: if a process has a different state; its text ends with ``mend``.
     """
     copy = fingerprint(state)
     together.agree({f"the state after step {step}": copy}, mend=mend, kind=FaultError)
@@ -231,50 +236,51 @@ def agree_on(state: TrainState, step: int, mend: str) -> str:
 
 @contextlib.contextmanager
 def open_run(experiment: Experiment, workdir: pathlib.Path, stream: TextIO, supervisor: Supervisor) -> Iterator[Run]:
-    """Locks the run's folder, makes sure that it is of this run, and reads how far it is; the first process does.
+    """Opens a session of a run. The first process locks the run folder, checks that it belongs to this run, and reads
+    its newest checkpoint.
 
     Raises:
-      UserError: if the folder is another run's or another process's, or can't be used.
+      UserError: if the folder belongs to another run, if another process uses it, or if it can't be used.
     """
     with contextlib.ExitStack() as stack:
         with supervisor.compiling():
             writer: Writer = NoWriter()
-            checkpoints = restored = found = None
+            checkpoints = restored = content = None
             if together.is_first():
                 checkpoints = stack.enter_context(_open_folder(experiment, workdir))
                 restored = checkpoints.restore()
-                found = _found(experiment, workdir, restored)
-            found = Found(*together.from_first(found))
-            if checkpoints is not None and found.summary is None:
-                start = found.step or 0
+                content = _read_content(experiment, workdir, restored)
+            content = FolderContent(*together.from_first(content))
+            if checkpoints is not None and content.summary is None:
+                start = content.step or 0
                 writer = stack.enter_context(open_writer(experiment, workdir, checkpoints, start, stream))
             elif checkpoints is not None:
-                print(f"{workdir}: finished already, at step {found.step}; nothing to do", file=stream)
-            run = Run(experiment, writer, found, restored)
-            del restored  # its arrays would stay in the host's memory all through training
+                print(f"{workdir}: finished already, at step {content.step}; nothing to do", file=stream)
+            run = Run(experiment, writer, content, restored)
+            del restored  # otherwise its arrays would stay in host memory throughout training
         yield run
 
 
 @contextlib.contextmanager
 def _open_folder(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Checkpoints]:
     run_folder.refuse_foreign(workdir)
-    # A machine that has died keeps its lock on a network's file system for a while.
+    # On a network file system the lock of a machine that has died stays for a while.
     with run_folder.lock(workdir, _LOCK_S if together.are_several() else 0.0):
         devices = meshes.describe(experiment.mesh)
 
         def why_not(old: Config) -> str | None:
-            taken = max(Checkpoints(workdir).steps(), default=0)
-            scores = {at: score for at, score in read_scores(workdir).items() if at <= taken}
-            return length.why_not(experiment, old, workdir, taken, scores)
+            steps_done = max(Checkpoints(workdir).steps(), default=0)
+            scores = {at: score for at, score in read_scores(workdir).items() if at <= steps_done}
+            return length.why_not(experiment, old, workdir, steps_done, scores)
 
-        run_folder.prepare(workdir, experiment.config, experiment.facts, devices, why_not)
+        run_folder.begin_session(workdir, experiment.config, experiment.facts, devices, why_not)
         with Checkpoints(workdir, experiment.config.checkpoint) as checkpoints:
             yield checkpoints
 
 
-def _found(experiment: Experiment, workdir: pathlib.Path, restored: Restored | None) -> Found:
+def _read_content(experiment: Experiment, workdir: pathlib.Path, restored: Restored | None) -> FolderContent:
     step = restored.step if restored else None
     scores = {at: score for at, score in read_scores(workdir).items() if at <= (step or 0)}
     summary, report = workdir / run_folder.SUMMARY, workdir / REPORT
-    done = experiment.plan.is_over(step or 0, scores) and summary.exists() and report.exists()
-    return Found(step, list(scores.items()), read_json(summary) if done else None)
+    is_finished = experiment.plan.is_over(step or 0, scores) and summary.exists() and report.exists()
+    return FolderContent(step, list(scores.items()), read_json(summary) if is_finished else None)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, from the config to functions of the step."""
+"""Learning-rate schedules: makes functions of the step from the config."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from mnv2_jax.types import Array
 
 _MOST_NOISE = 0.67
 _NOISE_SEED = 42
-"""Seed of the noise, timm's: the noise belongs to the recipe, not to the run."""
+"""timm's seed of the noise. It is fixed, because the noise belongs to the recipe and not to the run."""
 
 
 class _Span(NamedTuple):
-    """Lengths of time in one unit, a step or an epoch."""
+    """Lengths of time, all in one unit: a step or an epoch."""
 
     steps: float
-    """Steps of a unit."""
+    """Number of steps in a unit."""
     epoch: float
     warmup: float
     total: float
 
 
 def make_schedule(optim: OptimConfig, peak_lr: float, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
-    """The learning rate by step, counted from 0; traced or not.
+    """Makes a function from the step, counted from 0, to the learning rate; the step may be traced.
 
-    The decays of `exponential` and `step` count from the start of training, warm-up included (TF-slim's, PyTorch's
-    and timm's rule); `cosine` runs to the end of training, from where `cosine_from` says.
+    `exponential` and `step` count their decays from the start of training, warm-up included (the rule of TF-slim,
+    PyTorch and timm). `cosine` runs from the point that `cosine_from` names to the end of training.
 
-    With ``update_every=epoch`` the rate is that of the epoch's number, a whole one (PyTorch's schedulers, timm's); only
-    a warm-up in steps moves by the step (CoreNet's rule). An epoch begins with the first step all of whose images are
-    its own.
+    With ``update_every=epoch`` the rate depends on the whole number of the epoch (as in the schedulers of PyTorch and
+    timm), and only a warm-up given in steps changes it at every step (CoreNet's rule). An epoch begins with the first
+    step all of whose images belong to it.
 
     Args:
       optim: see `config.OptimConfig`.
-      peak_lr: where the schedule begins.
+      peak_lr: learning rate at which the schedule begins, after the warm-up.
       steps_per_epoch: training images / batch size; need not be whole.
-      total_steps: of the whole training.
+      total_steps: steps of the whole training.
     """
     warmup_steps = round(optim.warmup_epochs * steps_per_epoch) if optim.warmup_steps is None else optim.warmup_steps
     in_steps = _Span(1, steps_per_epoch, warmup_steps, total_steps)
     epochs = total_steps / steps_per_epoch
     if round(round(epochs) * steps_per_epoch) == total_steps:
-        epochs = round(epochs)  # as many as were asked for, before they were rounded to steps
+        epochs = round(epochs)  # the number in the config, before it was rounded to whole steps
     warmup = optim.warmup_epochs if optim.warmup_steps is None else optim.warmup_steps / steps_per_epoch
     in_epochs = _Span(steps_per_epoch, 1, warmup, epochs)
 
     def of_epoch(count: Array, table: np.ndarray) -> Array:
-        # On the host and in float64: a decay that falls due with an epoch may not come late by a rounding.
+        # On the host and in float64, so that rounding can't delay a decay that is due at the start of an epoch.
         starts = np.ceil(np.round(np.arange(len(table)) * steps_per_epoch, 6)).astype(np.int32)
         return jnp.asarray(table, jnp.result_type(float))[(starts <= count).sum() - 1]
 
@@ -73,7 +73,7 @@ def make_schedule(optim: OptimConfig, peak_lr: float, steps_per_epoch: float, to
 
 
 def _rate(xp: Any, optim: OptimConfig, peak_lr: float, time: Any, span: _Span) -> Any:
-    """The learning rate at ``time``, an array of `xp` in the unit of ``span``."""
+    """Returns the learning rate at ``time``, an array of the module ``xp`` in the unit of ``span``."""
     warming = _warming(optim, peak_lr, time, span)
     return xp.where(time < span.warmup, warming, _decayed(xp, optim, peak_lr, time, span))
 
@@ -104,12 +104,12 @@ def _decayed(xp: Any, optim: OptimConfig, peak_lr: float, time: Any, span: _Span
 
 
 def _noise_factors(lr_noise: tuple[float, float], epochs: float) -> np.ndarray:
-    """Factor of the learning rate of each epoch; the same in every training."""
+    """Returns the factor of the learning rate of each epoch; the same in every training."""
     begin, end = (share * epochs for share in lr_noise)
     return np.array([1 + _noise(epoch) if begin <= epoch < end else 1.0 for epoch in range(math.ceil(epochs))])
 
 
 def _noise(epoch: int) -> float:
-    """A normal deviate, drawn again until it is small enough."""
+    """Draws a normal deviate again and again until its absolute value is small enough."""
     rng = np.random.default_rng((_NOISE_SEED, epoch))
     return next(noise for noise in iter(rng.normal, None) if abs(noise) < _MOST_NOISE)

@@ -1,4 +1,4 @@
-"""State that training carries from step to step; all of it is checkpointed."""
+"""The state that training carries from step to step; all of it is checkpointed."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.types import Array, PyTree, Variables
 
 NEVER = -1
-"""`TrainState.first_bad_step` as long as every loss was finite."""
+"""Value of `TrainState.first_bad_step` while every loss, gradient and weight has been finite."""
 
 
 class TrainState(struct.PyTreeNode):
-    """One record; every leaf is a device array."""
+    """State of training, one frozen record; every leaf is a device array."""
 
     step: Array
     """int32 []: steps done."""
     seed: Array
     """uint32 []: the step's randomness is `step_key(seed, step)`."""
     first_bad_step: Array
-    """int32 []: the first step, counted from 1, whose loss, gradient or new weights were not finite; else `NEVER`."""
+    """int32 []: first step, counted from 1, whose loss, gradient or new weights were not finite; otherwise `NEVER`."""
     params: PyTree
     model_state: PyTree
-    """Variables without gradient: ``{"batch_stats": ...}``."""
+    """Variables without a gradient: ``{"batch_stats": ...}``."""
     opt_state: PyTree
     ema: PyTree
-    """Moving average of ``{"params": ..., **model_state}``; None where the config has none."""
+    """Moving average of ``{"params": ..., **model_state}``; None if `optim.ema_decay` is None."""
 
     @property
     def variables(self) -> Variables:
-        """Variables for evaluation: the moving average where there is one, its own batch-norm statistics included."""
+        """Variables for evaluation: the moving average, with its own batch-norm statistics, if there is one."""
         return {"params": self.params, **self.model_state} if self.ema is None else self.ema
 
 
 def init_state(task: Task, optimizer: Optimizer, seed: int, *, use_ema: bool) -> TrainState:
-    """The state before the first step. Pure; `mesh.compile_init` compiles it."""
+    """Makes the state before the first step. Pure; `mesh.compile_init` compiles it."""
     variables: dict[str, Any] = dict(task.init(stream_key(seed, "init")))
     params = variables.pop("params")
     return TrainState(
@@ -50,6 +50,6 @@ def init_state(task: Task, optimizer: Optimizer, seed: int, *, use_ema: bool) ->
         params=params,
         model_state=variables,
         opt_state=optimizer.tx.init(params),
-        # A copy, not an alias: the state is donated, and a buffer can be given away only once.
+        # A copy, not an alias: the state is donated, and a buffer can be donated only once.
         ema=jax.tree.map(jnp.copy, {"params": params, **variables}) if use_ema else None,
     )

@@ -25,29 +25,29 @@ EvalStep = Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]
 def make_train_step(
     task: Task, optimizer: Optimizer, config: Config, spread: Callable[[PyTree], PyTree] = lambda tree: tree
 ) -> TrainStep:
-    """Builds the step.
+    """Makes the train step of a stage.
 
     Args:
-      task: what is learnt.
-      optimizer: of the stage.
+      task: the task to learn.
+      optimizer: optimiser of the stage.
       config: the experiment.
-      spread: lays microbatches, arrays [accumulate_steps, b / accumulate_steps, ...], over the devices along their
-        second axis; what it gives has the same values.
+      spread: places microbatches, arrays [accumulate_steps, b / accumulate_steps, ...], on the devices along their
+        second axis, and keeps their values.
 
-    The step takes `Task.frozen` besides state and batch. Its metrics are its own: the task's, as means, ``lr``,
-    ``grad_norm``, ``first_bad_step`` and, where it is asked for, ``batch_hash``.
+    The step takes the state, `Task.frozen` and a batch. Its metrics are the means of the task's metrics, ``lr``,
+    ``grad_norm``, ``first_bad_step`` and, with `log.batch_hash`, ``batch_hash``. They describe this step alone.
     """
     gradient = jax.value_and_grad(task.loss, has_aux=True)
     accumulate, group = config.optim.accumulate_steps, config.norm.group_size
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
-        known = state.params, state.model_state, frozen
+        variables = state.params, state.model_state, frozen
         key = step_key(state.seed, state.step)
         if accumulate == 1:
-            (loss, aux), grads = gradient(*known, batch, key)
+            (loss, aux), grads = gradient(*variables, batch, key)
         else:
             microbatches = spread(jax.tree.map(lambda x: split_batch(x, accumulate, group), batch))
-            (loss, aux), grads = _accumulated(task, gradient, known, microbatches, key)
+            (loss, aux), grads = _accumulate(task, gradient, variables, microbatches, key)
         lr = optimizer.schedule(state.step)
         updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -61,60 +61,61 @@ def make_train_step(
             params=params,
             model_state=aux.model_state,
             opt_state=opt_state,
-            ema=_averaged(state, {"params": params, **aux.model_state}, config),
+            ema=_update_ema(state, {"params": params, **aux.model_state}, config),
         )
-        fed = {name: array for name, array in batch.items() if name not in task.columns}
-        hashed = {"batch_hash": batch_hash(fed)} if config.log.batch_hash else {}
+        images_and_labels = {name: array for name, array in batch.items() if name not in task.columns}
+        hashed = {"batch_hash": batch_hash(images_and_labels)} if config.log.batch_hash else {}
         return new_state, aux.metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step} | hashed
 
     return step
 
 
 def split_batch(x: Array, accumulate_steps: int, group_size: int) -> Array:
-    """[b, ...] as microbatches [accumulate_steps, b / accumulate_steps, ...].
+    """Splits an array [b, ...] into microbatches [accumulate_steps, b / accumulate_steps, ...].
 
-    Norm groups stay whole, and neighbouring groups go to different microbatches: with the batch cut over devices
-    in contiguous pieces, each device finds its share of every microbatch at home where that is whole groups.
+    Norm groups stay whole, and neighbouring groups go to different microbatches. The batch is cut over the devices in
+    contiguous pieces, so each device already holds its share of every microbatch if that share is whole groups.
     """
     pieces = x.reshape(-1, accumulate_steps, group_size, *x.shape[1:])
     return jnp.moveaxis(pieces, 1, 0).reshape(accumulate_steps, -1, *x.shape[1:])
 
 
-def _accumulated(
-    task: Task, gradient: Callable[..., Any], known: tuple[PyTree, PyTree, PyTree], microbatches: PyTree, key: Key
+def _accumulate(
+    task: Task, gradient: Callable[..., Any], variables: tuple[PyTree, PyTree, PyTree], microbatches: PyTree, key: Key
 ) -> tuple[tuple[Array, Aux], PyTree]:
-    """Result of ``gradient`` for a whole batch, with one microbatch in memory at a time.
+    """Computes the result of ``gradient`` for a whole batch, with one microbatch in memory at a time.
 
-    Losses, their metrics and gradients count by `Aux.weight`. Every microbatch starts from the same statistics, and
-    their results are averaged: the running statistics are linear in them, so the step is the same function as without
-    accumulation.
+    Losses, metrics and gradients are averaged with the weights `Aux.weight`. Every microbatch starts from the same
+    running statistics, and the updated statistics are averaged. They are linear in the statistics of the batch, so the
+    step is the same function as without accumulation.
     """
     count = len(jax.tree.leaves(microbatches)[0])
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), microbatches)
-    loss, aux = jax.eval_shape(task.loss, *known, one, key)  # the forward pass alone; gradients are like parameters
+    # The shapes of the forward pass are enough: gradients have the shapes of the parameters.
+    loss, aux = jax.eval_shape(task.loss, *variables, one, key)
 
     def add(totals: PyTree, microbatch: Batch) -> tuple[PyTree, None]:
-        (loss, aux), grads = gradient(*known, microbatch, key)
+        (loss, aux), grads = gradient(*variables, microbatch, key)
         means, weight = (loss, aux.metrics, grads), 1.0
         if aux.weight is not None:
             means, weight = jax.tree.map(lambda x: x * aux.weight, means), aux.weight
         return jax.tree.map(jnp.add, totals, ((*means, aux.model_state), jnp.asarray(weight, loss.dtype))), None
 
-    params, model_state, _ = known
+    params, model_state, _ = variables
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ((loss, aux.metrics, params, model_state), loss))
     ((*sums, state), weight), _ = jax.lax.scan(add, zeros, microbatches)
     loss, metrics, grads = jax.tree.map(lambda x: x / weight, tuple(sums))
     return (loss, Aux(jax.tree.map(lambda x: x / count, state), metrics)), grads
 
 
-def _averaged(state: TrainState, variables: PyTree, config: Config) -> PyTree:
-    """The new moving average; batch-norm statistics are averaged with the weights they belong to."""
+def _update_ema(state: TrainState, variables: PyTree, config: Config) -> PyTree:
+    """Returns the new moving average, which covers the batch-norm statistics as well as the weights."""
     if config.optim.ema_decay is None:
         return None
-    # TensorFlow's num_updates counts this step too.
+    # The number of updates includes this step, as in TensorFlow's num_updates.
     ceiling = (2.0 + state.step) / (11.0 + state.step) if config.optim.ema_warmup else 1.0
     decay = jnp.minimum(config.optim.ema_decay, ceiling)
     if config.optim.ema_every_steps > 1:
-        # Counted over the whole training, the first time after so many steps; torchvision's counts in each epoch anew.
+        # Steps are counted over the whole training; torchvision starts the count again in each epoch.
         decay = jnp.where((state.step + 1) % config.optim.ema_every_steps == 0, decay, 1.0)
     return jax.tree.map(lambda mean, new: (mean * decay + new * (1 - decay)).astype(new.dtype), state.ema, variables)

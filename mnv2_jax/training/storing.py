@@ -1,4 +1,4 @@
-"""Goes through the images to train on once, and keeps what a teacher says of them."""
+"""Stores a teacher's logits: goes through the training images once, and writes its logits for each to a file."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from mnv2_jax.weights.file import Weights
 
 
 def store_logits(path: pathlib.Path, weights: Weights, config: Config) -> int:
-    """Writes the logits of every training image, each seen as evaluation by these weights sees it.
+    """Writes the teacher's logits of every training image, preprocessed as for an evaluation of the teacher.
 
     Args:
-      path: ends in .npz; replaced where it exists. See `tasks.teacher.write_logits`.
+      path: a path that ends in .npz; an existing file is replaced. See `tasks.teacher.write_logits`.
       weights: the teacher.
-      config: `data` says which images.
+      config: its section `data` names the images.
 
     Returns:
       The number of images.
 
     Raises:
-      UserError: if the data can't be read, their classes aren't the weights', or the file can't be written.
+      UserError: if the data can't be read, if their classes differ from the teacher's, or if the file can't be written.
     """
     if path.suffix != ".npz":
-        raise UserError(f"{path}: a file of logits ends in .npz; give it that ending")
+        raise UserError(f"{path}: the name of a file of logits must end in .npz; add that ending")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path}: no file can be written there; make the folder, or give another")
+        raise UserError(f"{path}: can't write a file there; make the folder, or give another path")
     dataset, mesh = open_dataset(config.data), meshes.make_mesh()
     check_trainable(dataset)
     for note in dataset.notes:
         tqdm.tqdm.write(note, file=sys.stderr)
-    split, wanted = dataset.train, weights.info.preprocessing
+    split, preprocessing = dataset.train, weights.info.preprocessing
     answer = answers_of(weights, dataset)
-    data = dataclasses.replace(config.data, eval_resolution=None, **dataclasses.asdict(wanted))
+    data = dataclasses.replace(config.data, eval_resolution=None, **dataclasses.asdict(preprocessing))
     view = EvalView(data)
 
-    def of(variables: PyTree, batch: Batch) -> Array:
-        return answer(variables, normalise(batch["image"], wanted.mean, wanted.std))
+    def compute_logits(variables: PyTree, batch: Batch) -> Array:
+        return answer(variables, normalise(batch["image"], preprocessing.mean, preprocessing.std))
 
-    compiled, feed = meshes.compile_rows(mesh, of), meshes.make_feed(mesh, None)
+    compiled, feed = meshes.compile_rows(mesh, compute_logits), meshes.make_feed(mesh, None)
     variables = meshes.put(mesh, weights.variables)
     logits = np.empty((len(split), len(dataset.class_names)), np.float16)
     labels = np.empty(len(split), np.int32)

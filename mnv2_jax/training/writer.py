@@ -1,6 +1,6 @@
-"""Records of a run: log, checkpoints, list of skipped images, summary and report, and lines on the terminal.
+"""Writes the records of a run: log, checkpoints, list of skipped images, summary and report, and lines on the terminal.
 
-Of several processes the first writes; the others have a `NoWriter`, and nobody asks which it is.
+Only the first process writes. The others have a `NoWriter`, so that no other code has to ask which process it runs in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
 from mnv2_jax.json_files import write_json, write_text, writing
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.report.page import NAME as REPORT
 from mnv2_jax.report.page import write_report
 from mnv2_jax.runs.checkpoint import Checkpoints
@@ -27,7 +27,7 @@ from mnv2_jax.training.state import TrainState
 
 
 class Writer(Protocol):
-    """Place for the records of a run."""
+    """Where the records of a run go."""
 
     def say(self, line: str) -> None:
         """Prints a line."""
@@ -36,60 +36,60 @@ class Writer(Protocol):
         """Appends to the log."""
 
     def show(self, step: int, loss: float, pace: Pace) -> None:
-        """Shows where the training is."""
+        """Shows the progress of the training."""
 
     def skipped(self, lines: Iterable[str]) -> None:
-        """Names images that can't be decoded, but for those that are named already, here and in a file."""
+        """Prints and lists images that can't be decoded, except those that are listed already."""
 
     def evaluated(self, step: int, score: float) -> None:
-        """Remembers how good a step is, whose checkpoint may have been saved before or come later."""
+        """Remembers the score of a step, whether its checkpoint was saved before or will be saved later."""
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
         """Begins to write a checkpoint."""
 
-    def needed(self, memory: Mapping[str, int]) -> None:
-        """Notes how many bytes the session has needed at most; see `mesh.peak_memory`."""
+    def note_memory(self, memory: Mapping[str, int]) -> None:
+        """Records the most memory that the session has used, in bytes; see `mesh.peak_memory`."""
 
     def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> dict[str, Any] | None:
-        """Writes evaluation.json, summary.json and the report; gives the summary."""
+        """Writes evaluation.json, summary.json and the report; returns the summary."""
 
     def wait(self) -> None:
         """Returns when every checkpoint is on disk."""
 
 
 class NoWriter:
-    """A `Writer` of a process that writes nothing."""
+    """The `Writer` of a process that writes nothing: all its methods do nothing."""
 
     def say(self, line: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def show(self, step: int, loss: float, pace: Pace) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def skipped(self, lines: Iterable[str]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def evaluated(self, step: int, score: float) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
-    def needed(self, memory: Mapping[str, int]) -> None:
-        """Nothing."""
+    def note_memory(self, memory: Mapping[str, int]) -> None:
+        """Does nothing."""
 
     def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def wait(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class FolderWriter:
-    """A `Writer` to a run's folder, which is locked."""
+    """A `Writer` to a run folder, which must be locked."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class FolderWriter:
         log: MetricsLog,
         progress: Progress,
     ):
-        """Takes what is open; see `open_writer`."""
+        """Takes the open files of the folder; see `open_writer`."""
         self._experiment, self._workdir = experiment, workdir
         self._checkpoints, self._log, self._progress = checkpoints, log, progress
-        if (workdir / SKIPPED).exists():  # without a line that was cut off: its image will be met again
+        if (workdir / SKIPPED).exists():  # drops a line that was cut off: the run will meet its image again
             write_text(workdir / SKIPPED, "".join(f"{line}\n" for line in read_skipped(workdir)))
 
     def say(self, line: str) -> None:
@@ -118,9 +118,9 @@ class FolderWriter:
         self._progress.update(step, loss, *pace)
 
     def skipped(self, lines: Iterable[str]) -> None:
-        """Appends to the list of skipped images, and says so."""
-        known = set(read_skipped(self._workdir))
-        new = list(dict.fromkeys(line for line in lines if line not in known))
+        """Appends new images to the list of skipped images, and prints them."""
+        listed = set(read_skipped(self._workdir))
+        new = list(dict.fromkeys(line for line in lines if line not in listed))
         if new:
             with writing(self._workdir / SKIPPED), (self._workdir / SKIPPED).open("ab") as file:
                 file.write("".join(f"{line}\n" for line in new).encode())
@@ -128,7 +128,7 @@ class FolderWriter:
             self.say(f"skipped: {line}")
 
     def evaluated(self, step: int, score: float) -> None:
-        """Tells the checkpoints."""
+        """Passes the score on to the checkpoints."""
         self._checkpoints.note_metric(step, score)
 
     def save(self, step: int, state: TrainState, score: float | None) -> None:
@@ -139,18 +139,18 @@ class FolderWriter:
         """Returns when every checkpoint is on disk."""
         self._checkpoints.wait()
 
-    def needed(self, memory: Mapping[str, int]) -> None:
-        """Adds it to the provenance."""
+    def note_memory(self, memory: Mapping[str, int]) -> None:
+        """Adds the memory to the provenance."""
         note_memory(self._workdir, memory)
 
     def finish(self, step: int, evaluation: Evaluation, scores: Mapping[int, float]) -> dict[str, Any]:
         """Writes evaluation.json, summary.json and the report."""
         experiment, workdir = self._experiment, self._workdir
         config, split, task = experiment.config, experiment.dataset.eval, experiment.task
-        costs = summarise(task.model, config.data.seen_resolution)
+        costs = count_layers(task.model, config.data.seen_resolution)
         best_step, best_score = best_of(scores)
-        taken = config.usual_checkpoint
-        taken_step = self._checkpoints.step_of(taken)
+        usual = config.usual_checkpoint
+        usual_step = self._checkpoints.step_of(usual)
         skips, metrics = config.data.skip_corrupt, read_metrics(workdir)
         summary = {
             "model": config.model.name,
@@ -167,11 +167,11 @@ class FolderWriter:
             **({"eval_skipped": len(evaluation.skipped)} if skips else {}),
             "eval": dict(evaluation.scalars),  # of the last step
             "best": {"step": best_step, task.score: best_score},
-            "checkpoint": {"taken": taken, "step": taken_step},  # where none is asked for
+            "checkpoint": {"taken": usual, "step": usual_step},  # used by commands that name no checkpoint
         }
         located = results.located(evaluation, split)
         results.keep(workdir / EVALUATION, experiment, located, step=step, checkpoint="latest")
-        # A run is finished when it has a summary and a report; one of the unfinished run would be taken for it.
+        # A run counts as finished when it has a summary and a report, so a report of the unfinished run must go first.
         with writing(workdir / REPORT):
             (workdir / REPORT).unlink(missing_ok=True)
         write_json(workdir / SUMMARY, summary)
@@ -179,12 +179,12 @@ class FolderWriter:
         early = (
             ""
             if step == experiment.plan.total_steps
-            else f"; no better in {config.train.patience} evaluations, so ended"
+            else f"; ended because {config.train.patience} evaluations brought no better score"
         )
         self.say(
             f"step {step}, the last: {split.name} {task.headline(evaluation.scalars)}, after {summary['seconds']:.0f} s"
             f" (best {task.score}: {best_score:.4f} at step {best_step}{early})\n"
-            f"  checkpoints  {workdir / 'checkpoints'} (unless another is asked for, the {taken}: step {taken_step})\n"
+            f"  checkpoints  {workdir / 'checkpoints'} (used by default: the {usual}, step {usual_step})\n"
             f"  log          {workdir / 'metrics.jsonl'}\n"
             f"  summary      {workdir / SUMMARY}\n"
             f"  report       {workdir / REPORT}"
@@ -196,14 +196,14 @@ class FolderWriter:
 def open_writer(
     experiment: Experiment, workdir: pathlib.Path, checkpoints: Checkpoints, start: int, stream: TextIO
 ) -> Iterator[FolderWriter]:
-    """Opens the log, cut back to ``start`` steps, and the bar.
+    """Opens the log, cut back to ``start`` steps, and the progress bar.
 
     Args:
-      experiment: what is trained.
-      workdir: the run's folder, locked.
-      checkpoints: its own.
+      experiment: the experiment that is trained.
+      workdir: the run folder, locked.
+      checkpoints: the checkpoints of the run.
       start: steps done.
-      stream: where text goes.
+      stream: where text is printed.
     """
     log = MetricsLog(workdir, start, tensorboard=experiment.config.log.tensorboard)
     with contextlib.closing(log), contextlib.closing(Progress(experiment.plan.total_steps, start, stream)) as progress:
@@ -211,5 +211,5 @@ def open_writer(
 
 
 def _skipped(metrics: Iterable[Mapping[str, Any]]) -> int:
-    """How often an image was skipped in training, over all sessions."""
+    """Counts how often an image was skipped in training, over all sessions."""
     return sum(line.get("skipped") or 0 for line in metrics if line["split"] == "data")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.network import Plan
 from mnv2_jax.models.registry import Model
 from mnv2_jax.nn.window import Padding, Window
@@ -303,7 +303,7 @@ def _pairs(
 def _layer_names(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
     """Names of the model's layers that occur in the shapes, by kind and in the order of computation."""
     layer_names: dict[str, list[str]] = {"depthwise": [], "product": [], "norm": []}
-    for layer in (row.name for row in summarise(model, 64).layers):
+    for layer in (row.name for row in count_layers(model, 64).layers):
         kernel = shapes.get(f"params/{layer}/kernel")
         if kernel is not None:
             layer_names["depthwise" if len(kernel) == 4 and kernel[2] == 1 else "product"].append(layer)

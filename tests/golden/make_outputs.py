@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mnv2_jax.bench import torch_rival
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.weights import by_name, names
 from mnv2_jax.weights.file import flatten
 from tests.models import golden
@@ -29,7 +29,7 @@ DIGITS = 13
 
 
 def timm_network(model):
-    return torch_rival.network(model.options, model.norm, summarise(model, 32).params)
+    return torch_rival.network(model.options, model.norm, count_layers(model, 32).params)
 
 
 def timm_tf_network(model):

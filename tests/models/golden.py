@@ -1,6 +1,6 @@
-"""Golden outputs: what networks give for weights, images and checksums that a rule makes of NumPy alone.
+"""Golden outputs: checksums of the outputs of networks, for weights and images that a rule makes with NumPy alone.
 
-`tests/golden/make_outputs.py` writes down what the reference libraries give, `test_golden_outputs.py` computes ours.
+`tests/golden/make_outputs.py` records the outputs of the reference libraries; `test_golden_outputs.py` computes ours.
 """
 
 import json
@@ -18,31 +18,31 @@ CLASSES = 8
 SIZE = (72, 41)
 """Maps are 36×21, 18×11, 9×6, 5×3 and 3×2: sizes of either parity meet each stride on either axis or the other."""
 RANGES = {"scale": (0.5, 1.5), "bias": (-0.5, 0.5), "mean": (-0.5, 0.5), "var": (0.4, 1.6)}
-"""Of leaves; a new network's 0, 1 and 1e-5 would hide what they are added to, multiplied or divided by."""
+"""Ranges of leaves by name. The 0, 1 and 1e-5 of a new network would hide errors in sums and products."""
 BRANCH_ENDS = (("project_norm", "scale"), ("output", "kernel"))
-"""Smaller, or the sums of dozens of residual blocks would grow."""
+"""Leaves with smaller values, because sums over dozens of residual blocks would grow otherwise."""
 LINEAR = ("query", "key_depthwise", "key", "value_depthwise", "value", "output")
 """Layers in attention, which has no activations: with more, each place would attend to one other."""
 
 
 def load():
-    """By name: how our network is made, and what the reference library's gives."""
+    """Loads, by name, how our network is made and the outputs of the reference library."""
     return json.loads(PATH.read_text())["networks"]
 
 
 def create(name, how, dtype="float64"):
-    """Our network as it was compared."""
+    """Makes our network as it was compared."""
     norm = NormConfig(epsilon=how["epsilon"])
     return create_model(name, CLASSES, norm=norm, dtype=dtype, **how["options"])
 
 
 def uniform(name, shape, low=-1.0, high=1.0):
-    """The same numbers whatever the version of NumPy, which keeps the stream of `RandomState`."""
+    """Draws numbers that don't depend on the version of NumPy, which keeps the stream of `RandomState`."""
     return np.random.RandomState(zlib.crc32(name.encode())).uniform(low, high, shape)
 
 
 def weights(model):
-    """Values that keep activations of about 1, each leaf by its path."""
+    """Draws each leaf by its path, with values that keep activations at about 1."""
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -50,19 +50,19 @@ def weights(model):
         damped = 0.3 if (layer, kind) in BRANCH_ENDS else 1.0
         if kind != "kernel":
             return uniform(name, leaf.shape, *RANGES[kind]) * damped
-        gain = 1 if layer in LINEAR else 2  # He's, where an activation came before
+        gain = 1 if layer in LINEAR else 2  # He's factor, if an activation came before
         return uniform(name, leaf.shape) * (3 * gain / np.prod(leaf.shape[:-1])) ** 0.5 * damped
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
 def images():
-    """Two, so that what one does to the other would show; coarse squares, so that they differ, and noise."""
+    """Makes two images of coarse squares and noise, so that an effect of one on the other would show."""
     coarse = uniform("coarse", (2, SIZE[0] // 8, -(-SIZE[1] // 8), 3)).repeat(8, 1).repeat(8, 2)[:, :, : SIZE[1]]
     return coarse + uniform("fine", coarse.shape)
 
 
 def checksums(output):
-    """Mean, deviation and a projection of an endpoint, which sees each place and channel with another factor."""
+    """Computes mean, deviation and a projection of an endpoint with a factor per position and channel."""
     values = np.asarray(output, np.float64).ravel()
     return [values.mean(), values.std(), values @ uniform("projection", values.shape) / values.size**0.5]

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.weights.file import shapes_of
 
@@ -22,7 +22,7 @@ NOT_REPRODUCED = {
     "mobilenet_v3_small 0.75 slim_v2_readme": "2.4 M parameters of the first arXiv version; the graph has 2.04 M",
     "mobilenet_v3_small_minimalistic 1.0 slim_v2_readme": "65 M MAdds; 52.3 M by the released code",
 }
-"""Model, width, source: why some number that it prints can't be had by counting."""
+"""Reasons why a number that a source prints can't be reproduced by counting, by model, width and source."""
 
 
 def model_of(row, classes=1000):
@@ -34,10 +34,10 @@ def name_of(row):
 
 
 def two_of_each(rows):
-    """Each network at two widths and one resolution; others have other numbers, by the same layers."""
-    seen = collections.defaultdict(set)
+    """Marks all rows but two widths of each network as slow: other rows count the same layers."""
+    widths_of = collections.defaultdict(set)
     for row in rows:
-        widths = seen[f"{row['model']} {row['options'] | {'width': None}}"]
+        widths = widths_of[f"{row['model']} {row['options'] | {'width': None}}"]
         width = row["options"].get("width")
         later = width in widths or len(widths) >= 2
         yield pytest.param(row, id=name_of(row), marks=[pytest.mark.slow] if later else [])
@@ -49,7 +49,7 @@ def test_counts_are_those_of_the_literature(row):
     params = row["params"]
     classes = next(n for n in (1000, 100, 10) if f"trainable_{n}" in params)
     model = model_of(row, classes)
-    summary = summarise(model, row["resolution"])
+    summary = count_layers(model, row["resolution"])
     paths = {path.rpartition("/")[0].removeprefix("params/") for path in shapes_of(model) if path.startswith("params/")}
     assert {layer.name for layer in summary.layers if layer.name.rpartition("/")[2] != "attention"} == paths
     assert summary.params == params[f"trainable_{classes}"]
@@ -66,13 +66,13 @@ def test_counts_are_those_of_the_literature(row):
 
 
 def agrees(printed, counts):
-    """Whether one of the counts, rounded up or down to the digits that are printed, gives the number in millions."""
+    """Whether one of the counts, rounded up or down to the printed digits, is the number in millions."""
     unit = 10.0 ** -len(str(float(printed)).rstrip("0").partition(".")[2])
     return any(abs(count / 1e6 - printed) < 1.001 * unit for count in counts)
 
 
 def test_what_papers_print_is_what_counting_gives_or_is_known_not_to_be():
-    known = set(NOT_REPRODUCED)
+    unused = set(NOT_REPRODUCED)
     for row in ROWS:
         params, madds = list(row["params"].values()), list(row["madds"].values())
         if row["model"].startswith("mobilenet_v4"):  # the paper's M are 2**20, its G 2**30, and norms aren't counted
@@ -81,23 +81,23 @@ def test_what_papers_print_is_what_counting_gives_or_is_known_not_to_be():
             madds += [round(row["madds"]["classes_1000"] / 2**30, 1) * 1e9]
         if "no_bn_1001" in row["params"]:  # slim's V1: three vectors a norm
             params += [row["params"]["no_bn_1001"] + 3 * row["params"]["bn_running_stats"] // 2]
-        for told in row["published"]:
-            where = f"{row['model']} {row['options']['width']} {told['source']}"
+        for source_row in row["published"]:
+            label = f"{row['model']} {row['options']['width']} {source_row['source']}"
             wrong = [
                 key
                 for key, counts in (("params_M", params), ("madds_M", madds))
-                if key in told and not agrees(told[key], counts)
+                if key in source_row and not agrees(source_row[key], counts)
             ]
-            if where in NOT_REPRODUCED:
-                known -= {where} if wrong else set()
+            if label in NOT_REPRODUCED:
+                unused -= {label} if wrong else set()
             else:
-                assert not wrong, (where, row["resolution"], told)
-    assert not known, "these do reproduce"
+                assert not wrong, (label, row["resolution"], source_row)
+    assert not unused, "these do reproduce"
 
 
 def test_layers_add_up_and_read_in_the_order_of_the_network():
     model = create_model("mobilenet_v2", 1001, width=0.35, padding="symmetric", dtype="bfloat16")
-    summary = summarise(model, 96)
+    summary = count_layers(model, 96)
     row = next(r for r in ROWS if name_of(r) == "mobilenet_v2-0.35-standard-96")
     assert (summary.params, summary.madds) == (row["params"]["trainable_1001"], row["madds"]["classes_1001"])
     assert summary.params == sum(layer.params for layer in summary.layers)
@@ -113,7 +113,7 @@ def test_layers_add_up_and_read_in_the_order_of_the_network():
 
 
 def test_layers_without_a_product_stand_with_their_block():
-    names = [layer.name for layer in summarise(create_model("mobilenet_v4_hybrid_medium", 10), 64).layers]
+    names = [layer.name for layer in count_layers(create_model("mobilenet_v4_hybrid_medium", 10), 64).layers]
     block = [name for name in names if name.startswith("block_8/")]
     assert block == names[names.index(block[0]) : names.index(block[0]) + len(block)]
     assert {"block_8/input_norm", "block_8/layer_scale"} <= set(block)

@@ -27,7 +27,7 @@ def test_a_branch_is_kept_on_average_and_whole_or_not_at_all():
 
 
 def traced(monkeypatch, keys, **options):
-    """The rates that the blocks of a network are trained with, in order; nothing is computed."""
+    """Returns the rates of the blocks of a network in training, in order, by tracing alone."""
     rates = []
 
     def noted(y, keys, rate):
@@ -55,10 +55,10 @@ def test_rates_grow_with_depth_and_only_residual_blocks_have_them(monkeypatch):
 def test_every_block_and_example_has_a_key_of_its_own(monkeypatch):
     model = create_model("mobilenet_v2", 4, width=0.25, dropout=0.0, drop_path=0.2).with_forms(LIBRARY)
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variable_shapes(model))
-    found = []
+    used_keys = []
 
     def noted(y, keys, rate):
-        found.append(jax.random.key_data(keys))
+        used_keys.append(jax.random.key_data(keys))
         return y
 
     monkeypatch.setattr(network, "drop_path", noted)
@@ -66,7 +66,7 @@ def test_every_block_and_example_has_a_key_of_its_own(monkeypatch):
     @jax.jit
     def keys_of(keys):
         model.apply(variables, np.zeros((32, 16, 16, 3), np.float32), train=True, dropout_keys=keys)
-        return jnp.concatenate(found)
+        return jnp.concatenate(used_keys)
 
     assert len(np.unique(keys_of(jax.random.split(jax.random.key(0), 32)), axis=0)) == 10 * 32
 

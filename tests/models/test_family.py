@@ -1,4 +1,4 @@
-"""What holds for every network, however it is called."""
+"""Properties of every registered network."""
 
 import dataclasses
 import functools
@@ -19,18 +19,18 @@ from mnv2_jax.nn.forms import LIBRARY
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "mobilenet_v3.json").read_text())["channels"]
 NAMES = list_models()
 ONE_OF_EACH = ("mobilenet_v3_small", "mobilenet_v4_hybrid_medium", "resnet50")
-"""Every way in which a network begins and ends, and nearly every kind of block."""
+"""Networks that together have every kind of start and end, and nearly every kind of block."""
 CLASSES = 10
 
 
 def create(name: str, **options) -> Model:
-    """As narrow as a test can be."""
+    """Creates a network that is as narrow as possible."""
     width = {} if name == "resnet50" else {"width": 0.25}
     return create_model(name, CLASSES, **(width | options))
 
 
 def traced(model: Model):
-    """Shapes and types of its variables."""
+    """Returns shapes and types of a model's variables."""
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
 
 
@@ -40,12 +40,12 @@ def shapes_of(name: str, width: float):
 
 
 def shapes(model: Model):
-    """As `traced`, once for all models that differ in how they compute only."""
+    """Like `traced`, but once for all models that differ only in their forms and types."""
     return shapes_of(model.name, model.options.width)
 
 
 def weights(variables):
-    """Values for shapes that keep activations of about 1, without compiling the initialiser."""
+    """Draws values for these shapes that keep activations at about 1, without compiling the initialiser."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -65,7 +65,7 @@ def abstract(*shape):
 
 
 def create_quick(name, **options):
-    """A model whose convolutions compile in half the time; `nn/test_conv.py` has it that all forms agree."""
+    """Creates a model whose convolutions compile in half the time; `nn/test_conv.py` tests that all forms agree."""
     return create(name, **options).with_forms(LIBRARY)
 
 
@@ -99,9 +99,9 @@ LAYERS = {
 
 @pytest.mark.parametrize(("name", "block"), LAYERS)
 def test_parameters_are_named_as_a_checkpoint_should_read(name, block):
-    params, (normed, others) = shapes(create(name))["params"][block], LAYERS[name, block]
-    expected = {f"{layer}_norm" for layer in normed.split()} | {*normed.split(), *others.split()} - {"input"}
-    attends = "query" in others.split()
+    params, (normed, without_norm) = shapes(create(name))["params"][block], LAYERS[name, block]
+    expected = {f"{layer}_norm" for layer in normed.split()} | {*normed.split(), *without_norm.split()} - {"input"}
+    attends = "query" in without_norm.split()
     assert set(params) == expected | ({"layer_scale"} if attends else set())
     if "squeeze_excite" in params:
         assert {key: set(leaves) for key, leaves in params["squeeze_excite"].items()} == {
@@ -115,7 +115,7 @@ def test_every_network_has_its_blocks_named():
 
 
 def outer(name):
-    """Layers of a network that stand outside its blocks."""
+    """Names the layers of a network outside its blocks."""
     ends = {"stem", "stem_norm", "classifier"}
     if "_v2" in name or "_v3" in name:
         ends |= {"head", "head_norm"}
@@ -163,14 +163,14 @@ def test_small_images_keep_a_map_of_4_by_4(name):
 
 
 def v3_channels(params, blocks):
-    """As the golden table has them."""
+    """Returns channels in the form of the golden table."""
     size = {name: jax.tree.map(lambda leaf: leaf.shape, tree) for name, tree in params.items()}
     rows, before = [], size["stem"]["kernel"][-1]
     for index in range(1, blocks + 1):
-        here = size[f"block_{index}"]
-        kernel_size, _, _, hidden = here["depthwise"]["kernel"]
-        after = here["project"]["kernel"][-1]
-        squeezed = here["squeeze_excite"]["reduce"]["kernel"][-1] if "squeeze_excite" in here else 0
+        block_size = size[f"block_{index}"]
+        kernel_size, _, _, hidden = block_size["depthwise"]["kernel"]
+        after = block_size["project"]["kernel"][-1]
+        squeezed = block_size["squeeze_excite"]["reduce"]["kernel"][-1] if "squeeze_excite" in block_size else 0
         rows.append([kernel_size, before, hidden, after, squeezed])
         before = after
     ends = {"last_conv": size["head"]["kernel"][-1], "penultimate": size["hidden"]["kernel"][-1]}
@@ -235,15 +235,15 @@ def test_padding_of_keras_v1_differs_at_odd_sizes_only():
 
 
 def shortened(model: Model) -> Model:
-    """The network with the first block of each kind and those that halve the map: others repeat them."""
+    """Keeps the first block of each kind and the blocks that halve the map; the others only repeat them."""
     params, published = shapes(model)["params"], model.plan
-    seen, kept = set(), []
+    seen_kinds, blocks = set(), []
     for index, block in enumerate(published.blocks, 1):
         kind = jax.tree.structure(params[f"block_{index}"])
-        if block.stride == 2 or kind not in seen:
-            kept.append(block)
-        seen.add(kind)
-    short = dataclasses.replace(published, blocks=tuple(kept))
+        if block.stride == 2 or kind not in seen_kinds:
+            blocks.append(block)
+        seen_kinds.add(kind)
+    short = dataclasses.replace(published, blocks=tuple(blocks))
 
     def plan_of(_) -> Plan:
         return short
@@ -251,7 +251,7 @@ def shortened(model: Model) -> Model:
     return dataclasses.replace(model, module=Network(model.options, model.norm, plan_of))
 
 
-@pytest.mark.slow  # block by block it is tested in nn/test_blocks.py
+@pytest.mark.slow  # nn/test_blocks.py tests it block by block
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_step_of_training_reaches_every_parameter(name):
     model = shortened(create_quick(name, norm=NormConfig(group_size=2), dropout=0.0))

@@ -12,8 +12,9 @@ from mnv2_jax.presets import native_resolution
 
 @pytest.fixture
 def uncounted(monkeypatch):
-    """Counting takes a second."""
-    monkeypatch.setattr("mnv2_jax.models.info.summarise", lambda model, resolution: Summary(6_108_776, 582_200_000, ()))
+    """Replaces the count, which takes a second."""
+    summary = Summary(6_108_776, 582_200_000, ())
+    monkeypatch.setattr("mnv2_jax.models.info.count_layers", lambda model, resolution: summary)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_every_network_has_results_at_its_native_resolution():
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "sizes"),
     [
         (dict(width=0.35), {(0.35, 1.0)}),
         (dict(width=1.2), set()),  # published with a depth of 1.4 only
@@ -40,9 +41,9 @@ def test_every_network_has_results_at_its_native_resolution():
         (dict(depth=1.0), {(1.0, 1.0)}),
     ],
 )
-def test_results_are_those_of_the_width_and_the_depth_that_are_given(options, found, uncounted):
+def test_results_are_those_of_the_width_and_the_depth_that_are_given(options, sizes, uncounted):
     rows = model_info("mobilenet_v2", **options).published
-    assert {(row["width"], row.get("depth", 1.0)) for row in rows} == found
+    assert {(row["width"], row.get("depth", 1.0)) for row in rows} == sizes
 
 
 def test_results_are_all_where_neither_is_given(uncounted):
@@ -78,9 +79,9 @@ def test_is_read_only(uncounted):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="mobilnet_v2"), "unknown model 'mobilnet_v2'; did you mean 'mobilenet_v2'"),
-        (dict(name="mobilenet_v2", widht=0.5), "unknown model option 'widht'; did you mean 'width'"),
-        (dict(name="resnet50", width=0.5), "model.width=0.5: resnet50 has none"),
+        (dict(name="mobilnet_v2"), "'mobilnet_v2'.*'mobilenet_v2'"),
+        (dict(name="mobilenet_v2", widht=0.5), "'widht'.*'width'"),
+        (dict(name="resnet50", width=0.5), "model.width=0.5: resnet50 "),
     ],
 )
 def test_refuses_what_cannot_be(arguments, message):

@@ -1,4 +1,4 @@
-"""Every parameter of a network is drawn as its kind of layer: what the rows say, tests/test_recipes.py compares."""
+"""Every parameter of a network is drawn as its kind of layer; tests/test_recipes.py compares the rows themselves."""
 
 import dataclasses
 import typing
@@ -21,7 +21,7 @@ def constant(number):
 
 
 def kind_of(path):
-    """(field of `Initializers` or of `AttentionInitializers`, whether it is one of attention) of a kernel."""
+    """Returns a kernel's field of `Initializers` or `AttentionInitializers`, and whether it is the latter."""
     *above, layer, _ = path
     if layer in ATTENTION:
         return {"key": "shared", "value": "shared"}.get(layer, layer.rpartition("_")[2]), True
@@ -50,13 +50,13 @@ def test_every_parameter_is_drawn_as_its_kind_of_layer(name, monkeypatch):
             **{part: constant(mark + 10 * heads + kv_stride) for part, mark in parts.items()}
         ),
     )
-    monkeypatch.setitem(INITS, "corenet_v3", marked)  # nobody else draws by it, whose draw would be kept compiled
+    monkeypatch.setitem(INITS, "corenet_v3", marked)  # no other test draws by it, so no compiled draw is cached
     options, kinds = NETWORKS[name]
     variables = create_model(name, 2, init="corenet_v3", **options).init(
         jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     )
     leaves = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]}
-    seen = set()
+    drawn_kinds = set()
     for path, leaf in leaves.items():
         if path[-1] == "kernel":
             kind, attends = kind_of(path)
@@ -68,8 +68,8 @@ def test_every_parameter_is_drawn_as_its_kind_of_layer(name, monkeypatch):
             expected = {"scale": 1, "var": 1, "bias": 0, "mean": 0}[path[-1]]
             expected = 1e-5 if "layer_scale" in path else expected
         assert (np.asarray(leaf) == np.float32(expected)).all(), (path, np.unique(leaf), expected)
-        seen.add(expected)
-    assert len(seen) == kinds, seen
+        drawn_kinds.add(expected)
+    assert len(drawn_kinds) == kinds, drawn_kinds
 
 
 def test_the_rows_are_the_choices_of_the_config():
@@ -78,7 +78,7 @@ def test_the_rows_are_the_choices_of_the_config():
 
 
 def test_ours_draws_depthwise_kernels_of_one_group_and_all_else_as_kaiming_fan_out():
-    ours, other = INITS[ModelConfig.init], INITS["kaiming_fan_out"]
-    assert dataclasses.replace(ours, depthwise=other.depthwise) == other
-    kernel = ours.depthwise(jax.random.key(0), (3, 3, 1, 512), jnp.float32)
+    default, other = INITS[ModelConfig.init], INITS["kaiming_fan_out"]
+    assert dataclasses.replace(default, depthwise=other.depthwise) == other
+    kernel = default.depthwise(jax.random.key(0), (3, 3, 1, 512), jnp.float32)
     assert np.std(kernel) == pytest.approx((2 / 9) ** 0.5, rel=0.05)

@@ -1,4 +1,4 @@
-"""Layers against PyTorch, where `pip install .[parity]` has been done; whole networks: tests/convert."""
+"""Compares layers with PyTorch, if `.[parity]` is installed; tests/convert compares whole networks."""
 
 import jax
 import numpy as np

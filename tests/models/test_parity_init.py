@@ -1,4 +1,4 @@
-"""Initial weights beside those of freshly made networks of torchvision and timm, and Keras' initialisers."""
+"""Compares initial weights with those of new networks of torchvision and timm, and with Keras' initialisers."""
 
 import dataclasses
 
@@ -16,32 +16,32 @@ pytestmark = pytest.mark.parity
 
 
 def spread(values):
-    """(standard deviation, kurtosis: 1.8 of a uniform, 2.4 of a normal cut at two deviations, 3 of a normal)."""
+    """Returns standard deviation and kurtosis (uniform 1.8, normal 3, normal cut at two deviations 2.4)."""
     values = np.asarray(values, np.float64)
     return values.std(), (values**4).mean() / max(values.std(), 1e-30) ** 4
 
 
-def same(name, ours, theirs):
-    """Up to what samples of that size differ by."""
-    (std, peaked), (other_std, other_peaked) = spread(ours), spread(theirs)
+def same(name, our_weights, their_weights):
+    """Asserts that two samples agree within the variation of samples of that size."""
+    (std, peaked), (other_std, other_peaked) = spread(our_weights), spread(their_weights)
     if other_std == 0:
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        np.testing.assert_array_equal(our_weights, their_weights, err_msg=name)
         return
-    assert abs(std / other_std - 1) < 5 / ours.size**0.5, (name, std, other_std)
-    if ours.size > 3000:
-        assert abs(peaked - other_peaked) < 0.05 + 25 / ours.size**0.5, (name, peaked, other_peaked)
+    assert abs(std / other_std - 1) < 5 / our_weights.size**0.5, (name, std, other_std)
+    if our_weights.size > 3000:
+        assert abs(peaked - other_peaked) < 0.05 + 25 / our_weights.size**0.5, (name, peaked, other_peaked)
 
 
 def compare(init, model, library, name, tmp_path, **options):
-    """All parameters of one of their networks, brought into ours through its file."""
+    """Compares all parameters of one of their networks, read through its file, with those of ours."""
     torch = pytest.importorskip("torch")
     torch.save(model.state_dict(), tmp_path / "model.pth")
     weights = load_weights(tmp_path / "model.pth", name, library=library, **options)
-    ours = from_config(dataclasses.replace(weights.model.options, init=init), weights.model.norm)
-    drawn = ours.init(jax.random.key(0, impl="unsafe_rbg"), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    our_model = from_config(dataclasses.replace(weights.model.options, init=init), weights.model.norm)
+    drawn = our_model.init(jax.random.key(0, impl="unsafe_rbg"), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
     paths = jax.tree_util.tree_flatten_with_path(drawn)[0]
-    for (path, mine), theirs in zip(paths, jax.tree.leaves(weights.variables), strict=True):
-        same(jax.tree_util.keystr(path, simple=True, separator="/"), mine, theirs)
+    for (path, our_weights), their_weights in zip(paths, jax.tree.leaves(weights.variables), strict=True):
+        same(jax.tree_util.keystr(path, simple=True, separator="/"), our_weights, their_weights)
 
 
 @pytest.mark.parametrize(
@@ -53,25 +53,25 @@ def test_torchvision(name, init, operators, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "options"),
+    ("their_name", "our_name", "options"),
     [
         ("mobilenetv2_035", "mobilenet_v2", {"width": 0.35}),
         ("mobilenetv3_small_050", "mobilenet_v3_small", {"width": 0.5, "width_rule": "fixed_stem_head"}),
         ("mobilenetv4_hybrid_medium", "mobilenet_v4_hybrid_medium", {}),
     ],
 )
-def test_timm(theirs, ours, options, operators, tmp_path):
+def test_timm(their_name, our_name, options, operators, tmp_path):
     timm = pytest.importorskip("timm", reason="pip install .[parity]")
-    compare("timm", timm.create_model(theirs), "timm", ours, tmp_path, **options)
+    compare("timm", timm.create_model(their_name), "timm", our_name, tmp_path, **options)
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("mobilenetv2_100", "mobilenet_v2"), ("mobilenetv3_large_100", "mobilenet_v3_large")]
+    ("their_name", "our_name"), [("mobilenetv2_100", "mobilenet_v2"), ("mobilenetv3_large_100", "mobilenet_v3_large")]
 )
-def test_timm_drops_paths_at_the_same_rates(theirs, ours, operators):
+def test_timm_drops_paths_at_the_same_rates(their_name, our_name, operators):
     timm = pytest.importorskip("timm", reason="pip install .[parity]")
-    blocks = [block for stage in timm.create_model(theirs, drop_path_rate=0.2).blocks for block in stage]
-    plan = create_model(ours, 2).plan
+    blocks = [block for stage in timm.create_model(their_name, drop_path_rate=0.2).blocks for block in stage]
+    plan = create_model(our_name, 2).plan
     for index, block in zip(range(1, len(plan.blocks) + 1), blocks, strict=False):
         rate = getattr(block.drop_path, "drop_prob", 0.0)
         assert rate == pytest.approx(0.2 * DROP_PATH_RULES["timm"](plan, index)), index
@@ -100,5 +100,5 @@ def test_the_garden_is_keras():
         "output of a smaller map": (smaller.output, (1, 1, heads * 32, 96), glorot, (1, 1, heads * 32, 96)),
         "depthwise of a smaller map": (smaller.depthwise, (3, 3, 1, 512), glorot, (3, 3, 512, 1)),
     }
-    for name, (mine, shape, theirs, their_shape) in rows.items():
-        same(name, np.asarray(mine(key, shape, jnp.float32)), np.asarray(theirs(seed=0)(their_shape)))
+    for name, (our_init, shape, their_init, their_shape) in rows.items():
+        same(name, np.asarray(our_init(key, shape, jnp.float32)), np.asarray(their_init(seed=0)(their_shape)))

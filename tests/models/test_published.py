@@ -55,14 +55,14 @@ def test_no_row_twice():
     ],
 )
 def test_golden_rows(model, width, resolution, source, top1, top5):
-    found = [
+    accuracies = [
         (row["top1"], row["top5"])
         for row in published(model)
         if (row["width"], row["resolution"]) == (width, resolution)
         and source in row["source"]
         and not row.get("precision")
     ]
-    assert found == [(top1, top5)]
+    assert accuracies == [(top1, top5)]
 
 
 @pytest.mark.parametrize(

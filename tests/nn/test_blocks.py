@@ -28,7 +28,7 @@ BLOCKS = {
     "bottleneck_with_shortcut": functools.partial(blocks.Bottleneck, features=12, hidden=4),
 }
 CANCELLED = ("start_depthwise_norm/bias", "key_depthwise_norm/bias")
-"""Of no effect in training: the next norm takes a constant out again, and softmax what all keys have in common."""
+"""Parameters without effect in training: the next norm cancels a constant, and softmax what all keys have in common."""
 WITHOUT_STRIDE = ("feed_forward", "attention", "attention_on_a_smaller_map")
 
 
@@ -47,7 +47,7 @@ def images(*shape):
 
 
 def variables(block, x):
-    """Random where the initialiser has 0, 1 or 1e-5."""
+    """Draws variables, with random values where the initialiser has 0, 1 or 1e-5."""
     shapes = jax.eval_shape(lambda key: block.init(key, jnp.zeros(x.shape, x.dtype), False), jax.random.key(0))
     rng = np.random.default_rng(1)
 
@@ -59,7 +59,7 @@ def variables(block, x):
 
 
 def step_of(block, stats):
-    """Loss and new statistics, with the gradients of the parameters and of the input."""
+    """Makes a function that returns loss and new statistics, and the gradients of the parameters and of the input."""
 
     def loss(params, x):
         y, new = block.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
@@ -101,7 +101,7 @@ def test_maps_shrink_by_the_stride_rounded_up(name, padding):
 @pytest.mark.parametrize("name", ["attention", "attention_on_a_smaller_map"])
 def test_attention_sees_the_whole_image_and_no_other(name):
     block = BLOCKS[name](layers=bind(jnp.float32))
-    x = images(2, 4, 4, 8).astype(np.float32) / 10  # of larger ones, softmax sees a single place
+    x = images(2, 4, 4, 8).astype(np.float32) / 10  # with larger values softmax would see a single position
     state = variables(block, x)
     changed = x.copy()
     changed[0, 0, 0] += 0.5

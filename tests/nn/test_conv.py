@@ -11,7 +11,7 @@ from mnv2_jax.nn.window import Window
 
 WINDOWS = [Window(*options) for options in itertools.product((1, 2), (1, 2), ("same", "symmetric"))]
 KINDS = {
-    # Triton's kernels run on GPUs only, or interpreted: tests/nn/test_depthwise_triton.py has them.
+    # tests/nn/test_depthwise_triton.py tests Triton's kernels, which run on GPUs only, or interpreted.
     "depthwise": {name: form for name, form in forms.DEPTHWISE.items() if name != "triton"},
     "pointwise": forms.POINTWISE,
     "image": forms.IMAGE,
@@ -19,7 +19,7 @@ KINDS = {
 
 
 def arrays(kind, size, kernel_size, dtype, seed=0):
-    """x of height size and width size + 1, and a kernel."""
+    """Draws x of height size and width size + 1, and a kernel."""
     rng = np.random.default_rng(seed)
     i, o = {"depthwise": (1, 5), "pointwise": (5, 6), "image": (3, 6)}[kind]
     x = rng.standard_normal((4, size, size + 1, 5 if kind == "depthwise" else i))
@@ -33,7 +33,7 @@ def test_a_shape_that_the_signature_denies_is_refused():
 
 
 def value_and_gradients(form, x, kernel, window):
-    """The output, and what a random cotangent of it gives for x and the kernel."""
+    """Returns the output, and the gradients of x and the kernel for a random cotangent."""
     y, pull = jax.vjp(lambda x, kernel: form(x, kernel, window), x, kernel)
     dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), y.dtype)
     return y, *pull(dy)
@@ -44,14 +44,14 @@ def assert_forms_agree(kind, size, kernel_size, dtype, windows, tolerance):
     in_all = jax.jit(
         lambda x, k: {name: [value_and_gradients(form, x, k, w) for w in windows] for name, form in KINDS[kind].items()}
     )
-    found = in_all(x, kernel)
-    theirs = found.pop("lax")
-    for name, ours in found.items():
-        for window, mine, other in zip(windows, ours, theirs, strict=True):
-            for what, a, b in zip(("y", "dx", "dkernel"), mine, other, strict=True):
-                assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, window, what)
+    results = in_all(x, kernel)
+    expected_results = results.pop("lax")
+    for name, form_results in results.items():
+        for window, result, other in zip(windows, form_results, expected_results, strict=True):
+            for array_name, a, b in zip(("y", "dx", "dkernel"), result, other, strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype), (name, window, array_name)
                 a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-                assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), (name, window, what)
+                assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), (name, window, array_name)
 
 
 @pytest.mark.parametrize(("kernel_size", "size"), [(3, 6), (5, 7)])
@@ -83,7 +83,7 @@ def test_trailing_padding_is_same_at_even_sizes_and_shifts_odd_ones(kernel_size)
     assert (run["same"].shape, run["trailing"].shape) == ((4, 3, 4, 5), (4, 3, 3, 5))
     even = {p: conv.depthwise_conv(x[:, :, :6], kernel, stride=2, padding=p) for p in run}
     np.testing.assert_array_equal(even["same"], even["trailing"])
-    # Without a stride it is "symmetric"; with one, each window begins a column after that one's.
+    # Without a stride it is "symmetric"; with a stride each window begins one column later.
     dense = conv.depthwise_conv(x, kernel, padding="symmetric")
     np.testing.assert_allclose(run["trailing"], dense[:, 1::2, 1::2], atol=1e-5)
     still = [conv.depthwise_conv(x, kernel, padding=padding) for padding in ("symmetric", "trailing")]
@@ -125,14 +125,14 @@ def test_a_form_that_is_named_is_taken_on_every_platform(kind):
 @pytest.mark.parametrize(
     ("size", "kernel", "window", "expected"),
     [
-        (224, 3, Window(2, 1, "same"), (0, 1)),  # an even size: all of it after
+        (224, 3, Window(2, 1, "same"), (0, 1)),  # an even size: all the padding comes after
         (225, 3, Window(2, 1, "same"), (1, 1)),
         (224, 3, Window(2, 1, "symmetric"), (1, 1)),
         (14, 5, Window(1, 2, "same"), (4, 4)),
         (14, 5, Window(1, 2, "symmetric"), (4, 4)),
         (14, 1, Window(2, 1, "same"), (0, 0)),
         (224, 3, Window(2, 1, "trailing"), (0, 1)),
-        (225, 3, Window(2, 1, "trailing"), (0, 1)),  # of which 112 remain, not 113
+        (225, 3, Window(2, 1, "trailing"), (0, 1)),  # 112 outputs remain, not 113
         (225, 5, Window(2, 1, "trailing"), (1, 2)),
         (225, 3, Window(1, 1, "trailing"), (1, 1)),
     ],

@@ -1,4 +1,4 @@
-"""The kernels in Pallas' interpreter against lax, and whether they can be lowered for a GPU; no GPU is needed."""
+"""Compares the kernels in Pallas' interpreter with lax, and lowers them for a GPU; needs no GPU."""
 
 import itertools
 
@@ -44,25 +44,25 @@ def lax_value(x, kernel, window):
 
 
 def assert_agree_with_lax(shape, kernel_size, window, dtype=jnp.float32, tolerance=5e-6, plan=WIDE):
-    """The tolerance is for lax on the CPU: of sums over 12544 places its last digits differ more than the kernels'."""
+    """Compares with lax. The tolerance is for lax on the CPU: its sums over 12544 positions are less exact."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal(shape), dtype)
     kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, 1, shape[-1])), dtype)
     y, pull = jax.vjp(lambda x, kernel: lax_value(x, kernel, window), x, kernel)
     dy = jnp.asarray(rng.standard_normal(y.shape), dtype)
-    found = (
+    results = (
         depthwise_triton.value(x, kernel, window, interpret=True),
         depthwise_triton.input_gradient(dy, kernel, window, shape[1:3], interpret=True),
         depthwise_triton.kernel_gradient(x, dy, window, kernel.shape[:2], interpret=True, plan=plan),
     )
-    for what, ours, theirs in zip(("y", "dx", "dkernel"), found, (y, *pull(dy)), strict=True):
-        assert (ours.shape, ours.dtype) == (theirs.shape, dtype), what
-        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max(), what
+    for array_name, actual, expected in zip(("y", "dx", "dkernel"), results, (y, *pull(dy)), strict=True):
+        assert (actual.shape, actual.dtype) == (expected.shape, dtype), array_name
+        actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max(), array_name
 
 
 def lower(size, channels, kernel_size, window, batch=128, dtype=jnp.bfloat16):
-    """The texts of the three kernels, lowered for an H100."""
+    """Lowers the three kernels for an H100; returns their texts."""
     outputs = window.outputs(size, kernel_size)
     x, y = (jax.ShapeDtypeStruct((batch, side, side, channels), dtype) for side in (size, outputs))
     kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, 1, channels), dtype)
@@ -78,7 +78,9 @@ def lower(size, channels, kernel_size, window, batch=128, dtype=jnp.bfloat16):
 @pytest.mark.parametrize(("window", "plan"), [(Window(1, 2, "same"), "wide"), (Window(2, 1, "symmetric"), "narrow")])
 def test_kernels_agree_with_lax(window, plan, monkeypatch):
     monkeypatch.setattr(depthwise_triton, "ROWS", 2)  # compiles in a third of the time
-    assert_agree_with_lax((2, 5, 8, 24), 3, window, plan=PLANS[plan])  # a shape of no other test: traces are kept
+    assert_agree_with_lax(
+        (2, 5, 8, 24), 3, window, plan=PLANS[plan]
+    )  # a shape that no other test has, because traces are cached
 
 
 def test_devices_compute_with_their_own_images(monkeypatch):
@@ -101,9 +103,9 @@ def test_devices_compute_with_their_own_images(monkeypatch):
     arrays = jax.device_put((x, kernel, dy), (cut, whole, cut))
     program = jax.jit(compute).lower(*arrays).compile()
     y, pull = jax.vjp(lambda x, kernel: lax_value(x, kernel, window), x, kernel)
-    for ours, theirs, place in zip(program(*arrays), (y, *pull(dy)), (cut, cut, whole), strict=True):
-        assert ours.sharding.is_equivalent_to(place, ours.ndim)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    for actual, expected, place in zip(program(*arrays), (y, *pull(dy)), (cut, cut, whole), strict=True):
+        assert actual.sharding.is_equivalent_to(place, actual.ndim)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     text = program.as_text()
     assert mesh.size > 1
     assert "all-gather" not in text

@@ -1,4 +1,4 @@
-"""A norm whose gradient is written out is the norm that JAX differentiates."""
+"""A norm with a written-out gradient agrees with the norm that JAX differentiates."""
 
 import sys
 
@@ -34,7 +34,7 @@ def test_written_is_derived_with_gradients(act, shape, x64):
         def loss(params, x):
             both = {"params": params, "batch_stats": stats}
             y, new = norm.apply(both, x, True, act, mutable=["batch_stats"])
-            # The statistics are given a cotangent, too.
+            # The statistics have a cotangent too.
             return (jnp.sin(y) * weights).sum() + sum((leaf**3).sum() for leaf in jax.tree.leaves(new)), (y, new)
 
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
@@ -58,10 +58,10 @@ def test_written_is_derived_with_gradients(act, shape, x64):
 def test_kernels_sum_as_xla_does(shape, groups, act, dtype):
     x, dy = draw(shape, dtype), draw(shape, dtype, 1)
     factor, offset = draw((groups, shape[-1]), jnp.float32, 2), draw((groups, shape[-1]), jnp.float32, 3)
-    ours = (*norm_triton.moments(x, True), *norm_triton.gradient_sums(x, dy, factor, offset, act, True))
+    actual = (*norm_triton.moments(x, True), *norm_triton.gradient_sums(x, dy, factor, offset, act, True))
     xla = normalise.SUMS["written"]
-    theirs = (*xla.moments(x), *xla.of_gradient(x, dy, factor, offset, act))
-    for a, b in zip(ours, theirs, strict=True):
+    expected = (*xla.moments(x), *xla.of_gradient(x, dy, factor, offset, act))
+    for a, b in zip(actual, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, atol=2e-6 * float(np.abs(b).max()) * shape[1])
 
@@ -95,12 +95,12 @@ def test_devices_sum_their_own_images():
     assert not any(name in program.as_text() for name in ("all-gather", "all-reduce", "all-to-all"))
 
 
-@pytest.mark.slow  # each of its layers is held to it above
+@pytest.mark.slow  # the tests above compare each of its layers
 def test_a_network_is_the_same_function_in_all_forms(x64):
     model = create_model("mobilenet_v2", 3, depth=0.3, width=0.35, dtype="float64", dropout=0.0)
     x = draw((32, 16, 16, 3), jnp.float64)
     variables = model.init(jax.random.key(0), x)
-    others = {"depthwise": "shifted", "pointwise": "lax", "image": "lax", "norm": "written"}
+    other_forms = {"depthwise": "shifted", "pointwise": "lax", "image": "lax", "norm": "written"}
 
     def run(forms):
         def loss(params):
@@ -111,7 +111,7 @@ def test_a_network_is_the_same_function_in_all_forms(x64):
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * max(float(np.abs(b).max()), 1e-3)),
-        run(Forms(**others)),
+        run(Forms(**other_forms)),
         run(AUTO),
     )
 
@@ -122,7 +122,7 @@ def test_kernels_of_our_own_are_for_newer_nvidia_gpus():
 
 
 def test_without_triton_the_forms_are_those_of_xla(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)  # as a later JAX may have it
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)  # a later JAX may lack it
     for name in ("depthwise_triton", "norm_triton"):
         monkeypatch.delitem(sys.modules, f"mnv2_jax.nn.{name}", raising=False)
         monkeypatch.delattr(mnv2_jax.nn, name, raising=False)

@@ -1,4 +1,4 @@
-"""What is done to an image follows from its own key."""
+"""The augmentation of an image depends on its own key only."""
 
 import colorsys
 import itertools
@@ -62,21 +62,21 @@ def test_flip_mirrors_about_half():
 def test_shift_moves_whole_pixels_over_zeros_and_reaches_every_corner():
     ones = jnp.ones((600, 6, 6, 1), jnp.uint8)
     shifted = np.asarray(augment.random_shift(keys(index=range(600)), ones, 2))[..., 0]
-    seen = set()
+    shifts = set()
     for image in shifted:
         rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
         assert image.sum() == len(rows) * len(columns)
         top, left = 6 - len(rows), 6 - len(columns)
-        seen.add((top if rows[0] else -top, left if columns[0] else -left))
-    assert seen == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+        shifts.add((top if rows[0] else -top, left if columns[0] else -left))
+    assert shifts == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 4.0])
 def test_saturation_is_that_of_hsv(factor):
     images = np.random.default_rng(1).random((2, 4, 4, 3)).astype(np.float32)
     images[0, 0] = 0.3  # grey has no saturation to scale
-    found = augment.adjust_saturation(jnp.asarray(images), jnp.full((2, 1, 1, 1), factor))
-    for pixel, result in zip(images.reshape(-1, 3), np.asarray(found).reshape(-1, 3), strict=True):
+    actual = augment.adjust_saturation(jnp.asarray(images), jnp.full((2, 1, 1, 1), factor))
+    for pixel, result in zip(images.reshape(-1, 3), np.asarray(actual).reshape(-1, 3), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*pixel.tolist())
         np.testing.assert_allclose(result, colorsys.hsv_to_rgb(h, min(s * factor, 1), v), atol=1e-6)
 
@@ -92,15 +92,15 @@ STRENGTHS = (0.4, 0.5, 1.5, 0.1)
 
 
 def draw_jitter(strengths, n=12):
-    """[n, of those in use] orders and [n, 4] factors."""
+    """Draws orders [n, number of strengths above 0] and factors [n, 4]."""
     draw = jax.jit(jax.vmap(lambda key: augment.draw_jitter(key, strengths)))
     return map(np.asarray, draw(keys(index=range(n))))
 
 
 def test_jitter_draws_every_order_and_factors_within_their_bounds():
     order, factors = draw_jitter(STRENGTHS, n=600)
-    seen, counts = np.unique(order, axis=0, return_counts=True)
-    assert sorted(map(tuple, seen.tolist())) == sorted(itertools.permutations(range(4)))
+    orders, counts = np.unique(order, axis=0, return_counts=True)
+    assert sorted(map(tuple, orders.tolist())) == sorted(itertools.permutations(range(4)))
     assert counts.min() > 5
     low, high = [0.6, 0.5, 0, -0.1], [1.4, 1.5, 2.5, 0.1]
     assert (factors >= low).all()
@@ -121,8 +121,8 @@ def test_jitter_blends_with_black_with_the_mean_grey_and_with_the_grey_image(pla
     grey = (np.asarray(images) @ [0.2989, 0.587, 0.114])[..., None]
     other = [0, grey.mean(axis=(1, 2), keepdims=True), grey][place]
     expected = np.clip(np.asarray(images) * factor + other * (1 - factor), 0, 1)
-    found = jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual = jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_hue_is_that_of_hsv():
@@ -131,8 +131,8 @@ def test_hue_is_that_of_hsv():
     images[:, 0, 1] = [[0.7, 0.7, 0.2], [0.2, 0.7, 0.7]] * 6  # two channels share the maximum
     strengths = (0.0, 0.0, 0.0, 0.5)
     _, factors = draw_jitter(strengths)
-    found = np.asarray(jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths))
-    for turns, image, result in zip(factors[:, 3].tolist(), images, found, strict=True):
+    actual = np.asarray(jax.jit(augment.color_jitter, static_argnums=2)(keys(), images, strengths))
+    for turns, image, result in zip(factors[:, 3].tolist(), images, actual, strict=True):
         for pixel, shown in zip(image.reshape(-1, 3), result.reshape(-1, 3), strict=True):
             h, s, v = colorsys.rgb_to_hsv(*pixel.tolist())
             np.testing.assert_allclose(shown, colorsys.hsv_to_rgb((h + turns) % 1, s, v), atol=2e-6)
@@ -153,8 +153,8 @@ def test_a_turn_and_a_shift_are_scipys_in_one_resampling(shape, degrees, shift):
         ndimage.affine_transform(image[..., c].astype(np.float64), matrix, offset, order=1, mode="nearest")
         for c in range(3)
     ]
-    found = affine(image, jnp.radians(degrees), jnp.asarray(shift))
-    np.testing.assert_allclose(found, np.stack(expected, axis=-1), atol=2e-5)
+    actual = affine(image, jnp.radians(degrees), jnp.asarray(shift))
+    np.testing.assert_allclose(actual, np.stack(expected, axis=-1), atol=2e-5)
 
 
 def test_a_quarter_turn_is_counter_clockwise():
@@ -174,11 +174,11 @@ def test_rotations_are_spread_over_both_directions():
 def test_a_shift_by_whole_pixels_is_exact_and_repeats_the_edge(shift):
     image = np.random.default_rng(0).random((9, 13, 3)).astype(np.float32)
     rows, columns = (np.clip(np.arange(n) - s, 0, n - 1) for n, s in zip(image.shape, shift, strict=False))
-    found = affine(image, jnp.float32(0), jnp.asarray(shift, jnp.float32))
-    np.testing.assert_array_equal(found, image[rows][:, columns])
+    actual = affine(image, jnp.float32(0), jnp.asarray(shift, jnp.float32))
+    np.testing.assert_array_equal(actual, image[rows][:, columns])
     padded = np.pad(image, ((20, 20), (20, 20), (0, 0)), mode="edge")
     top, left = 20 - shift[0], 20 - shift[1]
-    np.testing.assert_array_equal(found, padded[top : top + 9, left : left + 13])
+    np.testing.assert_array_equal(actual, padded[top : top + 9, left : left + 13])
 
 
 def test_shifts_are_uniform_and_each_axis_has_its_own():
@@ -198,10 +198,10 @@ def test_angles_and_shifts_have_keys_of_their_own(fraction):
     turn, images = keys(), augment.as_float(IMAGES)
     angles = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, -jnp.pi / 6, jnp.pi / 6))(turn)
     shifts = jax.vmap(lambda key: augment.draw_shift(key, 10, 8, fraction))(keys(seed=1))
-    found = jax.jit(lambda *args: augment.random_affine(*args, 30.0, fraction))(turn, keys(seed=1), images)
-    np.testing.assert_array_equal(found, jax.jit(jax.vmap(augment.affine))(images, angles, shifts))
+    actual = jax.jit(lambda *args: augment.random_affine(*args, 30.0, fraction))(turn, keys(seed=1), images)
+    np.testing.assert_array_equal(actual, jax.jit(jax.vmap(augment.affine))(images, angles, shifts))
     other = jax.jit(lambda *args: augment.random_affine(*args, 30.0, fraction))(turn, keys(seed=2), images)
-    assert np.array_equal(found, other) == (fraction == 0)
+    assert np.array_equal(actual, other) == (fraction == 0)
 
 
 def erase_ones(probability, area, fill="zero", n=400):
@@ -210,7 +210,7 @@ def erase_ones(probability, area, fill="zero", n=400):
 
 
 def erased(*args):
-    """Which pixels of ones are no longer 1."""
+    """Marks the pixels of images of ones that were erased."""
     return (erase_ones(*args) != 1).all(axis=-1)
 
 
@@ -220,7 +220,9 @@ def test_what_is_erased_is_a_rectangle_of_the_asked_area_anywhere(fill):
     rows, columns = mask.any(axis=2), mask.any(axis=1)
     np.testing.assert_array_equal(mask, rows[:, :, None] & columns[:, None, :])
     for side in (rows, columns):
-        assert (np.abs(np.diff(np.pad(side, ((0, 0), (1, 1))).astype(int))).sum(axis=1) == 2).all()  # in one piece
+        assert (
+            np.abs(np.diff(np.pad(side, ((0, 0), (1, 1))).astype(int))).sum(axis=1) == 2
+        ).all()  # the rectangle is in one piece
         assert side.any(axis=0).all()
     shares = mask.mean(axis=(1, 2))
     assert 0.07 < shares.min() < 0.12

@@ -26,7 +26,7 @@ def test_devices_do_not_change_it(devices):
 
 def test_a_bit_an_order_and_a_name_change_it():
     batch = jax.tree.map(jnp.asarray, make_batch())
-    seen = {int(batch_hash(batch))}
+    hashes = {int(batch_hash(batch))}
     image = batch["image"]
     changed = [
         {**batch, "image": image.at[3, 2, 1, 0].set(image[3, 2, 1, 0] ^ 1)},
@@ -38,5 +38,5 @@ def test_a_bit_an_order_and_a_name_change_it():
         {**batch, "teacher_logits": batch["teacher_logits"].at[0, 0].mul(-1)},
         jax.tree.map(jnp.asarray, make_batch(seed=1)),
     ]
-    seen |= {int(batch_hash(other)) for other in changed}
-    assert len(seen) == len(changed) + 1
+    hashes |= {int(batch_hash(other)) for other in changed}
+    assert len(hashes) == len(changed) + 1

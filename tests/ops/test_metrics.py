@@ -1,4 +1,4 @@
-"""Masks and cuts don't change a metric; the numbers are those of a slow, plain computation."""
+"""Masks and the split into batches don't change a metric; the numbers are those of a slow, simple computation."""
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,11 @@ def test_masked_rows_count_for_nothing_whatever_they_hold(k):
     mask = jnp.arange(16) % 3 > 0
     hostile = jnp.where(mask[:, None], logits, jnp.nan)
     wrong = jnp.where(mask, labels, 12345)
-    kept = np.flatnonzero(mask)
-    expected = sums(logits[kept], labels[kept], jnp.ones(len(kept), bool))
-    found = sums(hostile, wrong, mask)
+    rows = np.flatnonzero(mask)
+    expected = sums(logits[rows], labels[rows], jnp.ones(len(rows), bool))
+    actual = sums(hostile, wrong, mask)
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-6, err_msg=name)
 
 
 def test_cuts_and_order_do_not_matter():
@@ -50,7 +50,7 @@ def test_cuts_and_order_do_not_matter():
 def test_summary_is_that_of_a_plain_computation():
     k, n = 7, 200
     logits, labels = batch(2, n, k)
-    # Sure answers are too sure, others aren't sure enough: of either kind some, for the ECE.
+    # For the ECE, some answers are overconfident and some are underconfident.
     labels = jnp.where(jax.nn.softmax(logits).max(axis=1) < 0.75, logits.argmax(axis=1), labels)
     summary = metrics.summarise_classification(sums(logits, labels, jnp.ones(n, bool)), tuple("abcdefg"))
     probabilities = np.exp(np.asarray(logits, np.float64))

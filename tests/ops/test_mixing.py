@@ -1,4 +1,4 @@
-"""A batch is mixed within its groups, by one draw; what is not mixed stays as it is to the bit."""
+"""A batch is mixed within its groups, with one draw; pixels that aren't mixed stay the same to the bit."""
 
 import functools
 
@@ -19,7 +19,7 @@ OPTIONS = {
 
 @functools.cache
 def drawn(name):
-    """[n, h, w] weights and [n] shares."""
+    """Draws weights [n, h, w] and shares [n]."""
     draw = jax.jit(jax.vmap(lambda key: mixing.draw_weights(key, *SIZE, **OPTIONS[name])))
     return jax.device_get(draw(jax.random.split(jax.random.key(0), 2000)))
 
@@ -68,12 +68,12 @@ def test_probability_and_the_share_of_cutmix():
 
 def test_partners_stand_in_the_same_group():
     rows = jnp.arange(12)
-    found = np.asarray(mixing.partners(rows, 4))
-    assert (found // 4 == np.arange(12) // 4).all()
-    assert sorted(found.tolist()) == list(range(12))
-    assert (found != np.arange(12)).all()
+    partner_of = np.asarray(mixing.partners(rows, 4))
+    assert (partner_of // 4 == np.arange(12) // 4).all()
+    assert sorted(partner_of.tolist()) == list(range(12))
+    assert (partner_of != np.arange(12)).all()
     images = jnp.asarray(np.random.default_rng(0).random((12, 3, 2, 1)))
-    np.testing.assert_array_equal(mixing.partners(images, 4), images[found])
+    np.testing.assert_array_equal(mixing.partners(images, 4), images[partner_of])
 
 
 def test_weights_of_0_and_1_take_pixels_as_they_are():

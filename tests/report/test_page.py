@@ -65,7 +65,7 @@ def make_run(workdir, names, lines=40):
     k = len(names)
     config = config_lib.build({"model": {"width": 0.35}, "data": {"name": "digits"}})
     facts = {"name": "digits", "class_names": names, "num_train": 1437, "num_eval": 360, "eval_split": "test"}
-    run_folder.prepare(workdir, config, facts | {"steps": lines}, {"platform": "cpu", "kind": "x<y", "count": 2})
+    run_folder.begin_session(workdir, config, facts | {"steps": lines}, {"platform": "cpu", "kind": "x<y", "count": 2})
     log = MetricsLog(workdir, 0)
     for step in range(1, lines + 1):
         loss = float("nan") if step == 7 else 2 / step

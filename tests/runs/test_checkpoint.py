@@ -1,4 +1,4 @@
-"""A checkpoint is what was saved, or it is not taken."""
+"""A checkpoint is exactly what was saved, or it is refused."""
 
 import errno
 import itertools
@@ -65,7 +65,7 @@ def test_leaves_are_copies():
 
 def test_newest_survives_a_metric_that_only_falls_and_the_best_is_kept(tmp_path):
     with Checkpoints(tmp_path, KEEP) as checkpoints:
-        save(checkpoints, [(1, 0.9), (2, 0.9), (3, None), (4, 0.7), (5, 0.6)])  # of equals the first
+        save(checkpoints, [(1, 0.9), (2, 0.9), (3, None), (4, 0.7), (5, 0.6)])  # the first of equal metrics
         assert checkpoints.steps() == [1, 4, 5]
         assert checkpoints.restore().step == 5
         assert checkpoints.restore("best").step == 1
@@ -118,7 +118,7 @@ def contents(folder: pathlib.Path):
 
 
 def any_file(rng, folder):
-    """Each file is as likely as another, or each byte."""
+    """Draws a file; either all files or all bytes are equally likely."""
     sizes = {path: path.stat().st_size for path in files(folder)}
     return rng.choices(list(sizes), rng.choice((None, list(sizes.values()))))[0]
 
@@ -211,14 +211,14 @@ def two_checkpoints(tmp_path_factory):
 
 
 def stored(seed):
-    """With a large array besides the small ones, which Orbax stores in the nodes of its tree."""
+    """Makes a state with a large array besides the small ones, which Orbax stores in the nodes of its tree."""
     kernel = np.random.default_rng(seed).normal(size=(3, 3, 16, 64)).astype(np.float32)
     return {**state(seed), "params": {"large": kernel, **state(seed)["params"]}}
 
 
 @pytest.mark.parametrize("corrupt", CORRUPTIONS)
 def test_twenty_corruptions_of_a_kind_never_a_wrong_restore(two_checkpoints, tmp_path, capsys, corrupt):
-    taken = {1: 0, 2: 0}
+    restored_counts = {1: 0, 2: 0}
     for seed in range(20):
         run = shutil.copytree(two_checkpoints, tmp_path / str(seed))
         folder, rng = run / "checkpoints", random.Random(seed)
@@ -226,20 +226,20 @@ def test_twenty_corruptions_of_a_kind_never_a_wrong_restore(two_checkpoints, tmp
         before = contents(run)
         with Checkpoints(run) as checkpoints:
             restored = checkpoints.restore()
-        # Not every byte matters (time stamps don't); what is taken is right in any case.
+        # Not every byte matters (time stamps don't); a checkpoint that is read is right in any case.
         assert same(from_leaves(restored.leaves, stored(0)), stored(restored.step)), seed
         assert restored.meta == {"step": restored.step, "metric": restored.step / 4}, seed
         assert ("warning: checkpoint 2 is damaged" in capsys.readouterr().err) == (restored.step == 1), seed
         assert contents(run) == before, seed
-        taken[restored.step] += 1
+        restored_counts[restored.step] += 1
         if seed % 10 == 0:
             goes_on(run, restored.step)
             capsys.readouterr()
-    assert taken[1] >= 2  # some have done harm
+    assert restored_counts[1] >= 2  # some of the changes did damage
 
 
 def goes_on(run, step):
-    """The damaged one is put aside, and its number can be used again; the one before stays as it is."""
+    """A damaged checkpoint is moved aside, and its number can be used again; the checkpoint before stays unchanged."""
     folder, aside = run / "checkpoints", run / "checkpoints.damaged"
     good, bad = contents(folder / "1"), contents(folder / "2")
     with Checkpoints(run, KEEP) as checkpoints:
@@ -276,7 +276,7 @@ def of_system(number, *path):
 
 
 def wrapped(error):
-    """Raised from what was raised while the error was handled."""
+    """Wraps an error in another that is raised while it is handled, and that in a third."""
     inner, outer = KeyError("state"), ValueError("Error reading the checkpoint")
     inner.__context__, outer.__cause__ = error, inner
     return outer
@@ -295,36 +295,39 @@ RAISED = [
 ]
 
 
-def assert_no_damage(run, said, capsys):
-    """Neither the latest nor the best is taken for damaged, whether the folder is read or written; nothing is moved."""
+def assert_no_damage(run, cause, capsys):
+    """Asserts that neither the latest nor the best counts as damaged, reading or writing, and that nothing is moved."""
     before = sorted(run.rglob("*"))
-    said = re.escape(said if isinstance(said, str) else os.strerror(said))
-    for keep, which in itertools.product((None, KEEP), ("latest", "best")):
-        with Checkpoints(run, keep) as checkpoints, pytest.raises(UserError, match=f"checkpoints/2: .*{said}") as error:
-            checkpoints.restore(which)
+    cause = re.escape(cause if isinstance(cause, str) else os.strerror(cause))
+    for keep, checkpoint in itertools.product((None, KEEP), ("latest", "best")):
+        with (
+            Checkpoints(run, keep) as checkpoints,
+            pytest.raises(UserError, match=f"checkpoints/2: .*{cause}") as error,
+        ):
+            checkpoints.restore(checkpoint)
         assert "damaged" not in str(error.value) + capsys.readouterr().err
     assert sorted(run.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("harm", "said"), UNREADABLE)
-def test_a_file_that_cannot_be_read_is_no_damage(two_checkpoints, tmp_path, capsys, harm, said):
+@pytest.mark.parametrize(("harm", "cause"), UNREADABLE)
+def test_a_file_that_cannot_be_read_is_no_damage(two_checkpoints, tmp_path, capsys, harm, cause):
     run = shutil.copytree(two_checkpoints, tmp_path / "run")
     harm(run / "checkpoints" / "2")
-    assert_no_damage(run, said, capsys)
+    assert_no_damage(run, cause, capsys)
 
 
-@pytest.mark.parametrize(("error", "said"), RAISED)
-def test_an_error_of_the_machine_is_no_damage(two_checkpoints, monkeypatch, capsys, error, said):
+@pytest.mark.parametrize(("error", "cause"), RAISED)
+def test_an_error_of_the_machine_is_no_damage(two_checkpoints, monkeypatch, capsys, error, cause):
     def restore(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", restore)
-    assert_no_damage(two_checkpoints, said, capsys)
+    assert_no_damage(two_checkpoints, cause, capsys)
 
 
 def test_devices_that_are_not_there_are_named(two_checkpoints, monkeypatch, capsys):
     def none(*args, **kwargs):
-        raise AssertionError  # as JAX does where what a platform needs isn't installed
+        raise AssertionError  # as JAX does if the platform's plugin isn't installed
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", none)
     monkeypatch.setattr(jax, "devices", none)
@@ -332,7 +335,7 @@ def test_devices_that_are_not_there_are_named(two_checkpoints, monkeypatch, caps
 
 
 def test_how_good_a_checkpoint_is_must_be_readable_where_it_matters(two_checkpoints, tmp_path):
-    """Or else the best would be another one, and this one deleted."""
+    """Otherwise another checkpoint would be the best, and this one would be deleted."""
     run = shutil.copytree(two_checkpoints, tmp_path / "run")
     in_its_place(run / "checkpoints" / "1" / "meta" / "metadata", "/proc/self/mem")
     assert Checkpoints(run).restore().step == 2
@@ -356,9 +359,9 @@ def test_all_damaged_is_an_error_and_nothing_is_lost(tmp_path, capsys):
 
 def test_another_models_checkpoint_is_refused_by_name():
     leaves = to_leaves(state(0))
-    with pytest.raises(UserError, match=r"'params.stem.kernel' is float32\[3, 3, 3, 8\], this config's is float32"):
+    with pytest.raises(UserError, match=r"'params\.stem\.kernel'.*\[3, 3, 3, 8\].*\[3, 3, 3, 16\]"):
         from_leaves(leaves, {**state(0), "params": {"stem": {"kernel": jnp.zeros((3, 3, 3, 16))}}})
-    with pytest.raises(UserError, match=r"'params.head.kernel' is on one side only"):
+    with pytest.raises(UserError, match=r"'params\.head\.kernel'"):
         from_leaves(leaves, {**state(0), "params": {**state(0)["params"], "head": {"kernel": jnp.zeros(2)}}})
 
 
@@ -372,5 +375,5 @@ def test_variables_for_evaluation_are_the_moving_average_where_there_is_one(tmp_
     assert same(variables, {"params": plain["params"], **plain["model_state"]})
     _, variables = restore_variables(tmp_path / "averaged")
     assert same(variables, averaged["ema"])
-    with pytest.raises(UserError, match="no checkpoint there yet; train first, or give another run"):
+    with pytest.raises(UserError, match=r"nowhere: .* no checkpoint"):
         restore_variables(tmp_path / "nowhere")

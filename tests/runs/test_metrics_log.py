@@ -1,4 +1,4 @@
-"""The log: what a torn one gives, and what is cut from it."""
+"""The log: reading a torn log, and cutting it back."""
 
 import json
 import struct
@@ -24,7 +24,7 @@ def write_log(workdir, steps=range(10, 60, 10)) -> bytes:
 def test_metrics_are_lines_of_json_without_nan(tmp_path):
     log = MetricsLog(tmp_path, 0)
     log.write(1, "train", {"loss": np.float32("nan"), "top1": float("inf"), "lr": np.float32(0.5), "count": 3})
-    # Readable at once, by another process too.
+    # A line can be read at once, even by another process.
     (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     line = json.loads(text, parse_constant=pytest.fail)
     assert 0 < line.pop("seconds") < 3600
@@ -33,12 +33,12 @@ def test_metrics_are_lines_of_json_without_nan(tmp_path):
 
 
 def test_metrics_torn_at_every_byte(tmp_path):
-    """Whatever was cut off the end, exactly the whole lines remain, and the log goes on after them."""
+    """Wherever the end is cut off, exactly the whole lines remain, and the log continues after them."""
     whole = write_log(tmp_path, (10, 20, 30))
     path = tmp_path / "metrics.jsonl"
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        # An object that has its brace is whole, though its newline is missing.
+        # An object with its closing brace is whole, even if its newline is missing.
         steps = [10, 20, 30][: whole[:cut].count(b"}")]
         assert [line["step"] for line in read_metrics(tmp_path)] == steps
         log = MetricsLog(tmp_path, 30)
@@ -82,14 +82,14 @@ def test_a_torn_end_is_dropped_without_a_word(tmp_path, garbage, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("resume_step", "kept"), [(0, 0), (9, 0), (10, 1), (29, 2), (50, 5), (99, 5)])
-def test_metrics_are_cut_back_to_the_restored_step(tmp_path, resume_step, kept):
+@pytest.mark.parametrize(("resume_step", "num_lines"), [(0, 0), (9, 0), (10, 1), (29, 2), (50, 5), (99, 5)])
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path, resume_step, num_lines):
     whole = write_log(tmp_path)
     last = read_metrics(tmp_path)[-1]
     log = MetricsLog(tmp_path, resume_step)
     log.close()
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:kept])
-    # The time that the lost steps took was spent all the same.
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:num_lines])
+    # The time of the lost steps still counts.
     assert log.seconds_before == last["seconds"]
     assert log.seconds >= last["seconds"] + process_seconds() - 0.1
 
@@ -123,7 +123,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
         assert b"train/loss" in content
         assert b"eval/loss" in content
         assert b"train/top1" not in content
-    # What the first says of later steps than the restored one no longer holds.
+    # Values of the first file for steps after the restored one no longer hold.
     starts = [[event.step for event in events(file) if event.HasField("session_log")] for file in files]
     assert starts == [[], [11]]
 

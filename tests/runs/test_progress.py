@@ -1,4 +1,4 @@
-"""A bar on a terminal, plain lines elsewhere."""
+"""Progress shows a bar on a terminal, and plain lines elsewhere."""
 
 import fcntl
 import io
@@ -62,14 +62,14 @@ progress.close()
 
 
 def test_bar_on_a_terminal():
-    """Lines stand above the bar, which ends full; standard output may be a pipe."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    """Lines appear above the bar, which ends full; standard output may be a pipe."""
+    terminal, process_side = pty.openpty()
+    fcntl.ioctl(process_side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     command = [sys.executable, "-W", "error", "-c", BAR]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=True, text=True)
-    os.close(theirs)
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=process_side, check=True, text=True)
+    os.close(process_side)
+    shown = os.read(terminal, 65536).decode()
+    os.close(terminal)
     assert result.stdout == "evaluated\n"
     assert "100/1000" in shown.split("\r")[1]
     last = shown.strip().split("\r")[-1]

@@ -66,11 +66,11 @@ def test_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
 def test_lock_is_released_by_an_exception_and_holds_against_ourselves(tmp_path):
     with pytest.raises(KeyError), run_folder.lock(tmp_path):
         raise KeyError
-    (tmp_path / ".lock").write_text("12345678901\n")  # of a process that was killed
+    (tmp_path / ".lock").write_text("12345678901\n")  # the id of a killed process
     with run_folder.lock(tmp_path):
-        with pytest.raises(UserError, match=f"process {os.getpid()} is training"), run_folder.lock(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} "), run_folder.lock(tmp_path):
             pass
-        with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal took nothing away
+        with pytest.raises(UserError), run_folder.lock(tmp_path):  # the refusal changed nothing
             pass
     with run_folder.lock(tmp_path):
         pass
@@ -84,18 +84,18 @@ def test_lock_refuses_where_no_folder_can_be(tmp_path):
         assert str(workdir) in one_line(error)
 
 
-# --- prepare ---
+# --- begin_session ---
 
 
-def test_prepare_begins_then_resumes(tmp_path):
-    assert not run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+def test_begin_session_begins_then_resumes(tmp_path):
+    assert not run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     first = (tmp_path / "config.json").read_bytes()
     assert json.loads(first) == config_lib.to_dict(CONFIG)
     assert json.loads((tmp_path / "dataset.json").read_text())["class_names"] == ["0", "1", "2"]
 
     data = dataclasses.replace(CONFIG.data, path="elsewhere", num_workers=3)
     log = dataclasses.replace(CONFIG.log, every_steps=7)
-    assert run_folder.prepare(
+    assert run_folder.begin_session(
         tmp_path, dataclasses.replace(CONFIG, data=data, log=log), {**DATASET, "name": "b"}, DEVICES
     )
     assert (tmp_path / "config.json").read_bytes() == first
@@ -108,28 +108,28 @@ def test_prepare_begins_then_resumes(tmp_path):
     assert sessions[0]["git"] is None or len(sessions[0]["git"]["commit"]) == 40
 
 
-def test_prepare_refuses_a_provenance_that_is_none(tmp_path):
-    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+def test_begin_session_refuses_a_provenance_that_is_none(tmp_path):
+    run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     (tmp_path / "provenance.json").write_text('{"sessions": 3}')
     with pytest.raises(UserError) as error:
-        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+        run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     assert "sessions is not a list" in one_line(error)
     assert (tmp_path / "provenance.json").read_text() == '{"sessions": 3}'
 
 
-def test_prepare_refuses_another_config(tmp_path):
-    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+def test_begin_session_refuses_another_config(tmp_path):
+    run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = dataclasses.replace(CONFIG, seed=5, model=dataclasses.replace(CONFIG.model, width=0.35))
     with pytest.raises(UserError) as error:
-        run_folder.prepare(tmp_path, changed, DATASET, DEVICES)
+        run_folder.begin_session(tmp_path, changed, DATASET, DEVICES)
     assert "seed: 0 -> 5, model.width: 1.0 -> 0.35" in one_line(error)
     assert "--workdir" in one_line(error)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [
         ({"class_names": ["0", "1"]}, "class_names: 3 -> 2"),
         ({"class_names": ["0", "one", "2"]}, "class_names[1]: '1' -> 'one'"),
@@ -141,43 +141,44 @@ def test_prepare_refuses_another_config(tmp_path):
         ({"digest": {"eval.names": "00" * 32}}, "names of eval"),
     ],
 )
-def test_prepare_refuses_other_data(tmp_path, change, said):
-    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+def test_begin_session_refuses_other_data(tmp_path, change, named):
+    run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     with pytest.raises(UserError) as error:
-        run_folder.prepare(tmp_path, CONFIG, {**DATASET, **change}, DEVICES)
-    assert said in one_line(error)
+        run_folder.begin_session(tmp_path, CONFIG, {**DATASET, **change}, DEVICES)
+    assert named in one_line(error)
 
 
-def test_prepare_compares_what_is_known_of_the_images_before_and_now(tmp_path, capsys):
-    """A folder that was packed has sizes besides; a copy by TFDS has neither names nor labels."""
-    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+def test_begin_session_compares_what_is_known_of_the_images_before_and_now(tmp_path, capsys):
+    """A packed folder also has sizes; a copy made by TFDS has neither names nor labels."""
+    run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     packed = {**DATASET, "digest": {**DATASET["digest"], "train.sizes": "12" * 32}}
-    assert run_folder.prepare(tmp_path, CONFIG, packed, DEVICES)
+    assert run_folder.begin_session(tmp_path, CONFIG, packed, DEVICES)
     assert capsys.readouterr().err == ""
     copied = {**DATASET, "digest": {"train.copy": "34" * 32}}
-    for told in (1, 0):  # from then on it is known, too
-        assert run_folder.prepare(tmp_path, CONFIG, copied, DEVICES)
-        assert capsys.readouterr().err.count("\n") == told
+    for num_lines in (1, 0):  # the note is printed once: then it is recorded
+        assert run_folder.begin_session(tmp_path, CONFIG, copied, DEVICES)
+        assert capsys.readouterr().err.count("\n") == num_lines
     for key, dataset in (("train.copy", copied), ("train.names", DATASET)):
+        changed = {**dataset, "digest": {**dataset["digest"], key: "00" * 32}}
         with pytest.raises(UserError, match="of train"):
-            run_folder.prepare(tmp_path, CONFIG, {**dataset, "digest": {**dataset["digest"], key: "00" * 32}}, DEVICES)
+            run_folder.begin_session(tmp_path, CONFIG, changed, DEVICES)
 
 
 def test_a_folder_of_an_older_version_goes_on_with_one_line(tmp_path, capsys):
-    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     dataset, provenance = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("dataset", "provenance"))
     del dataset["digest"], provenance["sessions"][0]["settings"]
     (tmp_path / "dataset.json").write_text(json.dumps(dataset))
     (tmp_path / "provenance.json").write_text(json.dumps(provenance))
     other = {**DATASET, "digest": {"train.names": "00" * 32}}
-    for told in (1, 0):
+    for num_lines in (1, 0):
         with jax.enable_x64(True):
-            assert run_folder.prepare(tmp_path, CONFIG, other, DEVICES)
-        assert capsys.readouterr().err.count("\n") == told
+            assert run_folder.begin_session(tmp_path, CONFIG, other, DEVICES)
+        assert capsys.readouterr().err.count("\n") == num_lines
     with pytest.raises(UserError, match="JAX_ENABLE_X64"):
-        run_folder.prepare(tmp_path, CONFIG, other, DEVICES)
+        run_folder.begin_session(tmp_path, CONFIG, other, DEVICES)
     with pytest.raises(UserError, match="names of train"), jax.enable_x64(True):
-        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+        run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
 
 
 @pytest.mark.parametrize("other_first", [True, False])
@@ -189,25 +190,25 @@ def test_a_folder_of_an_older_version_goes_on_with_one_line(tmp_path, capsys):
         (lambda: jax.threefry_partitionable(False), "JAX_THREEFRY_PARTITIONABLE"),
     ],
 )
-def test_prepare_refuses_settings_that_draw_other_numbers(tmp_path, other, named, other_first):
+def test_begin_session_refuses_settings_that_draw_other_numbers(tmp_path, other, named, other_first):
     first, second = other(), contextlib.nullcontext()
     if not other_first:
         first, second = second, first
     with first:
-        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+        run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with second, pytest.raises(UserError) as error:
-        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+        run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     assert named in one_line(error)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, capsys):
-    def flags(*given):
-        monkeypatch.setenv("XLA_FLAGS", " ".join(given))
+def test_begin_session_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, capsys):
+    def flags(*xla_flags):
+        monkeypatch.setenv("XLA_FLAGS", " ".join(xla_flags))
 
     def warned():
-        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+        run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) <= 1
         return "".join(lines)
@@ -229,7 +230,7 @@ def test_prepare_warns_of_settings_that_round_otherwise(tmp_path, monkeypatch, c
 
 
 def test_other_images_of_equal_number_are_other_data(tmp_path):
-    """By the facts of an experiment, as a run that goes on has them."""
+    """Compares the facts of real experiments, as a resumed run does."""
     rng = np.random.default_rng(0)
 
     def facts(name):
@@ -242,46 +243,46 @@ def test_other_images_of_equal_number_are_other_data(tmp_path):
 
     run = tmp_path / "run"
     run.mkdir()
-    assert not run_folder.prepare(run, *facts("a"), DEVICES)
+    assert not run_folder.begin_session(run, *facts("a"), DEVICES)
     (tmp_path / "a.npz").rename(tmp_path / "moved.npz")
-    assert run_folder.prepare(run, *facts("moved"), DEVICES)
+    assert run_folder.begin_session(run, *facts("moved"), DEVICES)
     with pytest.raises(UserError, match="pixels of"):
-        run_folder.prepare(run, *facts("b"), DEVICES)
+        run_folder.begin_session(run, *facts("b"), DEVICES)
 
 
 @pytest.mark.parametrize(
-    ("distill", "what"),
+    ("distill", "option"),
     [({"logits": "kept.npz"}, "distill.logits='kept.npz'"), ({"teacher": "runs/big"}, "distill.teacher='runs/big'")],
 )
-def test_prepare_refuses_another_teacher(tmp_path, distill, what):
+def test_begin_session_refuses_another_teacher(tmp_path, distill, option):
     config = config_lib.build({"distill": distill})
-    run_folder.prepare(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
-    assert run_folder.prepare(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
+    run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
+    assert run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
     with pytest.raises(UserError) as error:
-        run_folder.prepare(tmp_path, config, {**DATASET, "teacher": "ca8d" * 16}, DEVICES)
+        run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "ca8d" * 16}, DEVICES)
     assert "data" not in one_line(error)
-    assert f"another teacher: {what} has changed since (SHA-256 cf05cf05… -> ca8dca8d…)" in one_line(error)
+    assert f"another teacher: {option} has changed since (SHA-256 cf05cf05… -> ca8dca8d…)" in one_line(error)
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git"])
-def test_prepare_refuses_a_folder_that_holds_something_else(tmp_path, name):
+def test_begin_session_refuses_a_folder_that_holds_something_else(tmp_path, name):
     (tmp_path / name).write_text("")
-    with pytest.raises(UserError, match=f"'{re.escape(name)}' but no config\\.json"):
-        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+    with pytest.raises(UserError, match=f"'{re.escape(name)}'.*config\\.json"):
+        run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("broken", [b"", b'{"seed": 0', b"[]", b"\0\0\0", b'{"sed": 0}', b'{"seed": "x"}', b"\xff"])
-def test_prepare_refuses_a_broken_config(tmp_path, broken):
-    run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+def test_begin_session_refuses_a_broken_config(tmp_path, broken):
+    run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     (tmp_path / "config.json").write_bytes(broken)
     with pytest.raises(UserError) as error:
-        run_folder.prepare(tmp_path, CONFIG, DATASET, DEVICES)
+        run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     assert "config.json" in one_line(error)
 
 
-def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
-    """Dying before the n-th rename, or just after it, leaves a folder in which the same command goes on."""
+def test_begin_session_can_be_killed_at_every_write(tmp_path, monkeypatch):
+    """If the process dies before or just after the n-th rename, the same command can resume in the folder."""
 
     class Killed(BaseException):
         pass
@@ -302,9 +303,9 @@ def test_prepare_can_be_killed_at_every_write(tmp_path, monkeypatch):
             with run_folder.lock(workdir):
                 monkeypatch.setattr(os, "replace", dying)
                 with pytest.raises(Killed):
-                    run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
+                    run_folder.begin_session(workdir, CONFIG, DATASET, DEVICES)
                 monkeypatch.setattr(os, "replace", rename)
-                (workdir / ".config.json.1.tmp").touch()  # which SIGKILL leaves no time to remove
+                (workdir / ".config.json.1.tmp").touch()  # SIGKILL leaves no time to remove it
                 complete = after and kill_at == 2
-                assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES) == complete
-                assert run_folder.prepare(workdir, CONFIG, DATASET, DEVICES)
+                assert run_folder.begin_session(workdir, CONFIG, DATASET, DEVICES) == complete
+                assert run_folder.begin_session(workdir, CONFIG, DATASET, DEVICES)

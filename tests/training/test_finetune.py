@@ -1,4 +1,4 @@
-"""Freezing, staged unfreezing and learning rates of their own, on the real experiment shrunk."""
+"""Freezing, staged unfreezing and separate learning rates, on the real experiment shrunk."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ from tests import cli
 W0_25 = str(pathlib.Path(__file__).parents[2] / "configs" / "w0_25.py")
 PARTS = ("stem", "block_1", "head", "classifier")
 SMALL = ["data.batch_size=32", "data.resolution=16", "model.depth=0.3", "optim.peak_lr=0.01"]
-"""Eight blocks."""
+"""Overrides that shrink the experiment, to a network of eight blocks."""
 
 
 def experiment(*overrides):
@@ -32,8 +32,8 @@ def experiment(*overrides):
 
 
 @functools.cache
-def taken(*overrides, steps=3):
-    """The state before training, and after some steps, each in its stage."""
+def take_steps(*overrides, steps=3):
+    """Returns the state before training and after each of some steps."""
     opened = experiment(*overrides)
     state, batches = meshes.compile_init(opened.mesh, opened.init_state)(), train_batches(opened)
     states = [jax.tree.map(np.array, jax.device_get(state))]
@@ -45,7 +45,7 @@ def taken(*overrides, steps=3):
 
 
 def changed(before, after):
-    """Branches of the parameters, and of the statistics, in which anything differs."""
+    """Names the branches of the parameters and of the statistics in which anything differs."""
     pairs = (before.params, after.params), (before.model_state["batch_stats"], after.model_state["batch_stats"])
     return tuple(
         {name for name in old if not all(map(np.array_equal, jax.tree.leaves(old[name]), jax.tree.leaves(new[name])))}
@@ -54,7 +54,7 @@ def changed(before, after):
 
 
 def test_what_is_frozen_stays_to_the_bit_and_everything_else_moves():
-    before, *_, after = taken("finetune.train_from=head", "optim.weight_decay=0.1", "optim.weight_decay_on=all")
+    before, *_, after = take_steps("finetune.train_from=head", "optim.weight_decay=0.1", "optim.weight_decay_on=all")
     params, stats = changed(before, after)
     assert params == {"head", "head_norm", "classifier"}
     assert stats == {"head_norm"}
@@ -62,7 +62,7 @@ def test_what_is_frozen_stays_to_the_bit_and_everything_else_moves():
 
 def test_a_frozen_backbone_infers_with_its_running_statistics():
     opened = experiment("finetune.train_from=classifier", "model.dropout=0")
-    state = taken("finetune.train_from=classifier", "model.dropout=0", steps=0)[0]
+    state = take_steps("finetune.train_from=classifier", "model.dropout=0", steps=0)[0]
     batch = next(train_batches(opened))
     task = opened.task.training_from("classifier")
     images, _ = task.view(batch, jax.random.key(0))
@@ -74,7 +74,7 @@ def test_a_frozen_backbone_infers_with_its_running_statistics():
 
 def test_stages_unfreeze_at_their_steps():
     # 1,437 images in batches of 32: 0.023 epochs are a step.
-    states = taken("finetune.train_from=('classifier', 'block_8')", "finetune.unfreeze_epochs=(0.023,)", steps=2)
+    states = take_steps("finetune.train_from=('classifier', 'block_8')", "finetune.unfreeze_epochs=(0.023,)", steps=2)
     moved = [changed(a, b)[0] for a, b in itertools.pairwise(states)]
     assert moved[0] == {"classifier"}
     assert moved[1] == {"block_8", "head", "head_norm", "classifier"}
@@ -126,21 +126,27 @@ ONE_EPOCH = ("train.steps=none", "train.epochs=1")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "named"),
     [
         (["finetune.train_from=clasifier"], "did you mean 'classifier'?"),
         (["finetune.train_from=('head', 'stem')"], "need 1 finetune.unfreeze_epochs"),
-        (["finetune.train_from=('stem', 'head')", "finetune.unfreeze_epochs=(1,)"], "nothing is unfrozen"),
+        (
+            ["finetune.train_from=('stem', 'head')", "finetune.unfreeze_epochs=(1,)"],
+            "train_from=['stem', 'head']",
+        ),
         (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(0,)"], "above 0"),
-        (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(1e-9,)"], "further apart"),
-        (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(1,)", *ONE_EPOCH], "begin it earlier"),
+        (
+            ["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(1e-9,)"],
+            "unfreeze_epochs=[1e-09]",
+        ),
+        (["finetune.train_from=('head', 'stem')", "finetune.unfreeze_epochs=(1,)", *ONE_EPOCH], "earlier"),
         (["finetune.train_from=()"], "finetune.train_from=[]"),
     ],
 )
-def test_impossible_stages_are_one_line(overrides, said):
+def test_impossible_stages_are_one_line(overrides, named):
     with pytest.raises(UserError) as caught:
         experiment(*overrides)
-    assert said in str(caught.value)
+    assert named in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -156,11 +162,11 @@ def test_training_ends_when_patience_does_and_the_same_command_says_so(tmp_path)
     summary = cli.answer(result)
     assert summary["steps"] < 12
     assert summary["best"]["step"] < summary["steps"]
-    assert "no better in 1 evaluations" in result.stderr
-    again = cli.here("main", *still, "--json")
-    assert cli.answer(again) == summary
-    assert f"finished already, at step {summary['steps']}" in again.stderr
-    # Whoever uses the run gets the best of it, and its report says which that is.
+    assert "1 evaluations" in result.stderr
+    rerun = cli.here("main", *still, "--json")
+    assert cli.answer(rerun) == summary
+    assert f"finished already, at step {summary['steps']}" in rerun.stderr
+    # Commands that use the run take its best checkpoint, and its report names that checkpoint.
     assert read_run_weights(tmp_path / "run").info.notes[0].startswith(f"step {summary['best']['step']} ")
     assert read_run_weights(tmp_path / "run", "latest").info.notes[0].startswith(f"step {summary['steps']} ")
     assert f"best evaluation was at step {summary['best']['step']}" in (tmp_path / "run" / "report.html").read_text()

@@ -47,8 +47,8 @@ def test_exponential_in_jumps_and_smoothly():
 def test_the_papers_decay_falls_at_the_end_of_each_epoch():
     # 1,281,167 images in batches of 96: epochs end between steps.
     optim, per_epoch = OptimConfig(schedule="exponential", decay_factor=0.98), 1281167 / 96
-    found = rates(optim, [13345, 13346, 26690, 26691], 0.045, per_epoch, 5_500_000)
-    np.testing.assert_allclose(found, [0.045, 0.045 * 0.98, 0.045 * 0.98, 0.045 * 0.98**2], rtol=1e-6)
+    actual = rates(optim, [13345, 13346, 26690, 26691], 0.045, per_epoch, 5_500_000)
+    np.testing.assert_allclose(actual, [0.045, 0.045 * 0.98, 0.045 * 0.98, 0.045 * 0.98**2], rtol=1e-6)
 
 
 def test_step_schedule():
@@ -80,15 +80,15 @@ def test_a_decay_in_steps_wins():
     ids=lambda options: options["schedule"],
 )
 def test_by_epoch_the_rate_is_that_of_whole_epochs(options, per_epoch):
-    """It is the rate that the same schedule has with one step an epoch."""
+    """The rate is that of the same schedule with one step per epoch."""
     options = dict(options, warmup_epochs=2.0, warmup_init_lr=0.1, update_every="epoch")
     epochs = 20
     total = round(epochs * per_epoch)
     by_step = rates(OptimConfig(**options | {"update_every": "step"}), range(epochs), per_epoch=1.0, total=epochs)
-    found = rates(OptimConfig(**options), range(total), per_epoch=per_epoch, total=total)
+    actual = rates(OptimConfig(**options), range(total), per_epoch=per_epoch, total=total)
     # The epoch of a step is the last one that has begun when the step begins.
     whole = [int(np.floor(np.round(step / per_epoch, 6))) for step in range(total)]
-    np.testing.assert_allclose(found, [by_step[epoch] for epoch in whole], rtol=2e-6)
+    np.testing.assert_allclose(actual, [by_step[epoch] for epoch in whole], rtol=2e-6)
 
 
 def test_corenets_cosine():
@@ -115,16 +115,16 @@ def test_tf_model_gardens_warmup():
     stairs = OptimConfig(schedule="exponential", decay_factor=0.5, decay_every_steps=10, **options)
     np.testing.assert_allclose(rates(stairs, [0, 10, 19, 20, 30]), [0, 0.05, 0.095, 0.1, 0.05], rtol=1e-6)
     cosine = [0.2 * (1 + np.cos(np.pi * step / 100)) for step in (20, 50, 99)]
-    found = rates(OptimConfig(schedule="cosine", cosine_from="start", **options), [0, 10, 20, 50, 99])
-    np.testing.assert_allclose(found, [0, cosine[0] / 2, *cosine], rtol=1e-4)
+    actual = rates(OptimConfig(schedule="cosine", cosine_from="start", **options), [0, 10, 20, 50, 99])
+    np.testing.assert_allclose(actual, [0, cosine[0] / 2, *cosine], rtol=1e-4)
 
 
 def test_noise_is_of_the_epoch_and_bounded():
     steady = OptimConfig(schedule="constant", update_every="epoch")
     noisy = OptimConfig(schedule="constant", lr_noise=(0.2, 0.8))
-    found = np.array(rates(noisy, range(2000), per_epoch=4.0, total=2000)).reshape(500, 4)
-    np.testing.assert_array_equal(found, np.repeat(found[:, :1], 4, axis=1))
-    noise = found[:, 0] / rates(steady, [0])[0] - 1
+    actual = np.array(rates(noisy, range(2000), per_epoch=4.0, total=2000)).reshape(500, 4)
+    np.testing.assert_array_equal(actual, np.repeat(actual[:, :1], 4, axis=1))
+    noise = actual[:, 0] / rates(steady, [0])[0] - 1
     assert np.abs(noise[:100]).max() == np.abs(noise[400:]).max() == 0
     inside = noise[100:400]
     assert np.unique(inside).size == 300
@@ -133,7 +133,7 @@ def test_noise_is_of_the_epoch_and_bounded():
     assert abs(inside.mean()) < 3 * 0.3753 / 300**0.5
     assert abs(inside.std() - 0.3753) < 0.03
     twice = rates(noisy, range(0, 1000, 2), per_epoch=2.0, total=1000)
-    np.testing.assert_allclose(twice, found[:, 0], rtol=1e-6)  # by the epoch alone
+    np.testing.assert_allclose(twice, actual[:, 0], rtol=1e-6)  # by the epoch alone
 
 
 PARAMS = {"stem": jnp.full((3, 3, 3, 2), 2.0), "depthwise": jnp.full((3, 3, 1, 2), 2.0), "scale": jnp.full((2,), 2.0)}
@@ -164,7 +164,7 @@ def test_no_norm_leaves_out_what_has_running_statistics(name):
 
 
 def follow(optim, gradients, start=2.0, peak=0.1):
-    """One scalar weight (of a kernel) under an optimiser, step by step."""
+    """Follows one scalar weight (of a kernel) under an optimiser, step by step."""
     optimizer = optimizer_of(optim, peak, 10.0, 100)
     params = {"kernel": jnp.full((1, 1), start)}
     state, path = optimizer.tx.init(params), []
@@ -192,7 +192,7 @@ def test_sgd_is_pytorchs(nesterov):
 
 
 HALVED = dict(schedule="exponential", decay_factor=0.5, decay_every_steps=1)
-"""A rate that changes with each step, so that it shows where it stands."""
+"""A rate that changes at each step, so that it shows which step's rate was used."""
 
 
 def test_rmsprop_is_tensorflows():
@@ -252,7 +252,7 @@ def test_l2_of_adamw_goes_through_the_moments():
 
 
 def descend(optim, steps, peak=1.0, power=1):
-    """A weight w that begins at 10 and costs w ** power: it after each step, its average, and what was logged."""
+    """Trains a weight w that begins at 10 and costs w ** power; returns w after each step, its average, and the log."""
 
     def loss(params, model_state, frozen, batch, key):
         cost = (params["w"] ** power).sum()
@@ -270,44 +270,44 @@ def descend(optim, steps, peak=1.0, power=1):
         ema={"params": params},
     )
     step = jax.jit(make_train_step(types.SimpleNamespace(loss=loss), optimizer, Config(optim=optim)))
-    found = []
+    actual = []
     for _ in range(steps):
         state, metrics = step(state, {}, {})
         logged = (metrics[name] for name in ("lr", "loss", "grad_norm", "first_bad_step"))
-        found.append([float(x) for x in (state.params["w"][0], state.ema["params"]["w"][0], *logged)])
+        actual.append([float(x) for x in (state.params["w"][0], state.ema["params"]["w"][0], *logged)])
         assert int(state.first_bad_step) == int(metrics["first_bad_step"])
-    return np.array(found).T
+    return np.array(actual).T
 
 
 def test_the_average_takes_in_every_fourth_step():
     optim = OptimConfig(schedule="constant", momentum=0.0, ema_decay=0.75, ema_every_steps=4, ema_warmup=False)
-    _, found, *_ = descend(optim, 9)
+    _, actual, *_ = descend(optim, 9)
     first = 0.75 * 10 + 0.25 * 6  # the weight falls by 1 a step
     second = 0.75 * first + 0.25 * 2
-    np.testing.assert_allclose(found, [10] * 3 + [first] * 4 + [second] * 2, rtol=1e-6)
+    np.testing.assert_allclose(actual, [10] * 3 + [first] * 4 + [second] * 2, rtol=1e-6)
 
 
 def test_the_average_warms_up_as_tensorflows_and_the_logged_rate_is_the_steps_own():
     optim = OptimConfig(momentum=0.0, ema_decay=0.25, **HALVED)
-    weights, found, logged, *_ = descend(optim, 6)
+    weights, actual, logged, *_ = descend(optim, 6)
     np.testing.assert_allclose(-np.diff(weights, prepend=10), logged, rtol=1e-5)
     mean, expected = 10.0, []
     for num_updates, weight in enumerate(weights, 1):
         decay = min(0.25, (1 + num_updates) / (10 + num_updates))  # tf.train.ExponentialMovingAverage
         mean = decay * mean + (1 - decay) * weight
         expected.append(mean)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_what_is_not_finite_is_remembered_as_the_first():
     optim = OptimConfig(schedule="constant", momentum=0.0, ema_decay=0.5)
     weights, _, _, losses, norms, bad = descend(optim, 4, peak=1e38, power=2)
-    # The first step's loss is finite, the weights that it leaves are not: it is that step which must not be kept.
+    # The loss of the first step is finite but its weights are not, so that step must not be saved.
     assert np.isfinite([losses, norms])[:, 0].all()
     assert not np.isfinite(weights).any()
     assert not np.isfinite(losses[1:]).any()
     assert bad.tolist() == [1, 1, 1, 1]
-    # Here the second's gradient is the first that isn't.
+    # Here the gradient of the second step is the first value that isn't finite.
     weights, _, _, losses, norms, bad = descend(optim, 4, peak=1e25, power=3)
     assert np.isfinite(weights).tolist() == [True, False, False, False]
     assert bad.tolist() == [NEVER, 2, 2, 2]

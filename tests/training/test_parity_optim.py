@@ -1,4 +1,4 @@
-"""Optimisers and schedules beside those of PyTorch, timm, Keras and TensorFlow, over 200 steps.
+"""Compares optimisers and schedules with those of PyTorch, timm, Keras and TensorFlow, over 200 steps.
 
 The optimisers train a network with a norm on the digits, in float64, while the learning rate falls: what stands inside
 the momentum and what outside makes no difference otherwise.
@@ -17,7 +17,7 @@ from mnv2_jax.training.schedules import make_schedule
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # Keras's variables
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # the variables of Keras
 ]
 
 STEPS, BATCH, PEAK = 200, 64, 0.02
@@ -32,11 +32,11 @@ def rate(step):
 
 
 def loss(flat, step, l2, decayed):
-    """Cross-entropy of one batch, and the L2 that Keras and TF-slim put into the loss."""
+    """Computes the cross-entropy of one batch, with the L2 that Keras and TF-slim put into the loss."""
     images, labels = load_digits(return_X_y=True)
     chosen = (jnp.arange(BATCH) + BATCH * step) % len(labels)
     x = jnp.asarray(images / 16)[chosen] @ flat["hidden/kernel"] + flat["hidden/bias"][None]
-    # Not the mean, against which the bias could do nothing: Adam would make steps of the roundings of its gradient.
+    # Not the mean: the bias would have no effect on it, and Adam would turn the rounding of its gradient into steps.
     x = x / jnp.sqrt(jnp.square(x).mean(0, keepdims=True) + 1e-3)
     x = jnp.tanh(x * flat["norm/hidden_norm/scale"][None] + flat["norm/hidden_norm/bias"][None])
     logits = x @ flat["classifier/kernel"] + flat["classifier/bias"][None]
@@ -54,7 +54,7 @@ def begin():
     return params | {"norm/hidden_norm/scale": np.ones(24), "norm/hidden_norm/bias": rng.normal(size=24) * 0.1}
 
 
-def ours(**options):
+def our_optimizer(**options):
     optim = OptimConfig(schedule="cosine", **options)
     transformation = make_transformation(optim, make_schedule(optim, PEAK, 10.0, STEPS))
     params = jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(begin(), sep="/"))
@@ -71,7 +71,7 @@ def ours(**options):
 
 
 def of_torch(make, decayed, **groups):
-    """``make(parameter groups)`` is the optimiser; `decayed` parameters have a group of their own."""
+    """Wraps the optimiser ``make(parameter groups)``; the parameters ``decayed`` have their own group."""
     torch = pytest.importorskip("torch")
     weights = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in begin().items()}
     optimizer = make(
@@ -136,17 +136,17 @@ def of_tf1(**options):
     return step
 
 
-def largest_difference(mine, theirs, l2=0.0, decayed=frozenset()):
-    """Of 200 steps, looked at every 20: the largest distance of a parameter, relative to the largest of its array.
+def largest_difference(our_step, their_step, l2=0.0, decayed=frozenset()):
+    """Takes 200 steps; returns the largest difference of a parameter relative to its array's largest.
 
     Args:
-      mine: our step.
-      theirs: the library's; its loss has ``l2`` of the parameters ``decayed`` in it.
+      our_step: our step.
+      their_step: the library's step; its loss includes ``l2`` of the parameters ``decayed``.
     """
     a, b, largest = begin(), begin(), 0.0
     for k in range(STEPS):
-        a = mine(gradient(a, k, 0.0, frozenset()), k)
-        b = theirs(gradient(b, k, l2, frozenset(decayed)), k)
+        a = our_step(gradient(a, k, 0.0, frozenset()), k)
+        b = their_step(gradient(b, k, l2, frozenset(decayed)), k)
         if k % 20 == 19:
             largest = max(largest, *(np.abs(a[name] - b[name]).max() / np.abs(b[name]).max() for name in b))
     moved = max(np.abs(b[name] - value).max() for name, value in begin().items())
@@ -161,18 +161,20 @@ def largest_difference(mine, theirs, l2=0.0, decayed=frozenset()):
 )
 def test_sgd_is_pytorchs(x64, momentum, nesterov, decayed):
     torch = pytest.importorskip("torch")
-    mine = ours(name="sgd", momentum=momentum, nesterov=nesterov, weight_decay=0.01, weight_decay_on=decayed)
-    theirs = of_torch(
+    our_step = our_optimizer(
+        name="sgd", momentum=momentum, nesterov=nesterov, weight_decay=0.01, weight_decay_on=decayed
+    )
+    their_step = of_torch(
         lambda groups: torch.optim.SGD(groups, lr=PEAK, momentum=momentum, nesterov=nesterov, weight_decay=0.01),
         DECAYED[decayed],
     )
-    assert largest_difference(mine, theirs) < 1e-9
+    assert largest_difference(our_step, their_step) < 1e-9
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_rmsprop_is_pytorchs(x64, momentum):
     torch = pytest.importorskip("torch")
-    mine = ours(
+    our_step = our_optimizer(
         name="rmsprop",
         momentum=momentum,
         epsilon=0.0316,
@@ -183,54 +185,56 @@ def test_rmsprop_is_pytorchs(x64, momentum):
         weight_decay_on="all",
     )
     make = torch.optim.RMSprop
-    theirs = of_torch(
+    their_step = of_torch(
         lambda groups: make(groups, lr=PEAK, alpha=0.9, momentum=momentum, eps=0.0316, weight_decay=0.01),
         DECAYED["all"],
     )
-    assert largest_difference(mine, theirs) < 1e-9
+    assert largest_difference(our_step, their_step) < 1e-9
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_rmsprop_is_timms_rmsprop_tf(x64, operators, momentum):
     timm = pytest.importorskip("timm.optim")
-    mine = ours(name="rmsprop", momentum=momentum, epsilon=1e-3, weight_decay=0.01, weight_decay_on="no_norm_bias")
+    our_step = our_optimizer(
+        name="rmsprop", momentum=momentum, epsilon=1e-3, weight_decay=0.01, weight_decay_on="no_norm_bias"
+    )
     make = timm.RMSpropTF
-    theirs = of_torch(
+    their_step = of_torch(
         lambda groups: make(groups, lr=PEAK, alpha=0.9, momentum=momentum, eps=1e-3, weight_decay=0.01), KERNELS
     )
-    assert largest_difference(mine, theirs) < 1e-9
+    assert largest_difference(our_step, their_step) < 1e-9
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_rmsprop_is_keras(keras_x64, momentum):
-    mine = ours(name="rmsprop", momentum=momentum, epsilon=2e-3, rms_init=0.0, weight_decay=0.01)
-    theirs = of_keras(lambda optimizers: optimizers.RMSprop(PEAK, rho=0.9, momentum=momentum, epsilon=2e-3), ())
-    assert largest_difference(mine, theirs, l2=0.01, decayed=KERNELS) < 1e-9
+    our_step = our_optimizer(name="rmsprop", momentum=momentum, epsilon=2e-3, rms_init=0.0, weight_decay=0.01)
+    their_step = of_keras(lambda optimizers: optimizers.RMSprop(PEAK, rho=0.9, momentum=momentum, epsilon=2e-3), ())
+    assert largest_difference(our_step, their_step, l2=0.01, decayed=KERNELS) < 1e-9
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_rmsprop_is_tf1s(x64, momentum):
-    mine = ours(name="rmsprop", momentum=momentum, epsilon=1.0, weight_decay=0.01)
-    theirs = of_tf1(decay=0.9, momentum=momentum, epsilon=1.0)
-    assert largest_difference(mine, theirs, l2=0.01, decayed=KERNELS) < 1e-9
+    our_step = our_optimizer(name="rmsprop", momentum=momentum, epsilon=1.0, weight_decay=0.01)
+    their_step = of_tf1(decay=0.9, momentum=momentum, epsilon=1.0)
+    assert largest_difference(our_step, their_step, l2=0.01, decayed=KERNELS) < 1e-9
 
 
 def test_adamw_is_pytorchs(x64):
     torch = pytest.importorskip("torch")
-    mine = ours(name="adamw", weight_decay=0.1, weight_decay_on="no_norm", b1=0.6, epsilon=1e-6)
+    our_step = our_optimizer(name="adamw", weight_decay=0.1, weight_decay_on="no_norm", b1=0.6, epsilon=1e-6)
     make = torch.optim.AdamW
-    theirs = of_torch(
+    their_step = of_torch(
         lambda groups: make(groups, lr=PEAK, betas=(0.6, 0.999), eps=1e-6, weight_decay=0.1), DECAYED["no_norm"]
     )
-    assert largest_difference(mine, theirs) < 1e-9
+    assert largest_difference(our_step, their_step) < 1e-9
 
 
 def test_adamw_is_keras(keras_x64):
-    # Keras adds epsilon before the bias is corrected, we, as PyTorch, after: it must be small for them to agree.
+    # Keras adds epsilon before the bias correction; we add it after, like PyTorch. They agree for a small epsilon.
     options = dict(weight_decay=0.1, epsilon=1e-30)
-    mine = ours(name="adamw", weight_decay_on="no_norm", l2=1e-3, b1=0.6, **options)
-    theirs = of_keras(lambda optimizers: optimizers.AdamW(PEAK, beta_1=0.6, **options), DECAYED["no_norm"])
-    assert largest_difference(mine, theirs, l2=1e-3, decayed=DECAYED["no_norm"]) < 1e-9
+    our_step = our_optimizer(name="adamw", weight_decay_on="no_norm", l2=1e-3, b1=0.6, **options)
+    their_step = of_keras(lambda optimizers: optimizers.AdamW(PEAK, beta_1=0.6, **options), DECAYED["no_norm"])
+    assert largest_difference(our_step, their_step, l2=1e-3, decayed=DECAYED["no_norm"]) < 1e-9
 
 
 EPOCHS, PER_EPOCH = 20, 10
@@ -248,7 +252,7 @@ def torch_optimizer():
 
 
 def torch_rates(make, every, steps=STEPS):
-    """The learning rate of each step of a scheduler that is stepped after ``every`` steps."""
+    """Returns the learning rate of each step of a scheduler that is called after every ``every`` steps."""
     optimizer = torch_optimizer()
     scheduler, rates = make(optimizer), []
     for step in range(steps):
@@ -268,9 +272,9 @@ def timm_rates(make, epochs=EPOCHS, per_epoch=PER_EPOCH):
     return rates
 
 
-def close(found, expected, of=None):
-    """Within a millionth of each rate, or of the rate ``of``."""
-    difference = np.abs((found - np.asarray(expected)) / (expected if of is None else of)).max()
+def close(actual, expected, of=None):
+    """Asserts that rates agree within a millionth of each rate, or of the rate ``of``."""
+    difference = np.abs((actual - np.asarray(expected)) / (expected if of is None else of)).max()
     print(f"largest relative difference: {difference:.1e}")
     assert difference < 1e-6
 
@@ -303,14 +307,14 @@ def test_torchvisions_warmup_and_cosine(x64):
             optimizer, [warming, schedulers.CosineAnnealingLR(optimizer, EPOCHS - 5)], milestones=[5]
         )
 
-    found = our_rates(schedule="cosine", update_every="epoch", warmup_epochs=5, warmup_init_lr=0.01 * PEAK)
-    close(found, torch_rates(make, PER_EPOCH))
+    actual = our_rates(schedule="cosine", update_every="epoch", warmup_epochs=5, warmup_init_lr=0.01 * PEAK)
+    close(actual, torch_rates(make, PER_EPOCH))
 
 
 @pytest.mark.parametrize(("epochs", "per_epoch"), [(EPOCHS, PER_EPOCH), (600, 3)])
 def test_timms_step_schedule(x64, operators, epochs, per_epoch):
     schedulers = pytest.importorskip("timm.scheduler")
-    found = our_rates(
+    actual = our_rates(
         epochs=epochs,
         per_epoch=per_epoch,
         schedule="exponential",
@@ -321,7 +325,7 @@ def test_timms_step_schedule(x64, operators, epochs, per_epoch):
         warmup_init_lr=1e-6,
     )
     options = dict(decay_t=2.4, decay_rate=0.973, warmup_t=3, warmup_lr_init=1e-6, warmup_prefix=False)
-    close(found, timm_rates(lambda o: schedulers.StepLRScheduler(o, **options), epochs, per_epoch))
+    close(actual, timm_rates(lambda o: schedulers.StepLRScheduler(o, **options), epochs, per_epoch))
 
 
 def test_timms_cosine(x64, operators):
@@ -346,10 +350,10 @@ def test_noise_is_where_timms_is(x64, operators):
             optimizer, "step", EPOCHS, decay_epochs=2.4, decay_rate=0.973, warmup_epochs=0, **noise
         )[0]
 
-    theirs = np.array(timm_rates(lambda o: make(o, noise=[0.42, 0.9]))) / timm_rates(make) - 1
-    np.testing.assert_array_equal(np.abs(noise) > 1e-9, np.abs(theirs) > 1e-9)
+    their_step = np.array(timm_rates(lambda o: make(o, noise=[0.42, 0.9]))) / timm_rates(make) - 1
+    np.testing.assert_array_equal(np.abs(noise) > 1e-9, np.abs(their_step) > 1e-9)
     assert 0.1 < np.abs(noise).max() < 0.67
-    assert 0.1 < np.abs(theirs).max() < 0.67
+    assert 0.1 < np.abs(their_step).max() < 0.67
 
 
 def test_keras_schedules(keras_x64):
@@ -365,8 +369,8 @@ def test_keras_schedules(keras_x64):
         our_rates(schedule="cosine", warmup_steps=25, warmup_init_lr=0.001, final_lr=0.1 * PEAK), rates(warmed), of=PEAK
     )
     for staircase in (True, False):
-        found = our_rates(schedule="exponential", decay_factor=0.96, decay_every_steps=30, staircase=staircase)
-        close(found, rates(schedules.ExponentialDecay(PEAK, 30, 0.96, staircase)))
+        actual = our_rates(schedule="exponential", decay_factor=0.96, decay_every_steps=30, staircase=staircase)
+        close(actual, rates(schedules.ExponentialDecay(PEAK, 30, 0.96, staircase)))
 
 
 def test_slims_schedule(x64):

@@ -11,7 +11,7 @@ PARTS = ("stem", "block_1", "head", "classifier")
 
 
 def planned(num_images=320, **sections):
-    """The plan of a config with 32 images a batch; 10 steps an epoch."""
+    """Makes the plan of a config with 32 images per batch and 10 steps per epoch."""
     return make_plan(Config(data=DataConfig(batch_size=32), **sections), num_images, PARTS)
 
 
@@ -29,7 +29,7 @@ def test_epochs_are_not_rounded_and_a_training_has_a_step():
         (0.25, 10, [3, 5, 8, 10]),  # 2.5, 5, 7.5 and 10 steps
         (0.0, 30, [30]),
         (1.0, 25, [10, 20, 25]),
-        (0.05, 4, [1, 2, 3, 4]),  # twice a step
+        (0.05, 4, [1, 2, 3, 4]),  # two evaluations are due per step
     ],
 )
 def test_evaluations_fall_due_with_epochs_and_at_the_end(every, steps, expected):

@@ -1,4 +1,4 @@
-"""Batches of several resolutions: their sizes, what the devices make of them, and that a restart changes nothing."""
+"""Batches of several resolutions: their sizes, their split over devices, and restarts, which change nothing."""
 
 import dataclasses
 import pathlib
@@ -105,7 +105,7 @@ def finetuning(resolution, batch_size, group_size, scales, accumulate_steps=1):
 
 
 @pytest.mark.parametrize(
-    ("config", "devices", "said"),
+    ("config", "devices", "message"),
     [
         (
             finetuning(128, 32, 32, CORENET),
@@ -127,18 +127,18 @@ def finetuning(resolution, batch_size, group_size, scales, accumulate_steps=1):
         (finetuning(64, 1024, 8, (64, 320)), 1, "128 images of 320 px have 3.12 times those of data.batch_size=1024"),
     ],
 )
-def test_scales_that_are_not_level_in_pixels(config, devices, said):
+def test_scales_that_are_not_level_in_pixels(config, devices, message):
     with pytest.raises(UserError) as caught:
         check_devices(config, devices)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     for mend in re.findall(r"take ([\w.]+)=(\d+)", str(caught.value)):
         section, key = mend[0].split(".")
         changed = dataclasses.replace(getattr(config, section), **{key: int(mend[1])})
         check_devices(dataclasses.replace(config, **{section: changed}), devices)
-    left = tuple(int(scale) for scale in re.search(r"leave (.*) out", str(caught.value))[1].split(", "))
-    rest = tuple(scale for scale in config.data.scales if scale not in left)
-    check_devices(dataclasses.replace(config, data=dataclasses.replace(config.data, scales=rest)), devices)
+    left_out = tuple(int(scale) for scale in re.search(r"leave (.*) out", str(caught.value))[1].split(", "))
+    remaining = tuple(scale for scale in config.data.scales if scale not in left_out)
+    check_devices(dataclasses.replace(config, data=dataclasses.replace(config.data, scales=remaining)), devices)
     check(config)  # to be evaluated at such a resolution
 
 
@@ -154,12 +154,12 @@ def test_corenets_recipe_is_level(batch):
 
 
 def every_command():
-    """Each config, and what the README trains; with overrides."""
+    """Lists each config, and each training command of the README, with their overrides."""
     readme = (ROOT / "README.md").read_text()
-    found = re.findall(r"mnv2_jax\.main --config=(configs/[^\s`]+)((?: --config\.[^\s`]+)*)", readme)
-    assert len(found) > 5
-    told = [(spec, tuple(more.replace("--config.", "").split())) for spec, more in found]
-    return sorted({*told, *((f"configs/{path.name}", ()) for path in (ROOT / "configs").glob("*.py"))})
+    commands = re.findall(r"mnv2_jax\.main --config=(configs/[^\s`]+)((?: --config\.[^\s`]+)*)", readme)
+    assert len(commands) > 5
+    from_readme = [(spec, tuple(more.replace("--config.", "").split())) for spec, more in commands]
+    return sorted({*from_readme, *((f"configs/{path.name}", ()) for path in (ROOT / "configs").glob("*.py"))})
 
 
 @pytest.mark.parametrize(("spec", "overrides"), every_command())
@@ -219,11 +219,11 @@ def test_epochs_count_images():
 def test_each_shape_is_compiled_once_and_a_restart_changes_no_bit():
     opened = experiment("augment.repeats=2")
     step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
-    begun = jax.device_get(meshes.compile_init(opened.mesh, opened.init_state)())
+    initial = jax.device_get(meshes.compile_init(opened.mesh, opened.init_state)())
     shapes, nothing = [], {}
 
     def run(state, start, stop):
-        # A copy: on a CPU the host's array may become the device's, and a step gives away what it is given.
+        # A copy: on a CPU the host array may become the device's buffer, which the step donates.
         state = meshes.put(opened.mesh, jax.tree.map(np.copy, state))
         batches = train_batches(experiment("augment.repeats=2"), start)
         for _ in range(start, stop):
@@ -233,9 +233,9 @@ def test_each_shape_is_compiled_once_and_a_restart_changes_no_bit():
                 state, _ = step(state, nothing, batch)
         return jax.device_get(state)
 
-    whole = run(begun, 0, 6)
+    whole = run(initial, 0, 6)
     assert sorted(shapes) == 3 * [(32, 16)] + 3 * [(128, 8)]
-    restarted = run(run(begun, 0, 3), 3, 6)  # in the middle of a block
+    restarted = run(run(initial, 0, 3), 3, 6)  # in the middle of a block
     assert shapes[6:] == shapes[:6]
     jax.tree.map(np.testing.assert_array_equal, restarted, whole)
     assert step._cache_size() == 2

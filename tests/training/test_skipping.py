@@ -17,14 +17,14 @@ from mnv2_jax.data.tfds_source import TfdsLabels
 from mnv2_jax.runs.folder import read_skipped
 from mnv2_jax.tasks.builtin import student_of
 from mnv2_jax.training.plan import make_plan
-from mnv2_jax.training.run import Found, Run
+from mnv2_jax.training.run import FolderContent, Run
 from mnv2_jax.training.writer import open_writer
 from tests import cli
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three classes of 16 images in train and two of 4 in val, one of each damaged; val has none of the third."""
+    """Makes a folder: train has three classes of 16 images, val two of 4; one image of each is damaged."""
     rng = np.random.default_rng(0)
     for split, counts in (("train", {"cat": 6, "dog": 5, "emu": 5}), ("val", {"cat": 2, "dog": 2})):
         for name, count in counts.items():
@@ -87,13 +87,13 @@ WHOLE = (
 
 
 def session(workdir, batches, start=0):
-    """One session of a run that skips ``batches``, by step; gives what it said."""
+    """Runs one session that skips the images of ``batches``, by step; returns its output."""
     config = config_lib.build({"data": {"skip_corrupt": True}})
     plan = make_plan(dataclasses.replace(config, train=config_lib.TrainConfig(steps=100)), 64, ("stem",))
     experiment = types.SimpleNamespace(config=config, plan=plan, mesh=types.SimpleNamespace(size=1))
-    stream, found = io.StringIO(), Found(start, [], None)
+    stream, content = io.StringIO(), FolderContent(start, [], None)
     with open_writer(experiment, workdir, None, start, stream) as writer:
-        run = Run(experiment, writer, found, None)
+        run = Run(experiment, writer, content, None)
         for step, lines in batches.items():
             run.skipped(step, len(lines), lines)
         run.share_skipped()
@@ -102,10 +102,10 @@ def session(workdir, batches, start=0):
 
 def test_each_image_is_named_once_over_all_sessions(tmp_path):
     first = {index: LINES[index] for index in (7, 2)}
-    said = session(tmp_path, {1: first, 2: first})
-    assert said.splitlines() == [f"skipped: {LINES[2]}", f"skipped: {LINES[7]}"]
-    said += session(tmp_path, {2: first, 3: LINES, 4: LINES}, start=1)
-    assert said.count("skipped: ") == 3
+    output = session(tmp_path, {1: first, 2: first})
+    assert output.splitlines() == [f"skipped: {LINES[2]}", f"skipped: {LINES[7]}"]
+    output += session(tmp_path, {2: first, 3: LINES, 4: LINES}, start=1)
+    assert output.count("skipped: ") == 3
     assert (tmp_path / "skipped.txt").read_bytes() == WHOLE
     assert read_skipped(tmp_path) == WHOLE.decode().split("\n")[:-1]
     counts = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -113,7 +113,7 @@ def test_each_image_is_named_once_over_all_sessions(tmp_path):
 
 
 def test_cut_off_at_any_byte_no_line_is_lost_or_doubled(tmp_path):
-    """A kill while the lines are written: the steps are taken again, and their images met again."""
+    """After a kill while the lines are written, the steps are repeated, and their images are met again."""
     for cut in range(len(WHOLE) + 1):
         (tmp_path / "skipped.txt").write_bytes(WHOLE[:cut])
         assert len(read_skipped(tmp_path)) == WHOLE[:cut].count(b"\n")
@@ -130,15 +130,19 @@ def test_a_run_that_skips_nothing_has_no_list(tmp_path):
 # --- classes without images ---------------------------------------------------------------------------------
 
 
-def said(labels):
-    """What a classification on such labels says before it is trained."""
+def notes_before_training(labels):
+    """Returns the notes that a classification task on these labels prints before training."""
     split = Split("val", labels, lambda index: pytest.fail("read an image"))
     return student_of(config_lib.Config(), Dataset("folder", tuple("abcdefgh"), split, split), False).notes
 
 
 def test_classes_without_images_are_named():
-    assert said(np.arange(8, dtype=np.int32)) == ()
-    assert said(np.array([0, 0, 3, 4, 5, 6, 7], np.int32)) == ("val has no images of 2 of 8 classes: b, c",)
-    assert said(np.array([5], np.int32)) == ("val has no images of 7 of 8 classes: a, b, c, d, e and 2 more",)
-    # Labels that lie beside the pixels aren't read for it.
-    assert said(TfdsLabels(None, 10**6)) == ()
+    assert notes_before_training(np.arange(8, dtype=np.int32)) == ()
+    assert notes_before_training(np.array([0, 0, 3, 4, 5, 6, 7], np.int32)) == (
+        "val has no images of 2 of 8 classes: b, c",
+    )
+    assert notes_before_training(np.array([5], np.int32)) == (
+        "val has no images of 7 of 8 classes: a, b, c, d, e and 2 more",
+    )
+    # Labels that are stored with the pixels aren't read for these notes.
+    assert notes_before_training(TfdsLabels(None, 10**6)) == ()

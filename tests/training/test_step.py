@@ -1,4 +1,4 @@
-"""The train step is the same function on any number of devices, however it is cut up, and never waits.
+"""The train step is the same function on any number of devices and microbatches, and never waits.
 
 The experiment is the real one, shrunk: `configs/w0_25.py:data=digits` on small batches.
 """
@@ -40,34 +40,34 @@ def experiment(*overrides, devices=1, config="w0_25"):
 
 @functools.lru_cache
 def compiled_init(dtype, ema_decay, depth):
-    """One compilation for all tests."""
+    """Compiles the initialisation once for all tests."""
     opened = experiment(f"model.dtype={dtype}", f"optim.ema_decay={ema_decay}", f"model.depth={depth}")
     return jax.device_get(meshes.compile_init(opened.mesh, opened.init_state)())
 
 
 def begin(opened):
-    """The state before the first step, on the experiment's devices."""
+    """Makes the state before the first step, on the experiment's devices."""
     config = opened.config
     state = compiled_init(config.model.dtype, config.optim.ema_decay, config.model.depth)
     state = state.replace(opt_state=opened.optimizers[0].tx.init(state.params))
-    # A copy: on a CPU the host's array may become the device's, and a step gives away what it is given.
+    # A copy: on a CPU the host array may become the device's buffer, which the step donates.
     return meshes.put(opened.mesh, jax.tree.map(np.copy, state))
 
 
 def run(opened, steps):
-    """The metrics of each step, and the state after each."""
+    """Returns the metrics of each step, and the state after each."""
     step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
-    state, batches, found, states = begin(opened), train_batches(opened), [], []
+    state, batches, metrics, states = begin(opened), train_batches(opened), [], []
     for _ in range(steps):
         state, metrics = step(state, {}, next(batches))
-        found.append({name: float(value) for name, value in metrics.items()})
+        metrics.append({name: float(value) for name, value in metrics.items()})
         states.append(jax.device_get(state))
-    return found, states
+    return metrics, states
 
 
 @functools.lru_cache
 def plain_run():
-    """10 steps in float64 on one device: one compilation for all tests."""
+    """Takes 10 steps in float64 on one device, with one compilation for all tests."""
     return run(experiment("model.dtype=float64"), 10)
 
 
@@ -88,23 +88,23 @@ ALL_SPREAD = [
 
 @functools.lru_cache
 def three_steps(case, devices):
-    """Losses and running statistics of 3 steps in float64; on one device microbatches should be the same step."""
+    """Returns losses and running statistics of 3 steps in float64; on one device microbatches must be the same step."""
     if devices == 1 and case in ("groups of 8", "microbatches of 16"):
-        found, states = plain_run()
+        metrics, states = plain_run()
     else:
         config = "finetune" if case.startswith("fine-tuning") else "w0_25"
         opened = experiment("model.dtype=float64", *SPREAD[case], devices=devices, config=config)
-        found, states = run(opened, 3)
-    return np.array([m["loss"] for m in found[:3]]), states[2].model_state
+        metrics, states = run(opened, 3)
+    return np.array([m["loss"] for m in metrics[:3]]), states[2].model_state
 
 
 @pytest.mark.parametrize(("case", "devices"), ALL_SPREAD)
 def test_float64_losses_and_statistics_agree_whatever_lies_over_several_devices(case, devices, x64):
     alone, statistics = three_steps(case, 1)
     assert np.ptp(alone) > 1e-4  # it does train
-    losses, found = three_steps(case, devices)
+    losses, metrics = three_steps(case, devices)
     np.testing.assert_allclose(losses, alone, rtol=0, atol=1e-9)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), found, statistics)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), metrics, statistics)
 
 
 def test_gradient_is_that_of_finite_differences(x64):
@@ -128,7 +128,7 @@ def test_gradient_is_that_of_finite_differences(x64):
 
 @functools.lru_cache
 def first_step(devices):
-    """Loss and norm of the gradient in float32."""
+    """Returns the loss and the gradient norm in float32."""
     # In larger networks some activation lies within a rounding of ReLU6's kink, and that one flip shows in the fourth
     # digit of the gradient: at 96 px and a depth of 0.5 with 4 of 8 seeds, here with none of them.
     few = ("data.resolution=96", "model.strides=(2, 2, 2, 2, 2)", "model.depth=0.1", "data.batch_size=16", "seed=3")
@@ -153,7 +153,7 @@ def test_microbatches_keep_norm_groups_whole_and_stay_at_home():
 
 @functools.lru_cache
 def on_four_devices():
-    """An experiment that averages its weights, its compiled step, and how often that was traced; for several tests."""
+    """Returns an experiment with averaged weights, its compiled step, and its number of traces, for several tests."""
     opened = experiment("optim.ema_decay=0.5", "optim.ema_warmup=False", devices=4)
     traced = []
     step = opened.train_step(0)
@@ -190,7 +190,7 @@ def test_at_most_two_all_reduces_on_four_devices():
 def test_ema_averages_weights_and_their_statistics():
     opened, step, _ = on_four_devices()
     first, batches = begin(opened), train_batches(opened)
-    before = jax.tree.map(np.copy, jax.device_get(first.ema))  # the step gives the state's buffers away
+    before = jax.tree.map(np.copy, jax.device_get(first.ema))  # the step donates the state's buffers
     state, _ = step(first, {}, next(batches))
     expected = jax.tree.map(lambda a, b: (a + b) / 2, before, {"params": state.params, **state.model_state})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema, expected)
@@ -206,10 +206,10 @@ def test_dropout_follows_the_step_and_the_example_not_the_place():
     order = jnp.asarray(np.random.default_rng(0).permutation(32))
     shuffled = {name: value[order] for name, value in batch.items()}
     key = jax.random.key(0)
-    here, _ = loss(state.params, state.model_state, {}, batch, key)
-    there, _ = loss(state.params, state.model_state, {}, shuffled, key)
+    loss_in_order, _ = loss(state.params, state.model_state, {}, batch, key)
+    loss_shuffled, _ = loss(state.params, state.model_state, {}, shuffled, key)
     other, _ = loss(state.params, state.model_state, {}, batch, jax.random.key(1))
     alike, _ = loss(state.params, state.model_state, {}, batch | {"index": 0 * batch["index"]}, key)
-    assert float(here) == pytest.approx(float(there), rel=1e-5)
-    assert float(here) != pytest.approx(float(other), rel=1e-3)
-    assert float(here) != pytest.approx(float(alike), rel=1e-3)
+    assert float(loss_in_order) == pytest.approx(float(loss_shuffled), rel=1e-5)
+    assert float(loss_in_order) != pytest.approx(float(other), rel=1e-3)
+    assert float(loss_in_order) != pytest.approx(float(alike), rel=1e-3)

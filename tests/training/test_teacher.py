@@ -1,4 +1,4 @@
-"""The teacher sees what the student sees, wherever it runs; stored logits are of these data and of no others."""
+"""The teacher sees the student's view on any devices; stored logits are refused for other data."""
 
 import dataclasses
 import itertools
@@ -43,7 +43,7 @@ SHRUNK = [
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of a small network whose classes are the digits in reverse."""
+    """Writes a file of a small network whose classes are the digits in reverse."""
     model = create_model("mobilenet_v1", 10, width=0.05)
     rng = np.random.default_rng(0)
 
@@ -73,7 +73,7 @@ def batches_of(opened, count):
 
 @pytest.fixture
 def exact(monkeypatch, x64):
-    """A teacher that computes in float64: for invariances up to rounding."""
+    """Makes the teacher compute in float64, for invariances up to rounding."""
     monkeypatch.setattr(teacher, "DTYPE", "float64")
 
 
@@ -84,13 +84,13 @@ def test_it_answers_for_the_students_view_in_its_own_normalisation(weights, exac
     opened = experiment(f"distill.teacher={weights}")
     (batch,) = batches_of(opened, 1)
     view, _ = opened.task.student.view(batch, jax.random.key(3))
-    told = jax.jit(opened.task.teacher.answer)(opened.task.frozen, view)
+    answers = jax.jit(opened.task.teacher.answer)(opened.task.frozen, view)
     pixels = np.asarray(view, np.float64) * np.array(opened.config.data.std) + np.array(opened.config.data.mean)
     model = create_model("mobilenet_v1", 10, width=0.05, dtype="float64")
     held = load_weights(weights)
     logits, _ = jax.jit(model.apply)(held.variables, (pixels - np.array(MEAN)) / np.array(STD))
     assert np.ptp(logits, axis=0).min() > 0.01
-    np.testing.assert_allclose(told, logits[:, ::-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(answers, logits[:, ::-1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_takes_its_weights_as_an_argument_and_asks_it_in_bfloat16(weights):
@@ -100,15 +100,19 @@ def test_the_loss_takes_its_weights_as_an_argument_and_asks_it_in_bfloat16(weigh
     closed = jax.make_jaxpr(opened.task.loss)(*arguments)
     assert sum(np.size(const) for const in closed.consts) < 100
     assert str(closed).count("bf16") > 100
-    own = dataclasses.replace(opened.task, teacher=dataclasses.replace(opened.task.teacher, answer=None))
-    alone = jax.make_jaxpr(own.loss)(*arguments[:3], {**batch, TEACHER_LOGITS: np.zeros((32, 10))}, arguments[-1])
+    task_without_teacher = dataclasses.replace(
+        opened.task, teacher=dataclasses.replace(opened.task.teacher, answer=None)
+    )
+    alone = jax.make_jaxpr(task_without_teacher.loss)(
+        *arguments[:3], {**batch, TEACHER_LOGITS: np.zeros((32, 10))}, arguments[-1]
+    )
     assert "bf16" not in str(alone)
     assert abs(str(closed).count("random_bits") - str(alone).count("random_bits")) == 0  # the view is made once
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """As a `Model`, but compiled in no time."""
+    """A linear `Model`, which compiles at once."""
 
     def init(self, key, x):
         return {"params": {"kernel": jax.random.normal(key, (x.size, 10), jnp.float64) / 30}}
@@ -139,7 +143,7 @@ def test_the_step_is_the_same_cut_up_and_on_two_devices(weights, x64, monkeypatc
         for batch in batches_of(opened, 2):
             state, metrics = step(state, {}, batch)
             found[accumulate].append([float(metrics[key]) for key in ("loss", "hard_loss", "soft_loss", "grad_norm")])
-    # The teacher's logits are float32 under x64, too, and XLA rounds a few otherwise for two devices.
+    # The teacher's logits are float32 even under x64, and XLA rounds a few of them differently on two devices.
     np.testing.assert_allclose(found[2], found[1], rtol=1e-7)
     loss, hard, soft, _ = found[1][0]
     assert loss == pytest.approx((hard + soft) / 2)
@@ -160,7 +164,7 @@ def of_classes(*names):
         (("cat", "dog", "emu"), (), [0, 1, 2]),
         (("emu", "cat", "dog"), (), [1, 2, 0]),
         (("1", "2", "3"), ("dog", "emu", "cat"), [2, 0, 1]),
-        (("x", "dog", "y", "emu", "cat"), (), [4, 1, 3]),  # further classes say nothing
+        (("x", "dog", "y", "emu", "cat"), (), [4, 1, 3]),  # further classes are ignored
         ((), (), [0, 1, 2]),
     ],
 )
@@ -171,15 +175,15 @@ def test_classes_are_found_by_name(labels, class_ids, expected):
 
 
 @pytest.mark.parametrize(
-    ("labels", "count", "said"),
+    ("labels", "count", "named"),
     [
         (("cat", "dog", "eel"), 3, "have no class 'emu' of pets"),
-        (("cat", "dog", "emu", "emu"), 4, "have no class 'emu' of pets"),  # which of the two?
+        (("cat", "dog", "emu", "emu"), 4, "have no class 'emu' of pets"),  # two files fit the name
         ((), 4, "have 4 classes without names, and pets has 3; .* --labels"),
     ],
 )
-def test_other_classes_are_refused(labels, count, said):
-    with pytest.raises(UserError, match=said):
+def test_other_classes_are_refused(labels, count, named):
+    with pytest.raises(UserError, match=named):
         columns_of(WeightsInfo(labels=labels), count, of_classes("cat", "dog", "emu"))
 
 
@@ -188,7 +192,7 @@ def test_other_classes_are_refused(labels, count, said):
 
 def test_a_teacher_that_cannot_be_had_is_one_line_before_anything_is_made(tmp_path, weights):
     (tmp_path / "foreign.pth").write_bytes(bytes(16))
-    for option, said in (
+    for option, named in (
         ([f"distill.teacher={tmp_path / 'no.safetensors'}"], "distill.teacher=.*no.safetensors.*correct the path"),
         ([f"distill.teacher={tmp_path}"], f"^distill.teacher='{tmp_path}': no run is there .no config.json.; give the"),
         ([f"distill.teacher={weights}", "distill.teacher_model=resnet50"], "mobilenet_v1; leave distill.teach"),
@@ -198,17 +202,17 @@ def test_a_teacher_that_cannot_be_had_is_one_line_before_anything_is_made(tmp_pa
         ([f"distill.logits={tmp_path / 'no.npz'}", "augment.mixup_alpha=0.2"], "augment.mixup_alpha=0.2 "),
         ([f"distill.logits={tmp_path / 'no.npz'}", "augment.cutmix_alpha=1"], "augment.cutmix_alpha=1 "),
     ):
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=named) as error:
             experiment(*option)
         assert "\n" not in str(error.value)
 
 
 def test_a_foreign_file_is_of_the_network_that_is_named(monkeypatch):
-    asked = []
-    monkeypatch.setattr(teacher, "open_weights", lambda source, model: asked.append((source, model.name)) or _RESNET)
+    requests = []
+    monkeypatch.setattr(teacher, "open_weights", lambda source, model: requests.append((source, model.name)) or _RESNET)
     distill = DistillConfig(teacher="resnet50.pth", teacher_model="resnet50")
     assert teacher._open(distill) is _RESNET
-    assert asked == [("resnet50.pth", "resnet50")]
+    assert requests == [("resnet50.pth", "resnet50")]
 
 
 _RESNET = Weights(create_model("resnet50", 10), {}, WeightsInfo())
@@ -219,7 +223,7 @@ _RESNET = Weights(create_model("resnet50", 10), {}, WeightsInfo())
 
 @pytest.fixture(scope="module")
 def stored(weights, tmp_path_factory):
-    """Logits of the digits."""
+    """Stores the teacher's logits of the digits."""
     path = tmp_path_factory.mktemp("stored") / "logits.npz"
     config = configs.load(f"{cli.W0_25}:data=digits,batch=32,res=16", ["data.eval_resolution=32"]).config
     assert store_logits(path, load_weights(weights), config) == 1437
@@ -229,12 +233,14 @@ def stored(weights, tmp_path_factory):
 def test_stored_logits_are_those_of_a_live_teacher_where_nothing_is_augmented(weights, stored):
     plain = ("data.crop=none", "data.flip=false", "data.eval_crop_fraction=1.0")
     live = experiment(*plain, f"distill.teacher={weights}")
-    (kept,) = batches_of(experiment(*plain, f"distill.logits={stored}", devices=2), 1)
-    assert kept[TEACHER_LOGITS].dtype == jnp.float32
-    view, _ = live.task.student.view(kept, jax.random.key(0))
-    told = jax.jit(live.task.teacher.answer)(live.task.frozen, view)
-    np.testing.assert_allclose(kept[TEACHER_LOGITS], told, rtol=0, atol=0.05 * float(np.std(told)))
-    assert kept[TEACHER_LOGITS].sharding == kept["label"].sharding
+    (stored_batch,) = batches_of(experiment(*plain, f"distill.logits={stored}", devices=2), 1)
+    assert stored_batch[TEACHER_LOGITS].dtype == jnp.float32
+    view, _ = live.task.student.view(stored_batch, jax.random.key(0))
+    live_logits = jax.jit(live.task.teacher.answer)(live.task.frozen, view)
+    np.testing.assert_allclose(
+        stored_batch[TEACHER_LOGITS], live_logits, rtol=0, atol=0.05 * float(np.std(live_logits))
+    )
+    assert stored_batch[TEACHER_LOGITS].sharding == stored_batch["label"].sharding
 
 
 def changed(path, to, **arrays):
@@ -262,7 +268,7 @@ def test_logits_of_other_data_or_damaged_ones_are_one_line(stored, weights, tmp_
     content[5000] ^= 1
     flipped.write_bytes(content)
     other_labels = np.roll(held["labels"], 1)
-    for path, said in (
+    for path, named in (
         (cut, UNREADABLE),
         (pickled, UNREADABLE),
         (flipped, UNREADABLE),
@@ -275,7 +281,7 @@ def test_logits_of_other_data_or_damaged_ones_are_one_line(stored, weights, tmp_
         (changed(stored, tmp_path / "scalar.npz", labels=np.int32(3)), "other data"),
         (changed(stored, tmp_path / "text.npz", colours=np.array("x")), "other data"),
     ):
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=named) as error:
             teacher.read_logits(path, dataset)
         assert "\n" not in str(error.value)
         assert str(path) in str(error.value)
@@ -300,8 +306,8 @@ def test_other_images_with_the_same_labels_are_noticed(stored):
 
 
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, weights):
-    for path, said in ((tmp_path / "x.npy", "ends in .npz"), (tmp_path / "no" / "x.npz", "make the folder")):
-        with pytest.raises(UserError, match=said):
+    for path, named in ((tmp_path / "x.npy", r"\.npz;"), (tmp_path / "no" / "x.npz", "make the folder")):
+        with pytest.raises(UserError, match=named):
             store_logits(path, load_weights(weights), configs.Config())
 
 
@@ -314,19 +320,19 @@ def test_a_run_learns_from_a_run_and_goes_on_to_the_bit(trained, tmp_path):
         "--config.train.steps=4",
         f"--config.distill.teacher={trained[0]}",
     )
-    whole, again = tmp_path / "whole", tmp_path / "again"
+    whole, resumed = tmp_path / "whole", tmp_path / "again"
     summary = cli.answer(cli.here("main", *flags, f"--workdir={whole}", "--json", devices=1))
     assert summary["steps"] == 4
     for line in cli.metrics(whole, "train"):
         assert line["loss"] == pytest.approx((line["hard_loss"] + line["soft_loss"]) / 2, rel=1e-5)
         assert line["soft_loss"] > 0
-    shutil.copytree(whole, again)
+    shutil.copytree(whole, resumed)
     for name in ("summary.json", "report.html"):
-        (again / name).unlink()
-    shutil.rmtree(again / "checkpoints" / "4")
-    result = cli.here("main", *flags, f"--workdir={again}", "--json", devices=1)
+        (resumed / name).unlink()
+    shutil.rmtree(resumed / "checkpoints" / "4")
+    result = cli.here("main", *flags, f"--workdir={resumed}", "--json", devices=1)
     assert cli.answer(result)["eval"] == summary["eval"]
     assert "going on at step 2" in result.stderr
-    assert cli.metrics(again, "train") == cli.metrics(whole, "train")
-    assert cli.digests(again) == cli.digests(whole)
-    assert json.loads((pathlib.Path(again) / "config.json").read_text())["distill"]["weight"] == 0.5
+    assert cli.metrics(resumed, "train") == cli.metrics(whole, "train")
+    assert cli.digests(resumed) == cli.digests(whole)
+    assert json.loads((pathlib.Path(resumed) / "config.json").read_text())["distill"]["weight"] == 0.5

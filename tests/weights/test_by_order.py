@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.counting import summarise
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.weights import by_order, load
 from mnv2_jax.weights.by_order import (
@@ -53,7 +53,7 @@ def followed_by(ours, name):
     return "relu6"
 
 
-names_of = functools.cache(lambda model: [row.name for row in summarise(model, 64).layers])
+names_of = functools.cache(lambda model: [row.name for row in count_layers(model, 64).layers])
 
 
 def loaded(network, name, **preprocessing):
@@ -68,7 +68,7 @@ def loaded(network, name, **preprocessing):
 @pytest.fixture(autouse=True, scope="module")
 def _traced_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_order, "summarise", functools.cache(summarise))
+        patch.setattr(by_order, "count_layers", functools.cache(count_layers))
         yield
 
 

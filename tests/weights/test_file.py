@@ -277,7 +277,7 @@ DAMAGED = [
     (put("model", width=1), "not the weights of mobilenet_v1 padding=keras_v1 with 3 classes; of another shape: "),
     (put("model", num_classes=None), "model.num_classes is not set"),
     (put("model", num_classes=4), "3 labels for 4 classes"),
-    (put("model", depth=2.0), "model.depth=2.0: mobilenet_v1 has none"),
+    (put("model", depth=2.0), "model.depth=2.0: mobilenet_v1 "),
     (put("norm", group_size=0), "norm.group_size=0 is out of range"),
     (put("info", preprocessing={"resolution": 0}), "data.resolution=0 is out of range"),
     (put("info", preprocessing={"resolutoin": 96}), "'resolutoin' of the preprocessing; did you mean 'resolution'"),
