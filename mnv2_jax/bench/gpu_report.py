@@ -102,7 +102,7 @@ def _microseconds(row: Row, bandwidth: float | None) -> str:
 
 def _contest(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
     lines = [
-        "| batch | mode | network | ms/batch (min to max) | images/s | ours / rival (min to max) | of bound | peak GB |",
+        "| batch | mode | name | ms/batch (min to max) | images/s | ours / rival (min to max) | of bound | peak GB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
