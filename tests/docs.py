@@ -1,6 +1,6 @@
-"""The pages of docs/ as what they are run from: their blocks, and a page as a notebook.
+"""Splits the pages of docs/ into blocks that tests can run, and turns a page into a notebook.
 
-python -m tests.docs    # writes the notebooks anew
+python -m tests.docs    # writes the notebooks
 """
 
 import json
@@ -14,7 +14,7 @@ LIBRARY = DOCS / "library.md"
 
 
 class Block(NamedTuple):
-    """Text, or what stands between fences: Python with the file it is, or commands."""
+    """A block of text, or a fenced block: a Python file with its name, or commands."""
 
     language: str
     title: str
@@ -22,35 +22,38 @@ class Block(NamedTuple):
 
 
 def blocks(page):
-    """A page from top to bottom."""
+    """Returns the blocks of a page in order."""
     parts = re.split(
         r"^```(\w+)(?: title=\"([^\"\n]+)\")?\n(.*?)^```\n", page.read_text(), flags=re.MULTILINE | re.DOTALL
     )
-    found = [Block("", "", parts[0])]
-    for place in range(1, len(parts), 4):
-        language, title, source, text = parts[place : place + 4]
-        found += [Block(language, title or "", source), Block("", "", text)]
-    return [block for block in found if block.source.strip()]
+    blocks = [Block("", "", parts[0])]
+    for first in range(1, len(parts), 4):
+        language, title, source, text = parts[first : first + 4]
+        blocks += [Block(language, title or "", source), Block("", "", text)]
+    return [block for block in blocks if block.source.strip()]
 
 
 def files(page):
-    """The Python files of a page, by their names."""
+    """Returns the Python files of a page by name."""
     return {block.title: block.source for block in blocks(page) if block.language == "python"}
 
 
 def commands(page):
-    """The commands of a page, split into words."""
+    """Returns the commands of a page, each split into words."""
     return [shlex.split(line) for block in blocks(page) if block.language == "sh" for line in block.source.splitlines()]
 
 
 def write_files(page, folder):
-    """Writes the Python files of a page."""
+    """Writes the Python files of a page into a folder."""
     for name, source in files(page).items():
         (folder / name).write_text(source)
 
 
 def cells(page):
-    """The page as cells of a notebook: scripts that it runs are code, other files are written by %%writefile."""
+    """Yields the cells of a page as a notebook.
+
+    A script that the page runs becomes a code cell; any other file is written by %%writefile.
+    """
     scripts = {words[1] for words in commands(page)} & set(files(page))
     for block in blocks(page):
         if not block.language:
@@ -60,12 +63,14 @@ def cells(page):
                 "code",
                 block.source.strip() if block.title in scripts else f"%%writefile {block.title}\n{block.source}",
             )
-        elif kept := [f"!{line}" for line in block.source.splitlines() if shlex.split(line)[1] not in scripts]:
-            yield "code", "\n".join(kept)
+        elif other_commands := [
+            f"!{line}" for line in block.source.splitlines() if shlex.split(line)[1] not in scripts
+        ]:
+            yield "code", "\n".join(other_commands)
 
 
 def notebook(page):
-    """The page as the text of a notebook, without outputs."""
+    """Returns the page as the JSON text of a notebook without outputs."""
 
     def cell(number, kind, source):
         more = {"execution_count": None, "outputs": []} if kind == "code" else {}
