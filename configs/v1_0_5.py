@@ -1,7 +1,7 @@
 """MobileNetV1 0.5 on ImageNet at 224 px: 1,331,592 parameters, 149.5 M MAdds.
 
 Published top-1 / top-5: paper 63.7; TF-slim 63.3 / 84.9. Not trained with this code yet.
-Expected with recipe tfmg_v1: no number is published at this width; at least TF-slim's 63.3.
+Expected with recipe tfmg_v1: no number is published at this width; expect at least TF-slim's 63.3.
 Cost: 500 epochs of 1.28 million images, 2.9e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v1_0_5.py:path=IMAGENET

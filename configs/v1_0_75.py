@@ -1,7 +1,7 @@
 """MobileNetV1 0.75 on ImageNet at 224 px: 2,585,560 parameters, 325.4 M MAdds.
 
 Published top-1 / top-5: paper 68.4; TF-slim 68.4 / 88.2. Not trained with this code yet.
-Expected with recipe tfmg_v1: no number is published at this width; at least TF-slim's 68.4.
+Expected with recipe tfmg_v1: no number is published at this width; expect at least TF-slim's 68.4.
 Cost: 500 epochs of 1.28 million images, 6.3e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v1_0_75.py:path=IMAGENET

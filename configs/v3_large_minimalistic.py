@@ -1,7 +1,7 @@
 """MobileNetV3-Large minimalistic on ImageNet at 224 px: 3,924,288 parameters, 209.1 M MAdds.
 
 Published top-1 / top-5: TF-slim 72.3; the same weights in timm 72.270 / 90.664. Not trained with this code yet.
-Expected with recipe tfmg_v3_large: no number is published for this network; about TF-slim's 72.3.
+Expected with recipe tfmg_v3_large: no number is published for this network; expect about TF-slim's 72.3.
 Cost: 700 epochs of 1.28 million images, 5.6e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v3_large_minimalistic.py:path=IMAGENET

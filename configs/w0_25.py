@@ -1,7 +1,7 @@
 """MobileNetV2 0.25 on ImageNet at 224 px: 1,519,112 parameters, 37.2 M MAdds.
 
 Published top-1 / top-5: d-li14/mobilenetv2.pytorch 52.35 / 75.93. Not trained with this code yet.
-Expected with recipe paper: no number is published at this width; about d-li14's 52.35.
+Expected with recipe paper: no number is published at this width; expect about d-li14's 52.35.
 Cost: 412 epochs of 1.28 million images, 5.9e16 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/w0_25.py:path=IMAGENET
