@@ -204,7 +204,8 @@ def test_rows_come_after_every_turn(stubs):
 
 def test_a_contender_that_is_not_ready_in_time_is_unavailable(stubs):
     (rows,) = contest.turns(entries("late", "slow"), "train", settings(), 1, ready_s=1.0)
-    assert rows[1] == {"name": "late", "unavailable": "not ready after 1 s"}
+    assert rows[1].keys() == {"name", "unavailable"}
+    assert "not ready" in rows[1]["unavailable"]
     assert "ms" in rows[0]
     assert_gone(stubs)
 
