@@ -1,6 +1,6 @@
-"""From trained weights to a classifier of your own images: MobileNetV2 1, all of it trained, with a new head.
+"""Fine-tunes trained weights to classify your own images: MobileNetV2 1 with a new head; every layer is trained.
 
-Images as train/CLASS/*.jpg and val/CLASS/*.jpg, in a folder or a tar. How the weights want pixels comes with them.
+Put the images into train/CLASS/*.jpg and val/CLASS/*.jpg, in a folder or a tar. The weights bring their preprocessing.
 
     python -m mnv2_jax.main --config=configs/finetune.py:data=folder:DIR,res=128 --config.init.weights=v2.safetensors
 
@@ -19,5 +19,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The finetune recipe on a folder, or whatever data ``arg`` asks for (see `presets.preset`)."""
+    """Returns the finetune recipe on a folder, or on the data in ``arg`` (see `presets.preset`)."""
     return presets.preset(arg, data="folder", recipe="finetune", name="mobilenet_v2", width=1.0)

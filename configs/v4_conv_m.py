@@ -1,14 +1,14 @@
 """MobileNetV4-Conv-M on ImageNet at 256 px: 9,715,512 parameters, 1,080.2 M MAdds.
 
 Published top-1 / top-5: paper 79.9; timm (e500) 79.916 / 95.188. Not trained with this code yet.
-Expected of the recipe paper_v4: 79.9 top-1, the paper's, ± 0.3 (see `mnv2_jax.recipes`).
-Cost: its 500 epochs of 1.28 million images, 2.1e18 multiply-adds in training.
+Expected with recipe paper_v4: 79.9 top-1 ± 0.3, published in the paper; see `mnv2_jax.recipes`.
+Cost: 500 epochs of 1.28 million images, 2.1e18 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v4_conv_m.py:path=IMAGENET
 
-data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
+Recipes of other data: digits for data=digits, cifar for data=cifar10, scratch for data=folder:DIR and data=tfds:NAME.
 
-Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
+Other recipes (path=IMAGENET,recipe=NAME), with published top-1 (expected ± 0.3), epochs, and multiply-adds in training:
 
     tfmg_v4  79.9  500 epochs  2.1e18
 """
@@ -19,5 +19,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The paper's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    """Returns the paper's recipe on ImageNet, or the data and recipe in ``arg`` (see `presets.preset`)."""
     return presets.preset(arg, data="imagenet", recipe="paper_v4", name="mobilenet_v4_conv_medium")

@@ -1,14 +1,14 @@
 """MobileNetV4-Hybrid-L on ImageNet at 384 px: 37,764,624 parameters, 7,711.9 M MAdds.
 
 Published top-1 / top-5: paper 83.4; timm (e600) 83.826 / 96.748. Not trained with this code yet.
-Expected of the recipe paper_v4: 83.4 top-1, the paper's, ± 0.3 (see `mnv2_jax.recipes`).
-Cost: its 500 epochs of 1.28 million images, 1.5e19 multiply-adds in training.
+Expected with recipe paper_v4: 83.4 top-1 ± 0.3, published in the paper; see `mnv2_jax.recipes`.
+Cost: 500 epochs of 1.28 million images, 1.5e19 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/v4_hybrid_l.py:path=IMAGENET
 
-data=digits takes the recipe digits, data=cifar10 cifar, data=folder:DIR and data=tfds:NAME scratch.
+Recipes of other data: digits for data=digits, cifar for data=cifar10, scratch for data=folder:DIR and data=tfds:NAME.
 
-Other recipes (path=IMAGENET,recipe=NAME): top-1 as published, ± 0.3 too, epochs and multiply-adds in training.
+Other recipes (path=IMAGENET,recipe=NAME), with published top-1 (expected ± 0.3), epochs, and multiply-adds in training:
 
     tfmg_v4  83.7  500 epochs  1.5e19
 """
@@ -19,5 +19,5 @@ from mnv2_jax import presets
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The paper's recipe on ImageNet, or what ``arg`` asks for (see `presets.preset`)."""
+    """Returns the paper's recipe on ImageNet, or the data and recipe in ``arg`` (see `presets.preset`)."""
     return presets.preset(arg, data="imagenet", recipe="paper_v4", name="mobilenet_v4_hybrid_large")

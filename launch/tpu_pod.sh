@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# A run on a slice of Cloud TPUs: asks for the slice as a queued resource, starts the same command on all of its
-# workers, and does both again when the slice was preempted or a worker failed, until the run is finished.
+# Trains on a slice of Cloud TPUs. Requests the slice as a queued resource and starts the same command on all of its
+# workers. Repeats both when the slice is preempted or a worker fails, until the run is finished.
 #
-#   launch/tpu_pod.sh up        asks for the slice and waits for it
+#   launch/tpu_pod.sh up        requests the slice and waits for it
 #   launch/tpu_pod.sh run --config=w1_0:recipe=tfmg_v2,path=/mnt/shared/imagenet
-#   launch/tpu_pod.sh status    the state of the slice, of the containers, and the newest lines
-#   launch/tpu_pod.sh delete    saves (SIGTERM) and gives the slice back; until then it costs
+#   launch/tpu_pod.sh status    shows the state of the slice and its containers, and the newest log lines
+#   launch/tpu_pod.sh delete    stops the run, which saves a checkpoint, and deletes the slice, which costs until then
 #
-# Must be set: NAME              of the slice, as mnv2
-#              ZONE              as us-west4-a
-#              ACCELERATOR_TYPE  as v5litepod-64
+# Must be set: NAME              name of the slice, e.g. mnv2
+#              ZONE              e.g. us-west4-a
+#              ACCELERATOR_TYPE  e.g. v5litepod-64
 #              RUNTIME_VERSION   v2-alpha-tpuv5-lite (v5e), v2-alpha-tpuv5 (v5p), v2-alpha-tpuv6e (v6e),
 #                                tpu-ubuntu2204-base (v4)
-#              IMAGE             made by launch/Dockerfile with JAX=jax[tpu], in a registry that the workers can read
-#              NFS               HOST:/SHARE, as of Filestore, in the slice's network; it is mounted as /mnt/shared.
-#                                NFSv4.1, if it can: NFSv3 keeps the lock of a VM that was deleted
-#              WORKDIR           the run's folder, as /mnt/shared/runs/w1_0
-# May be set:  SPOT (1)          0: not as spot VMs, which are cheaper and preempted
+#              IMAGE             built from launch/Dockerfile with JAX=jax[tpu], in a registry that the workers can read
+#              NFS               HOST:/SHARE in the slice's network, e.g. Filestore; mounted as /mnt/shared. Use NFSv4.1
+#                                if possible: NFSv3 keeps the lock of a deleted VM
+#              WORKDIR           the run folder, e.g. /mnt/shared/runs/w1_0
+# May be set:  SPOT (1)          0 requests no spot VMs; spot VMs are cheaper but can be preempted
 #              MAX_RESTARTS (50)
-#              POLL_S (30)       seconds between two looks at the slice
+#              POLL_S (30)       seconds between two checks of the slice
 # Needs:       gcloud, logged in, with a project (gcloud config set project) and an SSH key in the agent (ssh-add
 #              ~/.ssh/google_compute_engine); a quota for the accelerator; the Cloud TPU API enabled.
-# Resumes:     run, started again, follows what is running, or starts it again. Ctrl-C ends only the following.
-# Not taken for a fault: exit code 2, an error that is yours to mend.
+# Resumes:     run the same command again: it follows the log of a running command, or starts the command again. Ctrl-C
+#              only stops following. Exit code 2, an error that you must fix, is not retried.
 set -euo pipefail
 
 SHARE=/mnt/shared
@@ -32,7 +32,7 @@ fail() {
 }
 tpus=(gcloud compute tpus)
 
-state() { # nothing if there is no such queued resource
+state() { # prints nothing if the queued resource doesn't exist
   "${tpus[@]}" queued-resources list --zone="$ZONE" --filter="name ~ /$NAME\$" --format='value(state.state)'
 }
 
@@ -47,11 +47,11 @@ delete() {
   "${tpus[@]}" queued-resources delete "$NAME" --zone="$ZONE" --force --quiet
 }
 
-on_workers() { # all, or the number of one; its exit code is the first of theirs that isn't 0
+on_workers() { # WORKER COMMAND; WORKER is a number or all. Returns the first exit code of a worker that isn't 0
   "${tpus[@]}" tpu-vm ssh "$NAME" --zone="$ZONE" --worker="$1" --command="$2"
 }
 
-# The commands of a worker. gcloud repeats them when the connection breaks: each may run twice.
+# Commands for the workers. gcloud repeats a command when the connection breaks, so each may run twice.
 prepare() {
   cat <<END
 set -e
@@ -65,7 +65,7 @@ case ${IMAGE@Q} in *.pkg.dev/*) sudo gcloud auth configure-docker ${IMAGE%%/*} -
 sudo docker pull --quiet ${IMAGE@Q}
 END
 }
-start() { # unless it is running
+start() { # does nothing if the container is running
   cat <<END
 [ "\$(sudo docker inspect --format '{{.State.Running}}' mnv2_jax 2>/dev/null)" != true ] || exit 0
 sudo docker rm --force mnv2_jax >/dev/null 2>&1
@@ -77,8 +77,8 @@ END
 # shellcheck disable=SC2016  # expanded by the worker
 follow='sudo docker logs --follow --tail=20 mnv2_jax; exit "$(sudo docker wait mnv2_jax || echo 75)"'
 
-had= # the slice, and somebody else must have deleted it when it is gone: a preempted one is still listed
-up() { # errors are passed on by hand: `run` wants to go on after them
+had= # set once the slice was active. If it then isn't listed, somebody deleted it: a preempted slice is still listed
+up() { # returns errors explicitly, since `run` continues after them
   local now asked=
   while now=$(state); do
     case $now in
@@ -87,13 +87,13 @@ up() { # errors are passed on by hand: `run` wants to go on after them
         break
         ;;
       '')
-        [[ -z $had ]] || fail "$NAME was deleted; run again to ask for it anew"
+        [[ -z $had ]] || fail "$NAME was deleted; run the command again to request it again"
         create || return
         asked=1
         ;;
       SUSPENDED | FAILED)
         if [[ -n $asked ]]; then
-          echo "error: $NAME was asked for and is $now; launch/tpu_pod.sh status says why" >&2
+          echo "error: the request for $NAME is $now; launch/tpu_pod.sh status shows the reason" >&2
           return 1
         fi
         delete || return
@@ -114,28 +114,28 @@ run() {
   for ((restart = 0; restart <= ${MAX_RESTARTS:-50}; restart++)); do
     status=0
     { up && on_workers all "$(start "$@")" && on_workers all "$follow"; } || status=$?
-    # A run that was stopped has saved and exited with 0 as well.
+    # A run that was stopped early has exited with 0 too; only a finished run has a summary.json.
     if on_workers 0 "test -e ${WORKDIR@Q}/summary.json"; then
-      echo "finished: $WORKDIR; launch/tpu_pod.sh delete gives the slice back"
+      echo "finished: $WORKDIR; to delete the slice, run launch/tpu_pod.sh delete"
       return
     fi
-    ((status != 2)) || fail "exit code 2: mend what the lines above say, then run again" 2
-    echo "not finished (exit code $status): goes on"
+    ((status != 2)) || fail "exit code 2: fix the error in the lines above, then run the command again" 2
+    echo "not finished (exit code $status): restarting"
     sleep "${POLL_S:-30}"
   done
-  fail "not finished after MAX_RESTARTS=${MAX_RESTARTS:-50} restarts; run again to go on" 75
+  fail "not finished after MAX_RESTARTS=${MAX_RESTARTS:-50} restarts; run the command again to resume" 75
 }
 
-: "${NAME:?is the name of the slice, as mnv2}" "${ZONE:?is the zone of the slice, as us-west4-a}"
+: "${NAME:?must be set to the name of the slice, e.g. mnv2}" "${ZONE:?must be set to its zone, e.g. us-west4-a}"
 verb=${1:-}
 case $verb in
   up | run)
-    : "${ACCELERATOR_TYPE:?is the kind and size of the slice, as v5litepod-64}"
-    : "${RUNTIME_VERSION:?is the software of its VMs, as v2-alpha-tpuv5-lite for v5e}"
-    : "${IMAGE:?is the image made by launch/Dockerfile, as REGION-docker.pkg.dev/PROJECT/REPOSITORY/mnv2_jax:tpu}"
-    : "${NFS:?is the shared file system, as 10.0.0.2:/share}"
-    : "${WORKDIR:?is the folder of the run, as $SHARE/runs/w1_0}"
-    [[ $WORKDIR == "$SHARE"/* ]] || fail "WORKDIR=$WORKDIR is not below $SHARE: it would go with the slice" 2
+    : "${ACCELERATOR_TYPE:?must be set to the type and size of the slice, e.g. v5litepod-64}"
+    : "${RUNTIME_VERSION:?must be set to the software of its VMs, e.g. v2-alpha-tpuv5-lite for v5e}"
+    : "${IMAGE:?must be set to the image, e.g. REGION-docker.pkg.dev/PROJECT/REPOSITORY/mnv2_jax:tpu}"
+    : "${NFS:?must be set to the shared file system, e.g. 10.0.0.2:/share}"
+    : "${WORKDIR:?must be set to the run folder, e.g. $SHARE/runs/w1_0}"
+    [[ $WORKDIR == "$SHARE"/* ]] || fail "WORKDIR=$WORKDIR must be below $SHARE, or it is lost with the slice" 2
     shift
     "$verb" "$@"
     ;;

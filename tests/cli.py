@@ -1,4 +1,4 @@
-"""Runs the public commands, as a user would, on the real config shrunk."""
+"""Runs the public commands as a user would, on a real config with fewer layers and steps."""
 
 import contextlib
 import functools
@@ -28,28 +28,28 @@ SHRUNK = (
     "--config.log.batch_hash=True",
     "--config.checkpoint.every_steps=2",
 )
-"""12 steps of MobileNetV2 0.25 on digits, evaluated about every 4."""
+"""Arguments for 12 steps of MobileNetV2 0.25 on digits, with an evaluation about every 4 steps."""
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-"""For XLA_FLAGS: they compile faster. Gone in jaxlib 0.11, where a flag that XLA doesn't know ends the process."""
+"""Value for XLA_FLAGS that selects faster compilation. jaxlib 0.11 lacks the flag, and XLA aborts on unknown flags."""
 
 
 def command(verb, *arguments):
-    """The command line of ``python -m mnv2_jax.VERB``."""
+    """Returns the command line of ``python -m mnv2_jax.VERB``."""
     return [sys.executable, "-m", f"mnv2_jax.{verb}", *map(str, arguments)]
 
 
 def environment(devices=1):
-    """The environment of a machine with so many (CPU) devices."""
+    """Returns the environment of a machine with this number of CPU devices."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {OLDER_EMITTERS}",
         "PYTHONWARNINGS": "error",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in two thirds of the time
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # takes two thirds of the compilation time
     }
 
 
 def run(verb, *arguments, devices=1, cwd=None):
-    """Runs a verb to its end."""
+    """Runs a verb in another process and waits for its end."""
     return subprocess.run(
         command(verb, *arguments),
         env=environment(devices),
@@ -82,7 +82,7 @@ def here(verb, *arguments, stdout=None, devices=None):
 
 
 def start(verb, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **variables):
-    """Starts a verb, with more ``variables`` in its environment, and pipes for what it says."""
+    """Starts a verb with ``variables`` added to its environment and pipes for its output."""
     return subprocess.Popen(
         command(verb, *arguments),
         env=environment() | variables,
@@ -94,7 +94,7 @@ def start(verb, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **va
 
 
 def until(process, condition):
-    """Waits, watching closely, for a condition; False if the process ended first."""
+    """Polls a condition until it is true; returns False if the process ends first or after 200 s."""
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         if condition():
@@ -104,44 +104,44 @@ def until(process, condition):
 
 
 def answer(result):
-    """The one JSON object of a run with --json that went well."""
+    """Returns the JSON object that a successful command with --json printed."""
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
 def metrics(workdir, split):
-    """The lines of metrics.jsonl of a split, without what depends on the clock."""
+    """Returns the lines of a split in metrics.jsonl, without the keys that depend on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     clock = {"seconds", "images_per_second", "images_per_second_per_device", "data_wait_share"}
     return [{k: v for k, v in line.items() if k not in clock} for line in lines if line["split"] == split]
 
 
 def digests(workdir):
-    """SHA-256 of every array of the newest checkpoint."""
+    """Returns the newest checkpoint's step and the SHA-256 of each of its arrays."""
     steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
     newest = max(steps, key=lambda p: int(p.name))
     return newest.name, json.loads((newest / "digest" / "metadata").read_text())
 
 
 def logged_steps(workdir):
-    """How many steps a run has logged, those that it will take again included."""
+    """Counts the steps that a run has logged; steps that a resumed run repeats count twice."""
     path = workdir / "metrics.jsonl"
     return path.read_text().count('"train"') if path.exists() else 0
 
 
 def checkpoints(workdir):
-    """The steps of the finished checkpoints, oldest first."""
+    """Returns the steps of the finished checkpoints, oldest first."""
     folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 def contents(folder):
-    """All files below a folder, by their names."""
+    """Returns the contents of all files below a folder by relative path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def assert_same(workdir, uninterrupted):
-    """Losses, batches, evaluations and parameters of two finished runs are the same, to the bit."""
+    """Asserts that two finished runs have bitwise the same losses, batches, evaluations and parameters."""
     train, steps = metrics(workdir, "train"), json.loads((workdir / "summary.json").read_text())["steps"]
     for split in ("train", "eval"):
         assert metrics(workdir, split) == metrics(uninterrupted, split)

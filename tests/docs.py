@@ -27,11 +27,11 @@ def blocks(page):
     parts = re.split(
         r"^```(\w+)(?: title=\"([^\"\n]+)\")?\n(.*?)^```\n", page.read_text(), flags=re.MULTILINE | re.DOTALL
     )
-    found = [Block("", "", parts[0])]
-    for place in range(1, len(parts), 4):
-        language, title, source, text = parts[place : place + 4]
-        found += [Block(language, title or "", source), Block("", "", text)]
-    return [block for block in found if block.source.strip()]
+    blocks = [Block("", "", parts[0])]
+    for first in range(1, len(parts), 4):
+        language, title, source, text = parts[first : first + 4]
+        blocks += [Block(language, title or "", source), Block("", "", text)]
+    return [block for block in blocks if block.source.strip()]
 
 
 def files(page):
@@ -65,13 +65,16 @@ def quoted_commands(page):
 
 
 def write_files(page, folder):
-    """Writes the Python files of a page."""
+    """Writes the Python files of a page into a folder."""
     for name, source in files(page).items():
         (folder / name).write_text(source)
 
 
 def cells(page):
-    """The page as cells of a notebook: scripts that it runs are code, other files are written by %%writefile."""
+    """Yields the cells of a page as a notebook.
+
+    A script that the page runs becomes a code cell; any other file is written by %%writefile.
+    """
     scripts = {words[1] for words in commands(page)} & set(files(page))
     for block in blocks(page):
         if not block.language:
@@ -86,7 +89,7 @@ def cells(page):
 
 
 def notebook(page):
-    """The page as the text of a notebook, without outputs."""
+    """Returns the page as the JSON text of a notebook without outputs."""
 
     def cell(number, kind, source):
         more = {"execution_count": None, "outputs": []} if kind == "code" else {}

@@ -1,4 +1,4 @@
-"""The benchmarks' commands and sums; contenders that need no compilation answer as scripts of a few lines."""
+"""The benchmarks' command line and arithmetic; most tests replace the contenders by a short script, `STUB`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ DIGITS = cli.SHRUNK[0]
 
 
 def bench(monkeypatch, *arguments):
-    """The exit code of the command, in this process."""
+    """Runs the command in this process and returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
     try:
         exit_on_user_error(door.main)
@@ -46,13 +46,13 @@ def bench(monkeypatch, *arguments):
         (["infer", DIGITS, "--against=torch,"], "--against=torch,"),
         (["step", "--config=configs/nothing.py"], "configs/nothing.py"),
         (["step", DIGITS, "--config.model.widht=1"], "model.width"),
-        (["step", DIGITS, "--timeout_s=3"], "step takes no --timeout_s; it is for pod"),
-        (["memory", DIGITS, "--roofline"], "memory takes no --roofline; it is for step and infer"),
+        (["step", DIGITS, "--timeout_s=3"], "step takes no --timeout_s; only pod"),
+        (["memory", DIGITS, "--roofline"], "memory takes no --roofline; only step and infer"),
         (["memory", DIGITS, "--repeats=3"], "memory takes no --repeats"),
         (["input", "--data=folder:x", "--against=torch"], "input takes no --against"),
         (["input"], "--data"),
         (["input", "--data=folder"], "NAME:PATH"),
-        (["input", f"--data=folder:{cli.ROOT / 'tests'}"], "train"),  # which it has not
+        (["input", f"--data=folder:{cli.ROOT / 'tests'}"], "train"),  # tests/ has no folder train/
         (["input", "--data=folder:runs/12:30"], "'runs/12:30'"),
         (["pod", DIGITS], "--topology"),
         (["pod", DIGITS, "--topology=v5e"], "v5e"),
@@ -72,15 +72,15 @@ def bench(monkeypatch, *arguments):
 def test_mistakes_are_one_line(arguments, named, monkeypatch, capfd):
     monkeypatch.chdir(cli.ROOT)
     code = bench(monkeypatch, *arguments)
-    said = capfd.readouterr()
-    assert (code, said.out, said.err.count("\n")) == (2, "", 1), said
-    assert named in said.err
+    printed = capfd.readouterr()
+    assert (code, printed.out, printed.err.count("\n")) == (2, "", 1), printed
+    assert named in printed.err
 
 
 def test_a_mistake_ends_the_command():
     result = cli.run("bench", "step", DIGITS, "--against=tensorflow")
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert "no rival 'tensorflow'" in result.stderr
+    assert "'tensorflow'" in result.stderr
 
 
 # --- contenders ---------------------------------------------------------------------------------------------
@@ -93,8 +93,8 @@ who = job["who"]
 open(os.path.join({folder!r}, who), "w").write(str(os.getpid()))
 
 
-def answer(**told):
-    print(json.dumps(told), flush=True)
+def answer(**content):
+    print(json.dumps(content), flush=True)
 
 
 if who == "late":
@@ -103,19 +103,19 @@ if who == "missing":
     answer(unavailable="no such library")
     sys.exit()
 if who in ("crashes", "wrong") or job["config"]["seed"] == 13:
-    sys.stderr.write("a line\\n" * 30_000 + "error: the last line\\n")  # more than a pipe holds
+    sys.stderr.write("a line\\n" * 30_000 + "error: the last line\\n")  # more text than a pipe holds
     sys.exit(2 if who != "crashes" else 11)
 answer(ready={{"compile_seconds": 2.0 if who == "ours" else 8.0, "trace_seconds": 1.0 if who == "ours" else None,
     "program_bytes": 1000 + 10 * job["config"]["data"]["batch_size"], "memory_limit_bytes": 5000, "devices": 2}})
 times = dict(ours=[9, 2, 4, 3], slow=[9, 4, 4, 9], dies=[9, 1], halts=[9, 1], still=[9] * 4)[who]
 for line in sys.stdin:
-    asked = json.loads(line)
-    if "peak" in asked:
+    request = json.loads(line)
+    if "peak" in request:
         answer(bytes=None if who == "slow" else 10)
     elif times:
-        answer(seconds=times.pop(0) * asked["repeat"])
+        answer(seconds=times.pop(0) * request["repeat"])
     elif who == "dies":
-        os.write(1, b'{{"seco')  # and ends in the middle
+        os.write(1, b'{{"seco')  # and stops in the middle of a line
         sys.exit(3)
     else:
         answer(unavailable="out of memory")
@@ -127,14 +127,14 @@ COUNT = 4
 
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """Contenders answer as `STUB`; by their name they find what they are to do. Gives the folder of their ids."""
+    """Replaces the contenders by `STUB`, which acts by the contender's name; returns the folder of process ids."""
     script = tmp_path / "stub.py"
     (tmp_path / "ids").mkdir()
     script.write_text(STUB.format(folder=str(tmp_path / "ids")))
     monkeypatch.setattr(contest, "_COMMAND", (sys.executable, "-S", "-E", str(script)))
     monkeypatch.setattr(contest, "variable_shapes", lambda model: {"params": {"w": jax.ShapeDtypeStruct((2, 3), int)}})
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(contest, "TURN_SECONDS", 20.0)  # several steps fill a turn
+    monkeypatch.setattr(contest, "TURN_SECONDS", 20.0)  # so that a turn has several steps
     return tmp_path / "ids"
 
 
@@ -142,7 +142,7 @@ def settings(**tree):
     return config.build({"model": SMALL, "data": {"batch_size": COUNT}} | tree)
 
 
-DESCRIBED = {
+DESCRIPTION = {
     "model": "mobilenet_v2",
     "width": 0.1,
     "dtype": "float32",
@@ -150,7 +150,7 @@ DESCRIBED = {
     "batch": 4,
     "optimizer": "sgd",
 }
-"""What the commands say of them."""
+"""Keys with which the commands' JSON describes `settings()`."""
 
 
 def assert_gone(ids):
@@ -160,15 +160,15 @@ def assert_gone(ids):
 
 
 def entries(*names):
-    return [OUR_ENTRY, *(Entry(name, who=name) for name in names)]
+    return [OUR_ENTRY, *(Entry(name, implementation=name) for name in names)]
 
 
-@pytest.mark.parametrize("cores", [2, 64])  # one after the other is made ready, or all at once
+@pytest.mark.parametrize("cores", [2, 64])  # contenders start one after the other, or all at once
 def test_turns_are_compared_one_by_one(stubs, monkeypatch, cores):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     names = ("slow", "missing", "crashes", "wrong", "dies", "halts")
     rows = contest.compare(entries(*names), "train", settings(), 3)
-    ours, slow, *others = rows
+    ours, slow, *unavailable = rows
     assert [row["name"] for row in rows] == ["ours", *names]
     assert (ours["ms"], ours["ms_min"], ours["ms_max"]) == (3000, 2000, 4000)
     assert ours["images_per_second"] == pytest.approx(COUNT / 3)
@@ -177,34 +177,35 @@ def test_turns_are_compared_one_by_one(stubs, monkeypatch, cores):
     assert (ours["peak_bytes"], slow["peak_bytes"]) == (10, None)
     assert ours["facts"]["compile_seconds"] == 2
     ended = "its process ended with exit code"
-    assert [row["unavailable"] for row in others] == [
+    assert [row["unavailable"] for row in unavailable] == [
         "no such library",
         f"{ended} 11: the last line",
         f"{ended} 2: the last line",
-        f"{ended} 3: it said nothing",
+        f"{ended} 3: no error message",
         "out of memory",
     ]
-    text = contest.table({"what": "step", **DESCRIBED, "rows": rows})
-    assert "the train step of mobilenet_v2 0.1, 224 px, batch 4, float32, sgd" in text
+    text = contest.table({"what": "step", **DESCRIPTION, "rows": rows})
+    assert "train step of mobilenet_v2 0.1, 224 px, batch 4, float32, sgd" in text
     assert "(0.33 to 1.00)" in text
     assert "halts          not measured: out of memory" in text
     assert_gone(stubs)
 
 
 def test_rows_come_after_every_turn(stubs):
-    found = list(contest.turns(entries("dies"), "infer", settings(), 2))
-    assert [len(rows) for rows in found] == [2, 2]
-    assert found[0][0]["ms"] == 2000
-    assert found[0][1]["ratio"] == 2
-    assert "unavailable" in found[1][1]
-    first = next(contest.turns(entries("slow"), "infer", settings(), 2))  # and who has had enough
+    turns = list(contest.turns(entries("dies"), "infer", settings(), 2))
+    assert [len(rows) for rows in turns] == [2, 2]
+    assert turns[0][0]["ms"] == 2000
+    assert turns[0][1]["ratio"] == 2
+    assert "unavailable" in turns[1][1]
+    first = next(contest.turns(entries("slow"), "infer", settings(), 2))  # a caller may stop early
     assert first[1]["ms"] == 4000
     assert_gone(stubs)
 
 
-def test_who_is_late_is_out(stubs):
+def test_a_contender_that_is_not_ready_in_time_is_unavailable(stubs):
     (rows,) = contest.turns(entries("late", "slow"), "train", settings(), 1, ready_s=1.0)
-    assert rows[1] == {"name": "late", "unavailable": "not ready after 1 s"}
+    assert rows[1].keys() == {"name", "unavailable"}
+    assert "not ready" in rows[1]["unavailable"]
     assert "ms" in rows[0]
     assert_gone(stubs)
 
@@ -212,23 +213,23 @@ def test_who_is_late_is_out(stubs):
 @pytest.mark.parametrize(
     ("first", "tree", "reason"),
     [
-        (Entry("ours", who="missing"), {}, "can't be run here: no such library"),
-        (Entry("ours", who="halts"), {}, "can't be run here: out of memory"),
-        (OUR_ENTRY, {"seed": 13}, "^the last line$"),  # what the user can mend, in its own words
+        (Entry("ours", implementation="missing"), {}, "no such library"),
+        (Entry("ours", implementation="halts"), {}, "out of memory"),
+        (OUR_ENTRY, {"seed": 13}, "^the last line$"),  # an error that the user can fix is passed on unchanged
     ],
 )
 def test_without_ours_there_is_nothing_to_compare(stubs, first, tree, reason):
     with pytest.raises(UserError, match=reason):
-        contest.compare([first, Entry("slow", who="slow")], "train", settings(**tree), 3)
+        contest.compare([first, Entry("slow", implementation="slow")], "train", settings(**tree), 3)
     assert_gone(stubs)
 
 
 def test_the_commands_print_what_was_compared(stubs, monkeypatch, capfd):
     monkeypatch.setattr(contest, "RIVALS", {"torch": entries("slow")[1:], "xla": entries("missing")[1:]})
     assert bench(monkeypatch, "infer", DIGITS, "--against=torch,xla", "--repeats=2", "--json") == 0
-    found = json.loads(capfd.readouterr().out)
-    assert found.keys() == {"what", "rows", *DESCRIBED}
-    of_digits = {
+    results = json.loads(capfd.readouterr().out)
+    assert results.keys() == {"what", "rows", *DESCRIPTION}
+    digits_description = {
         "model": "mobilenet_v2",
         "width": 0.25,
         "dtype": "float32",
@@ -236,12 +237,12 @@ def test_the_commands_print_what_was_compared(stubs, monkeypatch, capfd):
         "batch": 32,
         "optimizer": "sgd",
     }
-    assert {key: found[key] for key in DESCRIBED} == of_digits
-    assert found["what"] == "infer"
-    assert [row["name"] for row in found["rows"]] == ["ours", "slow", "missing"]
+    assert {key: results[key] for key in DESCRIPTION} == digits_description
+    assert results["what"] == "infer"
+    assert [row["name"] for row in results["rows"]] == ["ours", "slow", "missing"]
     assert bench(monkeypatch, "compile", DIGITS, "--against=torch,xla", "--repeats=2") == 0
     text = capfd.readouterr().out
-    assert "compiling the train step of mobilenet_v2 0.25" in text
+    assert "train step of mobilenet_v2 0.25" in text
     assert "not measured: no such library" in text
     assert bench(monkeypatch, "step", DIGITS, "--config.seed=13", "--json") == 2
     assert capfd.readouterr() == ("", "error: the last line\n")
@@ -255,51 +256,51 @@ def test_compile_times(stubs):
 
 
 def test_memory(stubs):
-    found = costs.memory(entries("slow", "crashes"), settings(norm={"group_size": 2}))
-    ours, slow, crashes = found["rows"]
+    results = costs.memory(entries("slow", "crashes"), settings(norm={"group_size": 2}))
+    ours, slow, crashes = results["rows"]
     assert (ours["program_bytes"], ours["peak_bytes"], slow["peak_bytes"]) == (1040, 10, None)
     assert "the last line" in crashes["unavailable"]
-    # Of 1000 + 10 bytes an image, in steps of 2 images on each of 2 devices.
+    # A batch needs 1000 bytes and 10 per image; it grows in steps of 2 images on each of 2 devices.
     largest = {"images": 400, "program_bytes": 5000, "limit_bytes": 5000, "was_run": True}
-    assert found["largest"] == largest
-    text = costs.memory_table(DESCRIBED | found)
+    assert results["largest"] == largest
+    text = costs.memory_table(DESCRIPTION | results)
     assert "400 images, 0.0 of 0.0 GB (run)" in text
     assert_gone(stubs)
 
 
 def test_the_largest_batch(monkeypatch):
-    asked = []
+    calls = []
 
-    def planned(its, images, *, runs=False):
-        asked.append((images, runs))
+    def planned(settings, images, *, runs=False):
+        calls.append((images, runs))
         return None if images > fits else 100 + images**2 // 100
 
     monkeypatch.setattr(costs, "_planned", planned)
     fits = 10_000
-    found = costs.largest_batch(settings(optim={"accumulate_steps": 2}, norm={"group_size": 1}), 10_000, 1)
-    assert found["images"] % 2 == 0
-    assert found["program_bytes"] <= 10_000
-    assert asked[0] == (2, False)
-    assert asked[-1] == (found["images"], True)
+    largest = costs.largest_batch(settings(optim={"accumulate_steps": 2}, norm={"group_size": 1}), 10_000, 1)
+    assert largest["images"] % 2 == 0
+    assert largest["program_bytes"] <= 10_000
+    assert calls[0] == (2, False)
+    assert calls[-1] == (largest["images"], True)
     fits = 5
-    with pytest.raises(UserError, match="6 images does not fit"):
+    with pytest.raises(UserError, match="6 images"):
         costs.largest_batch(settings(norm={"group_size": 2}), 10_000, 1)
     fits = 10_000
     monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=1000))
-    found = costs.largest_batch(settings(norm={"group_size": 1}), None, 1)  # the host's
-    assert (found["was_run"], found["limit_bytes"]) == (False, 900)
-    monkeypatch.setattr(costs, "_planned", lambda its, images, **runs: 1000 + images)
-    with pytest.raises(UserError, match="not even 1 images"):
+    largest = costs.largest_batch(settings(norm={"group_size": 1}), None, 1)  # the host's memory
+    assert (largest["was_run"], largest["limit_bytes"]) == (False, 900)
+    monkeypatch.setattr(costs, "_planned", lambda settings, images, **runs: 1000 + images)
+    with pytest.raises(UserError, match="1 images"):
         costs.largest_batch(settings(norm={"group_size": 1}), 900, 1)
 
 
-# --- images that nobody has ---------------------------------------------------------------------------------
+# --- random images ------------------------------------------------------------------------------------------
 
 
 def test_batches_of_noise():
-    its = synthetic.load(DIGITS.removeprefix("--config="), ["model.depth=0.3"])
-    assert its.model.num_classes == 10
-    experiment = synthetic.unopened(its, forms=LIBRARY, devices=jax.devices()[:1])
+    settings = synthetic.load(DIGITS.removeprefix("--config="), ["model.depth=0.3"])
+    assert settings.model.num_classes == 10
+    experiment = synthetic.unopened(settings, forms=LIBRARY, devices=jax.devices()[:1])
     batch = synthetic.random_batch(experiment)
     spec = synthetic.abstract_batch(experiment)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
@@ -314,27 +315,27 @@ def test_batches_of_noise():
 
 
 def test_batches_of_noise_have_a_teacher():
-    its = synthetic.load(DIGITS.removeprefix("--config="), ["distill.teacher=/a/run", "data.batch_size=16"])
-    experiment = synthetic.unopened(its, forms=LIBRARY, devices=jax.devices()[:1])
+    settings = synthetic.load(DIGITS.removeprefix("--config="), ["distill.teacher=/a/run", "data.batch_size=16"])
+    experiment = synthetic.unopened(settings, forms=LIBRARY, devices=jax.devices()[:1])
     batch = synthetic.random_batch(experiment)
     assert (batch[TEACHER_LOGITS].shape, batch[TEACHER_LOGITS].dtype) == ((16, 10), np.float32)
 
 
-# --- as they are --------------------------------------------------------------------------------------------
+# --- real measurements --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_the_step_is_timed():
-    found = cli.answer(cli.run("bench", "step", DIGITS, "--against=torch,xla", "--roofline", "--repeats=2", "--json"))
-    ours, eager, _, xla = found["rows"]
-    assert [row["name"] for row in found["rows"]] == ["ours", "torch eager", "torch.compile", "XLA's forms"]
+    results = cli.answer(cli.run("bench", "step", DIGITS, "--against=torch,xla", "--roofline", "--repeats=2", "--json"))
+    ours, eager, _, xla = results["rows"]
+    assert [row["name"] for row in results["rows"]] == ["ours", "torch eager", "torch.compile", "XLA's forms"]
     for row in (ours, xla):
         assert 0 < row["ms_min"] <= row["ms"] <= row["ms_max"]
         assert row["images_per_second"] == pytest.approx(32e3 / row["ms"])
     assert ours["ratio"] == 1
-    assert ("ms" in eager) != ("unavailable" in eager)  # whether PyTorch is installed or not
-    assert found["roofline"]["shares"].keys() == {row["name"] for row in found["rows"] if "ms" in row}
-    assert found["roofline"]["shares"]["ours"] == pytest.approx(found["roofline"]["bound_ms"] / ours["ms"])
+    assert ("ms" in eager) != ("unavailable" in eager)  # depends on whether PyTorch is installed
+    assert results["roofline"]["shares"].keys() == {row["name"] for row in results["rows"] if "ms" in row}
+    assert results["roofline"]["shares"]["ours"] == pytest.approx(results["roofline"]["bound_ms"] / ours["ms"])
 
 
 @pytest.mark.slow
@@ -349,8 +350,8 @@ def test_memory_and_compilation_are_measured():
     small = (DIGITS, "--config.model.depth=0.3", "--json")
     found = cli.answer(cli.run("bench", "compile", *small))
     assert found["rows"][0]["seconds"] > found["rows"][0]["trace_seconds"] > 0
-    its = synthetic.load(DIGITS.removeprefix("--config="), ["model.depth=0.3"])
-    found = costs.largest_batch(its, 2**25, len(jax.devices()))
+    settings = synthetic.load(DIGITS.removeprefix("--config="), ["model.depth=0.3"])
+    found = costs.largest_batch(settings, 2**25, len(jax.devices()))
     assert 2**24 < found["program_bytes"] <= 2**25
     assert found["images"] % (16 * len(jax.devices())) == 0
 
@@ -360,7 +361,7 @@ def test_memory_and_compilation_are_measured():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Eight JPEG files in two classes, without images to evaluate on."""
+    """Eight JPEG files in two classes, without evaluation images."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for number in range(8):
@@ -373,28 +374,28 @@ def photos(tmp_path_factory):
 
 def test_input_is_timed_beside_decoding(photos):
     settings = Config(data=DataConfig(name="folder", path=str(photos), resolution=32, batch_size=32, num_workers=0))
-    found = time_input(Loaded("", settings, {}), repeats=2, turn_seconds=0.1, times_step=False)
-    assert (found["workers"], found["cores"]) == (0, 1)
+    results = time_input(Loaded("", settings, {}), repeats=2, turn_seconds=0.1, times_step=False)
+    assert (results["workers"], results["cores"]) == (0, 1)
     for name in ("pipeline", "decoding"):
-        assert found[name]["images_per_second"] == found[name]["images_per_second_per_core"] > 0
-    assert 0.2 < found["ratio"] < 5
-    assert "limit" not in found
-    assert f"{found['ratio']:.0%}" in table(found)
+        assert results[name]["images_per_second"] == results[name]["images_per_second_per_core"] > 0
+    assert 0.2 < results["ratio"] < 5
+    assert "limit" not in results
+    assert f"{results['ratio']:.0%}" in table(results)
 
 
 @pytest.mark.slow
-def test_input_says_what_the_limit_is(photos):
+def test_input_reports_the_limit(photos):
     config = f"--config={cli.W0_25}:res=32,batch=32,classes=2"
-    given = (config, f"--data=folder:{photos}", "--config.data.eval_split=train", "--config.data.num_workers=1")
-    found = cli.answer(cli.run("bench", "input", *given, "--repeats=1", "--json"))
-    assert found["workers"] == found["cores"] == 1
-    faster = found["step_images_per_second"] > found["pipeline"]["images_per_second"]
-    assert found["limit"] == ("input" if faster else "step")
+    flags = (config, f"--data=folder:{photos}", "--config.data.eval_split=train", "--config.data.num_workers=1")
+    results = cli.answer(cli.run("bench", "input", *flags, "--repeats=1", "--json"))
+    assert results["workers"] == results["cores"] == 1
+    faster = results["step_images_per_second"] > results["pipeline"]["images_per_second"]
+    assert results["limit"] == ("input" if faster else "step")
 
 
 def test_input_needs_files_to_decode(photos):
     digits = Config(data=DataConfig(name="digits"))
-    once = Config(data=DataConfig(name="folder", path=str(photos), crop="none"))
-    for settings in (digits, once):
-        with pytest.raises(UserError, match="without an input pipeline"):
+    uncropped = Config(data=DataConfig(name="folder", path=str(photos), crop="none"))
+    for settings in (digits, uncropped):
+        with pytest.raises(UserError, match=r"data\.name="):
             time_input(Loaded("", settings, {}), repeats=1)

@@ -1,4 +1,4 @@
-"""PyTorch as a rival: the same network, the same step."""
+"""The PyTorch rival is the same network and computes the same step."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "complexity.json
 
 @pytest.fixture(scope="module", autouse=True)
 def timm():
-    """Imported as the rival does, wherever torchvision lacks its operators; one thread, as so little work needs."""
+    """Imports timm as the rival does, even if torchvision lacks its operators; one thread suffices for these sizes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch_rival.import_timm()
@@ -52,12 +52,12 @@ def params_of(its):
     return count_layers(from_config(its.model, its.norm), 32).params
 
 
-def network(its):
-    return torch_rival.network(its.model, its.norm, params_of(its))
+def build_network(its):
+    return torch_rival.build_network(its.model, its.norm, params_of(its))
 
 
-def on_paper(name, strides=(2, 2, 2, 2, 2), **options):
-    """timm's network without memory, for 1000 classes, held against the golden number of parameters or else ours."""
+def without_memory(name, strides=(2, 2, 2, 2, 2), **options):
+    """Builds timm's network for 1000 classes on the meta device; checks the number of parameters, if golden or ours."""
     options = {"width": 1.0, "width_rule": "standard", **options}
     its = settings(dict(SMALL, name=name, num_classes=1000, strides=strides, **options))
     golden = [
@@ -65,7 +65,7 @@ def on_paper(name, strides=(2, 2, 2, 2, 2), **options):
     ]
     params = 25_557_032 if name == "resnet50" else golden[0] if golden else params_of(its)
     with torch.device("meta"):
-        return torch_rival.network(its.model, its.norm, params), its
+        return torch_rival.build_network(its.model, its.norm, params), its
 
 
 @pytest.mark.parametrize(
@@ -88,28 +88,29 @@ def on_paper(name, strides=(2, 2, 2, 2, 2), **options):
         ("resnet50", {}),
     ],
 )
-def test_it_is_the_same_network(name, options):
-    made, its = on_paper(name, **options)  # refuses another number of parameters
-    norms = [module for module in made.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+def test_the_rival_is_the_same_network(name, options):
+    network, its = without_memory(name, **options)  # refuses another number of parameters
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {(round(norm.momentum, 9), norm.eps) for norm in norms} == {(0.03, 1e-4)}
-    drops = {module.p for module in made.modules() if isinstance(module, torch.nn.Dropout)} | {made.drop_rate}
+    drops = {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)} | {network.drop_rate}
     assert its.model.dropout in drops
 
 
-def test_another_rounding_is_said_with_both_numbers():
+def test_another_rounding_is_an_error_with_both_numbers():
     its = settings(dict(SMALL, name="mobilenet_v1", width=0.3))
-    both = rf"^mobilenetv1_030 has [\d,]+ parameters and our mobilenet_v1 {params_of(its):,}: not the same"
-    with pytest.raises(torch_rival.Unavailable, match=both):
-        network(its)
+    both_numbers = rf"mobilenetv1_030 has [\d,]+ .*mobilenet_v1 has {params_of(its):,} "
+    with pytest.raises(torch_rival.Unavailable, match=both_numbers):
+        build_network(its)
 
 
-def heights(made):
-    """Of the output of every block, for 32 px."""
+def heights(network):
+    """Returns the height of every block's output for an image of 32 px."""
     sizes = []
-    stages = made.blocks if hasattr(made, "blocks") else [made.layer1, made.layer2, made.layer3, made.layer4]
+    layers = ("layer1", "layer2", "layer3", "layer4")
+    stages = network.blocks if hasattr(network, "blocks") else [getattr(network, name) for name in layers]
     for block in (block for stage in stages for block in stage):
         block.register_forward_hook(lambda module, x, y: sizes.append(y.shape[-1]))
-    made.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
+    network.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
     return sizes
 
 
@@ -127,18 +128,19 @@ def heights(made):
     ],
 )
 def test_strides_are_ours(name, width, strides):
-    made, its = on_paper(name, strides, width=width)
+    network, its = without_memory(name, strides, width=width)
     points = from_config(its.model, its.norm).endpoint_strides
-    ours = [32 // ratio for point, ratio in points.items() if point.startswith("block_")]
-    theirs = heights(made)
-    assert theirs[: len(ours)] == ours
-    assert theirs[len(ours) :] in ([], [ours[-1]])  # timm has V3's head among the blocks
+    our_heights = [32 // ratio for point, ratio in points.items() if point.startswith("block_")]
+    timm_heights = heights(network)
+    assert timm_heights[: len(our_heights)] == our_heights
+    assert timm_heights[len(our_heights) :] in ([], [our_heights[-1]])  # timm has V3's head among the blocks
 
 
 def test_a_block_that_keeps_its_map_adds_its_input():
-    of = [on_paper("mobilenet_v3_small", strides)[0] for strides in ((2, 2, 2, 2, 2), (2, 1, 1, 1, 1))]
-    before, after = ([block.has_skip for stage in made.blocks for block in stage] for made in of)
-    assert (before[0], after) == (False, [True, *before[1:]])  # 16 channels to 16; the others widen
+    both_strides = (2, 2, 2, 2, 2), (2, 1, 1, 1, 1)
+    networks = [without_memory("mobilenet_v3_small", strides)[0] for strides in both_strides]
+    before, after = ([block.has_skip for stage in network.blocks for block in stage] for network in networks)
+    assert (before[0], after) == (False, [True, *before[1:]])  # 16 channels to 16; the other blocks add channels
 
 
 @pytest.mark.parametrize(
@@ -152,10 +154,10 @@ def test_a_block_that_keeps_its_map_adds_its_input():
     ],
     ids=str,
 )
-def test_it_learns_its_batch(optim):
+def test_the_rival_learns_its_batch(optim):
     torch.manual_seed(0)
     its = settings(optim=dict(optim, peak_lr=1.0 if optim["name"] == "sgd" else 0.3), resolution=32)
-    model = network(its)
+    model = build_network(its)
     before = [p.detach().clone() for p in model.parameters()]
     step, facts = torch_rival.train_step(its, model, CPU, compiled=False)
     losses = [float(step()) for _ in range(10)]
@@ -167,28 +169,28 @@ def test_it_learns_its_batch(optim):
 
 
 def test_the_same_weights_decay():
-    made, its = on_paper("mobilenet_v4_hybrid_medium")  # has LayerScale
+    network, its = without_memory("mobilenet_v4_hybrid_medium")  # has LayerScale
     params = variable_shapes(from_config(its.model, its.norm))["params"]
     for rule in ("all", "no_norm", "no_norm_bias", "no_depthwise"):
         mask = decay_mask(params, rule)
-        ours = sum(leaf.size for leaf, chosen in zip(*map(jax.tree.leaves, (params, mask)), strict=True) if chosen)
-        assert sum(p.numel() for p in torch_rival.decayed_parameters(made, rule)) == ours
+        size = sum(leaf.size for leaf, decays in zip(*map(jax.tree.leaves, (params, mask)), strict=True) if decays)
+        assert sum(p.numel() for p in torch_rival.decayed_parameters(network, rule)) == size
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_inference_gives_logits(dtype):
     its = settings(dict(SMALL, dtype=dtype))
-    model = network(its)
+    model = build_network(its)
     step = torch_rival.infer_step(its, model, CPU, compiled=False)
     logits = step()
     assert logits.shape == (4, 10)
     assert torch.equal(logits, step())
 
 
-@pytest.mark.parametrize("what", ["train", "infer"])
-def test_a_turn_takes_time(what):
-    its = settings(dict(SMALL, dtype="bfloat16" if what == "train" else "float32"))
-    rival = torch_rival.build(its, what=what, compiled=False, params=params_of(its))
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_a_turn_takes_time(mode):
+    its = settings(dict(SMALL, dtype="bfloat16" if mode == "train" else "float32"))
+    rival = torch_rival.build(its, mode=mode, compiled=False, params=params_of(its))
     one, many = rival.turn(1), rival.turn(8)
     assert 0 < one < many
     assert rival.facts["model"] == "mobilenetv2_010"
@@ -198,7 +200,7 @@ def test_a_turn_takes_time(what):
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "said"),
+    ("section", "change", "option"),
     [
         ("optim", dict(name="lion"), "lion"),
         ("optim", dict(name="rmsprop", l2=0.1), "l2"),
@@ -211,12 +213,12 @@ def test_a_turn_takes_time(what):
         ("finetune", dict(train_from=("classifier",)), "train_from"),
     ],
 )
-def test_what_it_cannot_do_is_one_line(section, change, said):
+def test_an_option_that_the_rival_lacks_is_one_line(section, change, option):
     its = settings()
     params = params_of(its)
     its = dataclasses.replace(its, **{section: dataclasses.replace(getattr(its, section), **change)})
-    with pytest.raises(torch_rival.Unavailable, match=said) as error:
-        torch_rival.build(its, what="train", compiled=False, params=params)
+    with pytest.raises(torch_rival.Unavailable, match=option) as error:
+        torch_rival.build(its, mode="train", compiled=False, params=params)
     assert "\n" not in str(error.value)
 
 
@@ -226,11 +228,11 @@ def test_a_failed_compilation_is_one_line(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", fails)
     its = settings()
-    with pytest.raises(torch_rival.Unavailable, match=r"^torch\.compile failed: RuntimeError: no C\+\+ compiler$"):
-        torch_rival.build(its, what="infer", compiled=True, params=params_of(its))
+    with pytest.raises(torch_rival.Unavailable, match=r"torch\.compile.*: no C\+\+ compiler$"):
+        torch_rival.build(its, mode="infer", compiled=True, params=params_of(its))
 
 
-def test_its_process_has_no_jax_and_prints_nothing():
+def test_the_rival_loads_no_jax_and_prints_nothing():
     its = settings(SMALL)
     code = f"""
 import sys
@@ -238,7 +240,7 @@ from mnv2_jax import config
 from mnv2_jax.bench import torch_rival
 assert "torch" not in sys.modules
 its = config.build({config.to_dict(its)!r})
-torch_rival.build(its, what="train", compiled=False, params={params_of(its)}).turn(1)
+torch_rival.build(its, mode="train", compiled=False, params={params_of(its)}).turn(1)
 assert not {{"jax", "jaxlib", "flax"}} & set(sys.modules)
 """
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -72,16 +72,16 @@ def test_file_names_and_docstrings_tell_the_network(path):
         assert printed
         for number in printed:
             assert float(number) in {round(accuracy, len(number.partition(".")[2])) for accuracy in accuracies}
-    recipe = re.search(r"Expected of the recipe (\w+): ", told)[1]
+    recipe = re.search(r"Expected with recipe (\w+): ", told)[1]
     assert f'presets.preset(arg, data="imagenet", recipe="{recipe}", ' in path.read_text()
     assert built == config.load(f"{path}:recipe={recipe}").config
     others = re.search(
-        r"^data=(\w+) takes the recipe (\w+), data=(\w+) (\w+), data=(\w+):.+ data=(\w+):NAME (\w+)\.", told, re.M
+        r"^Recipes.+: (\w+) for data=(\w+), (\w+) for data=(\w+), (\w+) for data=(\w+):.+ data=(\w+):NAME\.", told, re.M
     )
-    digits, its, cifar, thats, folder, tfds, both = others.groups()
+    its, digits, thats, cifar, both, folder, tfds = others.groups()
     assert {digits: its, cifar: thats, folder: both, tfds: both} == presets.RECIPE_OF_DATA
     epochs, amount, size = cost(built, madds, resolution)
-    assert f"Cost: its {epochs} epochs of 1.28 million images{size}, {amount} multiply-adds in training." in told
+    assert f"Cost: {epochs} epochs of 1.28 million images{size}, {amount} multiply-adds in training." in told
     assert f"--config=configs/{path.name}:path=IMAGENET" in told
     others = OTHER_RECIPE.findall(told)
     assert ("Other recipes (path=IMAGENET,recipe=NAME)" in told) == bool(others)

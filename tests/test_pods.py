@@ -1,6 +1,6 @@
-"""What a step takes on TPU slices: the count of what was compiled, the model of its time, and how it fails.
+"""Costs of a step on TPU slices: counts of the compiled program, the model of its time, and errors.
 
-Marked ``pods`` is what compiles for TPUs, which takes libtpu (`make test-pods`).
+Tests that compile for TPUs are marked ``pods`` and need libtpu (`make test-pods`).
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ ENTRY %main (a: f32[3,3,1,32], b: bf16[64]) -> f32[] {
 """
 
 
-# --- the count ----------------------------------------------------------------------------------------------
+# --- counts -------------------------------------------------------------------------------------------------
 
 
 def test_each_collective_is_counted_once():
@@ -65,29 +65,29 @@ def test_the_count_of_a_real_program():
 
 @pytest.mark.slow
 def test_the_step_is_compiled_without_data(monkeypatch):
-    """On four CPU devices, as if they were a slice."""
-    described = types.SimpleNamespace(devices=jax.devices()[:4])
-    monkeypatch.setattr(pod_compile.topologies, "get_topology_desc", lambda **asked: described)
+    """Uses four CPU devices in place of a slice."""
+    description = types.SimpleNamespace(devices=jax.devices()[:4])
+    monkeypatch.setattr(pod_compile.topologies, "get_topology_desc", lambda **options: description)
     overrides = ["model.depth=0.2", "norm.group_size=8", "data.path=/nowhere"]
     settings = pod.load(f"{W0_35}:res=16,classes=10", overrides, parse_topology("v5e:2x2"), 8)
     assert settings.data.batch_size == 32
-    found = pod_compile.compile_step(configs.build(configs.to_dict(settings)), "v5e:2x2")
-    assert 1 <= found["all_reduces"] <= 2
-    assert found["other_collectives"] == {}
-    assert min(found["flops"], found["bytes_accessed"], found["peak_bytes"]) > 0
+    results = pod_compile.compile_step(configs.build(configs.to_dict(settings)), "v5e:2x2")
+    assert 1 <= results["all_reduces"] <= 2
+    assert results["other_collectives"] == {}
+    assert min(results["flops"], results["bytes_accessed"], results["peak_bytes"]) > 0
     # The gradient, the running statistics, and a few means are each reduced once.
-    experiment = synthetic.unopened(settings, described.devices)
+    experiment = synthetic.unopened(settings, description.devices)
     state = jax.eval_shape(experiment.init_state)
     values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, state.model_state)))
-    assert 0 <= found["all_reduce_bytes"] - 4 * values <= 4 * 8
+    assert 0 <= results["all_reduce_bytes"] - 4 * values <= 4 * 8
 
 
-def test_the_config_arrives_as_it_was_sent():
+def test_a_config_survives_json():
     settings = configs.load(W1_0, ["model.dtype=bfloat16", "norm.group_size=16"]).config
     assert configs.build(json.loads(json.dumps(configs.to_dict(settings)))) == settings
 
 
-# --- the model ----------------------------------------------------------------------------------------------
+# --- model of the time --------------------------------------------------------------------------------------
 
 NOTHING = Cost(flops=0, bytes_accessed=0, all_reduces=0, all_reduce_bytes=0)
 
@@ -134,11 +134,11 @@ def test_one_chip_reduces_nothing():
     assert step_time(parse_topology("v5e:1x1"), Cost(1, 1, 2, 1e9)).network == 0
 
 
-# --- how it fails -------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 def run(monkeypatch, *arguments):
-    """The command line, in this process."""
+    """Runs the command line in this process."""
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     door.main()
 
@@ -149,23 +149,23 @@ SMALL = f"--config={W0_35}:res=32,batch=128,classes=10"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pod", "--topology=v5e:2x2"], "give --config"),
-        (["pod", SMALL], "give --topology=CHIP:AxB"),
-        (["pod", SMALL, "--topology=v5e"], "not of the form"),
-        (["pod", SMALL, "--topology=v5e:2x2,"], "not of the form"),
-        (["pod", SMALL, "--topology=v5f:2x2"], "did you mean 'v5p'"),
-        (["pod", SMALL, "--topology=v5e:2x2x1"], "joined in 2 dimensions"),
-        (["pod", SMALL, "--topology=v5e:16x32"], "a pod of v5e has 256"),
-        (["pod", SMALL, "--topology=v5e:2x2,v5e:16x16"], "v5e:16x16: data.batch_size=128 .* nearest that does: 256"),
+        (["pod", "--topology=v5e:2x2"], "--config"),
+        (["pod", SMALL], "--topology=CHIP:AxB"),
+        (["pod", SMALL, "--topology=v5e"], "--topology='v5e'"),
+        (["pod", SMALL, "--topology=v5e:2x2,"], "--topology=''"),
+        (["pod", SMALL, "--topology=v5f:2x2"], "v5f.*'v5p'"),
+        (["pod", SMALL, "--topology=v5e:2x2x1"], "v5e:2x2x1.* 2 dimensions"),
+        (["pod", SMALL, "--topology=v5e:16x32"], "512 chips.* 256"),
+        (["pod", SMALL, "--topology=v5e:2x2,v5e:16x16"], "v5e:16x16: data.batch_size=128 .* 256"),
         (
             ["pod", SMALL, "--topology=v5e:2x2", "--config.norm.group_size=24"],
-            "norm.group_size=24 .* nearest that does: 32",
+            "norm.group_size=24 .* 32",
         ),
-        (["pod", SMALL, "--topology=v5e:2x2", "--batch_per_chip=0"], "must be above 0"),
-        (["pod", SMALL, "--topology=v5e:2x2", "--timeout_s=nan"], "must be above 0"),
+        (["pod", SMALL, "--topology=v5e:2x2", "--batch_per_chip=0"], "--batch_per_chip=0"),
+        (["pod", SMALL, "--topology=v5e:2x2", "--timeout_s=nan"], "--timeout_s=nan"),
         (["pod", SMALL, "--topology=v5e:2x2", "--repeats=2"], "pod takes no --repeats"),
         (["pod", SMALL, "--topology=v5e:2x2", "--config.model.dtype=float64"], "float32 or bfloat16"),
-        (["pod", SMALL, "--topology=v5e:2x2", "--config.optim.accumulate_steps=4"], "what a loop does once"),
+        (["pod", SMALL, "--topology=v5e:2x2", "--config.optim.accumulate_steps=4"], "accumulate_steps=4"),
         (["step", SMALL, "--topology=v5e:2x2"], "step takes no --topology"),
         (["input", "--data=folder:x", "--batch_per_chip=2"], "input takes no --batch_per_chip"),
     ],
@@ -175,14 +175,14 @@ def test_mistakes_are_one_line(monkeypatch, arguments, message):
         run(monkeypatch, *arguments)
 
 
-def test_without_libtpu_it_says_what_to_install(monkeypatch):
+def test_missing_libtpu_is_an_error_with_the_command_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[pods\]'"):
         run(monkeypatch, "pod", SMALL, "--topology=v5e:2x2")
 
 
 def compiler(monkeypatch, tmp_path, script):
-    """In place of Python in the process that compiles: a shell script."""
+    """Replaces the process that compiles by a shell script."""
     path = tmp_path / "python"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -193,10 +193,10 @@ def compiler(monkeypatch, tmp_path, script):
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("kill -SEGV $$", r"^--topology=v5e:2x2: the compiler crashed \(SIGSEGV\)"),
-        ("echo ValueError: no >&2; exit 1", r"crashed \(exit code 1: ValueError: no\)"),
+        ("kill -SEGV $$", r"^--topology=v5e:2x2: .*\(SIGSEGV\)"),
+        ("echo ValueError: no >&2; exit 1", r"\(exit code 1: ValueError: no\)"),
         ("echo noise >&2; echo 'error: out of memory' >&2; exit 2", "^out of memory$"),
-        ("sleep 60", "not compiled in 0.2 s; give it longer with --timeout_s"),
+        ("sleep 60", r"0\.2 s.*--timeout_s"),
     ],
 )
 def test_a_compiler_that_fails_is_one_line(monkeypatch, tmp_path, script, message):
@@ -216,26 +216,26 @@ ANSWER = {
 }
 
 
-def test_what_was_compiled_is_reported_in_spite_of_a_crash(monkeypatch, tmp_path, capsys):
-    answered = f"grep -q 16x16 && kill -ABRT $$\necho '{json.dumps(ANSWER)}'"
-    compiler(monkeypatch, tmp_path, answered)
+def test_compiled_slices_are_reported_despite_a_crash(monkeypatch, tmp_path, capsys):
+    script = f"grep -q 16x16 && kill -ABRT $$\necho '{json.dumps(ANSWER)}'"
+    compiler(monkeypatch, tmp_path, script)
     arguments = ("pod", SMALL, "--batch_per_chip=32", "--topology=v5e:16x16,v5e:4x4")
-    with pytest.raises(UserError, match=r"16x16: the compiler crashed \(SIGABRT\)"):
+    with pytest.raises(UserError, match=r"16x16: .*\(SIGABRT\)"):
         run(monkeypatch, *arguments, "--json")
-    (found,) = json.loads(capsys.readouterr().out)["slices"]
-    assert (found["topology"], found["chips"], found["batch_size"]) == ("v5e:4x4", 16, 512)
-    model = found["model"]
+    (results,) = json.loads(capsys.readouterr().out)["slices"]
+    assert (results["topology"], results["chips"], results["batch_size"]) == ("v5e:4x4", 16, 512)
+    model = results["model"]
     assert model["step_seconds"] == pytest.approx(10e-3 + 2 * 2 * 6e-6 + 2 * 15 / 16 * 14e6 / 100e9)
     assert model["images_per_second"] * model["step_seconds"] == pytest.approx(512)
     assert model["imagenet_epoch_seconds"] == pytest.approx(IMAGENET_IMAGES * model["step_seconds"] / 512)
-    with pytest.raises(UserError, match="crashed"):
+    with pytest.raises(UserError, match="SIGABRT"):
         run(monkeypatch, *arguments)
     table = capsys.readouterr().out.splitlines()
     assert table[2].split()[:9] == ["v5e:4x4", "512", "500", "2.9%", "197.0", "8.19", "2", "14.0", "|"]
     assert "model" in table[3]
 
 
-# --- for TPUs -----------------------------------------------------------------------------------------------
+# --- compiled for TPUs --------------------------------------------------------------------------------------
 
 has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="pip install .[pods]")
 
@@ -249,9 +249,9 @@ def compiled(spec, name, *overrides, batch_per_chip, timeout_s=600):
 @has_libtpu
 @pytest.mark.parametrize("name", ["v5e:2x2", "v5e:16x16", "v4:2x2x1", "v4:4x4x4", "v5p:2x2x1", "v5p:4x4x4", "v6e:2x2"])
 def test_a_slice_needs_at_most_two_all_reduces(name):
-    found = compiled(f"{W0_35}:res=32,classes=10", name, "norm.group_size=8", batch_per_chip=8)
-    assert found["chips"] == parse_topology(name).num_chips
-    chip = found["per_chip"]
+    results = compiled(f"{W0_35}:res=32,classes=10", name, "norm.group_size=8", batch_per_chip=8)
+    assert results["chips"] == parse_topology(name).num_chips
+    chip = results["per_chip"]
     assert 1 <= chip["all_reduces"] <= 2
     assert chip["other_collectives"] == {}
     assert 0 < chip["peak_bytes"] < chip["hbm_bytes"]
@@ -260,7 +260,7 @@ def test_a_slice_needs_at_most_two_all_reduces(name):
 @pytest.mark.pods
 @has_libtpu
 def test_a_batch_that_is_too_large_is_one_line():
-    with pytest.raises(UserError, match=r"v5e:2x2: the compiler says: RESOURCE_EXHAUSTED"):
+    with pytest.raises(UserError, match=r"v5e:2x2: .*RESOURCE_EXHAUSTED"):
         compiled(f"{W0_35}:classes=10", "v5e:2x2", "norm.group_size=32", batch_per_chip=4096)
 
 
@@ -268,18 +268,19 @@ def test_a_batch_that_is_too_large_is_one_line():
 @has_libtpu
 @pytest.mark.timeout(4000)
 def test_the_full_network_on_a_pod():
-    """MobileNetV2 1.0 at 224 px, 4096 images on 256 chips: 2 all-reduces by groups, 105 over the whole batch."""
-    few, many = (
+    """MobileNetV2 1.0 at 224 px with 4096 images on 256 chips: 2 all-reduces with groups of 16, 105 over the batch."""
+    grouped, global_norm = (
         compiled(
             W1_0, "v5e:16x16", "model.dtype=bfloat16", f"norm.group_size={group}", batch_per_chip=16, timeout_s=1800
         )
         for group in (16, 4096)
     )
-    assert few["per_chip"]["all_reduces"] == 2
-    assert many["per_chip"]["all_reduces"] == 105
-    assert few["model"]["all_reduce_seconds"] < many["model"]["all_reduce_seconds"] / 10
-    for found in (few, many):
-        assert 9e6 < found["per_chip"]["all_reduce_bytes"] < 11e6  # kernels' gradients as bfloat16, the rest float32
+    assert grouped["per_chip"]["all_reduces"] == 2
+    assert global_norm["per_chip"]["all_reduces"] == 105
+    assert grouped["model"]["all_reduce_seconds"] < global_norm["model"]["all_reduce_seconds"] / 10
+    for results in (grouped, global_norm):
+        # Gradients of kernels are reduced in bfloat16, everything else in float32.
+        assert 9e6 < results["per_chip"]["all_reduce_bytes"] < 11e6
         # 3 passes of 300.8 M multiply-adds for each of 16 images, and the elementwise work.
-        assert 1 < found["per_chip"]["flops"] / (2 * 3 * 300.8e6 * 16) < 1.5
-        assert found["per_chip"]["peak_bytes"] < 0.7e9
+        assert 1 < results["per_chip"]["flops"] / (2 * 3 * 300.8e6 * 16) < 1.5
+        assert results["per_chip"]["peak_bytes"] < 0.7e9

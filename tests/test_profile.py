@@ -1,4 +1,4 @@
-"""A profile finds kernels, layers and gaps, on the CPU as it is and on a GPU as XLA's collector writes it."""
+"""A profile finds kernels, layers and gaps, in a real record of the CPU and in records written like those of a GPU."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mnv2_jax.bench.profile import place, places, profile, read, summary, table
+from mnv2_jax.bench.profile import instruction_paths, layer_and_direction, profile, read, summary, table
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -56,20 +56,20 @@ def test_layers_of_paths():
         "state[\\'params\\'][\\'stem\\']": ("", ""),
         "": ("", ""),
     }.items():
-        assert place(path) == expected, path
+        assert layer_and_direction(path) == expected, path
 
 
-def test_instructions_have_the_paths_of_their_metadata_or_of_what_they_fuse():
-    found = places(PROGRAM)
-    assert place(found["fusion.1"]) == ("stem", "forward")
-    assert place(found["custom-call.7"]) == ("block_3/depthwise", "forward")
-    assert place(found["loop_add_fusion.12"]) == ("block_3/project_norm", "backward")
-    assert "call" not in found
-    assert places("no HLO") == {}
+def test_paths_come_from_the_metadata_or_from_the_fused_instructions():
+    paths = instruction_paths(PROGRAM)
+    assert layer_and_direction(paths["fusion.1"]) == ("stem", "forward")
+    assert layer_and_direction(paths["custom-call.7"]) == ("block_3/depthwise", "forward")
+    assert layer_and_direction(paths["loop_add_fusion.12"]) == ("block_3/project_norm", "backward")
+    assert "call" not in paths
+    assert instruction_paths("no HLO") == {}
 
 
 class Plane:
-    """An XSpace's plane as text."""
+    """Builds a plane of an XSpace as text."""
 
     def __init__(self, name):
         self.name = name
@@ -82,24 +82,24 @@ class Plane:
         return f"stats {{ metadata_id: {key} ref_value: {self.stats.setdefault(value, len(self.stats) + 1)} }}"
 
     def line(self, name, *events):
-        """Events: name, begin and length in microseconds, statistics."""
+        """Adds a line of events, each a tuple of name, start and length in microseconds, and statistics."""
         text = []
         for event, begin, length, stats in events:
             key = self.events.setdefault(event, len(self.events) + 1)
-            of_event = " ".join(itertools.starmap(self.stat, stats.items()))
+            stat_text = " ".join(itertools.starmap(self.stat, stats.items()))
             text.append(
-                f"events {{ metadata_id: {key} offset_ps: {begin * 10**6} duration_ps: {length * 10**6} {of_event} }}"
+                f"events {{ metadata_id: {key} offset_ps: {begin * 10**6} duration_ps: {length * 10**6} {stat_text} }}"
             )
         self.lines.append(f'lines {{ id: {len(self.lines)} name: "{name}" timestamp_ns: 5000 {" ".join(text)} }}')
         return self
 
     def __str__(self):
-        known = [
-            f'{what}_metadata {{ key: {key} value {{ id: {key} name: "{name}" }} }}'
-            for what, names in (("event", self.events), ("stat", self.stats))
+        metadata = [
+            f'{kind}_metadata {{ key: {key} value {{ id: {key} name: "{name}" }} }}'
+            for kind, names in (("event", self.events), ("stat", self.stats))
             for name, key in names.items()
         ]
-        return f'planes {{ name: "{self.name}" {" ".join(self.lines)} {" ".join(known)} }}'
+        return f'planes {{ name: "{self.name}" {" ".join(self.lines)} {" ".join(metadata)} }}'
 
 
 def xspace(*planes):
@@ -111,14 +111,14 @@ def hlo(name, **more):
 
 
 def gpu_plane():
-    """Two steps, a copy beside them, and lines that say the same again."""
+    """Two steps, a copy that overlaps with them, and a line that repeats them."""
     plane = Plane("/device:GPU:0")
     compute = []
     for begin in (0, 100):
         compute += [
             ("fusion_1", begin, 10, hlo("fusion.1")),
             ("void cudnn::conv<float, 3>(int)", begin + 10, 20, hlo("custom-call.7")),
-            # In a CUDA graph the statistics are those of its launch.
+            # A kernel in a CUDA graph has the statistics of the graph's launch.
             ("loop_add_fusion_12", begin + 40, 20, hlo("call", cuda_graph_id=3, cuda_graph_node_id=8)),
             ("CudaGraphExec:3", begin + 38, 30, {"cuda_graph_exec_id": 3}),
             ("Memset", begin + 60, 2, {"memset_details": "kind:device"}),
@@ -135,52 +135,52 @@ def gpu_plane():
 def test_a_gpu():
     host = Plane("/host:CPU").line("python", ("step", 0, 1000, {}), ("dot.1", 0, 400, {"hlo_op": "dot.1"}))
     other = Plane("/device:GPU:1").line("Stream #9", ("fusion_1", 0, 1, hlo("fusion.1")))
-    found = read(xspace(host, other, gpu_plane()), 2, PROGRAM)
-    assert (found.reason, found.device) == (None, "/device:GPU:0")
-    assert [(kernel.layer, kernel.direction, kernel.us, kernel.count) for kernel in found.kernels] == [
+    measured = read(xspace(host, other, gpu_plane()), 2, PROGRAM)
+    assert (measured.reason, measured.device) == (None, "/device:GPU:0")
+    assert [(kernel.layer, kernel.direction, kernel.us, kernel.count) for kernel in measured.kernels] == [
         ("block_3/depthwise", "forward", 20, 1),
         ("block_3/project_norm", "backward", 20, 1),
         ("stem", "forward", 10, 1),
-        ("", "", 4.5, 0.5),  # the copy within the device
+        ("", "", 4.5, 0.5),  # the copy on the device itself
         ("", "", 2, 1),
     ]
-    assert found.span_us == pytest.approx(162 / 2)
-    assert found.busy_us == pytest.approx((30 + 24 + 30 + 22) / 2)
-    assert found.gaps_us == pytest.approx((10 + 36 + 10) / 2)
-    assert found.host_share == pytest.approx(56 / 162)
-    assert found.memcpy_us == pytest.approx(6 / 2)
-    assert (found.by_name_us, found.graph_us) == (20, 0)
-    largest = found.gaps[0]
+    assert measured.span_us == pytest.approx(162 / 2)
+    assert measured.busy_us == pytest.approx((30 + 24 + 30 + 22) / 2)
+    assert measured.gaps_us == pytest.approx((10 + 36 + 10) / 2)
+    assert measured.host_share == pytest.approx(56 / 162)
+    assert measured.memcpy_us == pytest.approx(6 / 2)
+    assert (measured.by_name_us, measured.graph_us) == (20, 0)
+    largest = measured.gaps[0]
     assert (largest.us, largest.before, largest.after) == (36, "MemcpyD2D", "fusion_1 (stem)")
-    told = json.loads(json.dumps(summary(found)))
-    assert told["kernel_us"] == {"forward": 30, "backward": 20, "neither": 6.5}
-    assert told["host_share"] == found.host_share
-    text = table(found)
+    printed = json.loads(json.dumps(summary(measured)))
+    assert printed["kernel_us"] == {"forward": 30, "backward": 20, "neither": 6.5}
+    assert printed["host_share"] == measured.host_share
+    text = table(measured)
     assert "| void cudnn::conv<float, 3>(int) | block_3/depthwise | forward | 20.0 | 1 | 35.4% |" in text
-    assert "20 µs are known by the kernels' own names" in text
+    assert "For 20 µs" in text
 
 
 def test_a_graph_recorded_as_a_whole_is_a_kernel():
     plane = Plane("/device:GPU:0").line("Stream #7(CudaGraph)", ("CudaGraphExec:3", 0, 30, {"cuda_graph_exec_id": 3}))
-    found = read(xspace(plane), 1, PROGRAM)
-    assert (found.busy_us, found.graph_us, found.gaps) == (30, 30, ())
-    assert "CUDA graphs that were recorded as a whole" in table(found)
+    measured = read(xspace(plane), 1, PROGRAM)
+    assert (measured.busy_us, measured.graph_us, measured.gaps) == (30, 30, ())
+    assert "CUDA graphs" in table(measured)
 
 
-def test_what_is_unknown_has_a_reason():
+def test_an_unreadable_profile_has_a_reason():
     strange = Plane("/device:GPU:0").line("Tasks", ("fusion_1", 0, 10, {}))
     copies = Plane("/device:GPU:0").line("Stream #1", ("MemcpyD2H", 0, 10, {}))
     for data, reason in (
-        (b"", "no kernels on any plane: there is none"),
+        (b"", "no planes"),
         (b"\x0b not a proto", "can't be read"),
         (xspace(strange), "/device:GPU:0 (Tasks)"),
         (xspace(copies), "ran no kernel"),
     ):
-        found = read(data, 3, PROGRAM)
-        assert (found.kernels, found.span_us, found.host_share) == ((), 0, 0)
-        assert reason in found.reason
-        assert reason in table(found)
-        json.dumps(summary(found))
+        measured = read(data, 3, PROGRAM)
+        assert (measured.kernels, measured.span_us, measured.host_share) == ((), 0, 0)
+        assert reason in measured.reason
+        assert reason in table(measured)
+        json.dumps(summary(measured))
 
 
 def test_the_cpu():
@@ -196,16 +196,16 @@ def test_the_cpu():
         for _ in range(3):
             step(w, x).block_until_ready()
 
-    found = profile(run, 3, step.as_text())
-    assert (found.reason, found.device) == (None, "/host:CPU")
-    assert {kernel.layer for kernel in found.kernels} >= {"block_3"}
-    assert {kernel.direction for kernel in found.kernels} >= {"forward", "backward"}
-    assert all(kernel.us > 0 and kernel.count == 1 for kernel in found.kernels)
-    assert 0 < found.busy_us < found.span_us
+    measured = profile(run, 3, step.as_text())
+    assert (measured.reason, measured.device) == (None, "/host:CPU")
+    assert {kernel.layer for kernel in measured.kernels} >= {"block_3"}
+    assert {kernel.direction for kernel in measured.kernels} >= {"forward", "backward"}
+    assert all(kernel.us > 0 and kernel.count == 1 for kernel in measured.kernels)
+    assert 0 < measured.busy_us < measured.span_us
 
     def fails():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         profile(fails, 1)
-    assert profile(lambda: None, 1).reason is not None  # the profiler is free again, and saw nothing
+    assert profile(lambda: None, 1).reason is not None  # the profiler works again, and recorded nothing

@@ -225,7 +225,7 @@ def docstrings():
     """Of each config file, {recipe: top-1} as told: of its own and of the others."""
     for path in sorted((ROOT / "configs").glob("*.py")):
         told = path.read_text().split('"""')[1]
-        own = re.findall(r"^Expected of the recipe (\w+): (\d\d\.\d+) top-1", told, re.MULTILINE)
+        own = re.findall(r"^Expected with recipe (\w+): (\d\d\.\d+) top-1", told, re.MULTILINE)
         others = re.findall(r"^    (\w+) +([\d.]+|none) +\d+ epochs ", told, re.MULTILINE)
         assert len(dict(own + others)) == len(own + others)
         yield path.stem, dict(own), dict(others)

@@ -1,4 +1,4 @@
-"""What a network needs is what can be counted by hand; what a device gives is positive."""
+"""The roofline's counts equal those by hand, and its measurements of a device follow the clock."""
 
 import itertools
 import types
@@ -25,39 +25,40 @@ def stem(variables, x):
 
 
 def test_one_convolution_by_hand():
-    found = roofline.needs_of(stem, kernels(stem=KERNELS["stem"]), IMAGE)
+    counted = roofline.needs_of(stem, kernels(stem=KERNELS["stem"]), IMAGE)
     image, out, madds = 8 * 8 * 3, FLOAT * 4 * 4 * 4, 4 * 4 * 4 * 27
-    train = 2 * image + 3 * out  # read forward and backward, no gradient; written, and backward read with its gradient
-    assert found == (train, image + out, madds, 2 * madds)
+    # The image is read forward and backward. The output is written, and read backward together with its gradient.
+    train = 2 * image + 3 * out
+    assert counted == (train, image + out, madds, 2 * madds)
 
 
 def residual_network(variables, x):
     x = stem(variables, x)
     y = depthwise_conv(x, variables["depthwise"])
-    y = y * 2.0 + jnp.ones((1, 1, 1, 4))  # as a norm: an addition, but not of two maps
+    y = y * 2.0 + jnp.ones((1, 1, 1, 4))  # like a norm: an addition, but not of two maps
     x = x + conv(y, variables["project"])
     return x.mean((1, 2)) @ variables["classifier"]
 
 
-def by_hand():
-    """Bytes of `residual_network` without its stem, whose map is as large as any."""
-    each = FLOAT * 4 * 4 * 4
-    taken_and_given = 4 * each + FLOAT * (4 + 5)
-    train = 3 * taken_and_given + 3 * each + each  # the addition; the mean
-    return train, taken_and_given + each
+def bytes_by_hand():
+    """Counts the training and inference bytes of `residual_network` without its stem; all its maps have one size."""
+    map_bytes = FLOAT * 4 * 4 * 4
+    inputs_and_outputs = 4 * map_bytes + FLOAT * (4 + 5)
+    train = 3 * inputs_and_outputs + 3 * map_bytes + map_bytes  # layers, addition, mean
+    return train, inputs_and_outputs + map_bytes
 
 
 def test_a_residual_network_by_hand():
-    found = roofline.needs_of(residual_network, kernels(**KERNELS), IMAGE)
+    counted = roofline.needs_of(residual_network, kernels(**KERNELS), IMAGE)
     first = roofline.needs_of(stem, kernels(stem=KERNELS["stem"]), IMAGE)
-    rest = by_hand()
-    assert found[:2] == tuple(a + b for a, b in zip(first, rest, strict=False))
+    other_layers = bytes_by_hand()
+    assert counted[:2] == tuple(a + b for a, b in zip(first, other_layers, strict=False))
     madds = 4 * 4 * 4 * 9 + 4 * 4 * 4 * 4 + 4 * 5
-    assert found[2:] == (first.madds + madds, first.train_madds + 3 * madds)
+    assert counted[2:] == (first.madds + madds, first.train_madds + 3 * madds)
     jitted = roofline.needs_of(jax.jit(jax.checkpoint(residual_network)), kernels(**KERNELS), IMAGE)
-    assert jitted == found
+    assert jitted == counted
     larger = roofline.needs_of(residual_network, kernels(**KERNELS), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
-    assert all(3.5 * a < b <= 4 * a for a, b in zip(found, larger, strict=True))
+    assert all(3.5 * a < b <= 4 * a for a, b in zip(counted, larger, strict=True))
 
 
 def test_attention_keeps_its_scores():
@@ -66,21 +67,21 @@ def test_attention_keeps_its_scores():
         weights = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", q, k))
         return jnp.einsum("bqk,bkd->bqd", weights, v)
 
-    found = roofline.needs_of(attention, kernels(q=(3, 2), k=(3, 2), v=(3, 6)), IMAGE)
+    counted = roofline.needs_of(attention, kernels(q=(3, 2), k=(3, 2), v=(3, 6)), IMAGE)
     query, value = FLOAT * 64 * 2, FLOAT * 64 * 6
     image, projected = 3 * 8 * 8 * 3, 2 * query + value
-    assert found.infer_bytes == image + projected + projected + value
-    assert found.train_bytes == 2 * image + 3 * projected + 3 * (projected + value)
-    assert found.madds == 64 * 3 * 10 + 64 * 64 * (2 + 6)
+    assert counted.infer_bytes == image + projected + projected + value
+    assert counted.train_bytes == 2 * image + 3 * projected + 3 * (projected + value)
+    assert counted.madds == 64 * 3 * 10 + 64 * 64 * (2 + 6)
 
 
 def test_mobilenet_v2():
-    found = roofline.needs(create_model("mobilenet_v2", 1000), 224, "bfloat16")
-    assert found.train_bytes == pytest.approx(82e6, rel=0.03)
-    assert found.madds == 300_774_272
+    counted = roofline.needs(create_model("mobilenet_v2", 1000), 224, "bfloat16")
+    assert counted.train_bytes == pytest.approx(82e6, rel=0.03)
+    assert counted.madds == 300_774_272
     stem = 112 * 112 * 32 * 27
-    assert found.train_madds == 3 * found.madds - stem
-    assert found.infer_bytes < found.train_bytes
+    assert counted.train_madds == 3 * counted.madds - stem
+    assert counted.infer_bytes < counted.train_bytes
 
 
 def test_the_type_is_that_of_the_maps():
@@ -91,27 +92,27 @@ def test_the_type_is_that_of_the_maps():
 
 
 def test_the_device_is_measured(monkeypatch):
-    """By a clock on which each turn takes half a second."""
+    """Replaces the clock by one on which each turn takes half a second."""
     ticks = itertools.count(step=0.5)
     monkeypatch.setattr(roofline, "time", types.SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert roofline.measured_bandwidth() == 2 * (2 * 2**27) / 0.5  # two passes read and write 128 MiB
     assert roofline.measured_rate("float32") == 2 * 1024**3 / 0.5
 
 
-def test_the_scarcer_of_the_two_bounds():
+def test_the_larger_time_is_the_bound():
     device = dict(bytes_per_s=100.0, madds_per_s=1000.0)
     assert roofline.bound_s(200, 1000, **device) == 2
     assert roofline.bound_s(200, 3000, **device) == 3
     assert roofline.share(4.0, 200, 1000, **device) == 0.5
 
 
-def test_shares_of_what_was_measured(monkeypatch):
+def test_shares_of_measured_rows(monkeypatch):
     monkeypatch.setattr(roofline, "measured_bandwidth", lambda: 1e9)
     monkeypatch.setattr(roofline, "measured_rate", lambda dtype: 1e15)
-    monkeypatch.setattr(roofline, "needs", lambda *of: roofline.Needs(3_000_000, 1_000_000, 5, 15))
+    monkeypatch.setattr(roofline, "needs", lambda *arguments: roofline.Needs(3_000_000, 1_000_000, 5, 15))
     settings = config.build({"model": {"num_classes": 10}, "data": {"batch_size": 4}})
     rows = [{"name": "ours", "ms": 24.0}, {"name": "torch", "unavailable": "no torch"}]
-    for what, bound_ms, share in (("train", 12, 1 / 2), ("infer", 4, 1 / 6)):
-        found = roofline.of(settings, what, rows)
-        assert found["bound_ms"] == pytest.approx(bound_ms)
-        assert found["shares"] == {"ours": pytest.approx(share)}
+    for mode, bound_ms, share in (("train", 12, 1 / 2), ("infer", 4, 1 / 6)):
+        counted = roofline.of(settings, mode, rows)
+        assert counted["bound_ms"] == pytest.approx(bound_ms)
+        assert counted["shares"] == {"ours": pytest.approx(share)}

@@ -1,1 +1,1 @@
-"""Measurements, each a ratio within one run: ``python -m mnv2_jax.bench --help``."""
+"""Benchmarks: speed, compilation time, memory, input and TPU slices; see ``python -m mnv2_jax.bench --help``."""

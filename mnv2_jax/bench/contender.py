@@ -1,13 +1,14 @@
-"""The process of one contender: builds what it is asked for, then takes turns until its input ends.
+"""Process of one contender: builds a network, then takes a turn for each request until standard input ends.
 
     {"who": …, "what": …, "config": …, "forms": …, "params": n}   ->  {"ready": facts} or {"unavailable": reason}
     {"repeat": n}                                     ->  {"seconds": of n steps or batches in a row}
     {"peak": true}                                    ->  {"bytes": most device memory in use so far, or null}
 
-or, where a turn fails, {"unavailable": reason}, and it ends.
+If a turn fails, the process answers {"unavailable": reason} and ends.
 
-A line each, on standard input and output. ``who`` is ours (in the forms given), or PyTorch's network as it is or
-compiled; a process of its own for each, since two frameworks share neither a GPU's memory nor a thread pool well.
+Requests come on standard input and answers go to standard output, one line each. ``what`` is "train" or "infer".
+``who`` is one of `OURS` (with the layers in ``forms``), `TORCH` and `TORCH_COMPILE`. Each contender has its own
+process, since two frameworks share neither a GPU's memory nor a thread pool well.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ OURS, TORCH, TORCH_COMPILE = "ours", "torch", "torch.compile"
 
 
 class Runner(NamedTuple):
-    """Something that was built and compiled, and can be run."""
+    """A compiled train step or inference, ready to be timed."""
 
     turn: Callable[[int], float]
-    """Runs so many steps in a row, waits for the last, and gives the seconds of all."""
+    """Runs this many steps in a row, waits for the last one, and returns the seconds that all of them took."""
     peak_bytes: Callable[[], int | None]
-    """The most device memory that was in use; None where the device doesn't say."""
+    """Returns the peak device memory in bytes; None if the device doesn't report it."""
     facts: dict[str, Any]
 
 
-def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Runner:
-    """The train step or the inference of a config, compiled; one batch stays on the devices."""
+def build_ours(settings: Config, mode: str, forms: dict[str, Any] | None) -> Runner:
+    """Compiles the train step or the inference of a config for one batch that stays on the devices."""
     import jax
 
     from mnv2_jax.bench.synthetic import normalised, random_batch, unopened
@@ -53,14 +54,14 @@ def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Run
     state = meshes.compile_init(experiment.mesh, experiment.init_state)()
     batch: Any = random_batch(experiment)
     arguments: tuple[Any, ...]
-    if what == "train":
+    if mode == "train":
         function: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
         arguments = state, {}, batch
     else:
         images = jax.jit(lambda batch: normalised(experiment, batch))(batch)
         function = jax.jit(lambda variables, images: model.apply(variables, images)[0])
         arguments = jax.tree.map(lambda x: x.copy(), state.variables), images
-    begun = time.perf_counter()
+    start = time.perf_counter()
     lowered = function.lower(*arguments)
     traced = time.perf_counter()
     compiled = lowered.compile()
@@ -70,7 +71,7 @@ def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Run
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
         "jax": jax.__version__,
-        "trace_seconds": traced - begun,
+        "trace_seconds": traced - start,
         "compile_seconds": time.perf_counter() - traced,
         "memory_limit_bytes": (jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
         "program_bytes": memory.argument_size_in_bytes
@@ -81,44 +82,44 @@ def build_ours(settings: Config, what: str, forms: dict[str, Any] | None) -> Run
 
     def train(repeat: int) -> float:
         nonlocal state
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(repeat):
             state, metrics = compiled(state, {}, batch)
         jax.block_until_ready((state, metrics))
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def infer(repeat: int) -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(repeat):
             logits = compiled(*arguments)
         jax.block_until_ready(logits)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def peak_bytes() -> int | None:
-        found = jax.devices()[0].memory_stats()
-        return found.get("peak_bytes_in_use") if found else None
+        stats = jax.devices()[0].memory_stats()
+        return stats.get("peak_bytes_in_use") if stats else None
 
-    turn = train if what == "train" else infer
+    turn = train if mode == "train" else infer
     turn(2)
     return Runner(turn, peak_bytes, facts)
 
 
-def build_torch(settings: Config, what: str, compiled: bool, params: int) -> Runner:
-    """PyTorch's counterpart, which must have as many parameters.
+def build_torch(settings: Config, mode: str, compiled: bool, params: int) -> Runner:
+    """Builds the same network in PyTorch, which must have ``params`` parameters.
 
     Raises:
-      torch_rival.Unavailable: if there is none.
+      torch_rival.Unavailable: if PyTorch or timm has no such network.
     """
     from mnv2_jax.bench import torch_rival
 
-    rival = torch_rival.build(settings, what="train" if what == "train" else "infer", compiled=compiled, params=params)
+    rival = torch_rival.build(settings, mode="train" if mode == "train" else "infer", compiled=compiled, params=params)
     return Runner(rival.turn, rival.peak_bytes, rival.facts)
 
 
 def main() -> None:
-    """Serves until standard input ends."""
+    """Answers requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print doesn't come between the answers
+    os.dup2(2, 1)  # libraries print to standard error, not between the answers
 
     def answer(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
@@ -132,19 +133,22 @@ def main() -> None:
             runner = build_torch(settings, job["what"], job["who"] == TORCH_COMPILE, job["params"])
     except UserError:
         raise
-    except Exception as error:  # a rival that can't run, or no memory for it, is a row with its reason
+    except Exception as error:  # a rival that can't run, or lacks memory, becomes a row with the reason
         answer(unavailable=_reason(error))
         return
     answer(ready=runner.facts)
     for line in sys.stdin:
-        asked = json.loads(line)
-        told: dict[str, Any]
+        request = json.loads(line)
+        result: dict[str, Any]
         try:
-            told = {"seconds": runner.turn(asked["repeat"])} if "repeat" in asked else {"bytes": runner.peak_bytes()}
+            if "repeat" in request:
+                result = {"seconds": runner.turn(request["repeat"])}
+            else:
+                result = {"bytes": runner.peak_bytes()}
         except Exception as error:
             answer(unavailable=_reason(error))
-            return  # and leave the memory to the others
-        answer(**told)
+            return  # frees the memory for the other contenders
+        answer(**result)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Lets contenders, each in a process of its own, take turns, and says how their times compare."""
+"""Times contenders in turns, each in its own process, and compares their times."""
 
 from __future__ import annotations
 
@@ -26,57 +26,59 @@ from mnv2_jax.models.registry import from_config, variable_shapes
 from mnv2_jax.nn.forms import LIBRARY, Forms
 
 TURN_SECONDS = 1.0
-"""A turn takes about so long, and one step at least."""
+"""Approximate length of a turn; a turn is at least one step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Somebody who takes part."""
+    """One contender of a benchmark: its name in the table and what it runs."""
 
     name: str
-    who: str = OURS
+    implementation: str = OURS
+    """`OURS`, `TORCH` or `TORCH_COMPILE`."""
     forms: Forms | None = None
-    """Unset: those that training takes."""
+    """Forms of the layers; None takes those that training uses."""
 
 
 OUR_ENTRY = Entry("ours")
 LIBRARY_ENTRY = Entry("XLA's forms", forms=LIBRARY)
 RIVALS = {"torch": (Entry("torch eager", TORCH), Entry("torch.compile", TORCH_COMPILE)), "xla": (LIBRARY_ENTRY,)}
-"""Rivals that --against can name."""
+"""Entries of each rival that --against can name."""
 
 _COMMAND: Sequence[str] = (sys.executable, "-m", "mnv2_jax.bench.contender")
 
 
 class Contender:
-    """A process of `bench.contender`, and what it has said."""
+    """A process of `bench.contender`, and the answers that it has given."""
 
-    def __init__(self, entry: Entry, what: str, settings: Config, params: int, environment: Mapping[str, str]):
+    def __init__(self, entry: Entry, mode: str, settings: Config, params: int, environment: Mapping[str, str]):
         self.entry = entry
         self.seconds: list[float] = []
-        """Seconds of a step or a batch, one value a turn."""
+        """Seconds of a step or a batch, one value per turn."""
         self.peak_bytes: int | None = None
         self.facts: dict[str, Any] = {}
         self.unavailable: str | None = None
         self._repeat = 1
-        # A pipe that nobody reads would fill and stop it.
-        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed by `end`
+        # A file, since a pipe that nobody reads would fill up and block the process.
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed by `end`
         self._process = subprocess.Popen(
             _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
-            # Those who wait leave the device's memory to the one whose turn it is.
+            # Waiting processes must leave the device's memory to the one whose turn it is.
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment},
         )
-        asked = {"who": entry.who, "forms": entry.forms and dataclasses.asdict(entry.forms), "params": params}
-        self._ask(asked | {"what": what, "config": config.to_dict(settings)})
+        forms = entry.forms and dataclasses.asdict(entry.forms)
+        job = {"who": entry.implementation, "forms": forms, "params": params}
+        self._send(job | {"what": mode, "config": config.to_dict(settings)})
 
     def wait_until_ready(self, limit_s: float | None) -> None:
-        """Returns once it has compiled, or has said why it can't; who isn't ready in time is out.
+        """Waits until the process has compiled, or marks it as unavailable if it can't or exceeds ``limit_s``.
 
         Raises:
-          UserError: if it is ours, and the config can't be used.
+          UserError: if the entry is ours and its config can't be used.
         """
         late = threading.Event()
 
@@ -88,31 +90,31 @@ class Contender:
         if limit_s is not None:
             timer.start()
         try:
-            told = self._answer()
+            answer = self._receive()
         finally:
             timer.cancel()
-        self.facts, self.unavailable = told.get("ready", {}), told.get("unavailable")
+        self.facts, self.unavailable = answer.get("ready", {}), answer.get("unavailable")
         if late.is_set():
             self.unavailable = f"not ready after {limit_s:.0f} s"
 
     def take_turn(self) -> None:
-        """Runs for about `TURN_SECONDS`, as often as the turns before say; it may be its last."""
+        """Runs the steps that fill `TURN_SECONDS` by the previous turn; marks the entry as unavailable on a failure."""
         if self.unavailable is not None:
             return
-        self._ask({"repeat": self._repeat})
-        told = self._answer()
-        if "unavailable" in told:
-            self.unavailable = told["unavailable"]
+        self._send({"repeat": self._repeat})
+        answer = self._receive()
+        if "unavailable" in answer:
+            self.unavailable = answer["unavailable"]
             return
-        each = told["seconds"] / self._repeat
-        self._repeat = max(1, math.ceil(TURN_SECONDS / each))
-        self.seconds.append(each)
+        step_seconds = answer["seconds"] / self._repeat
+        self._repeat = max(1, math.ceil(TURN_SECONDS / step_seconds))
+        self.seconds.append(step_seconds)
 
     def read_peak(self) -> None:
-        """Asks how much memory it has used."""
+        """Asks the process for its peak memory and stores it in `peak_bytes`."""
         if self.unavailable is None:
-            self._ask({"peak": True})
-            self.peak_bytes = self._answer().get("bytes")
+            self._send({"peak": True})
+            self.peak_bytes = self._receive().get("bytes")
 
     def end(self) -> None:
         """Ends the process."""
@@ -120,27 +122,27 @@ class Contender:
         self._process.wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # what was asked of one that was dead
+        with contextlib.suppress(BrokenPipeError):  # closing flushes a request to a process that has died
             self._process.stdin.close()
         self._process.stdout.close()
-        self._said.close()
+        self._stderr.close()
 
-    def _ask(self, content: Mapping[str, Any]) -> None:
+    def _send(self, content: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # what it died of is said when it is to answer
+        with contextlib.suppress(BrokenPipeError):  # the next `_receive` reports why the process died
             self._process.stdin.write(json.dumps(content) + "\n")
             self._process.stdin.flush()
 
-    def _answer(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line.endswith("\n"):
-            told: dict[str, Any] = json.loads(line)
-            return told
+            answer: dict[str, Any] = json.loads(line)
+            return answer
         code = self._process.wait()
-        self._said.seek(0)
-        last = self._said.read().strip().rpartition("\n")[2].removeprefix("error: ") or "it said nothing"
-        if code == UserError.exit_code and self.entry.who == OURS:
+        self._stderr.seek(0)
+        last = self._stderr.read().strip().rpartition("\n")[2].removeprefix("error: ") or "no error message"
+        if code == UserError.exit_code and self.entry.implementation == OURS:
             raise UserError(last)
         return {"unavailable": f"its process ended with exit code {code}: {last}"[:300]}
 
@@ -148,89 +150,90 @@ class Contender:
 @contextlib.contextmanager
 def contenders(
     entries: Sequence[Entry],
-    what: str,
+    mode: str,
     settings: Config,
     *,
     environment: Mapping[str, str] | None = None,
     ready_s: float | None = None,
 ) -> Iterator[list[Contender]]:
-    """The processes, ready; they end with the context. After ``ready_s`` who isn't ready is out.
+    """Starts the processes, waits until they are ready, and ends them with the context.
 
-    They are made ready one after the other, unless there are two cores for each beside a GPU's. Where the first can't
-    be, the others may be missing.
+    A process that isn't ready after ``ready_s`` is marked as unavailable. Processes start one after the other, or all
+    at once on a machine with two cores per process and at least 8. If the first can't run, the later ones may be left
+    out of the list.
     """
     at_once = (os.cpu_count() or 1) >= max(8, 2 * len(entries))
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process only counts
-    found: list[Contender] = []
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process only counts parameters
+    processes: list[Contender] = []
     params = variable_shapes(from_config(settings.model, settings.norm))["params"]
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    begun = time.monotonic()
+    start = time.monotonic()
 
     def remaining_s() -> float | None:
-        return None if ready_s is None else max(begun + ready_s - time.monotonic(), 0.1)
+        return None if ready_s is None else max(start + ready_s - time.monotonic(), 0.1)
 
     try:
         for entry in entries:
-            found.append(Contender(entry, what, settings, count, environment or {}))
+            processes.append(Contender(entry, mode, settings, count, environment or {}))
             if not at_once:
-                found[-1].wait_until_ready(remaining_s())
-            if found[0].unavailable is not None:
+                processes[-1].wait_until_ready(remaining_s())
+            if processes[0].unavailable is not None:
                 break  # without the first there is nothing to compare
-        for contender in found if at_once else ():
+        for contender in processes if at_once else ():
             contender.wait_until_ready(remaining_s())
-        yield found
+        yield processes
     finally:
-        for contender in found:
+        for contender in processes:
             contender.end()
 
 
 def turns(
-    entries: Sequence[Entry], what: str, settings: Config, repeats: int, *, ready_s: float | None = None
+    entries: Sequence[Entry], mode: str, settings: Config, repeats: int, *, ready_s: float | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Times the entries turn by turn.
 
     Args:
-      entries: who takes part, ours first: the others are measured against it.
-      what: "train": the whole step on a batch of uint8 images that stays on the devices; "infer": from normalised
-        float images to logits.
-      settings: with `model.num_classes` set.
-      repeats: turns, at least 1, after one that says how many steps fill it.
-      ready_s: who isn't ready after so many seconds is out.
+      entries: contenders, ours first: the others are compared with it.
+      mode: "train" times the whole step on a batch of uint8 images that stays on the devices; "infer" times inference
+        from normalised float images to logits.
+      settings: config with `model.num_classes` set.
+      repeats: number of turns, at least 1, after a first turn that only finds out how many steps fill a turn.
+      ready_s: seconds after which an entry that isn't ready is marked as unavailable.
 
     Yields:
-      After every turn, of all turns so far, a row an entry: name; milliseconds of a batch as the median, the least and
-      the most (``ms``, ``ms_min``, ``ms_max``), ``images_per_second``; ``ratio``, ``ratio_min`` and ``ratio_max``: our
-      milliseconds over its, turn by turn; ``peak_bytes``, None where the device doesn't say; and ``facts``. Or name and
-      ``unavailable``, the reason.
+      After every turn one row per entry, over all turns so far: name; milliseconds per batch as median, minimum and
+      maximum (``ms``, ``ms_min``, ``ms_max``); ``images_per_second``; ``ratio``, ``ratio_min`` and ``ratio_max``, our
+      milliseconds divided by the entry's, turn by turn; ``peak_bytes``, None if the device doesn't report it; and
+      ``facts``. Or name and ``unavailable``, the reason.
 
     Raises:
-      UserError: if ours can't be run.
+      UserError: if our own network can't run.
     """
-    with contenders(entries, what, settings, ready_s=ready_s) as found:
+    with contenders(entries, mode, settings, ready_s=ready_s) as processes:
         for turn in range(repeats + 1):
-            for contender in found:
+            for contender in processes:
                 contender.take_turn()
-                if found[0].unavailable is not None:
-                    raise UserError(f"the config can't be run here: {found[0].unavailable}")
+                if processes[0].unavailable is not None:
+                    raise UserError(f"the config can't run on this device: {processes[0].unavailable}")
                 if turn == 0:
                     contender.seconds.clear()
                 else:
                     contender.read_peak()
             if turn:
-                yield [_row(contender, found[0], settings.data.batch_size) for contender in found]
+                yield [_row(contender, processes[0], settings.data.batch_size) for contender in processes]
 
 
-def compare(entries: Sequence[Entry], what: str, settings: Config, repeats: int) -> list[dict[str, Any]]:
-    """The rows of `turns` after the last; arguments and errors as there."""
-    *_, last = turns(entries, what, settings, repeats)
+def compare(entries: Sequence[Entry], mode: str, settings: Config, repeats: int) -> list[dict[str, Any]]:
+    """Runs `turns` to its end and returns the last rows; arguments and errors are those of `turns`."""
+    *_, last = turns(entries, mode, settings, repeats)
     return last
 
 
-def _row(contender: Contender, ours: Contender, batch_size: int) -> dict[str, Any]:
+def _row(contender: Contender, our_contender: Contender, batch_size: int) -> dict[str, Any]:
     if contender.unavailable is not None:
         return {"name": contender.entry.name, "unavailable": contender.unavailable}
     times = contender.seconds
-    ratios = [mine / its for mine, its in zip(ours.seconds, times, strict=True)]
+    ratios = [our_s / rival_s for our_s, rival_s in zip(our_contender.seconds, times, strict=True)]
     return {
         "name": contender.entry.name,
         "ms": 1e3 * statistics.median(times),
@@ -245,21 +248,22 @@ def _row(contender: Contender, ours: Contender, batch_size: int) -> dict[str, An
     }
 
 
-def described(found: Mapping[str, Any]) -> str:
-    """The network and its batch, in words."""
-    return f"{found['model']} {found['width']:g}, {found['resolution']} px, batch {found['batch']}, {found['dtype']}"
+def describe(results: Mapping[str, Any]) -> str:
+    """Describes the network and its batch in one phrase: name, width, resolution, batch size and dtype."""
+    size = f"{results['resolution']} px, batch {results['batch']}"
+    return f"{results['model']} {results['width']:g}, {size}, {results['dtype']}"
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Table of the results of `compare` and the roofline."""
-    is_training = found["what"] == "step"
-    lines = [f"{'the train step' if is_training else 'inference'} of {described(found)}"]
-    lines[0] += f", {found['optimizer']}" if is_training else ""
+def table(results: Mapping[str, Any]) -> str:
+    """Formats the rows of `compare` and the roofline as a table."""
+    is_training = results["what"] == "step"
+    lines = [f"{'train step' if is_training else 'inference'} of {describe(results)}"]
+    lines[0] += f", {results['optimizer']}" if is_training else ""
     lines.append(
-        f"{'':<14} {'ms a batch':>11} {'(least to most)':>20} {'images/s':>9} {'ours / it':>10} {'(spread)':>15}"
+        f"{'':<14} {'ms/batch':>11} {'(min to max)':>20} {'images/s':>9} {'ours / rival':>12} {'(min to max)':>15}"
     )
-    shares = found.get("roofline", {}).get("shares", {})
-    for row in found["rows"]:
+    shares = results.get("roofline", {}).get("shares", {})
+    for row in results["rows"]:
         if "unavailable" in row:
             lines.append(f"{row['name']:<14} not measured: {row['unavailable']}")
             continue
@@ -267,14 +271,15 @@ def table(found: Mapping[str, Any]) -> str:
         ratios = f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
         share = f"  {shares[row['name']]:.1%} of the roofline" if row["name"] in shares else ""
         lines.append(
-            f"{row['name']:<14} {row['ms']:>11.2f} {spread:>20} {row['images_per_second']:>9,.0f} {row['ratio']:>10.2f}"
+            f"{row['name']:<14} {row['ms']:>11.2f} {spread:>20} {row['images_per_second']:>9,.0f} {row['ratio']:>12.2f}"
             f" {ratios:>15}{share}"
         )
-    if "roofline" in found:
-        line = found["roofline"]
+    if "roofline" in results:
+        roofline = results["roofline"]
         lines.append(
-            f"The roofline: at least {line['bytes_an_image'] / 1e6:.1f} MB and {line['madds_an_image'] / 1e6:,.0f} M"
-            f" multiply-adds an image, of {line['bandwidth'] / 1e9:,.1f} GB/s and {line['rate'] / 1e9:,.0f} G"
-            f" multiply-adds/s as measured here: {line['bound_ms']:.2f} ms a batch."
+            f"Roofline: an image needs at least {roofline['bytes_an_image'] / 1e6:.1f} MB and"
+            f" {roofline['madds_an_image'] / 1e6:,.0f} M multiply-adds. This device reaches"
+            f" {roofline['bandwidth'] / 1e9:,.1f} GB/s and {roofline['rate'] / 1e9:,.0f} G multiply-adds/s (measured),"
+            f" so a batch takes at least {roofline['bound_ms']:.2f} ms."
         )
     return "\n".join(lines)

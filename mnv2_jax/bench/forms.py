@@ -1,7 +1,7 @@
-"""Times the forms of the convolutions on the shapes that networks have, each shape and gradient by itself.
+"""Times the forms of the convolutions on the shapes of a network, each shape and gradient separately.
 
-All shapes of a form are one program, in which a switch picks a shape and a loop repeats it: so a form is compiled once,
-and starting a program is shared by the repetitions.
+All shapes of a form are one program: a switch picks a shape and a loop repeats it. So each form is compiled once, and
+the cost of starting the program is spread over the repetitions.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ PARTS = ("value", "input_gradient", "kernel_gradient")
 KINDS: Mapping[str, Mapping[str, Form]] = {"depthwise": DEPTHWISE, "pointwise": POINTWISE, "image": IMAGE}
 
 _NOT_ON = {"gpu": ("rows",), "cpu": ("triton",), "tpu": ("rows", "triton")}
-"""Forms that are no candidates on a platform: a loop over rows starts kernels by the hundred, Triton is a GPU's."""
+"""Forms left out on each platform: the loop over rows starts hundreds of kernels, and Triton needs a GPU."""
 
 
 def forms_here(kind: str) -> dict[str, Form]:
-    """The forms of a kind that this platform can have; on a GPU those of our kernels' plans that aren't taken, too."""
+    """Returns the forms of a kind that this platform can run; on a GPU also those of our kernels' unused plans."""
     platform = jax.devices()[0].platform
-    found = {name: form for name, form in KINDS[kind].items() if name not in _NOT_ON.get(platform, ())}
+    forms = {name: form for name, form in KINDS[kind].items() if name not in _NOT_ON.get(platform, ())}
     if platform == "gpu" and kind == "depthwise":
         from mnv2_jax.nn.depthwise_triton import PLANS, WIDE
 
-        found |= {f"triton, {name}": triton_form(plan) for name, plan in PLANS.items() if plan != WIDE}
-    return found
+        forms |= {f"triton, {name}": triton_form(plan) for name, plan in PLANS.items() if plan != WIDE}
+    return forms
 
 
 _DRAWN = 2**19 - 1
-"""Values; odd, so that no two images or channels are alike."""
+"""Number of random values to draw for an array; odd, so that no two images or channels are alike."""
 
 
 class Shape(NamedTuple):
-    """A convolution of a network."""
+    """Sizes of one convolution of a network."""
 
     height: int
     width: int
@@ -60,7 +60,7 @@ class Shape(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Which of `KINDS` has its forms; "dense" for none."""
+        """Returns the kind in `KINDS` of an ungrouped convolution; "dense" if it has none."""
         if self.channels_in <= 4:
             return "image"
         if self.kernel_size == 1:
@@ -68,7 +68,7 @@ class Shape(NamedTuple):
         return "dense"
 
     def __str__(self) -> str:
-        """Size, channels, kernel and stride."""
+        """Returns size, channels, kernel, stride and dilation as text."""
         height, width, channels_in, channels_out, size, stride, dilation = self
         channels = f"{channels_in}→{channels_out}" if channels_in != channels_out else f"{channels_in}"
         dilated = f" dilation {dilation}" if dilation > 1 else ""
@@ -76,17 +76,17 @@ class Shape(NamedTuple):
 
 
 def shapes_of(model: Model, resolution: int) -> dict[str, list[Shape]]:
-    """The convolutions of a network by kind ("depthwise", "pointwise", "image", "dense"), each shape once, in order."""
+    """Returns a network's convolutions by kind (depthwise, pointwise, image, dense): each shape once, in order."""
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     plain = model.with_forms(LIBRARY)
     closed = jax.make_jaxpr(lambda v, x: plain.apply(v, x)[0])(variable_shapes(plain), image)
-    found: dict[str, dict[Shape, None]] = {kind: {} for kind in (*KINDS, "dense")}
+    by_kind: dict[str, dict[Shape, None]] = {kind: {} for kind in (*KINDS, "dense")}
     for eqn in _convolutions(closed.jaxpr):
         (_, height, width, channels), kernel = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
         stride, dilation = eqn.params["window_strides"][0], eqn.params["rhs_dilation"][0]
         shape = Shape(height, width, channels, kernel[3], kernel[0], stride, dilation)
-        found["depthwise" if eqn.params["feature_group_count"] > 1 else shape.kind][shape] = None
-    return {kind: list(shapes) for kind, shapes in found.items()}
+        by_kind["depthwise" if eqn.params["feature_group_count"] > 1 else shape.kind][shape] = None
+    return {kind: list(shapes) for kind, shapes in by_kind.items()}
 
 
 def _convolutions(jaxpr: Any) -> Iterator[Any]:
@@ -104,7 +104,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A shape of a kind at a batch size, whose arrays are drawn."""
+    """A convolution of one kind and shape at a batch size, on random arrays."""
 
     kind: str
     shape: Shape
@@ -114,12 +114,12 @@ class Case:
 
     @property
     def window(self) -> Window:
-        """How the kernel goes over the map."""
+        """Returns stride, dilation and padding."""
         return Window(self.shape.stride, self.shape.dilation, self.padding)
 
     @property
     def array_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Shapes of x, the kernel and dy."""
+        """Returns the shapes of x, the kernel and dy."""
         shape, window, size = self.shape, self.window, self.shape.kernel_size
         rows, columns = (window.outputs(n, size) for n in (shape.height, shape.width))
         depth = 1 if self.kind == "depthwise" else shape.channels_in
@@ -130,20 +130,23 @@ class Case:
         )
 
     def arrays(self) -> tuple[Array, Array, Array]:
-        """x, kernel and dy, standard normal: `_DRAWN` values again and again; JAX would compile each draw."""
+        """Returns x, kernel and dy, standard normal.
+
+        `_DRAWN` values from NumPy are repeated, since JAX would compile a generator for each shape.
+        """
         values = np.random.default_rng(0).standard_normal((3, _DRAWN), np.float32).astype(jnp.dtype(self.dtype))
         x, kernel, dy = map(jnp.asarray, map(np.resize, values, self.array_shapes))
         return x, kernel, dy
 
     @property
     def bytes_moved(self) -> int:
-        """The fewest that any of `PARTS` moves: one of the maps is read or written, and so is the other."""
+        """Returns the least bytes that each of `PARTS` moves: input and output map are each read or written once."""
         x, _, dy = self.array_shapes
         return (math.prod(x) + math.prod(dy)) * jnp.dtype(self.dtype).itemsize
 
 
 def outputs(form: Form, case: Case, x: Array, kernel: Array, dy: Array) -> tuple[Array, Array, Array]:
-    """The three parts of a form."""
+    """Computes the three `PARTS` of a form."""
     window = case.window
     return (
         form.value(x, kernel, window),
@@ -156,41 +159,41 @@ def check_forms(cases: Sequence[Case], forms: Mapping[str, Form]) -> Iterator[di
     """Compares all parts of the forms, on cases of one kind, with XLA's convolution in float32.
 
     Yields:
-      kind, form, shape, dtype and ``errors``, for each part the norm of the difference over the norm; or ``error``, why
-      it can't be computed.
+      kind, form, shape, dtype and ``errors``, which has for each part the norm of the difference divided by the norm;
+      or, if the form can't be computed, ``error``, the reason.
     """
     arrays = [case.arrays() for case in cases]
-    wide = [tuple(x.astype(jnp.float32) for x in three) for three in arrays]
+    float32_arrays = [tuple(x.astype(jnp.float32) for x in three) for three in arrays]
 
-    def all_outputs(form: Form, only: Sequence[int], given: Sequence[tuple[Array, ...]]) -> Any:
-        run = jax.jit(lambda given: [outputs(form, cases[i], *three) for i, three in zip(only, given, strict=True)])
-        return run([given[i] for i in only])
+    def all_outputs(form: Form, indices: Sequence[int], arrays: Sequence[tuple[Array, ...]]) -> Any:
+        run = jax.jit(lambda xs: [outputs(form, cases[i], *three) for i, three in zip(indices, xs, strict=True)])
+        return run([arrays[i] for i in indices])
 
     def attempt(form: Form) -> list[Any]:
-        """All cases in one program; by themselves where it fails, so that one that fails hides no other."""
-        every = range(len(cases))
+        """Computes all cases in one program; if that fails, each by itself, so that one failure hides no result."""
+        indices = range(len(cases))
         try:
-            found: list[Any] = all_outputs(form, every, arrays)
+            results: list[Any] = all_outputs(form, indices, arrays)
         except Exception:
-            found = []
-            for i in every:
+            results = []
+            for i in indices:
                 try:
-                    found += all_outputs(form, [i], arrays)
+                    results += all_outputs(form, [i], arrays)
                 except Exception as error:
-                    found.append(_reason(error))
-        return found
+                    results.append(_reason(error))
+        return results
 
     with concurrent.futures.ThreadPoolExecutor(len(forms)) as pool:
         attempts = {name: pool.submit(attempt, form) for name, form in forms.items()}
         with jax.default_matmul_precision("highest"):
-            expected = all_outputs(KINDS[cases[0].kind]["lax"], range(len(cases)), wide)
+            expected = all_outputs(KINDS[cases[0].kind]["lax"], range(len(cases)), float32_arrays)
         for name, future in attempts.items():
-            for case, found, reference in zip(cases, future.result(), expected, strict=True):
+            for case, result, reference in zip(cases, future.result(), expected, strict=True):
                 row = {"kind": case.kind, "form": name, "shape": str(case.shape), "dtype": case.dtype}
-                if isinstance(found, str):
-                    yield row | {"error": found}
+                if isinstance(result, str):
+                    yield row | {"error": result}
                     continue
-                pairs = zip(PARTS, found, reference, strict=True)
+                pairs = zip(PARTS, result, reference, strict=True)
                 yield row | {"errors": {part: _distance(a, b) for part, a, b in pairs}}
 
 
@@ -199,27 +202,27 @@ def _reason(error: Exception) -> str:
 
 
 def _distance(a: Array, b: Array) -> float:
-    """Relative distance of two arrays, by NumPy: a device would compile every operation for every shape."""
-    found, expected = (np.asarray(x, np.float64) for x in (a, b))
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    """Returns the relative distance of two arrays, by NumPy: a device would compile every operation per shape."""
+    actual, expected = (np.asarray(x, np.float64) for x in (a, b))
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 def time_forms(
     cases: Sequence[Case], forms: Mapping[str, Form], *, inner: int = 20, repeats: int = 5
 ) -> Iterator[dict[str, Any]]:
-    """Times every part of every form on every case, all of one kind, a form after the other.
+    """Times every part of every form on every case, one form after the other. All cases have one kind.
 
     Yields:
-      kind, form, shape, part, microseconds (the median of the repeats), bytes_moved (`Case.bytes_moved`); or kind, form
-      and ``unavailable``, why it can't be compiled.
+      kind, form, shape, part, microseconds (the median of the repeats) and bytes_moved (`Case.bytes_moved`); or, if the
+      form can't be compiled, kind, form and ``unavailable``, the reason.
     """
     arrays = [case.arrays() for case in cases]
     jax.block_until_ready(arrays)
     flat = [x for three in arrays for x in three]
 
     def compile_form(form: Form) -> Any:
-        branches = [_loop(form, case, part, place, inner) for place, case in enumerate(cases) for part in range(3)]
-        program = jax.jit(lambda which, *flat: jax.lax.switch(which, branches, *flat))
+        branches = [_loop(form, case, part, index, inner) for index, case in enumerate(cases) for part in range(3)]
+        program = jax.jit(lambda branch, *flat: jax.lax.switch(branch, branches, *flat))
         return program.lower(jnp.int32(0), *flat).compile()
 
     with concurrent.futures.ThreadPoolExecutor(len(forms)) as pool:
@@ -227,24 +230,27 @@ def time_forms(
         for name, future in programs.items():
             try:
                 program = future.result()
-            except Exception as error:  # a form that this device's compiler refuses is a row with its reason
+            except Exception as error:  # a form that this device's compiler refuses becomes a row with the reason
                 yield {"kind": cases[0].kind, "form": name, "unavailable": _reason(error)}
                 continue
-            concurrent.futures.wait(programs.values())  # compilers tune by measuring on the same device
-            for which, (case, part) in enumerate(itertools.product(cases, PARTS)):
-                arguments = jnp.int32(which), *flat
+            concurrent.futures.wait(programs.values())  # compilers that are still tuning would use the same device
+            for branch, (case, part) in enumerate(itertools.product(cases, PARTS)):
+                arguments = jnp.int32(branch), *flat
                 jax.block_until_ready(program(*arguments))
                 times = []
                 for _ in range(repeats):
-                    begun = time.perf_counter()
+                    start = time.perf_counter()
                     jax.block_until_ready(program(*arguments))
-                    times.append((time.perf_counter() - begun) / inner)
+                    times.append((time.perf_counter() - start) / inner)
                 row = {"kind": case.kind, "form": name, "shape": str(case.shape), "part": part}
                 yield row | {"microseconds": 1e6 * statistics.median(times), "bytes_moved": case.bytes_moved}
 
 
-def _loop(form: Form, case: Case, part: int, place: int, inner: int) -> Callable[..., Array]:
-    """A function of all arrays that computes one part of one case again and again, and gives a number of the last."""
+def _loop(form: Form, case: Case, part: int, index: int, inner: int) -> Callable[..., Array]:
+    """Returns a function of all arrays that computes part ``part`` of case ``index`` ``inner`` times.
+
+    The function returns the sum of the last result, so that the compiler can't drop the work.
+    """
     functions = (
         lambda x, kernel, dy: form.value(x, kernel, case.window),
         lambda x, kernel, dy: form.input_gradient(x, kernel, dy, case.window),
@@ -252,16 +258,16 @@ def _loop(form: Form, case: Case, part: int, place: int, inner: int) -> Callable
     )
 
     def run(*flat: Array) -> Array:
-        three = flat[3 * place : 3 * place + 3]
+        three = flat[3 * index : 3 * index + 3]
 
-        def again(turn: Array, last: Array) -> Array:
+        def compute(turn: Array, last: Array) -> Array:
             del turn
-            # Each turn waits for the one before. Without the barrier a compiler could see that all give the same, and
-            # compute it once.
+            # The barrier makes each turn wait for the one before. Without it a compiler could see that all turns give
+            # the same result, and compute it once.
             fresh, _ = jax.lax.optimization_barrier((three, last))
             return functions[part](*fresh)
 
         empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(functions[part], *three))
-        return jax.lax.fori_loop(0, inner, again, empty).astype(jnp.float32).sum()
+        return jax.lax.fori_loop(0, inner, compute, empty).astype(jnp.float32).sum()
 
     return run

@@ -1,9 +1,9 @@
-"""The parts of `bench.gpu`, each a process: it reads what is asked for from standard input and prints a row a line.
+"""Parts of `bench.gpu`. Each runs as a process that reads a request from standard input and prints one row per line.
 
     {"part": …, "out": …, "cifar": …, "runs": …, "allow_cpu": …, "limit_s": …}   ->  rows
 
-A row with a ``key`` takes the place of an earlier one with it. ``{"refused": reason}`` says that nothing can be
-measured here.
+A row with a ``key`` replaces an earlier row of the same key. ``{"refused": reason}`` means that this device can't be
+measured.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     form_batch: int = 128
     checked: tuple[int, int] = (5, 4)
-    """Layers of MobileNetV2, and of `_SMALL`, on which forms are checked."""
+    """How many layers of MobileNetV2 and how many of `_SMALL` the forms are checked on."""
     digits: tuple[str, ...] = ()
-    """Changes to the config of `make quickstart`."""
+    """Overrides of the config of `make quickstart`."""
     batch: int = 256
     resolution: int = 224
     width: float = 1.0
@@ -69,14 +69,14 @@ ON_A_CPU = Sizes(
     dilated=(8,),
     families=("mobilenet_v3_small",),
 )
-"""Small enough to try the script where there is no GPU; the numbers mean nothing."""
+"""Small sizes to try the script without a GPU; their numbers mean nothing."""
 
 TOLERANCES = {"float32": 2e-3, "bfloat16": 2e-2}
-"""Norm of the difference over the norm; float32 may be multiplied in TF32, which keeps 10 bits."""
+"""Largest norm of the difference divided by the norm. float32 may be multiplied in TF32, which keeps 10 bits."""
 
 
 def _settings(sizes: Sizes, batch: int | None = None) -> Any:
-    """MobileNetV2 on ImageNet by torchvision's recipe (SGD), in bfloat16."""
+    """Returns the config of MobileNetV2 on ImageNet with torchvision's recipe (SGD), in bfloat16."""
     from mnv2_jax import presets
     from mnv2_jax.bench.synthetic import with_classes
     from mnv2_jax.config import build
@@ -87,11 +87,11 @@ def _settings(sizes: Sizes, batch: int | None = None) -> Any:
     return with_classes(build(tree.to_dict()))
 
 
-# --- a ------------------------------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------
 
 
-def checks(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """Versions, whether everything imports, and whether all forms of a convolution agree on the device."""
+def checks(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Reports versions; checks that every module imports and that all forms of a convolution agree on the device."""
     import jax
 
     from mnv2_jax.bench import forms, roofline
@@ -129,7 +129,7 @@ def checks(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
 
 
 def _checked_norms() -> Iterator[Row]:
-    """The sums of norms by our kernels, beside XLA's."""
+    """Checks the sums of batch norm that our Triton kernels compute against XLA's."""
     import jax
     import jax.numpy as jnp
 
@@ -145,14 +145,14 @@ def _checked_norms() -> Iterator[Row]:
         factor, offset = (jax.random.normal(jax.random.key(seed), (groups, shape[-1])) for seed in (2, 3))
         row: Row = {"what": "form", "kind": "norm", "form": "triton", "shape": str(shape), "dtype": "bfloat16"}
         try:
-            ours, theirs = (
+            triton, xla = (
                 (*sums.moments(x), *sums.of_gradient(x, dy, factor, offset, act))
                 for sums in (normalise.SUMS["triton"], normalise.SUMS["written"])
             )
             names = ("sum", "squares", "gradient", "gradient_x")
-            pairs = zip(names, ours, theirs, strict=True)
-            found = {name: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for name, a, b in pairs}
-            yield row | {"errors": found, "passed": max(found.values()) <= 1e-4}
+            pairs = zip(names, triton, xla, strict=True)
+            errors = {name: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for name, a, b in pairs}
+            yield row | {"errors": errors, "passed": max(errors.values()) <= 1e-4}
         except Exception as error:
             yield row | {"error": f"{type(error).__name__}: {error}".partition("\n")[0][:300], "passed": False}
 
@@ -162,24 +162,24 @@ _SMALL = ((15, 40, 3, 2, 1), (30, 17, 3, 1, 2), (14, 72, 5, 2, 1), (14, 24, 3, 1
 
 
 def _checked_shapes(sizes: Sizes) -> Iterator[tuple[str, str, list[Any]]]:
-    """Kind, type and shapes: small ones in both types, MobileNetV2's own in bfloat16."""
+    """Yields kind, dtype and shapes to check: small shapes in both dtypes, MobileNetV2's in bfloat16."""
     from mnv2_jax.bench.forms import Shape
 
-    own, small = sizes.checked
-    odd = [Shape(n, n + 1, c, c, k, stride, d) for n, c, k, stride, d in _SMALL[:small]]
+    num_layers, num_small = sizes.checked
+    odd = [Shape(n, n + 1, c, c, k, stride, d) for n, c, k, stride, d in _SMALL[:num_small]]
     for dtype, shapes in (
         ("float32", odd),
-        ("bfloat16", _shapes(_model("mobilenet_v2", sizes.width), sizes)["depthwise"][:own] + odd),
+        ("bfloat16", _shapes(_model("mobilenet_v2", sizes.width), sizes)["depthwise"][:num_layers] + odd),
     ):
         yield "depthwise", dtype, shapes
         yield "pointwise", dtype, [Shape(14, 14, 24, 144, 1, 1, 1)]
         yield "image", dtype, [Shape(32, 32, 3, 32, 3, 2, 1)]
 
 
-def digits(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """80 steps of the run of `make quickstart`, twice side by side: bitwise the same, or from which step not.
+def digits(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Runs 80 steps of `make quickstart` twice, and reports the first step after which the states differ in any bit.
 
-    Losses are the means of the first and of the last ten steps; until about the 40th they don't fall.
+    The reported losses are means over the first and the last ten steps. The loss starts to fall at about step 40.
     """
     import jax
     import numpy as np
@@ -215,30 +215,30 @@ def digits(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     }
 
 
-# --- b ------------------------------------------------------------------------------------------------------
+# --- forms of the convolutions ------------------------------------------------------------------------------
 
 
-def depthwise(asked: Mapping[str, Any], sizes: Sizes, dtype: str = "bfloat16") -> Iterator[Row]:
-    """MobileNetV2's shapes."""
+def depthwise(request: Mapping[str, Any], sizes: Sizes, dtype: str = "bfloat16") -> Iterator[Row]:
+    """Times the forms of MobileNetV2's depthwise convolutions."""
     model = _model("mobilenet_v2", sizes.width)
     yield from _forms("depthwise", _shapes(model, sizes)["depthwise"], sizes, dtype)
 
 
-def float32(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """MobileNetV2's shapes in float32."""
-    yield from depthwise(asked, sizes, "float32")
+def float32(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times the forms of MobileNetV2's depthwise convolutions in float32."""
+    yield from depthwise(request, sizes, "float32")
 
 
-def pointwise(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """The other convolutions of MobileNetV2."""
+def pointwise(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times the forms of MobileNetV2's stem and 1×1 convolutions."""
     shapes = _shapes(_model("mobilenet_v2", sizes.width), sizes)
     yield from _forms("image", shapes["image"], sizes, "bfloat16")
-    for some in _chunks(shapes["pointwise"], 7):
-        yield from _forms("pointwise", some, sizes, "bfloat16")
+    for chunk in _chunks(shapes["pointwise"], 7):
+        yield from _forms("pointwise", chunk, sizes, "bfloat16")
 
 
-def dilated(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """Shapes that dense tasks have behind an output stride of 16."""
+def dilated(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times the forms of the dilated depthwise convolutions that dense prediction has after an output stride of 16."""
     from mnv2_jax.bench.forms import Shape
 
     small = dataclasses.replace(sizes, form_batch=max(sizes.form_batch // 8, 1))
@@ -246,14 +246,14 @@ def dilated(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     yield from _forms("depthwise", shapes, small, "bfloat16")
 
 
-def families(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """Shapes of the other networks that V2 doesn't have, each once."""
-    seen = set(_shapes(_model("mobilenet_v2", sizes.width), sizes)["depthwise"])
+def families(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times the forms of the depthwise convolutions whose shapes MobileNetV2 doesn't have, each shape once."""
+    timed_shapes = set(_shapes(_model("mobilenet_v2", sizes.width), sizes)["depthwise"])
     for name in sizes.families:
-        new = [shape for shape in _shapes(_model(name), sizes)["depthwise"] if shape not in seen]
-        seen |= set(new)
-        for some in _chunks(new, 8):
-            for row in _forms("depthwise", some, sizes, "bfloat16"):
+        new = [shape for shape in _shapes(_model(name), sizes)["depthwise"] if shape not in timed_shapes]
+        timed_shapes |= set(new)
+        for chunk in _chunks(new, 8):
+            for row in _forms("depthwise", chunk, sizes, "bfloat16"):
                 yield row | {"model": name}
 
 
@@ -281,25 +281,27 @@ def _forms(kind: str, shapes: Any, sizes: Sizes, dtype: str) -> Iterator[Row]:
         yield row | {"dtype": dtype}
 
 
-# --- c ------------------------------------------------------------------------------------------------------
+# --- train step and inference -------------------------------------------------------------------------------
 
 
-def train(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """The train step: ours, timm's, and ours in XLA's own forms."""
+def train(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times the train step: ours, timm's, and ours with XLA's own convolutions."""
     from mnv2_jax.bench.contest import OUR_ENTRY, RIVALS
 
     entries = [OUR_ENTRY, *RIVALS["torch"], *RIVALS["xla"]]
-    yield from _contest("train", entries, _settings(sizes), asked["limit_s"])
+    yield from _contest("train", entries, _settings(sizes), request["limit_s"])
 
 
-def layers(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """The train step with one kind of layer at a time in another form than training takes."""
+def layers(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times the train step with one kind of layer at a time in another form than training uses."""
     from mnv2_jax.bench.contest import OUR_ENTRY, Entry
     from mnv2_jax.training.mesh import fastest_forms, make_mesh
 
-    ours = fastest_forms(make_mesh(), "bfloat16")
-    entries = [Entry(f"{kind} {form}", forms=dataclasses.replace(ours, **{kind: form})) for kind, form in _OTHER_FORMS]
-    yield from _contest("train", [OUR_ENTRY, *entries], _settings(sizes), asked["limit_s"])
+    fastest = fastest_forms(make_mesh(), "bfloat16")
+    entries = [
+        Entry(f"{kind} {form}", forms=dataclasses.replace(fastest, **{kind: form})) for kind, form in _OTHER_FORMS
+    ]
+    yield from _contest("train", [OUR_ENTRY, *entries], _settings(sizes), request["limit_s"])
 
 
 _OTHER_FORMS: tuple[tuple[str, Any], ...] = (
@@ -311,43 +313,43 @@ _OTHER_FORMS: tuple[tuple[str, Any], ...] = (
 )
 
 
-def infer(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """Inference of the same network."""
+def infer(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times inference: our network, timm's, and ours with XLA's own convolutions."""
     from mnv2_jax.bench.contest import OUR_ENTRY, RIVALS
 
     entries = [OUR_ENTRY, *RIVALS["torch"], *RIVALS["xla"]]
-    yield from _contest("infer", entries, _settings(sizes), asked["limit_s"])
+    yield from _contest("infer", entries, _settings(sizes), request["limit_s"])
 
 
-def batches(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """The train step at other batch sizes: ours and timm's compiled."""
+def batches(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Times our train step and timm's compiled one at other batch sizes."""
     from mnv2_jax.bench.contest import OUR_ENTRY, RIVALS
 
     for batch in sizes.other_batches:
-        yield from _contest("train", [OUR_ENTRY, RIVALS["torch"][1]], _settings(sizes, batch), asked["limit_s"])
+        yield from _contest("train", [OUR_ENTRY, RIVALS["torch"][1]], _settings(sizes, batch), request["limit_s"])
 
 
-def _contest(what: str, entries: Any, settings: Any, limit_s: float) -> Iterator[Row]:
-    """Rows as they are after every turn, each in the place of its earlier ones."""
+def _contest(mode: str, entries: Any, settings: Any, limit_s: float) -> Iterator[Row]:
+    """Times the entries and yields their rows after every turn; each row replaces the entry's earlier one."""
     from mnv2_jax.bench import contest, roofline
     from mnv2_jax.models.registry import from_config
 
     needs = roofline.needs(from_config(settings.model, settings.norm), settings.data.resolution, settings.model.dtype)
-    about = {
-        "what": what,
+    common = {
+        "what": mode,
         "batch": settings.data.batch_size,
-        "needs_bytes_an_image": needs.train_bytes if what == "train" else needs.infer_bytes,
+        "needs_bytes_an_image": needs.train_bytes if mode == "train" else needs.infer_bytes,
     }
-    for rows in contest.turns(entries, what, settings, 4, ready_s=0.75 * limit_s):
+    for rows in contest.turns(entries, mode, settings, 4, ready_s=0.75 * limit_s):
         for row in rows:
-            yield about | row | {"key": [what, settings.data.batch_size, row["name"]]}
+            yield common | row | {"key": [mode, settings.data.batch_size, row["name"]]}
 
 
-# --- d ------------------------------------------------------------------------------------------------------
+# --- profile ------------------------------------------------------------------------------------------------
 
 
-def profile(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """The kernels of our train step."""
+def profile(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Profiles the kernels of our train step."""
     import jax
 
     from mnv2_jax.bench import profile as profiles
@@ -370,48 +372,48 @@ def profile(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
 
     steps()
     program = compiled.as_text()
-    found = profiles.profile(steps, sizes.profiled_steps, program=program)
-    yield {"what": "profile", "table": profiles.table(found), **profiles.summary(found)}
-    (pathlib.Path(asked["out"]) / "program.txt").write_text(program[: 12 * 2**20])
+    measured = profiles.profile(steps, sizes.profiled_steps, program=program)
+    yield {"what": "profile", "table": profiles.table(measured), **profiles.summary(measured)}
+    (pathlib.Path(request["out"]) / "program.txt").write_text(program[: 12 * 2**20])
 
 
-# --- e ------------------------------------------------------------------------------------------------------
+# --- CIFAR-10 -----------------------------------------------------------------------------------------------
 
 
-def cifar(asked: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
-    """The whole recipe, or as far as the time goes; the same call again goes on."""
-    workdir = pathlib.Path(asked["runs"]) / "cifar10"
-    argument = f"data=cifar10,path={asked['cifar']},recipe=cifar"
+def cifar(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
+    """Trains CIFAR-10 with the recipe ``cifar`` until it is done or the time is over; the same call resumes the run."""
+    workdir = pathlib.Path(request["runs"]) / "cifar10"
+    argument = f"data=cifar10,path={request['cifar']},recipe=cifar"
     command = [
         *(sys.executable, "-m", "mnv2_jax.main", f"--config=w1_0:{argument}"),
         *("--config.model.dtype=bfloat16", "--config.train.eval_every_epochs=20", f"--workdir={workdir}"),
     ]
     if sizes is ON_A_CPU:
         command += ["--config.train.steps=2", "--config.model.width=0.35"]
-    begun = time.monotonic()
+    start = time.monotonic()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, stderr=subprocess.STDOUT)
-    soon = begun + asked["limit_s"] - 15
+    deadline = start + request["limit_s"] - 15
 
     def row(**more: Any) -> Row:
-        return {"what": "cifar", "key": ["cifar"], "seconds": time.monotonic() - begun, **_last_lines(workdir), **more}
+        return {"what": "cifar", "key": ["cifar"], "seconds": time.monotonic() - start, **_last_lines(workdir), **more}
 
-    while process.poll() is None and time.monotonic() < soon:
+    while process.poll() is None and time.monotonic() < deadline:
         time.sleep(1.0)
         yield row()
     if process.poll() is None:
-        process.terminate()  # it saves, and the next call goes on from there
+        process.terminate()  # the run saves a checkpoint, from which the next call resumes
         process.wait(timeout=14)
     if process.returncode:
-        raise UserError(f"the run on CIFAR-10 ended with exit code {process.returncode}")
+        raise UserError(f"the CIFAR-10 run in {workdir} ended with exit code {process.returncode}")
     summary = workdir / "summary.json"
     yield row(summary=json.loads(summary.read_text())) if summary.exists() else row()
 
 
 def _last_lines(workdir: pathlib.Path) -> Row:
-    """The newest whole lines of training and evaluation of a run's log."""
+    """Returns the newest complete line of each split, train and eval, in a run's log."""
     log = workdir / "metrics.jsonl"
-    whole = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
-    return {line["split"]: line for line in map(json.loads, whole) if line["split"] in ("train", "eval")}
+    lines = log.read_text().rpartition("\n")[0].splitlines() if log.exists() else []
+    return {line["split"]: line for line in map(json.loads, lines) if line["split"] in ("train", "eval")}
 
 
 # --- the process --------------------------------------------------------------------------------------------
@@ -433,30 +435,30 @@ def _version(name: str) -> str | None:
 
 
 def _end_with_the_caller() -> None:
-    """Standard input stays open as long as who asks lives; then a GPU isn't kept from others."""
+    """Waits until the caller closes standard input or dies, then ends this process so that the GPU is free again."""
     os.read(0, 1)
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
 
 
 def main() -> None:
-    """Measures one part."""
+    """Runs the part that the request names."""
     rows_out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print doesn't come between the rows
-    asked = json.loads(sys.stdin.readline())
+    os.dup2(2, 1)  # libraries print to standard error, not between the rows
+    request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share the device
     import jax
 
-    def say(**row: Any) -> None:
+    def write(**row: Any) -> None:
         print(json.dumps(row), file=rows_out, flush=True)
 
     platform = jax.devices()[0].platform
-    if platform != "gpu" and not asked["allow_cpu"]:
-        say(refused=f"the device is a {platform}, no GPU; give --allow-cpu to try the script in a small form")
+    if platform != "gpu" and not request["allow_cpu"]:
+        write(refused=f"the device is a {platform}, not a GPU; give --allow-cpu to try the script in a small form")
         return
-    for row in PARTS[asked["part"]](asked, ON_A_GPU if platform == "gpu" else ON_A_CPU):
-        say(**row)
+    for row in PARTS[request["part"]](request, ON_A_GPU if platform == "gpu" else ON_A_CPU):
+        write(**row)
 
 
 if __name__ == "__main__":

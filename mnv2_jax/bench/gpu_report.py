@@ -1,4 +1,4 @@
-"""Report of the results of `bench.gpu`, as Markdown."""
+"""Formats the results of `bench.gpu` as a Markdown report."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
-def failed(results: Mapping[str, Any]) -> list[Row]:
-    """The rows of checks that did not pass."""
+def failed_checks(results: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of checks that did not pass."""
     return [row for part in results["parts"].values() for row in part["rows"] if row.get("passed") is False]
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """A section for each part; a part that was cut off has what it measured until then."""
-    lines = ["# Measured on this device", ""]
+    """Returns the report: one section per part, with the rows that the part measured, even if it was cut off."""
+    lines = ["# Measurements on this device", ""]
     bandwidth = _ceiling(results, "bandwidth")
     for name, part in results["parts"].items():
         seconds = f", {part['seconds']:.0f} s" if "seconds" in part else ""
@@ -52,7 +52,7 @@ def _facts(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
     checked = [row for row in rows if row.get("what") == "form"]
     if checked:
         bad = [row for row in checked if not row["passed"]]
-        lines.append(f"* forms of convolutions checked: {len(checked)}, of which {len(bad)} failed")
+        lines.append(f"* checked forms of convolutions: {len(checked)}, failed: {len(bad)}")
         lines += [
             f"  * {row['form']} {row['shape']} {row['dtype']}: {row.get('errors', row.get('error'))}" for row in bad
         ]
@@ -60,34 +60,39 @@ def _facts(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
 
 
 def _forms(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
-    """For each kind a table: a row a shape and part, a column a form; microseconds, and the share of the bandwidth."""
+    """Formats a table for each kind of convolution.
+
+    Rows are shapes and parts, columns are forms; a cell holds microseconds and the share of the bandwidth.
+    """
     lines: list[str] = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        its = [row for row in rows if row["kind"] == kind]
-        lines += [f"* {row['form']}: not measured: {row['unavailable']}" for row in its if "unavailable" in row]
-        if timed := [row for row in its if "microseconds" in row]:
-            lines += ["", *_forms_of_a_kind(timed, bandwidth), ""]
+        rows_of_kind = [row for row in rows if row["kind"] == kind]
+        lines += [
+            f"* {row['form']}: not measured: {row['unavailable']}" for row in rows_of_kind if "unavailable" in row
+        ]
+        if timed := [row for row in rows_of_kind if "microseconds" in row]:
+            lines += ["", *_forms_table(timed, bandwidth), ""]
     return lines
 
 
-def _forms_of_a_kind(timed: Sequence[Row], bandwidth: float | None) -> list[str]:
+def _forms_table(timed: Sequence[Row], bandwidth: float | None) -> list[str]:
     forms = list(dict.fromkeys(row["form"] for row in timed))
-    lines = ["| shape | part | " + " | ".join(forms) + " | best |", "| --- | --- |" + " --- |" * (len(forms) + 1)]
-    places: dict[tuple[str, str], dict[str, Row]] = {}
+    lines = ["| shape | part | " + " | ".join(forms) + " | fastest |", "| --- | --- |" + " --- |" * (len(forms) + 1)]
+    cases: dict[tuple[str, str], dict[str, Row]] = {}
     for row in timed:
-        places.setdefault((row["shape"], row["part"]), {})[row["form"]] = row
-    for (shape, part), its in places.items():
-        best = min(its.values(), key=lambda row: row["microseconds"])["form"]
-        cells = [_microseconds(its[form], bandwidth) if form in its else "" for form in forms]
-        lines.append(f"| {shape} | {part} | " + " | ".join(cells) + f" | {best} |")
-    # A sum over fewer places would look like a faster form.
+        cases.setdefault((row["shape"], row["part"]), {})[row["form"]] = row
+    for (shape, part), by_form in cases.items():
+        fastest = min(by_form.values(), key=lambda row: row["microseconds"])["form"]
+        cells = [_microseconds(by_form[form], bandwidth) if form in by_form else "" for form in forms]
+        lines.append(f"| {shape} | {part} | " + " | ".join(cells) + f" | {fastest} |")
+    # A form that was timed on fewer cases gets no sum: it would look faster than it is.
     sums = [
-        f"{sum(its[form]['microseconds'] for its in places.values()):,.0f} µs"
-        if all(form in its for its in places.values())
+        f"{sum(by_form[form]['microseconds'] for by_form in cases.values()):,.0f} µs"
+        if all(form in by_form for by_form in cases.values())
         else ""
         for form in forms
     ]
-    return [*lines, f"| all | | {' | '.join(sums)} | |"]
+    return [*lines, f"| sum | | {' | '.join(sums)} | |"]
 
 
 def _microseconds(row: Row, bandwidth: float | None) -> str:
@@ -97,7 +102,7 @@ def _microseconds(row: Row, bandwidth: float | None) -> str:
 
 def _contest(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
     lines = [
-        "| batch | what | who | ms a batch (least to most) | images/s | ours / it (spread) | of the bound | peak GB |",
+        "| batch | mode | name | ms/batch (min to max) | images/s | ours / rival (min to max) | of bound | peak GB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
@@ -126,7 +131,7 @@ def _cifar(rows: Sequence[Row], bandwidth: float | None) -> list[str]:
         for key in ("train", "eval", "summary"):
             if row.get(key):
                 lines.append(f"* {key}: {', '.join(f'{k} {v}' for k, v in row[key].items() if not _is_long(v))}")
-        lines.append(f"* seconds of this call: {row['seconds']:.0f}")
+        lines.append(f"* seconds in this call: {row['seconds']:.0f}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of a config's train step on TPU slices, found by compiling it for them without a TPU."""
+"""Estimates time and memory of a config's train step on TPU slices by compiling it for them without a TPU."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from mnv2_jax.errors import UserError
 
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_COMPILATION_CACHE": "0",  # so that the seconds are those of a compilation
-    "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server what machine this is
+    "JAX_ENABLE_COMPILATION_CACHE": "0",  # so that every measurement compiles
+    "TPU_SKIP_MDS_QUERY": "1",  # don't ask a metadata server which machine this is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no lock file: there is no device to lock
 }
 
 
 def check_libtpu() -> None:
-    """Raises `UserError` where the compiler isn't installed."""
+    """Raises `UserError` if libtpu, the compiler for TPUs, isn't installed."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("pod needs libtpu, the compiler for TPUs; pip install -e '.[pods]'")
+        raise UserError("pod needs libtpu, the compiler for TPUs; install it with pip install -e '.[pods]'")
 
 
 def load(spec: str, overrides: Sequence[str], topology: Topology, batch_per_chip: int | None) -> config.Config:
-    """The config of a slice: its batch is `data.batch_size`, or so many images a chip.
+    """Loads the config for a slice, with a batch of `data.batch_size` or of ``batch_per_chip`` images per chip.
 
-    Batch norm over the whole batch is let through, so that it can be compared; training refuses groups that don't lie
-    on one device.
+    Groups of batch norm may span several chips, as in training.
 
     Raises:
       UserError: if the config can't be used, or its batch doesn't divide over the chips.
@@ -44,11 +43,11 @@ def load(spec: str, overrides: Sequence[str], topology: Topology, batch_per_chip
 
     settings = resolve_weights(config.load(spec, overrides))[0]
     if settings.model.dtype == "float64":
-        raise UserError("model.dtype='float64': TPUs multiply no float64; take float32 or bfloat16")
+        raise UserError("model.dtype='float64': TPUs can't multiply float64; set model.dtype to float32 or bfloat16")
     if settings.optim.accumulate_steps != 1:
         raise UserError(
-            f"optim.accumulate_steps={settings.optim.accumulate_steps}: XLA counts what a loop does once, however often"
-            " it does it; set it to 1, and the batch to a microbatch"
+            f"optim.accumulate_steps={settings.optim.accumulate_steps}: XLA counts the work of a loop once, however"
+            " often the loop runs; set optim.accumulate_steps to 1 and the batch size to that of a microbatch"
         )
     try:
         config.check_devices(settings, topology.num_chips)
@@ -58,26 +57,26 @@ def load(spec: str, overrides: Sequence[str], topology: Topology, batch_per_chip
 
 
 def measure(settings: config.Config, topology: Topology, timeout_s: float) -> dict[str, Any]:
-    """Compiles the step in another process, and adds the model of its time.
+    """Compiles the step in another process and models its time.
 
     Args:
-      settings: checked by `load`.
-      topology: what to compile for.
-      timeout_s: seconds for everything.
+      settings: config that `load` has checked.
+      topology: slice to compile for.
+      timeout_s: time limit of the process in seconds.
 
     Returns:
-      topology, chips, batch_size, compile_seconds, per_chip (see `pod_compile.compile_step`, and hbm_bytes) and
-      model: compute_seconds, memory_seconds, all_reduce_seconds, step_seconds, images_per_second,
+      topology, chips, batch_size, compile_seconds, per_chip (the results of `pod_compile.compile_step`, and hbm_bytes)
+      and model: compute_seconds, memory_seconds, all_reduce_seconds, step_seconds, images_per_second,
       imagenet_epoch_seconds.
 
     Raises:
-      UserError: if the compiler refuses the program, crashes, or takes longer.
+      UserError: if the compiler refuses the program, crashes, or exceeds the time limit.
     """
-    asked = json.dumps({"topology": topology.name, "config": config.to_dict(settings)})
+    request = json.dumps({"topology": topology.name, "config": config.to_dict(settings)})
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "mnv2_jax.bench.pod_compile"],
-            input=asked,
+            input=request,
             env=os.environ | _ENVIRONMENT,
             capture_output=True,
             text=True,
@@ -87,22 +86,23 @@ def measure(settings: config.Config, topology: Topology, timeout_s: float) -> di
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"--topology={topology.name}: not compiled in {timeout_s:g} s; give it longer with --timeout_s"
+            f"--topology={topology.name}: the compilation took longer than {timeout_s:g} s; raise the limit with"
+            " --timeout_s"
         ) from error
-    if done.returncode == UserError.exit_code:
-        raise UserError(_last_line(done.stderr).removeprefix("error: "))
-    if done.returncode:
+    if completed.returncode == UserError.exit_code:
+        raise UserError(_last_line(completed.stderr).removeprefix("error: "))
+    if completed.returncode:
         raise UserError(
-            f"--topology={topology.name}: the compiler crashed ({_how(done)}); take another topology, another model"
-            " or another libtpu"
+            f"--topology={topology.name}: the compiler crashed ({_crash_reason(completed)}); try another topology,"
+            " another model or another version of libtpu"
         )
-    return _with_model(topology, settings.data.batch_size, json.loads(done.stdout))
+    return _with_model(topology, settings.data.batch_size, json.loads(completed.stdout))
 
 
-def _how(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:
-        return signal.Signals(-done.returncode).name
-    return f"exit code {done.returncode}: {_last_line(done.stderr)}"
+def _crash_reason(completed: subprocess.CompletedProcess[str]) -> str:
+    if completed.returncode < 0:
+        return signal.Signals(-completed.returncode).name
+    return f"exit code {completed.returncode}: {_last_line(completed.stderr)}"
 
 
 def _last_line(text: str) -> str:
@@ -132,40 +132,40 @@ def _with_model(topology: Topology, batch_size: int, compiled: dict[str, Any]) -
 
 HEAD = "\n".join(
     (
-        f"{'':<19} {'per chip':^56} | {'model, ms':^31} | {'':>11} {'ImageNet':>9} {'compiled':>9}",
+        f"{'':<19} {'per chip':^56} | {'model, ms':^31} | {'':>11} {'ImageNet':>9} {'compile':>9}",
         f"{'topology':<12} {'batch':>6} {'peak MB':>8} {'of HBM':>7} {'GFLOP':>8} {'GB moved':>9} {'all-reduces':>12}"
         f" {'MB':>7} | {'compute':>7} {'memory':>7} {'reduce':>7} {'step':>7} | {'images/s':>11} {'epoch, s':>9}"
-        f" {'in s':>9}",
+        f" {'time, s':>9}",
     )
 )
-"""Over the rows of a table."""
+"""Two header lines of the table."""
 
 
-def row(found: Mapping[str, Any]) -> str:
-    """Row of a table with the results of `measure`."""
-    chip, model = found["per_chip"], found["model"]
+def row(results: Mapping[str, Any]) -> str:
+    """Formats the results of `measure` as one row of the table."""
+    chip, model = results["per_chip"], results["model"]
     ms = " ".join(f"{1e3 * model[f'{name}_seconds']:>7.2f}" for name in ("compute", "memory", "all_reduce", "step"))
-    others = "".join(f"  and {count} {name}" for name, count in sorted(chip["other_collectives"].items()))
+    other_collectives = "".join(f"  and {count} {name}" for name, count in sorted(chip["other_collectives"].items()))
     return (
-        f"{found['topology']:<12} {found['batch_size']:>6} {chip['peak_bytes'] / 1e6:>8,.0f}"
+        f"{results['topology']:<12} {results['batch_size']:>6} {chip['peak_bytes'] / 1e6:>8,.0f}"
         f" {chip['peak_bytes'] / chip['hbm_bytes']:>7.1%} {chip['flops'] / 1e9:>8,.1f}"
         f" {chip['bytes_accessed'] / 1e9:>9.2f} {chip['all_reduces']:>12} {chip['all_reduce_bytes'] / 1e6:>7.1f} |"
         f" {ms} | {model['images_per_second']:>11,.0f} {model['imagenet_epoch_seconds']:>9.1f}"
-        f" {found['compile_seconds']:>9.0f}{others}"
+        f" {results['compile_seconds']:>9.0f}{other_collectives}"
     )
 
 
 def foot(topologies: Sequence[Topology]) -> str:
-    """Under the rows: what the times rest on."""
+    """Returns the notes under the table, which explain the model and list the chips' peak rates."""
     lines = [
-        "Compiled, not run. The times are a model of the step alone, whose images must come as fast: the longer of"
-        " computing and memory, and the all-reduces, each at the peak of the chip."
+        "The step was compiled, not run. Its time is modelled from the chip's peak rates: the longer of compute and"
+        " memory time, plus the time of the all-reduces. The input pipeline is assumed to keep up."
     ]
     for name, chip in CHIPS.items():
         if any(topology.chip is chip for topology in topologies):
             lines.append(
-                f"  {name}: {chip.flops / 1e12:g} TFLOP/s (bfloat16, in which float32 is multiplied too),"
-                f" {chip.memory / 2**30:g} GiB at {chip.bandwidth / 1e9:g} GB/s, {chip.ici / 1e9:g} GB/s out to other"
+                f"  {name}: {chip.flops / 1e12:g} TFLOP/s (bfloat16, also used to multiply float32),"
+                f" {chip.memory / 2**30:g} GiB at {chip.bandwidth / 1e9:g} GB/s, {chip.ici / 1e9:g} GB/s sent to other"
                 f" chips (docs.cloud.google.com/tpu/docs/{name})"
             )
     return "\n".join(lines)

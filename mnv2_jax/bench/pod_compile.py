@@ -1,7 +1,7 @@
-"""Compiles the train step of a config for a TPU topology on a machine without TPUs, and says what it needs of a chip.
+"""Compiles the train step of a config for a TPU topology on a machine without TPUs, and reports its costs per chip.
 
-A program of its own, since libtpu's compiler can crash: it reads ``{"topology": ..., "config": ...}`` from standard
-input and answers with one JSON object.
+It runs as a separate process, since libtpu's compiler can crash. It reads ``{"topology": ..., "config": ...}`` from
+standard input and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.training import mesh as meshes
 
 _CHIP_CONFIG = {"v4": {"chip_config_name": "megacore"}}
-"""The two cores of a v4 chip are one device, as on a real one; the others' are by default."""
+"""Options per chip. They make the two cores of a v4 chip one device, as on real hardware; other chips need none."""
 
 _COLLECTIVE = re.compile(
     r" = (.+?) (all-reduce|all-gather|all-to-all|ragged-all-to-all|collective-broadcast|collective-permute"
@@ -33,10 +33,10 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 def collectives(program: str) -> tuple[dict[str, int], int]:
-    """Collective operations in the text of an optimised program, and the bytes that its all-reduces reduce.
+    """Counts the collective operations in the text of an optimised program, and the bytes that its all-reduces reduce.
 
-    Each is counted once, whether it is synchronous or begins with ``-start`` or in a computation of its own and ends
-    with ``-done``.
+    An asynchronous operation, which starts with ``-start`` or in a separate computation and ends with ``-done``, is
+    counted once, like a synchronous one.
     """
     counts: collections.Counter[str] = collections.Counter()
     reduced = 0
@@ -48,7 +48,7 @@ def collectives(program: str) -> tuple[dict[str, int], int]:
 
 
 def _num_bytes(result: str) -> int:
-    """Bytes of a result's type: an array, such as ``f32[3,3]{1,0}``, or a tuple of arrays."""
+    """Returns the bytes of a result from its type, an array such as ``f32[3,3]{1,0}`` or a tuple of arrays."""
     return sum(
         math.prod(int(n) for n in shape.split(",") if n) * int(bits or 8) // 8
         for _, bits, shape in _ARRAY.findall(result)
@@ -56,30 +56,31 @@ def _num_bytes(result: str) -> int:
 
 
 def compile_step(settings: config.Config, topology: str) -> dict[str, Any]:
-    """Lowers and compiles the step, of a finetuning that of the last stage, which trains the most.
+    """Lowers and compiles the step; when finetuning, that of the last stage, which trains the most parameters.
 
     Returns:
-      Of each chip flops, bytes_accessed, peak_bytes (arguments, results, what lies between, and the program),
-      all_reduces, all_reduce_bytes, other_collectives (by name); and compile_seconds.
+      Per chip: flops, bytes_accessed, peak_bytes (arguments, results, temporaries and the program), all_reduces,
+      all_reduce_bytes and other_collectives (by name). And compile_seconds.
 
     Raises:
-      UserError: if there is no such topology, or the compiler refuses the program, as one that the memory can't hold.
+      UserError: if the topology doesn't exist, or if the compiler refuses the program, e.g. because it doesn't fit
+        into the memory.
     """
     try:
-        described = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **_CHIP_CONFIG.get(topology.partition(":")[0], {})
         )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={topology}: {_first_line(error)}") from error
-    experiment = unopened(with_classes(settings), described.devices)
+    experiment = unopened(with_classes(settings), description.devices)
     step: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
     lowered = step.lower(jax.eval_shape(experiment.init_state), {}, abstract_batch(experiment))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"--topology={topology}: the compiler says: {_first_line(error)}") from error
-    seconds = time.perf_counter() - begun
+        raise UserError(f"--topology={topology}: the compiler refused the program: {_first_line(error)}") from error
+    seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     counts, reduced = collectives(compiled.as_text())
     return {
@@ -102,9 +103,9 @@ def _first_line(error: Exception) -> str:
 
 
 def main() -> None:
-    """Standard input, a compilation, standard output."""
-    asked = json.load(sys.stdin)
-    print(json.dumps(compile_step(config.build(asked["config"]), asked["topology"])))
+    """Reads the request, compiles the step and prints the results."""
+    request = json.load(sys.stdin)
+    print(json.dumps(compile_step(config.build(request["config"]), request["topology"])))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TPU chips, how they are joined, and what time their limits leave a step: a model, not a measurement."""
+"""Models the least time of a train step on TPU slices from the chips' peak rates and their network."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from mnv2_jax.errors import UserError, nearest
 IMAGENET_IMAGES = 1_281_167
 
 HOP_SECONDS = 1e-6
-"""Least time of a hop over a link (jax-ml.github.io/scaling-book, "Sharded matrices", on ICI latency)."""
+"""Least time of one hop over a link (jax-ml.github.io/scaling-book, "Sharded matrices", on ICI latency)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Peak rates of a chip; from https://docs.cloud.google.com/tpu/docs/NAME, as in `CHIPS`."""
+    """Peak rates of a chip, from https://docs.cloud.google.com/tpu/docs/NAME, as in `CHIPS`."""
 
     flops: float
-    """bfloat16 FLOP/s, a multiplication and an addition being two."""
+    """bfloat16 FLOP/s; a multiplication and an addition count as two."""
     memory: int
     """Bytes of HBM."""
     bandwidth: float
     """Bytes/s of HBM."""
     ici: float
-    """Bytes/s that a chip sends over all its links at once: half of the bidirectional bandwidth; of v4, the pod's
-    all-reduce bandwidth of 1.1 PB/s by its 4096 chips."""
+    """Bytes/s that a chip sends over all its links together: half of the bidirectional bandwidth. For v4 it is the
+    pod's all-reduce bandwidth of 1.1 PB/s divided by its 4096 chips."""
     dimensions: int
     """Dimensions of the torus; a chip has two links in each."""
     pod: int
-    """Chips of the largest torus."""
+    """Number of chips in the largest torus."""
 
 
 CHIPS = {
@@ -43,7 +43,7 @@ CHIPS = {
 
 
 class Topology(NamedTuple):
-    """Chips in a box."""
+    """A slice: chips of one kind in a box of 2 or 3 dimensions."""
 
     name: str
     chip: Chip
@@ -51,13 +51,15 @@ class Topology(NamedTuple):
 
     @property
     def num_chips(self) -> int:
-        """Chips of the whole box."""
+        """Returns the number of chips in the slice."""
         return math.prod(self.shape)
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Whether each dimension's ends are joined: in 2D where it is as long as a pod's, 16; in 3D everywhere, once
-        the box is made of cubes of 4×4×4.
+        """Returns for each dimension whether its ends are joined.
+
+        In 2D they are joined if the dimension has the full length of a pod, 16; in 3D if the box consists of 4×4×4
+        cubes.
         """
         if self.chip.dimensions == 2:
             return tuple(length == 16 for length in self.shape)
@@ -68,35 +70,36 @@ def parse_topology(text: str) -> Topology:
     """Reads ``CHIP:AxB`` or ``CHIP:AxBxC``.
 
     Raises:
-      UserError: for what is not of this form, a chip not in `CHIPS`, or more chips than a pod has.
+      UserError: for text of another form, a chip that isn't in `CHIPS`, or more chips than a pod has.
     """
-    found = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)+)", text)
-    if found is None:
-        raise UserError(f"--topology={text!r} is not of the form CHIP:AxB or CHIP:AxBxC, as v5e:16x16 or v4:4x4x4")
-    if found[1] not in CHIPS:
-        raise UserError(f"--topology={text}: no chip {found[1]!r}{nearest(found[1], CHIPS)}")
-    topology = Topology(text, CHIPS[found[1]], tuple(map(int, found[2].split("x"))))
+    match = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)+)", text)
+    if match is None:
+        raise UserError(f"--topology={text!r} must be CHIP:AxB or CHIP:AxBxC, e.g. v5e:16x16 or v4:4x4x4")
+    chip, lengths = match.groups()
+    if chip not in CHIPS:
+        raise UserError(f"--topology={text}: unknown chip {chip!r}{nearest(chip, CHIPS)}")
+    topology = Topology(text, CHIPS[chip], tuple(map(int, lengths.split("x"))))
     if len(topology.shape) != topology.chip.dimensions:
-        raise UserError(f"--topology={text}: {found[1]} chips are joined in {topology.chip.dimensions} dimensions")
+        raise UserError(f"--topology={text}: slices of {chip} have {topology.chip.dimensions} dimensions")
     if topology.num_chips > topology.chip.pod:
         raise UserError(
-            f"--topology={text} has {topology.num_chips} chips; a pod of {found[1]} has {topology.chip.pod}"
+            f"--topology={text} has {topology.num_chips} chips; a pod of {chip} has only {topology.chip.pod}"
         )
     return topology
 
 
 class Cost(NamedTuple):
-    """Operations and bytes that a compiled program needs of each chip."""
+    """Operations and bytes that a compiled program needs on each chip."""
 
     flops: float
     bytes_accessed: float
-    """In HBM, by XLA's count."""
+    """Bytes read and written in HBM, as XLA counts them."""
     all_reduces: int
     all_reduce_bytes: float
 
 
 class StepTime(NamedTuple):
-    """Seconds that each limit leaves."""
+    """Least seconds of a step by each limit: compute, memory and network."""
 
     compute: float
     memory: float
@@ -104,12 +107,12 @@ class StepTime(NamedTuple):
 
     @property
     def step(self) -> float:
-        """Computing goes on while memory is read; the all-reduces come after the gradient."""
+        """Returns the seconds of a whole step: compute and memory overlap, the all-reduces follow the gradient."""
         return max(self.compute, self.memory) + self.network
 
 
 def step_time(topology: Topology, cost: Cost) -> StepTime:
-    """Time that the chips' peaks allow. A real step takes longer."""
+    """Returns the least time that the chips' peak rates allow. A real step takes longer."""
     chip = topology.chip
     return StepTime(
         compute=cost.flops / chip.flops, memory=cost.bytes_accessed / chip.bandwidth, network=_network(topology, cost)
@@ -117,10 +120,11 @@ def step_time(topology: Topology, cost: Cost) -> StepTime:
 
 
 def _network(topology: Topology, cost: Cost) -> float:
-    """All-reduces over rings along all dimensions at once, each a reduce-scatter and an all-gather.
+    """Returns the seconds of the all-reduces, which use rings along all dimensions at once.
 
-    A dimension that wraps is two rings, one in each direction; another is one ring, there and back. A chip sends
-    2 (n - 1) / n of the bytes; each half takes as many hops as the farthest chip is away.
+    An all-reduce is a reduce-scatter and an all-gather. A dimension that wraps has two rings, one in each direction;
+    any other has one ring, there and back. A chip sends 2 (n - 1) / n of the bytes. Each of the two halves takes as
+    many hops as the distance to the farthest chip.
     """
     chip, dimensions = topology.chip, [*zip(topology.shape, topology.wraps, strict=True)]
     rings = sum(2 if wraps else 1 for length, wraps in dimensions if length > 1)

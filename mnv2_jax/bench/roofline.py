@@ -1,39 +1,41 @@
-"""The fewest bytes and operations that a network needs an image, and what the device gives of both: the roofline.
+"""Roofline: the least bytes and operations that a network needs per image, and the device's measured rates of both.
 
-Williams et al. 2009, doi:10.1145/1498765.1498785: no program is faster than its bytes at the device's bandwidth, nor
-than its multiply-adds at the device's rate. Needs are read off the traced network; what the device gives is measured.
+Williams et al. 2009, doi:10.1145/1498765.1498785: no program is faster than the device's bandwidth allows for its
+bytes, nor than the device's rate allows for its multiply-adds. Bytes and multiply-adds are counted on the traced
+network; bandwidth and rate are measured.
 
-The bytes are those of the maps, under a schedule that no compiler makes by itself and a programmer can. I and O are
-the values of a convolution's input and output:
+The bytes are those of the feature maps, under a schedule that no compiler finds by itself but a programmer can write. I
+and O are the values of a convolution's input and output:
 
-    forward        reads I, writes O. The input's norm and activation are computed on loading; O is written as the
-                   convolution leaves it, since the norm's statistics, summed up at the end of the same kernel, are
-                   complete only then.                                                                    I + O
-    backward       reads the gradient of the normalised output (O), the output as written (O: batch norm's backward
-                   needs it) and the input as written (I: for the kernel's gradient and for the mask of the
-                   activation), writes the gradient of the normalised input (I), the sums that the norm before needs at
-                   the end of it.                                                                        2I + 2O
+    forward        reads I and writes O. The input's norm and activation are computed on loading. O is written before
+                   its norm, since the norm's statistics, summed at the end of the same kernel, are complete only
+                   then.                                                                                  I + O
+    backward       reads the gradient of the normalised output (O), the output as written (O, for batch norm's
+                   backward pass) and the input as written (I, for the kernel's gradient and the activation's mask).
+                   It writes the gradient of the normalised input (I) and, at its end, the sums that the preceding
+                   norm needs.                                                                           2I + 2O
 
-so 3I + 3O in training. (With a kernel for each of the two gradients, which both read O, O and I, it would be 4I + 5O.)
-Beyond that:
+This makes 3I + 3O in training. (Separate kernels for the two gradients would both read O, O and I: 4I + 5O.) In
+addition:
 
-- Images are bytes (uint8), and no gradient of them is computed: 2I + 3O for the first layer.
-- A residual addition happens where the sum is loaded first: one read more, of the skipped map, and one write, of the
-  sum, which its later readers would otherwise add up again; backward, one read more, of the gradient that skips.
-- A mean over a map (squeeze-excite; before the classifier) reads it once more forward, since its norm's statistics
-  must be complete. Its gradient is one value a channel.
+- Images are bytes (uint8) and need no gradient: 2I + 3O for the first layer.
+- A residual addition is computed when the sum is first loaded. It costs one more read, of the skipped map, and one
+  write, of the sum, which later readers would otherwise have to add again; and backward one more read, of the skip
+  connection's gradient.
+- A mean over a map (in squeeze-excite and before the classifier) reads the map once more forward, since the statistics
+  of its norm must be complete first. Its gradient is one value per channel.
 - Dense layers and max-pooling count as convolutions.
-- The two products of an attention are one kernel, which keeps the scores to itself (Dao et al. 2022,
-  arXiv 2205.14135): I are queries, keys and values.
-- In inference statistics are known beforehand: I + O, one read for an addition, nothing for a mean.
+- The two products of an attention are one kernel, which keeps the scores on chip (Dao et al. 2022, arXiv 2205.14135).
+  Its I are queries, keys and values.
+- In inference the statistics are known beforehand: I + O, one read for an addition, nothing for a mean.
 
-Not counted, since it isn't an image's but a step's: kernels, their gradients and the optimiser's slots, some 30 bytes a
-parameter and step (MobileNetV2 1.0: 0.1 GB, at 256 images a step 0.4 MB an image). Counted though it could be had
-without: the map before the last mean, whose gradient is known from one value a channel (MobileNetV2: 0.1 MB), and the
-input once for the mask where there is no activation before a convolution.
+Kernels, their gradients and the optimiser's slots are not counted, since they are moved once per step and not per
+image: about 30 bytes per parameter and step (MobileNetV2 1.0: 0.1 GB, or 0.4 MB per image at 256 images per step). Two
+things are counted that could be avoided: the map before the last mean, whose gradient is known from one value per
+channel (MobileNetV2: 0.1 MB), and one read of the input for the mask if no activation precedes the convolution.
 
-MobileNetV2 1.0 at 224 px in bfloat16 needs 81.5 MB an image in training. With images in bfloat16 and a gradient of
-theirs, as in any other layer, it would be 82.1 MB.
+MobileNetV2 1.0 at 224 px in bfloat16 needs 81.5 MB per image in training. It would be 82.1 MB if images were bfloat16
+and had a gradient, as in any other layer.
 """
 
 from __future__ import annotations
@@ -56,24 +58,28 @@ from mnv2_jax.models.registry import Model, from_config, variable_shapes
 
 
 class Needs(NamedTuple):
-    """Operations and bytes that a network needs an image; the module says what is counted."""
+    """Operations and bytes that a network needs per image, counted as the module's docstring says."""
 
     train_bytes: int
-    """Every convolution one kernel with norm and activation in it, its two gradients one kernel."""
+    """Bytes in training; a convolution with norm and activation is one kernel, and its two gradients are another."""
     infer_bytes: int
+    """Bytes in inference."""
     madds: int
-    """Multiply-adds forward."""
+    """Multiply-adds of the forward pass."""
     train_madds: int
-    """Forward, and as many for each of the two gradients; the first layer has only that of its kernel."""
+    """Multiply-adds of forward pass and gradients.
+
+    Each of the two gradients has as many as the forward pass; the first layer has only its kernel's gradient.
+    """
 
 
 def needs(model: Model, resolution: int, dtype: DTypeLike) -> Needs:
-    """Counts a network, all of which is trained, for one image [resolution, resolution, 3].
+    """Counts operations and bytes of a network for one image [resolution, resolution, 3], with all layers trained.
 
     Args:
-      model: whose own compute type isn't read.
-      resolution: pixels of height and width.
-      dtype: of the computation and of the maps; dense layers and what they are given are float32 at least.
+      model: network; its own compute type is ignored.
+      resolution: height and width in pixels.
+      dtype: type of the computation and the maps; dense layers and their inputs are at least float32.
     """
     name: Any = jnp.dtype(dtype).name
     typed = from_config(dataclasses.replace(model.options, dtype=name), model.norm)
@@ -82,96 +88,99 @@ def needs(model: Model, resolution: int, dtype: DTypeLike) -> Needs:
 
 
 def needs_of(apply: Callable[[Any, Any], Any], variables: Any, image: jax.ShapeDtypeStruct) -> Needs:
-    """Counts any function of variables and of an image [1, h, w, c], in inference, whose maps are [1, h, w, c]."""
+    """Counts any inference function of variables and an image [1, h, w, c] whose maps have that shape too."""
     closed = jax.make_jaxpr(apply)(variables, image)
     walk = _Walk()
     walk.follow(closed.jaxpr, [*[_NOTHING] * len(jax.tree.leaves(variables)), _IMAGE])
     train = infer = madds = train_madds = 0
     for layer in walk.layers:
-        taken, given = layer.taken_bytes, layer.given_bytes
-        infer += taken + given
+        read, written = layer.input_bytes, layer.output_bytes
+        infer += read + written
         madds += layer.madds
-        train += 2 * taken + 3 * given if layer.is_first else 3 * (taken + given)
+        train += 2 * read + 3 * written if layer.is_first else 3 * (read + written)
         train_madds += layer.madds * (2 if layer.is_first else 3)
-    again = 3 * sum(walk.added_bytes) + sum(walk.averaged_bytes)
-    return Needs(train + again, infer + sum(walk.added_bytes), madds, train_madds)
+    train += 3 * sum(walk.added_bytes) + sum(walk.averaged_bytes)
+    return Needs(train, infer + sum(walk.added_bytes), madds, train_madds)
 
 
 _Origin = frozenset[int]
-"""The layers, by their place in `_Walk.layers`, since whose outputs a value comes; of the image `_IMAGE`."""
+"""Layers whose outputs a value is computed from without a layer in between, by index in `_Walk.layers`.
+
+`_IMAGE` stands for the image, `_NOTHING` for values that depend on neither.
+"""
 _NOTHING: _Origin = frozenset()
 _IMAGE: _Origin = frozenset([-1])
 
 
 @dataclasses.dataclass
 class _Layer:
-    """A convolution, a product or a pooling."""
+    """Costs of a convolution, a matrix product or a pooling."""
 
-    taken_bytes: int
-    """Bytes of the inputs that come from the image: not those of the kernel."""
-    given_bytes: int
+    input_bytes: int
+    """Bytes of the inputs that depend on the image, so without the kernel."""
+    output_bytes: int
     value_bytes: int
-    """Bytes of one value of its output."""
+    """Bytes of one value of the output."""
     madds: int
     is_first: bool
-    """Whether its input is the image."""
+    """Whether the input is the image."""
     is_of_maps: bool
-    """Whether it multiplies two maps, not a map with a kernel."""
+    """Whether two maps are multiplied, instead of a map and a kernel."""
 
 
 class _Walk:
-    """The layers, additions and means of a traced network, and which comes from which."""
+    """Walks through a traced network and records its layers, additions and means, and how they are connected."""
 
     def __init__(self) -> None:
         self.layers: list[_Layer] = []
         self.added_bytes: list[int] = []
         self.averaged_bytes: list[int] = []
 
-    def follow(self, jaxpr: core.Jaxpr, given: Sequence[_Origin]) -> list[_Origin]:
-        """Records what runs; from the origins of what a program is given to those of what it gives."""
-        origins = dict(zip(jaxpr.invars, given, strict=True))
+    def follow(self, jaxpr: core.Jaxpr, input_origins: Sequence[_Origin]) -> list[_Origin]:
+        """Records the layers of a program; returns the origins of its outputs."""
+        origins = dict(zip(jaxpr.invars, input_origins, strict=True))
 
         def origin(var: Any) -> _Origin:
             return _NOTHING if isinstance(var, core.Literal) else origins.get(var, _NOTHING)
 
         for eqn in jaxpr.eqns:
-            its = [origin(var) for var in eqn.invars]
-            for var, found in zip(eqn.outvars, self._given_by(eqn, its), strict=True):
-                origins[var] = found
+            operands = [origin(var) for var in eqn.invars]
+            for var, output_origin in zip(eqn.outvars, self._output_origins(eqn, operands), strict=True):
+                origins[var] = output_origin
         return [origin(var) for var in jaxpr.outvars]
 
-    def _given_by(self, eqn: Any, its: list[_Origin]) -> list[_Origin]:
-        kind, union = eqn.primitive.name, _NOTHING.union(*its)
+    def _output_origins(self, eqn: Any, operands: list[_Origin]) -> list[_Origin]:
+        kind, union = eqn.primitive.name, _NOTHING.union(*operands)
         if union and (kind in PRODUCTS or kind.startswith("reduce_window")):
-            self._record(eqn, its)
+            self._record(eqn, operands)
             return [frozenset([len(self.layers) - 1])]
         if kind == "cond":
-            return self.follow(branch_that_runs(eqn), its[1:])
+            return self.follow(branch_that_runs(eqn), operands[1:])
         inner = jaxprs_in(eqn)
-        if inner and len(inner[0].invars) == len(its) and len(inner[0].outvars) == len(eqn.outvars):
-            return self.follow(inner[0], its)
-        if kind == "add" and all(its) and its[0] != its[1]:
+        if inner and len(inner[0].invars) == len(operands) and len(inner[0].outvars) == len(eqn.outvars):
+            return self.follow(inner[0], operands)
+        if kind == "add" and all(operands) and operands[0] != operands[1]:
             self.added_bytes.append(_bytes(eqn.outvars[0]))
-        # Over the axes of space: softmax, too, sums.
+        # Only sums over the spatial axes are means of a map; softmax sums too.
         if kind == "reduce_sum" and union and len(eqn.invars[0].aval.shape) == 4 and eqn.params["axes"] == (1, 2):
-            # The sum converts what it loads: not the size of its input, but that of what the layer before wrote.
-            each = min(self.layers[place].value_bytes for place in union if place >= 0)
-            self.averaged_bytes.append(each * math.prod(eqn.invars[0].aval.shape))
+            # The sum converts the values that it loads, so their size is that in which the layer before wrote them.
+            value_bytes = min(self.layers[i].value_bytes for i in union if i >= 0)
+            self.averaged_bytes.append(value_bytes * math.prod(eqn.invars[0].aval.shape))
         return [union] * len(eqn.outvars)
 
-    def _record(self, eqn: Any, its: list[_Origin]) -> None:
-        is_of_maps = len(its) > 1 and all(its[:2])
-        taken = 0
-        for var, origin in zip(eqn.invars, its, strict=True):
-            before = [self.layers[place] for place in origin if place >= 0]
-            if is_of_maps and len(before) == 1 and before[0].is_of_maps:
-                before[0].given_bytes = 0  # the scores stay where they are
+    def _record(self, eqn: Any, operands: list[_Origin]) -> None:
+        is_of_maps = len(operands) > 1 and all(operands[:2])
+        input_bytes = 0
+        for var, origin in zip(eqn.invars, operands, strict=True):
+            sources = [self.layers[i] for i in origin if i >= 0]
+            if is_of_maps and len(sources) == 1 and sources[0].is_of_maps:
+                sources[0].output_bytes = 0  # attention scores stay on chip
             elif origin:
-                taken += math.prod(var.aval.shape) if origin == _IMAGE else _bytes(var)
+                input_bytes += math.prod(var.aval.shape) if origin == _IMAGE else _bytes(var)
         madds = madds_of(eqn) if eqn.primitive.name in PRODUCTS else 0
-        is_first = _NOTHING.union(*its) == _IMAGE
+        is_first = _NOTHING.union(*operands) == _IMAGE
         result = eqn.outvars[0]
-        self.layers.append(_Layer(taken, _bytes(result), result.aval.dtype.itemsize, madds, is_first, is_of_maps))
+        self.layers.append(_Layer(input_bytes, _bytes(result), result.aval.dtype.itemsize, madds, is_first, is_of_maps))
 
 
 def _bytes(var: Any) -> int:
@@ -181,18 +190,18 @@ def _bytes(var: Any) -> int:
 # --- the device ---------------------------------------------------------------------------------------------
 
 _BUDGET_S = 0.6
-"""Seconds for which repeats are timed; compilation is not counted."""
+"""Seconds of repeated timing, without compilation."""
 
 
 def measured_bandwidth() -> float:
-    """Bytes a second, read and written, that the first device moves between its memory and itself.
+    """Measures the memory bandwidth of the first device in bytes per second, reads and writes together.
 
-    It adds to each value of a float32 array in place, an array well beyond any cache: 1 GiB, on the CPU 128 MiB. The
-    median of several turns.
+    Adds 1 to each value of a float32 array in place. The array is much larger than any cache: 1 GiB, on the CPU
+    128 MiB. The result is the median of several turns.
     """
     is_cpu = jax.default_backend() == "cpu"
     size, passes = (2**25, 2) if is_cpu else (2**28, 16)
-    step = jax.jit(lambda x: x + 1, donate_argnums=0)  # a call for each pass: in one program, XLA would add once
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)  # one call per pass: within one program XLA would add only once
     x = jnp.zeros(size, jnp.float32)
 
     def turn() -> None:
@@ -205,17 +214,17 @@ def measured_bandwidth() -> float:
 
 
 def measured_rate(dtype: DTypeLike) -> float:
-    """Multiply-adds a second of a product of two random matrices on the first device.
+    """Measures the rate of the first device in multiply-adds per second, by products of two random matrices.
 
-    8192 × 8192 each, on the CPU 1024 × 1024, in ``dtype`` and with XLA's own precision for it (for float32 on NVIDIA's
-    tensor cores that is TF32). Random, since a GPU that multiplies zeros draws less power and so runs faster. The
-    median of several turns.
+    The matrices are 8192 × 8192, on the CPU 1024 × 1024, in ``dtype`` and with XLA's default precision for it (TF32 for
+    float32 on NVIDIA's tensor cores). They are random, since a GPU that multiplies zeros draws less power and so runs
+    faster. The result is the median of several turns.
     """
     is_cpu = jax.default_backend() == "cpu"
     size, products = (1024, 2) if is_cpu else (8192, 8)
     keys = jax.random.split(jax.random.key(0))
     x, kernel = (jax.random.normal(key, (size, size), dtype) for key in keys)
-    kernel = kernel * size**-0.5  # what is multiplied again and again keeps its scale
+    kernel = kernel * size**-0.5  # keeps the scale of x under repeated products
     multiply = jax.jit(jnp.matmul)
 
     def turn() -> None:
@@ -228,45 +237,45 @@ def measured_rate(dtype: DTypeLike) -> float:
 
 
 def _median_s(turn: Callable[[], None]) -> float:
-    """Median seconds of a turn, after one that compiles; of three turns at least."""
+    """Returns the median seconds of a turn, over at least three turns after one that compiles."""
     turn()
     seconds: list[float] = []
     while len(seconds) < 3 or sum(seconds) < _BUDGET_S:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         turn()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
-# --- the two together ---------------------------------------------------------------------------------------
+# --- roofline -----------------------------------------------------------------------------------------------
 
 
 def bound_s(moved_bytes: float, madds: float, bytes_per_s: float, madds_per_s: float) -> float:
-    """Seconds below which no program comes that moves so many bytes and does so many multiply-adds."""
+    """Returns the least seconds of a program that moves these bytes and computes these multiply-adds."""
     return max(moved_bytes / bytes_per_s, madds / madds_per_s)
 
 
 def share(measured_s: float, moved_bytes: float, madds: float, bytes_per_s: float, madds_per_s: float) -> float:
-    """The part of a measured time that the roofline asks for: 1 is as fast as can be."""
+    """Returns the roofline's time divided by the measured time; 1 is the fastest possible."""
     return bound_s(moved_bytes, madds, bytes_per_s, madds_per_s) / measured_s
 
 
-def of(settings: Config, what: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The roofline of a config on this device, and how near to it measured rows come.
+def of(settings: Config, mode: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Computes the roofline of a config on this device, and the share of it that measured rows reach.
 
     Args:
-      settings: with `model.num_classes` set.
-      what: "train" or "infer".
-      rows: those of `contest.compare`.
+      settings: config with `model.num_classes` set.
+      mode: "train" or "infer".
+      rows: rows of `contest.compare`.
 
     Returns:
-      bytes_an_image, madds_an_image, bandwidth (bytes/s), rate (multiply-adds/s), bound_ms (of a batch) and shares,
-      by the name of a row.
+      bytes_an_image, madds_an_image, bandwidth (bytes/s), rate (multiply-adds/s), bound_ms (per batch) and shares (by
+      the row's name).
     """
     model, batch = from_config(settings.model, settings.norm), settings.data.batch_size
-    its = needs(model, settings.data.resolution, settings.model.dtype)
-    is_training = what == "train"
-    moved, madds = (its.train_bytes, its.train_madds) if is_training else (its.infer_bytes, its.madds)
+    network = needs(model, settings.data.resolution, settings.model.dtype)
+    is_training = mode == "train"
+    moved, madds = (network.train_bytes, network.train_madds) if is_training else (network.infer_bytes, network.madds)
     bandwidth, rate = measured_bandwidth(), measured_rate(settings.model.dtype)
     return {
         "bytes_an_image": moved,

@@ -1,4 +1,4 @@
-"""A config's training on images that nobody has: for measurements that need no data."""
+"""Builds the experiment of a config on random images, for benchmarks that need no data."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from mnv2_jax.types import Array, Batch
 
 
 def load(spec: str, overrides: Sequence[str]) -> Config:
-    """The config that a command line names, its classes counted: those of the data where they are known.
+    """Loads the config of a command line and sets `model.num_classes`, from the data set if its classes are known.
 
     Raises:
-      UserError: if it can't be used.
+      UserError: if the config can't be used.
     """
     return with_classes(resolve_weights(config.load(spec, overrides))[0])
 
 
 def with_classes(settings: Config) -> Config:
-    """The config with `model.num_classes` set."""
+    """Returns the config with `model.num_classes` set."""
     classes = settings.model.num_classes or known_num_classes(settings.data)
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, num_classes=classes))
 
 
 def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Forms | None = None) -> Experiment:
-    """The experiment of a config on as many images as ImageNet has, of which none is there.
+    """Builds a config's experiment on a data set of ImageNet's size whose images can't be read.
 
     Args:
-      settings: with `model.num_classes` set.
-      devices: to run on or to compile for; all there are if unset.
-      forms: of the layers; unset: those in which the devices train fastest, as training takes them.
+      settings: config with `model.num_classes` set.
+      devices: devices to run on or to compile for; None takes all devices of this machine.
+      forms: forms of the layers; None takes the fastest for the devices, as training does.
     """
 
     def read(index: int) -> NoReturn:
@@ -61,7 +61,7 @@ def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Form
     mesh, distill = meshes.make_mesh(devices), settings.distill
     student = make_task(settings, names, [1] * len(names))
     task: Classification | Distillation = student
-    if distill.teacher is not None or distill.logits is not None:  # what it says is in the batch
+    if distill.teacher is not None or distill.logits is not None:  # the teacher's logits are in the batch
         task = Distillation(student=student, teacher=Teacher(), temperature=distill.temperature, weight=distill.weight)
     task = task.with_forms(forms or meshes.fastest_forms(mesh, settings.model.dtype))
     dataset = Dataset(settings.data.name, names, train=split, eval=split)
@@ -70,7 +70,10 @@ def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Form
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch (`types.Batch`); with `data.scales`, whose batches are as many pixels, of `data.resolution`."""
+    """Returns shapes and dtypes of a batch (`types.Batch`).
+
+    With `data.scales` it is the batch of `data.resolution`; batches of other sizes have as many pixels.
+    """
     data, task = experiment.config.data, experiment.task
     shape = (data.batch_size, data.resolution, data.resolution, 3)
     batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
@@ -81,7 +84,7 @@ def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> Batch:
-    """A batch of noise on the devices: pixels in 0..255, labels among the classes."""
+    """Returns a batch of noise on the devices: pixels in 0..255, labels in 0..num_classes - 1."""
     rng, spec = np.random.default_rng(seed), abstract_batch(experiment)
     classes = experiment.task.model.num_classes
     arrays = {
@@ -96,6 +99,6 @@ def random_batch(experiment: Experiment, seed: int = 0) -> Batch:
 
 
 def normalised(experiment: Experiment, batch: Batch) -> Array:
-    """The images of a batch as the network sees them in inference."""
+    """Returns the images of a batch, normalised as for inference."""
     data = experiment.config.data
     return normalise(batch["image"], data.mean, data.std)

@@ -1,8 +1,7 @@
-"""The same network, batch, precision and optimiser in PyTorch, with timm's networks: what a user would have instead.
+"""The rival in PyTorch: timm's version of the same network, with the same batch, precision and optimiser.
 
-It runs in a process of its own, which never loads JAX. Where PyTorch has a choice that costs nothing, the rival gets
-the faster one: channels-last, cuDNN's search for algorithms, fused optimisers, zeros around the map instead of
-TensorFlow's padding.
+The rival runs in its own process, which never loads JAX. Where PyTorch offers a faster choice at no cost, the rival
+gets it: channels-last, cuDNN's search for algorithms, fused optimisers, symmetric zero padding instead of TensorFlow's.
 """
 
 from __future__ import annotations
@@ -28,47 +27,47 @@ NETWORKS: Mapping[str, str] = {
     "mobilenet_v4_hybrid_large": "mobilenetv4_hybrid_large",
     "resnet50": "resnet50",
 }
-"""Names of our networks in timm, without the width."""
+"""timm's name, without the width, of each of our networks."""
 WARM_UP = 3
-"""Steps before the clock: compilation, cuDNN's search, the optimiser's state."""
+"""Steps before timing starts; they include compilation, cuDNN's search and the creation of the optimiser's state."""
 
 
-class Unavailable(Exception):  # noqa: N818  an answer, not a failure
-    """Why the rival can't run, in one line."""
+class Unavailable(Exception):  # noqa: N818  a result, not an error
+    """Raised with the reason, in one line, if the rival can't run."""
 
 
 class Rival(NamedTuple):
     """A network on its device, ready to be timed."""
 
     turn: Callable[[int], float]
-    """Computes so many batches back to back and returns the seconds for all of them, the device's work included."""
+    """Computes this many batches in a row, waits for the device, and returns the seconds that all of them took."""
     peak_bytes: Callable[[], int | None]
-    """Most device memory that was in use since `build` ended, weights and optimiser included; None on the CPU."""
+    """Returns the peak device memory in bytes since `build` ended, with weights and optimiser; None on the CPU."""
     facts: dict[str, Any]
-    """Facts about what ran, fit for JSON."""
+    """Facts about network, device and versions, as JSON data."""
 
 
-def build(settings: Config, *, what: Literal["train", "infer"], compiled: bool, params: int) -> Rival:
-    """Makes the rival and warms it up.
+def build(settings: Config, *, mode: Literal["train", "infer"], compiled: bool, params: int) -> Rival:
+    """Builds the rival and warms it up.
 
     Args:
-      settings: of ours; ``model.num_classes`` is set.
-      what: train: uint8 images and labels that stay on the device to new weights. infer: normalised float images that
-        stay there to logits.
-      compiled: the network goes through ``torch.compile``.
-      params: trainable values of our network, which the rival's must equal.
+      settings: config of our network, with ``model.num_classes`` set.
+      mode: "train" computes new weights from uint8 images and labels that stay on the device; "infer" computes logits
+        from normalised float images that stay there.
+      compiled: whether the network goes through ``torch.compile``.
+      params: number of our network's trainable values; the rival must have the same number.
 
     Raises:
-      Unavailable: if PyTorch or timm has no such thing, or can't run or compile it here.
+      Unavailable: if PyTorch or timm lacks something that the config needs, or can't run or compile it here.
     """
     timm = import_timm()
     import torch
 
-    check(settings, what)
+    check(settings, mode)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(settings.seed)
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else _no_wait
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -81,13 +80,13 @@ def build(settings: Config, *, what: Literal["train", "infer"], compiled: bool, 
         "batch_norm": f"over all {settings.data.batch_size} images",
         "compile_seconds": None,
     }
-    model = network(settings.model, settings.norm, params)
-    begun = time.perf_counter()
+    model = build_network(settings.model, settings.norm, params)
+    start = time.perf_counter()
     try:
         model = model.to(device, memory_format=torch.channels_last)
-        if what == "train":
-            step, told = train_step(settings, model, device, compiled)
-            facts |= told
+        if mode == "train":
+            step, training_facts = train_step(settings, model, device, compiled)
+            facts |= training_facts
         else:
             step = infer_step(settings, model, device, compiled)
         for _ in range(WARM_UP):
@@ -96,24 +95,26 @@ def build(settings: Config, *, what: Literal["train", "infer"], compiled: bool, 
     except Unavailable:
         raise
     except Exception as error:
-        # What is missing (a C++ compiler, Triton, memory) has as many exceptions as there are places that miss it; an
-        # eager step that fails otherwise is a bug of this file.
+        # A missing C++ compiler, Triton or memory can raise many kinds of exceptions. An eager step that fails for any
+        # reason but memory is a bug in this file.
         if not compiled and not isinstance(error, torch.cuda.OutOfMemoryError):
             raise
-        doing = "torch.compile failed" if compiled else "out of memory"
-        raise Unavailable(f"{doing}: {type(error).__name__}: {_line(error)}") from error
+        failure = "torch.compile failed" if compiled else "out of memory"
+        raise Unavailable(f"{failure}: {type(error).__name__}: {_line(error)}") from error
     if compiled:
-        facts["compile_seconds"] = time.perf_counter() - begun
+        facts["compile_seconds"] = time.perf_counter() - start
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # the search for algorithms needs more than what it finds
+        torch.cuda.reset_peak_memory_stats(
+            device
+        )  # cuDNN's search uses more memory than the algorithms that it selects
 
     def turn(steps: int) -> float:
         synchronise()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(steps):
             step()
         synchronise()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def peak_bytes() -> int | None:
         return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -122,14 +123,14 @@ def build(settings: Config, *, what: Literal["train", "infer"], compiled: bool, 
 
 
 _OPERATORS: list[Any] = []
-"""Operators that `import_timm` defines; they last as long as the object."""
+"""Operators that `import_timm` defines. They exist as long as these objects do."""
 
 
 def import_timm() -> Any:
-    """timm, which imports torchvision, of which the rival uses nothing.
+    """Imports timm and returns the module. timm imports torchvision, which the rival doesn't use.
 
     Raises:
-      Unavailable: if it or PyTorch isn't installed, or they don't go together.
+      Unavailable: if timm or PyTorch isn't installed, or if their versions don't fit together.
     """
     try:
         import torch
@@ -137,8 +138,8 @@ def import_timm() -> Any:
         try:
             import timm
         except RuntimeError as error:
-            # Beside a CPU build of PyTorch pip has a torchvision for CUDA, whose operators can't be loaded and are
-            # missed when it is imported.
+            # pip may install a torchvision for CUDA beside a CPU build of PyTorch. Its operators then can't be loaded,
+            # and its import fails without them, so two empty ones are declared.
             if "torchvision::" not in str(error):
                 raise
             _OPERATORS.append(torch.library.Library("torchvision", "FRAGMENT"))
@@ -153,26 +154,26 @@ def import_timm() -> Any:
 
 
 def _line(error: Exception) -> str:
-    """The first line of what it says, or else its kind."""
+    """Returns the first line of the error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def check(settings: Config, what: Literal["train", "infer"]) -> None:
-    """Raises `Unavailable` for what the rival has no counterpart of."""
+def check(settings: Config, mode: Literal["train", "infer"]) -> None:
+    """Raises `Unavailable` if the config has an option that the rival can't reproduce."""
     model = settings.model
     reasons = {
         f"timm has no {model.name}": model.name not in NETWORKS,
         "model.num_classes is not set": model.num_classes is None,
-        "model.dtype=float64 is for tests, not for speed": model.dtype == "float64",
-        f"model.output_stride={model.output_stride} is not built in timm's network": model.output_stride != 32,
+        "model.dtype=float64 is only for tests": model.dtype == "float64",
+        f"model.output_stride={model.output_stride}: timm's network is only built with 32": model.output_stride != 32,
         "timm's MobileNetV1 has no model.width_rule=corenet": model.name == "mobilenet_v1"
         and model.width_rule == "corenet",
     }
-    if what == "train":
+    if mode == "train":
         reasons |= {
-            "data.scales: its batches have one size": bool(settings.data.scales),
-            "distill: it has no teacher": bool(settings.distill.teacher or settings.distill.logits),
-            "finetune.train_from: it trains the whole network": settings.finetune.train_from != ("stem",),
+            "data.scales: the rival's batches have one size": bool(settings.data.scales),
+            "distill: the rival has no teacher": bool(settings.distill.teacher or settings.distill.logits),
+            "finetune.train_from: the rival trains the whole network": settings.finetune.train_from != ("stem",),
         }
     for reason, holds in reasons.items():
         if holds:
@@ -180,46 +181,46 @@ def check(settings: Config, what: Literal["train", "infer"]) -> None:
 
 
 def timm_name(model: ModelConfig) -> str:
-    """Name of the network in timm, with the width in percent: ``mobilenetv2_035``."""
+    """Returns the network's name in timm, with the width in percent, e.g. ``mobilenetv2_035``."""
     name = NETWORKS[model.name]
-    is_whole = name == "resnet50" or (name.startswith("mobilenetv4") and model.width == 1)
-    return name if is_whole else f"{name}_{round(100 * model.width):03d}"
+    has_no_suffix = name == "resnet50" or (name.startswith("mobilenetv4") and model.width == 1)
+    return name if has_no_suffix else f"{name}_{round(100 * model.width):03d}"
 
 
 # --- the network ---------------------------------------------------------------------------------------------
 
 
-def network(model: ModelConfig, norm: Any, params: int) -> Any:
-    """timm's network of our name, width, strides, dropout and norm.
+def build_network(model: ModelConfig, norm: Any, params: int) -> Any:
+    """Builds timm's network with the name, width, strides, dropout and norm of our config.
 
     Args:
-      model: of a name in `NETWORKS`.
+      model: config of a network in `NETWORKS`.
       norm: `mnv2_jax.config.NormConfig`.
       params: as for `build`.
 
     Returns:
-      A ``torch.nn.Module`` of random weights from images [b, 3, h, w] to logits [b, k].
+      A ``torch.nn.Module`` with random weights that maps images [b, 3, h, w] to logits [b, k].
 
     Raises:
-      Unavailable: if timm rounds the channels otherwise.
+      Unavailable: if timm rounds the numbers of channels differently.
     """
     import torch
 
-    made = _made(model)
-    theirs = sum(p.numel() for p in made.parameters())
-    if theirs != params:
+    network = _create_network(model)
+    timm_params = sum(p.numel() for p in network.parameters())
+    if timm_params != params:
         raise Unavailable(
-            f"{timm_name(model)} has {theirs:,} parameters and our {model.name} {params:,}: not the same network"
-            f" (model.width={model.width:g}, model.width_rule={model.width_rule})"
+            f"timm's {timm_name(model)} has {timm_params:,} parameters and our {model.name} has {params:,}, so the"
+            f" networks differ (model.width={model.width:g}, model.width_rule={model.width_rule})"
         )
-    for module in made.modules():
+    for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
             module.momentum, module.eps = 1 - norm.decay, norm.epsilon
-    _set_strides(made, model)
-    return made
+    _set_strides(network, model)
+    return network
 
 
-def _made(model: ModelConfig) -> Any:
+def _create_network(model: ModelConfig) -> Any:
     import timm
 
     options: dict[str, Any] = dict(num_classes=model.num_classes, drop_rate=model.dropout)
@@ -228,8 +229,8 @@ def _made(model: ModelConfig) -> Any:
         return timm.create_model("resnet50", **options)
     if model.activation:
         options["act_layer"] = model.activation
-    # timm's entry points fix the width, and what they call is private; a variant without published weights would be
-    # warned of, so all widths are built under the name of the whole network.
+    # timm's public entry points fix the width, so their private helpers are called. timm warns about a variant without
+    # published weights, so every width is built under the name of width 1.0.
     try:
         from timm.models import efficientnet, mobilenetv3
 
@@ -248,17 +249,17 @@ def _made(model: ModelConfig) -> Any:
             return mobilenetv3._gen_mobilenet_v3(f"{name}_100", model.width, **options)
         return mobilenetv3._gen_mobilenet_v4(name, model.width, **options)
     except (ImportError, AttributeError) as error:
-        raise Unavailable(f"this version of timm builds {model.name} otherwise: {error}") from error
+        raise Unavailable(f"this version of timm builds {model.name} in another way: {error}") from error
 
 
-def _set_strides(made: Any, model: ModelConfig) -> None:
-    """Gives the five places where timm's network halves its map, in order, the strides of the config."""
+def _set_strides(network: Any, model: ModelConfig) -> None:
+    """Sets the strides of the config at the five places where timm's network halves its map, in order."""
     import torch
 
     halving: dict[str, list[Any]] = {}
-    for name, module in made.named_modules():
-        windowed = isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d) and module.stride in (2, (2, 2))
-        if windowed and ".attn." not in name:  # attention halves keys and values, not the map
+    for name, module in network.named_modules():
+        halves = isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d) and module.stride in (2, (2, 2))
+        if halves and ".attn." not in name:  # attention halves keys and values, not the map
             halving.setdefault(_block_of(name), []).append(module)
     if len(halving) != len(model.strides):
         raise Unavailable(
@@ -267,16 +268,16 @@ def _set_strides(made: Any, model: ModelConfig) -> None:
     for (name, modules), stride in zip(halving.items(), model.strides, strict=True):
         for module in modules:
             module.stride = (stride, stride) if isinstance(module, torch.nn.Conv2d) else stride
-        # Where the map stays, ours adds the input of equal shape, which timm decides as it builds. Its V1 never does,
-        # nor do plain convolutions.
-        block = made.get_submodule(name)
+        # Our network adds the input if the block keeps its shape. timm decides that when it builds the block, so it is
+        # decided again for the new stride. timm's V1 never adds the input, nor do plain convolutions.
+        block = network.get_submodule(name)
         if stride == 1 and hasattr(block, "has_skip") and not hasattr(block, "conv") and model.name != "mobilenet_v1":
-            convs = [of for at, of in block.named_modules() if isinstance(of, torch.nn.Conv2d) and "se." not in at]
+            convs = [m for path, m in block.named_modules() if isinstance(m, torch.nn.Conv2d) and "se." not in path]
             block.has_skip = convs[0].in_channels == convs[-1].out_channels
 
 
 def _block_of(module: str) -> str:
-    """``blocks.1.0`` of ``blocks.1.0.conv_dw``, ``layer2.0`` of ``layer2.0.downsample.0``."""
+    """Returns the block of a module: ``blocks.1.0`` for ``blocks.1.0.conv_dw``, ``layer2.0`` for ``layer2.0.conv1``."""
     parts = module.split(".")
     depth = {"blocks": 3}.get(parts[0], 2 if parts[0].startswith("layer") else 1)
     return ".".join(parts[:depth])
@@ -286,10 +287,10 @@ def _block_of(module: str) -> str:
 
 
 def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A function that trains on one batch and returns its loss, a tensor; and facts.
+    """Returns a function that trains on one batch and returns its loss, a tensor; and facts about the step.
 
-    Normalised as in timm's loader, smoothed cross-entropy, clipping, the optimiser, the moving average; the batch isn't
-    augmented.
+    A step normalises the images as timm's loader does, computes the smoothed cross-entropy and its gradient, clips it,
+    and updates weights and moving average. The batch isn't augmented.
     """
     import torch
     from timm.utils import ModelEmaV3
@@ -299,17 +300,17 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
     pieces = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
     mean, std = _statistics(settings, device)
     model.train()
-    # The schedule's first steps have less than the peak, too; a network that has diverged isn't what is to be timed.
+    # A small learning rate, as in the schedule's first steps, keeps the network from diverging while it is timed.
     lr = settings.peak_lr / 100
     tx = optimizer(optim, model, lr)
     average = None if optim.ema_decay is None else ModelEmaV3(model, optim.ema_decay, use_warmup=optim.ema_warmup)
     weights = list(model.parameters())
     called = torch.compile(model) if compiled else model
     autocast = _autocast(settings.model, device.type)
-    done = 0
+    steps_done = 0
 
     def step() -> Any:
-        nonlocal done
+        nonlocal steps_done
         for uint8, targets in pieces:
             x = uint8.float().sub_(mean).div_(std)
             with autocast():
@@ -321,9 +322,9 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
             torch.nn.utils.clip_grad_norm_(weights, optim.clip_grad_norm)
         tx.step()
         tx.zero_grad(set_to_none=True)
-        done += 1
-        if average is not None and done % optim.ema_every_steps == 0:
-            average.update(model, step=done)
+        steps_done += 1
+        if average is not None and steps_done % optim.ema_every_steps == 0:
+            average.update(model, step=steps_done)
         return loss.detach()
 
     facts = {
@@ -336,9 +337,9 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
 
 
 def left_out(settings: Config) -> list[str]:
-    """Work of our train step that the rival's doesn't do, to the rival's advantage."""
+    """Lists the work that our train step does and the rival's omits, to the rival's advantage."""
     data, augment = settings.data, settings.augment
-    does = {
+    is_on = {
         "shift": data.crop == "shift",
         "flip": data.flip,
         "rotation": augment.rotation_degrees > 0 or augment.shift_fraction > 0,
@@ -347,11 +348,11 @@ def left_out(settings: Config) -> list[str]:
         "mixing": augment.mixup_alpha > 0 or augment.cutmix_alpha > 0,
         "class weights": settings.loss.class_weights != "none",
     }
-    return [name for name, asked in does.items() if asked]
+    return [name for name, on in is_on.items() if on]
 
 
 def infer_step(settings: Config, model: Any, device: Any, compiled: bool) -> Callable[[], Any]:
-    """A function that returns the logits [b, k] of one normalised batch."""
+    """Returns a function that computes the logits [b, k] of one normalised batch."""
     import torch
 
     mean, std = _statistics(settings, device)
@@ -368,7 +369,7 @@ def infer_step(settings: Config, model: Any, device: Any, compiled: bool) -> Cal
 
 
 def _batch(settings: Config, device: Any) -> tuple[Any, Any]:
-    """Random uint8 images [b, 3, h, w], channels-last, and labels [b]."""
+    """Returns random uint8 images [b, 3, h, w], channels-last, and labels [b]."""
     import torch
 
     data, classes = settings.data, settings.model.num_classes
@@ -379,10 +380,10 @@ def _batch(settings: Config, device: Any) -> tuple[Any, Any]:
 
 
 def _statistics(settings: Config, device: Any) -> tuple[Any, Any]:
-    """Mean and deviation [1, 3, 1, 1] of pixels from 0 to 255."""
+    """Returns mean and standard deviation [1, 3, 1, 1] for pixels from 0 to 255."""
     import torch
 
-    mean, std = (255 * torch.tensor(of).view(1, 3, 1, 1) for of in (settings.data.mean, settings.data.std))
+    mean, std = (255 * torch.tensor(x).view(1, 3, 1, 1) for x in (settings.data.mean, settings.data.std))
     return mean.to(device), std.to(device)
 
 
@@ -405,44 +406,49 @@ def _precision(model: ModelConfig, kind: str) -> str:
     return f"float32; TF32 in convolutions: {convolutions}, in matrix products: {products} (PyTorch's defaults)"
 
 
-def _nothing() -> None:
-    """On the CPU a call has computed when it returns."""
+def _no_wait() -> None:
+    """Takes the place of `torch.cuda.synchronize` on the CPU, where each call has finished when it returns."""
 
 
 # --- the optimiser -------------------------------------------------------------------------------------------
 
 
 def optimizer(optim: OptimConfig, model: Any, lr: float) -> Any:
-    """PyTorch's or timm's optimiser of the same sums as ours, by the fastest implementation that it has.
+    """Builds PyTorch's or timm's optimiser that computes the same update as ours, in its fastest implementation.
 
     Args:
-      optim: as in `training.optim`; clipping is the caller's.
-      model: whose parameters it gets, in two groups.
-      lr: a constant.
+      optim: config of the optimiser, see `training.optim`; the caller clips the gradient.
+      model: network whose parameters are optimised, in two groups: with and without weight decay.
+      lr: learning rate, a constant.
 
     Raises:
-      Unavailable: if neither has it.
+      Unavailable: if neither PyTorch nor timm has such an optimiser.
     """
     import torch
 
     if optim.name not in _OPTIMIZERS:
-        raise Unavailable(f"optim.name={optim.name}: the rival has {', '.join(_OPTIMIZERS)}")
+        raise Unavailable(f"optim.name={optim.name}: the rival only has {', '.join(_OPTIMIZERS)}")
     decayed = decayed_parameters(model, optim.weight_decay_on)
-    chosen = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    decayed_ids = {id(p) for p in decayed}
+    undecayed = [p for p in model.parameters() if id(p) not in decayed_ids]
     decay = optim.weight_decay
     if optim.l2:
         if optim.name != "adamw" or optim.weight_decay:
-            raise Unavailable(f"optim.l2={optim.l2:g}: PyTorch has it in Adam only, without a decoupled weight decay")
+            raise Unavailable(
+                f"optim.l2={optim.l2:g}: PyTorch has it only in Adam, with optim.name=adamw and optim.weight_decay=0"
+            )
         decay = optim.l2
-    groups: list[dict[str, Any]] = [dict(params=decayed, weight_decay=decay), dict(params=rest, weight_decay=0.0)]
-    made = _OPTIMIZERS[optim.name](optim, [group for group in groups if group["params"]], lr)
-    assert isinstance(made, torch.optim.Optimizer)
-    return made
+    groups: list[dict[str, Any]] = [dict(params=decayed, weight_decay=decay), dict(params=undecayed, weight_decay=0.0)]
+    tx = _OPTIMIZERS[optim.name](optim, [group for group in groups if group["params"]], lr)
+    assert isinstance(tx, torch.optim.Optimizer)
+    return tx
 
 
-def decayed_parameters(model: Any, decayed: str) -> list[Any]:
-    """Parameters with weight decay, as in `training.optim.decay_mask`: LayerScale is a vector, but no norm."""
+def decayed_parameters(model: Any, decay_on: str) -> list[Any]:
+    """Returns the parameters with weight decay, by the rule ``decay_on`` of `training.optim.decay_mask`.
+
+    LayerScale counts as a vector, but not as a norm.
+    """
     import torch
 
     norms = {
@@ -462,7 +468,7 @@ def decayed_parameters(model: Any, decayed: str) -> list[Any]:
         "no_norm_bias": lambda p: p.ndim > 1,
         "no_depthwise": lambda p: p.ndim > 1 and id(p) not in depthwise,
     }
-    return list(filter(rules[decayed], model.parameters()))
+    return list(filter(rules[decay_on], model.parameters()))
 
 
 _Groups = Iterable[dict[str, Any]]
@@ -476,7 +482,7 @@ def _sgd(optim: OptimConfig, groups: _Groups, lr: float) -> Any:
 
 
 def _rmsprop(optim: OptimConfig, groups: _Groups, lr: float) -> Any:
-    """RMSProp of the rival. The start of the mean square (`rms_init`) costs no time, so either library's will do."""
+    """Builds RMSProp. The initial mean square (`rms_init`) doesn't affect the time, so either library's will do."""
     import torch
     from timm.optim import RMSpropTF
 

@@ -1,4 +1,4 @@
-"""A small image folder, as a directory and as a tar, and the place of real data."""
+"""Provides a small image folder, as a directory and as a tar."""
 
 import pathlib
 import tarfile
@@ -11,7 +11,7 @@ COUNTS = {"train": {"cat": 7, "dog": 5, "emu": 5}, "val": {"cat": 4, "emu": 3}}
 
 
 def smooth_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Something with structure at every scale, uint8 [height, width, 3]."""
+    """Returns an image with structure at every scale, uint8 [height, width, 3]."""
     coarse = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8))
     fine = rng.integers(-10, 11, (height, width, 3))
     return np.clip(np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) + fine, 0, 255).astype(np.uint8)
@@ -19,7 +19,7 @@ def smooth_image(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """17 training and 7 validation images of several sizes and formats, in class folders."""
+    """Writes 17 training and 7 validation images of several sizes and formats into class folders."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, classes in COUNTS.items():

@@ -1,9 +1,9 @@
-"""Writes outputs.json: what torchvision's and timm's networks give in float64 for the weights of `tests.models.golden`.
+"""Writes outputs.json: float64 outputs of torchvision's and timm's networks with the weights of `tests.models.golden`.
 
     python -m tests.golden.make_outputs
 
-It needs the extra "parity" and torchvision. Run it when a network was added to the registry, with a line for it in
-`NETWORKS`, or the rules in `tests/models/golden.py` changed.
+It needs the extra "parity" and torchvision. Run it after adding a network to the registry and to `NETWORKS`, or after
+changing the rules in `tests/models/golden.py`.
 """
 
 import json
@@ -21,26 +21,26 @@ from tests.models import golden
 from tests.weights import torch_networks
 
 timm = torch_rival.import_timm()
-import torchvision  # noqa: E402  behind timm, for which its operators may have been defined
+import torchvision  # noqa: E402  after timm, since `import_timm` may have to define its operators
 from timm.models import mobilenetv3  # noqa: E402
 
 DIGITS = 13
-"""Of the 16 that a float64 has; the last differ with the order of sums."""
+"""Decimal digits to keep. A float64 has 16, but the last ones depend on the order of sums."""
 
 
 def timm_network(model):
-    return torch_rival.network(model.options, model.norm, count_layers(model, 32).params)
+    return torch_rival.build_network(model.options, model.norm, count_layers(model, 32).params)
 
 
 def timm_tf_network(model):
-    """Of timm's tf_ networks, which pad as TensorFlow does."""
-    own, norm = model.options, model.norm
-    options = dict(num_classes=model.num_classes, pad_type="same", bn_eps=norm.epsilon)
-    return mobilenetv3._gen_mobilenet_v3(f"{torch_rival.NETWORKS[model.name]}_100", own.width, **options)
+    """Builds one of timm's tf_ networks, which pad as TensorFlow does."""
+    options, norm = model.options, model.norm
+    timm_options = dict(num_classes=model.num_classes, pad_type="same", bn_eps=norm.epsilon)
+    return mobilenetv3._gen_mobilenet_v3(f"{torch_rival.NETWORKS[model.name]}_100", options.width, **timm_options)
 
 
 def torchvision_network(model):
-    """Its epsilon is torchvision's, whatever ours is."""
+    """Builds torchvision's network, with torchvision's epsilon."""
     width, classes = model.options.width, {"num_classes": model.num_classes}
     if model.name == "resnet50":
         return torchvision.models.resnet50(**classes)
@@ -60,7 +60,7 @@ NARROWER = {"width": 0.125, **SYMMETRIC}
 TORCHVISION_V3 = {**NARROW, "width_rule": "torchvision"}
 MINIMALISTIC = {"width": 0.25, "width_rule": "fixed_stem_head"}
 NETWORKS = {
-    # Whose it is, the options of ours, and epsilon.
+    # Library of the reference, options of our network, epsilon of its norms.
     "mobilenet_v1": ("timm", NARROW, 1e-5),
     "mobilenet_v2": ("torchvision", NARROW, 1e-5),
     "mobilenet_v3_large": ("torchvision", TORCHVISION_V3, 1e-3),
@@ -77,10 +77,10 @@ NETWORKS = {
 
 
 def fill(reference, library, model, variables):
-    """Puts our values into the reference's tensors.
+    """Copies our values into the reference's tensors.
 
-    Where each belongs is learnt by converting tensors of tags, one for each value of the reference: all of them must
-    come through, once.
+    The position of each value is found by converting tensors of tags, one tag for each value of the reference. Every
+    tag must appear exactly once in the result.
     """
     tensors = {name: t for name, t in reference.state_dict().items() if not name.endswith("num_batches_tracked")}
     ends = np.cumsum([tensor.numel() for tensor in tensors.values()])
@@ -92,27 +92,27 @@ def fill(reference, library, model, variables):
     table = names.TABLES[library, names.family_of(model.name)](model.plan)
     places, _ = by_name.leaves_of(pathlib.Path(library), model, state, table)
     np.testing.assert_array_equal(np.sort(np.concatenate([place.ravel() for place in places.values()])), tags)
-    ours, values = flatten(variables), np.empty(len(tags))
+    our_values, values = flatten(variables), np.empty(len(tags))
     for path, place in places.items():
-        values[place] = ours[path]
+        values[place] = our_values[path]
     for tensor, part in zip(tensors.values(), np.split(values, ends[:-1]), strict=True):
         tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
 
 
 def outputs(name):
-    """How our network is made, and what the reference gives for its weights; needs 64-bit JAX."""
+    """Returns the options of our network and the reference's outputs for its weights; needs 64-bit JAX."""
     library, options, epsilon = NETWORKS[name]
-    how = {"library": library, "options": options, "epsilon": epsilon}
+    entry = {"library": library, "options": options, "epsilon": epsilon}
     make, modules_of = LIBRARIES[library]
-    model = golden.create(name, how)
+    model = golden.create(name, entry)
     reference = make(model).double().eval()
     fill(reference, library, model, golden.weights(model))
-    found = torch_networks.endpoints(reference, golden.images(), modules_of(reference, names.family_of(name)))
-    order = [*model.endpoint_strides, *(point for point in ("pooled", "hidden", "logits") if point in found)]
-    assert sorted(order) == sorted(found)
-    return how | {
-        "logits": [rounded(row) for row in found["logits"]],
-        "endpoints": {point: rounded(golden.checksums(found[point])) for point in order},
+    endpoints = torch_networks.endpoints(reference, golden.images(), modules_of(reference, names.family_of(name)))
+    order = [*model.endpoint_strides, *(point for point in ("pooled", "hidden", "logits") if point in endpoints)]
+    assert sorted(order) == sorted(endpoints)
+    return entry | {
+        "logits": [rounded(row) for row in endpoints["logits"]],
+        "endpoints": {point: rounded(golden.checksums(endpoints[point])) for point in order},
     }
 
 

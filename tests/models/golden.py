@@ -1,6 +1,6 @@
-"""Golden outputs: checksums of the outputs of networks, for weights and images that a rule makes with NumPy alone.
+"""Golden outputs of networks, for weights and images that NumPy alone computes by a fixed rule.
 
-`tests/golden/make_outputs.py` records the outputs of the reference libraries; `test_golden_outputs.py` computes ours.
+`tests/golden/make_outputs.py` stores the outputs of the reference libraries, `test_golden_outputs.py` computes ours.
 """
 
 import json
@@ -16,33 +16,33 @@ from mnv2_jax.models.registry import create_model, variable_shapes
 PATH = pathlib.Path(__file__).parents[1] / "golden" / "outputs.json"
 CLASSES = 8
 SIZE = (72, 41)
-"""Maps are 36×21, 18×11, 9×6, 5×3 and 3×2: sizes of either parity meet each stride on either axis or the other."""
+"""Size of the images. Maps are 36×21, 18×11, 9×6, 5×3 and 3×2, so odd and even sizes occur at each stride."""
 RANGES = {"scale": (0.5, 1.5), "bias": (-0.5, 0.5), "mean": (-0.5, 0.5), "var": (0.4, 1.6)}
-"""Ranges of leaves by name. The 0, 1 and 1e-5 of a new network would hide errors in sums and products."""
+"""Ranges of the norms' values. The initial 0 and 1 of a new network would hide errors in how they are used."""
 BRANCH_ENDS = (("project_norm", "scale"), ("output", "kernel"))
-"""Leaves with smaller values, because sums over dozens of residual blocks would grow otherwise."""
+"""Leaves at the end of a residual branch. They are scaled down, since the sums of many blocks would grow."""
 LINEAR = ("query", "key_depthwise", "key", "value_depthwise", "value", "output")
-"""Layers in attention, which has no activations: with more, each place would attend to one other."""
+"""Layers of attention, which have no activation. Larger weights would make each position attend to one other."""
 
 
 def load():
-    """Loads, by name, how our network is made and the outputs of the reference library."""
+    """Returns for each network the options of ours and the outputs of the reference library."""
     return json.loads(PATH.read_text())["networks"]
 
 
-def create(name, how, dtype="float64"):
-    """Makes our network as it was compared."""
-    norm = NormConfig(epsilon=how["epsilon"])
-    return create_model(name, CLASSES, norm=norm, dtype=dtype, **how["options"])
+def create(name, entry, dtype="float64"):
+    """Creates our network with the options of its golden entry."""
+    norm = NormConfig(epsilon=entry["epsilon"])
+    return create_model(name, CLASSES, norm=norm, dtype=dtype, **entry["options"])
 
 
 def uniform(name, shape, low=-1.0, high=1.0):
-    """Draws numbers that don't depend on the version of NumPy, which keeps the stream of `RandomState`."""
+    """Draws uniform numbers that are the same in every version of NumPy, which never changes `RandomState`."""
     return np.random.RandomState(zlib.crc32(name.encode())).uniform(low, high, shape)
 
 
 def weights(model):
-    """Draws each leaf by its path, with values that keep activations at about 1."""
+    """Draws each leaf by its path, scaled to keep activations at about 1."""
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -50,19 +50,19 @@ def weights(model):
         damped = 0.3 if (layer, kind) in BRANCH_ENDS else 1.0
         if kind != "kernel":
             return uniform(name, leaf.shape, *RANGES[kind]) * damped
-        gain = 1 if layer in LINEAR else 2  # He's factor, if an activation came before
+        gain = 1 if layer in LINEAR else 2  # He initialisation if an activation precedes the layer
         return uniform(name, leaf.shape) * (3 * gain / np.prod(leaf.shape[:-1])) ** 0.5 * damped
 
     return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
 def images():
-    """Makes two images of coarse squares and noise, so that an effect of one on the other would show."""
+    """Returns two images, so that leaks between them would show: coarse squares, to make them differ, plus noise."""
     coarse = uniform("coarse", (2, SIZE[0] // 8, -(-SIZE[1] // 8), 3)).repeat(8, 1).repeat(8, 2)[:, :, : SIZE[1]]
     return coarse + uniform("fine", coarse.shape)
 
 
 def checksums(output):
-    """Computes mean, deviation and a projection of an endpoint with a factor per position and channel."""
+    """Returns mean, standard deviation and a projection of an endpoint; it weights every value differently."""
     values = np.asarray(output, np.float64).ravel()
     return [values.mean(), values.std(), values @ uniform("projection", values.shape) / values.size**0.5]
