@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnv2_jax import config as config_lib
+from mnv2_jax.config import FaultsConfig
 from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.processes import supervisor as supervisor_lib
 from mnv2_jax.processes import together
@@ -63,7 +63,7 @@ def test_a_mesh_is_in_the_order_of_the_processes():
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
 def test_signals_become_a_question(sent):
     before = signal.getsignal(sent)
-    with supervise(config_lib.FaultsConfig()) as supervisor:
+    with supervise(FaultsConfig()) as supervisor:
         assert not supervisor.should_stop()
         os.kill(os.getpid(), sent)
         assert supervisor.should_stop()
@@ -74,7 +74,7 @@ def test_signals_become_a_question(sent):
 def test_what_was_ignored_under_nohup_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with supervise(config_lib.FaultsConfig()) as supervisor:
+        with supervise(FaultsConfig()) as supervisor:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not supervisor.should_stop()
     finally:
@@ -87,7 +87,7 @@ def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(3600)
 
-    with supervise(config_lib.FaultsConfig()) as supervisor:
+    with supervise(FaultsConfig()) as supervisor:
         each = supervisor.each(batches())
         assert next(each) == 1
         with pytest.raises(Stopped):
@@ -100,7 +100,7 @@ def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
 
 @pytest.mark.parametrize("compiles", [True, False])
 def test_a_signal_during_compilation_is_answered_before_that_is_over(capfd, compiles):
-    with supervise(config_lib.FaultsConfig()) as supervisor:
+    with supervise(FaultsConfig()) as supervisor:
         with supervisor.compiling() if compiles else contextlib.nullcontext():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # the thread's
@@ -163,7 +163,7 @@ def ends(monkeypatch):
 
 
 def test_what_is_compiled_may_take_longer(ends):
-    with supervise(config_lib.FaultsConfig(step_timeout_s=0.6, compile_timeout_s=60.0)) as supervisor:
+    with supervise(FaultsConfig(step_timeout_s=0.6, compile_timeout_s=60.0)) as supervisor:
         with supervisor.compiling():
             time.sleep(0.8)
         for _ in range(5):  # who asks isn't stuck
@@ -177,7 +177,7 @@ def test_what_is_compiled_may_take_longer(ends):
 
 def test_what_is_compiled_may_not_take_for_ever(ends):
     with (
-        supervise(config_lib.FaultsConfig(step_timeout_s=0.1, compile_timeout_s=0.3)) as supervisor,
+        supervise(FaultsConfig(step_timeout_s=0.1, compile_timeout_s=0.3)) as supervisor,
         supervisor.compiling(),
     ):
         assert "stuck for 0.3 s" in ends.get(timeout=10)[0]
@@ -217,11 +217,11 @@ def test_a_port_that_is_taken_is_refused(monkeypatch):
         first = Cluster(f"localhost:{port}", 1, 0)
         with (
             pytest.raises(UserError, match=f"port {port} is taken"),
-            together.joined(first, config_lib.FaultsConfig(), "train"),
+            together.joined(first, FaultsConfig(), "train"),
         ):
             pytest.fail("joined")
         assert initialized == []
-    with together.joined(first, config_lib.FaultsConfig(), "train"):
+    with together.joined(first, FaultsConfig(), "train"):
         assert initialized == [first.coordinator_address]
 
 
