@@ -39,7 +39,7 @@ def modules(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         for name, registry in (("my_data", DATASETS), ("my_network", MODELS)):
-            patch.setattr(registry, "_found", {})
+            patch.setattr(registry, "_registered", {})
             patch.delitem(sys.modules, name, raising=False)
             importlib.import_module(name)
         yield
@@ -86,7 +86,7 @@ class Scaled(Classification):
 
 
 def test_a_variant_of_classification_may_have_fields_and_a_teacher(monkeypatch):
-    monkeypatch.setattr(TASKS, "_found", {})
+    monkeypatch.setattr(TASKS, "_registered", {})
     monkeypatch.setattr(builtin, "open_teacher", lambda config, dataset: None)
     register_classification("scaled", functools.partial(Scaled, factor=3.0))
     split = Split.of_arrays("train", np.zeros((2, 8, 8, 3), np.uint8), np.arange(2))
@@ -107,7 +107,7 @@ def test_a_variant_of_classification_may_have_fields_and_a_teacher(monkeypatch):
     ],
 )
 def test_a_data_set_that_is_none_is_refused(monkeypatch, opened, said):
-    monkeypatch.setattr(DATASETS, "_found", {})
+    monkeypatch.setattr(DATASETS, "_registered", {})
     split = Split.of_arrays("train", np.zeros((3, 8, 8, 3), np.uint8), np.arange(3))
     register_dataset("mine", lambda data, evaluates: opened(split))
     with pytest.raises(UserError, match=said):

@@ -156,9 +156,7 @@ def prepare(
     return resumed
 
 
-def _set_length(
-    workdir: pathlib.Path, config: Config, old: Mapping[str, Any], dataset: Mapping[str, Any]
-) -> None:
+def _set_length(workdir: pathlib.Path, config: Config, old: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
     """Writes down how long the run is now; killed in between, the next session does it again."""
     was, _ = read_run(workdir)
     if old.get(_STEPS) != dataset.get(_STEPS):
