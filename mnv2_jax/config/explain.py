@@ -12,6 +12,7 @@ from typing import Any
 
 from mnv2_jax.config import schema
 from mnv2_jax.config.options import OPTIONS
+from mnv2_jax.config.rules import Within
 from mnv2_jax.config.synonyms import KEYS
 from mnv2_jax.errors import UserError, nearest
 
@@ -41,7 +42,8 @@ def explain(word: str) -> str:
 def _describe(key: str) -> str:
     option = OPTIONS[key]
     lines = [f"--config.{key}={option.default!r}   {_type(option.type)}"]
-    lines += [f"each {rule}" if typing.get_origin(option.type) is tuple else str(rule) for rule in option.rules]
+    has_entries = typing.get_origin(option.type) is tuple
+    lines += [f"each {rule}" if has_entries and isinstance(rule, Within) else str(rule) for rule in option.rules]
     lines += [f"used only with {condition.words}" for condition in option.conditions]
     meaning = textwrap.fill(" ".join(_meanings().get(key, "").split()), _WIDTH)
     return "\n".join([lines[0], *(textwrap.indent(line, "    ") for line in (*lines[1:], meaning) if line)])
@@ -50,6 +52,8 @@ def _describe(key: str) -> str:
 def _type(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Union:  # of a Literal and another type
+        return " | ".join(map(_type, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("NoneType", "None")
 
 
