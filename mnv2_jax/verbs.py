@@ -38,7 +38,7 @@ _RATE_TABLE_ROWS = 21
 
 
 class Output(NamedTuple):
-    """Where a verb prints: text for people, or one JSON object on standard output with all text on standard error."""
+    """Output of a verb: text for people, or one JSON object on standard output with all text on standard error."""
 
     as_json: bool
 
@@ -177,7 +177,7 @@ def _saved_config(workdir: pathlib.Path) -> Config | None:
 def evaluate(
     loaded: Loaded,
     workdir: pathlib.Path,
-    which: Literal["latest", "best"] | None,
+    checkpoint: Literal["latest", "best"] | None,
     out: Output,
     predictions: pathlib.Path | None = None,
 ) -> None:
@@ -197,10 +197,10 @@ def evaluate(
     if origins["data.resolution"] == "flag" != origins["data.eval_resolution"]:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
     try:
-        which, step, setup, evaluation = evaluating.evaluate_run(config, workdir, which, out.note)
+        checkpoint, step, setup, evaluation = evaluating.evaluate_run(config, workdir, checkpoint, out.note)
     except Stopped:
         return out.answer({"stopped": True}, "stopped before the end; there is no result")
-    weights_name, facts = f"{workdir}, its {which} checkpoint, step {step}", {"step": step, "checkpoint": which}
+    weights_name, facts = f"{workdir}, {checkpoint} checkpoint, step {step}", {"step": step, "checkpoint": checkpoint}
     evaluation = _answer_evaluation(weights_name, setup, evaluation, out, predictions, **facts)
     if together.is_first():
         _save_evaluation(workdir, setup, evaluation, facts, out)

@@ -10,8 +10,8 @@ import ml_collections
 from mnv2_jax.config.schema import Config, flatten
 
 Origin: TypeAlias = Literal["default", "recipe", "file", "json", "argument", "flag"]
-"""Where a value comes from. default: `schema`. recipe: the recipe, adapted to the network and the batch size. file: a
-.py file, outside of its recipe. json: a .json file, such as the resolved config of a run. argument: the text after the
+"""Origin of a value. default: `schema`. recipe: the recipe, adapted to the network and the batch size. file: a .py
+file, outside of its recipe. json: a .json file, such as the resolved config of a run. argument: the text after the
 config's colon. flag: a --config.KEY of the command line."""
 
 
@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a preset gave to a config file: recipe, variant, and values with their origins. Empty by default."""
+    """Contribution of a preset to a config file: recipe, variant, and values with their origins. Empty by default."""
 
     recipe: str = ""
     variant: str = ""

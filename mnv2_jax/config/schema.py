@@ -107,7 +107,7 @@ class DataConfig:
     """Data set. For training: digits, cifar10, imagenet, folder or tfds:NAME. For evaluation only: imagenet_v2,
     imagenet_r, imagenet_a or imagenet_sketch. To test a machine: synthetic, with images made on the fly."""
     path: Annotated[str | None, read_unless("data.name", "digits", "synthetic")] = None
-    """Where the data are: a directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or a folder
+    """Path of the data: a directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or a folder
     that `data.prepare` wrote. For TFDS it is the data_dir. Digits come with scikit-learn and have no path."""
     image_root: str | None = None
     """Directory or .tar that holds the files of a list. Unset: the folder of the list."""
