@@ -122,7 +122,7 @@ def test_page(found):
 def test_text_and_limit(messy):
     result = here("inspect", messy, "--limit=6")
     assert result.returncode == 0, result.stderr
-    assert "looked at" in result.stdout.splitlines()[0]
+    assert "; 6 of them" in result.stdout.splitlines()[0]
     assert "--limit" in result.stdout.splitlines()[0]
     assert result.stderr == ""
 

@@ -250,7 +250,7 @@ def test_docstrings_tell_what_is_published_of_each_recipe_and_invent_nothing():
 
 
 def test_v4_recipes_have_a_column_for_v4_only():
-    with pytest.raises(UserError, match=r"recipe=paper_v4: it has no column for mobilenet_v2; it has mobilenet_v4_c"):
+    with pytest.raises(UserError, match=r"recipe=paper_v4: .* mobilenet_v2; .* mobilenet_v4_c"):
         load("w1_0", "paper_v4")
 
 

@@ -64,7 +64,7 @@ def test_what_does_not_hold_is_said():
     [
         (lambda: register_model("mobilenet_v2", mobilenet_v2.plan), "'mobilenet_v2' is the package's own"),
         (lambda: register_model("My Net", mobilenet_v2.plan), "lower-case letters"),
-        (lambda: register_model("squeezed_v2", mobilenet_v2.plan), "registered by my_network"),
+        (lambda: register_model("squeezed_v2", mobilenet_v2.plan), "my_network"),
         (lambda: register_dataset("digits", print), "'digits' is the package's own"),
         (lambda: register_dataset("a:b", print), "colon"),
         (lambda: register_dataset("a", eval("lambda: 0", {"__name__": "__main__"})), "file of its own"),
