@@ -53,7 +53,7 @@ def test_file_names_and_docstrings_tell_the_network(path):
     name = {"w": "mobilenet_v2", "v1_": "mobilenet_v1"}.get(family) or NAMES[path.stem]
     resolution = data.eval_resolution or data.resolution
     assert (model.name, model.width, resolution) == (name, width, native_resolution(name))
-    told = ast.get_docstring(ast.parse(path.read_text()))
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
     golden = json.loads((ROOT / "tests" / "golden" / "complexity.json").read_text())["complexity"]
     params, madds = next(
         (
@@ -64,27 +64,27 @@ def test_file_names_and_docstrings_tell_the_network(path):
         ),
         (25_557_032, 4_089_184_256),  # ResNet-50; see models/test_info.py
     )
-    assert f"at {resolution} px: {params:,} parameters, {madds / 1e6:,.1f} M MAdds." in told
+    assert f"at {resolution} px: {params:,} parameters, {madds / 1e6:,.1f} M MAdds." in docstring
     rows = [row for row in published(name) if row["width"] == width and "precision" not in row]
     accuracies = {row[key] for row in rows for key in ("top1", "top5")} - {None}
     for first, last in ("Published", "Not trained"), ("Expected", "Cost"):
-        printed = re.findall(r"\d\d\.\d+", told[told.index(first) : told.index(last)])
+        printed = re.findall(r"\d\d\.\d+", docstring[docstring.index(first) : docstring.index(last)])
         assert printed
         for number in printed:
             assert float(number) in {round(accuracy, len(number.partition(".")[2])) for accuracy in accuracies}
-    recipe = re.search(r"Expected of the recipe (\w+): ", told)[1]
+    recipe = re.search(r"Expected of the recipe (\w+): ", docstring)[1]
     assert f'presets.preset(arg, data="imagenet", recipe="{recipe}", ' in path.read_text()
     assert built == config.load(f"{path}:recipe={recipe}").config
     others = re.search(
-        r"^data=(\w+) takes the recipe (\w+), data=(\w+) (\w+), data=(\w+):.+ data=(\w+):NAME (\w+)\.", told, re.M
+        r"^data=(\w+) takes the recipe (\w+), data=(\w+) (\w+), data=(\w+):.+ data=(\w+):NAME (\w+)\.", docstring, re.M
     )
     digits, its, cifar, thats, folder, tfds, both = others.groups()
     assert {digits: its, cifar: thats, folder: both, tfds: both} == presets.RECIPE_OF_DATA
     epochs, amount, size = cost(built, madds, resolution)
-    assert f"Cost: its {epochs} epochs of 1.28 million images{size}, {amount} multiply-adds in training." in told
-    assert f"--config=configs/{path.name}:path=IMAGENET" in told
-    others = OTHER_RECIPE.findall(told)
-    assert ("Other recipes (path=IMAGENET,recipe=NAME)" in told) == bool(others)
+    assert f"Cost: its {epochs} epochs of 1.28 million images{size}, {amount} multiply-adds in training." in docstring
+    assert f"--config=configs/{path.name}:path=IMAGENET" in docstring
+    others = OTHER_RECIPE.findall(docstring)
+    assert ("Other recipes (path=IMAGENET,recipe=NAME)" in docstring) == bool(others)
     for name, _, *printed, more in others:
         *expected, size = cost(config.load(f"{path}:recipe={name}").config, madds, resolution)
         assert printed == expected
@@ -191,9 +191,9 @@ def test_a_key_that_is_gone_is_passed_over_in_files_where_nothing_was_said(tmp_p
 
 OLD = """
 def get_config(arg, new=get_config):
-    found = new()
-    found.optim.trust_clip = {"False": False, "True": True, "None": None}[arg]
-    return found
+    config = new()
+    config.optim.trust_clip = {"False": False, "True": True, "None": None}[arg]
+    return config
 """
 
 
@@ -348,8 +348,8 @@ def get_config(arg):
 )
 def test_numbers_by_name(text, tmp_path):
     expected = (("cat", 3.0), ("a, b", 0.5))
-    said = {"loss": {"class_weights": dict(text) if isinstance(text, list) else text}}
-    built = config.build(said) if isinstance(text, list) else config.load(W1, [f"loss.class_weights={text}"])[1]
+    tree = {"loss": {"class_weights": dict(text) if isinstance(text, list) else text}}
+    built = config.build(tree) if isinstance(text, list) else config.load(W1, [f"loss.class_weights={text}"])[1]
     assert built.loss.class_weights == expected
     again = config.build(json.loads(json.dumps(config.to_dict(built))))
     assert (again, config.differences(built, again)) == (built, [])
@@ -586,8 +586,8 @@ NUMBERS = (int, float)
 
 def kinds(option):
     """The types of a value that isn't None: of a tuple, its entries'."""
-    found = [kind for kind in typing.get_args(option.type) or (option.type,) if kind not in (types.NoneType, ...)]
-    return {inner for kind in found for inner in typing.get_args(kind) or (kind,)}
+    kinds = [kind for kind in typing.get_args(option.type) or (option.type,) if kind not in (types.NoneType, ...)]
+    return {inner for kind in kinds for inner in typing.get_args(kind) or (kind,)}
 
 
 def unbounded(options):
@@ -614,7 +614,8 @@ def test_what_is_said_beside_a_type_is_a_rule_or_a_condition_and_its_default_kee
 
 
 def test_conditions_name_keys_that_exist_and_values_that_these_can_have():
-    compared = [pair for option in config.OPTIONS.values() for told in option.conditions for pair in told.compared]
+    conditions = [condition for option in config.OPTIONS.values() for condition in option.conditions]
+    compared = [pair for condition in conditions for pair in condition.compared]
     assert len(compared) > 50
     for key, value in compared:
         kind = config.OPTIONS[key].type
@@ -680,12 +681,12 @@ IDLE = [
 ]
 
 
-@pytest.mark.parametrize(("arg", "overrides", "key", "wanted"), IDLE)
-def test_an_override_that_changes_nothing_is_refused(arg, overrides, key, wanted):
+@pytest.mark.parametrize(("arg", "overrides", "key", "condition"), IDLE)
+def test_an_override_that_changes_nothing_is_refused(arg, overrides, key, condition):
     with pytest.raises(UserError) as caught:
         config.load(f"{W1}:{arg}", overrides)
     assert f"--config.{key} has no effect" in str(caught.value)
-    assert wanted in str(caught.value)
+    assert condition in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -717,31 +718,31 @@ def test_the_config_is_shown_with_origins():
         for line in rows
     ]
     assert keys == list(config.OPTIONS)
-    told = {
+    rows = {
         key: line.split() for key, line in zip(keys, (line for line in lines if line[:2] in ("* ", "  ")), strict=True)
     }
-    assert told["log.every_steps"][:4] == ["*", "every_steps", "7", "flag"]
-    assert told["data.batch_size"][:4] == ["*", "batch_size", "32", "flag"]
-    assert told["optim.clip_grad_norm"][:4] == ["*", "clip_grad_norm", "1.0", "recipe"]
-    assert told["optim.peak_lr"][:4] == ["peak_lr", "None:", "0.025", "default"]
-    assert told["optim.b1"] == ["b1", "0.9", "default", "only", "with", "optim.name=adamw"]
-    assert told["model.name"] == ["name", "mobilenet_v2", "file"]
+    assert rows["log.every_steps"][:4] == ["*", "every_steps", "7", "flag"]
+    assert rows["data.batch_size"][:4] == ["*", "batch_size", "32", "flag"]
+    assert rows["optim.clip_grad_norm"][:4] == ["*", "clip_grad_norm", "1.0", "recipe"]
+    assert rows["optim.peak_lr"][:4] == ["peak_lr", "None:", "0.025", "default"]
+    assert rows["optim.b1"] == ["b1", "0.9", "default", "only", "with", "optim.name=adamw"]
+    assert rows["model.name"] == ["name", "mobilenet_v2", "file"]
 
 
 def test_the_config_is_shown_as_json_that_can_be_given_back(tmp_path):
     spec = f"--config={W1}:data=digits"
-    told = cli.answer(cli.here("main", "--mode=config", spec, "--config.seed=3", "--json"))
+    shown = cli.answer(cli.here("main", "--mode=config", spec, "--config.seed=3", "--json"))
     loaded = config.load(f"{W1}:data=digits", ["seed=3"])
-    assert told == {
+    assert shown == {
         "workdir": "runs/w1_0-digits",
         "recipe": "digits",
         "config": config.to_dict(loaded.config),
         "origins": dict(loaded.origins),
         "peak_lr": 0.05,
     }
-    (tmp_path / "config.json").write_text(json.dumps(told["config"]))
+    (tmp_path / "config.json").write_text(json.dumps(shown["config"]))
     again = cli.answer(cli.here("main", "--mode=config", f"--workdir={tmp_path}", "--json"))
-    assert again["config"] == told["config"]
+    assert again["config"] == shown["config"]
     assert (again["workdir"], again["recipe"]) == (str(tmp_path), None)
     assert set(again["origins"].values()) == {"json"}
     refused = cli.here("main", "--mode=config", f"--config={W1}", "--config.optim.nesterov=True")

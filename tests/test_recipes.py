@@ -186,22 +186,22 @@ def test_every_published_recipe_runs_or_is_refused():
 def test_refused_with_the_reason_and_the_nearest_that_runs(recipe):
     with pytest.raises(UserError) as caught:
         load("w1_0", recipe)
-    said = str(caught.value)
-    assert f"recipe={recipe} can't be run" in said
-    assert "\n" not in said
-    nearest = said.partition("the nearest that runs: ")[2]
+    message = str(caught.value)
+    assert f"recipe={recipe} can't be run" in message
+    assert "\n" not in message
+    nearest = message.partition("the nearest that runs: ")[2]
     assert set(nearest.split(" or ")) <= set(CONFIGS)
 
 
 def test_what_is_missing_is_missing_in_the_facts():
-    known = {recipe: " ".join(map(str, ENTRIES[recipe].values())) for recipe in REFUSED}
-    assert "learning rate, batch, epochs" in known["paper_v1"]
-    assert "ambiguous" in known["paper_v3"]
+    facts = {recipe: " ".join(map(str, ENTRIES[recipe].values())) for recipe in REFUSED}
+    assert "learning rate, batch, epochs" in facts["paper_v1"]
+    assert "ambiguous" in facts["paper_v3"]
     assert "epochs" not in ENTRIES["paper_v3"]
-    assert "exact command NOT published" in known["timm_v2_ra"]
+    assert "exact command NOT published" in facts["timm_v2_ra"]
     assert "batch" not in ENTRIES["timm_v2_050_lamb"]
-    assert "gist text not available" in known["timm_ra4"]
-    assert "needs JFT-300M" in known["paper_v4_distill"]
+    assert "gist text not available" in facts["timm_ra4"]
+    assert "needs JFT-300M" in facts["paper_v4_distill"]
 
 
 def top1(recipe, stem):
@@ -211,10 +211,10 @@ def top1(recipe, stem):
         result, column = result["top1"], V4[stem]
     elif column not in result and stem == CONFIGS[recipe][0]:
         column = "top1"
-    found = result.get(column)
-    if isinstance(found, list):  # and top-5
-        found = found[0]
-    return None if found is None else re.search(r"[\d.]+", str(found))[0]
+    number = result.get(column)
+    if isinstance(number, list):  # and top-5
+        number = number[0]
+    return None if number is None else re.search(r"[\d.]+", str(number))[0]
 
 
 PUBLISHED = {(recipe, stem): number for recipe, stem in RUNS if (number := top1(recipe, stem))}
@@ -224,9 +224,9 @@ WIDTHS = {"w0_75": 0.75, "w0_5": 0.5, "w0_35": 0.35, "w0_25": 0.25}  # of dli14_
 def docstrings():
     """Of each config file, {recipe: top-1} as told: of its own and of the others."""
     for path in sorted((ROOT / "configs").glob("*.py")):
-        told = path.read_text().split('"""')[1]
-        own = re.findall(r"^Expected of the recipe (\w+): (\d\d\.\d+) top-1", told, re.MULTILINE)
-        others = re.findall(r"^    (\w+) +([\d.]+|none) +\d+ epochs ", told, re.MULTILINE)
+        docstring = path.read_text().split('"""')[1]
+        own = re.findall(r"^Expected of the recipe (\w+): (\d\d\.\d+) top-1", docstring, re.MULTILINE)
+        others = re.findall(r"^    (\w+) +([\d.]+|none) +\d+ epochs ", docstring, re.MULTILINE)
         assert len(dict(own + others)) == len(own + others)
         yield path.stem, dict(own), dict(others)
 
@@ -241,11 +241,11 @@ def test_docstrings_tell_what_is_published_of_each_recipe_and_invent_nothing():
             if row["source"].startswith("d-li14/") and (row["width"], row["resolution"]) == (width, 224)
         )
         expected["dli14_v2", stem] = str(row["top1"])
-    told = {stem: (own, others) for stem, own, others in docstrings()}
+    docstring_top1 = {stem: (own, others) for stem, own, others in docstrings()}
     for (recipe, stem), number in expected.items():
-        own, others = told[stem]
+        own, others = docstring_top1[stem]
         assert (own | others)[recipe] == number
-    listed = {(recipe, stem) for stem, (_, others) in told.items() for recipe in others}
+    listed = {(recipe, stem) for stem, (_, others) in docstring_top1.items() for recipe in others}
     assert listed <= set(expected)
 
 
@@ -302,5 +302,5 @@ def test_the_recipes_of_several_devices_train_on_as_many():
 
 
 def test_a_resolution_that_is_asked_for_is_that_of_evaluation_too():
-    asked = load("w1_0", "torchvision_v2_IMAGENET1K_V2", ",res=96").data
-    assert (asked.resolution, asked.eval_resolution) == (96, None)
+    data = load("w1_0", "torchvision_v2_IMAGENET1K_V2", ",res=96").data
+    assert (data.resolution, data.eval_resolution) == (96, None)

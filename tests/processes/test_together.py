@@ -35,7 +35,7 @@ def test_one_process_agrees_with_itself():
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("gathered", "message"),
     [
         ([{"a": 1}, {"a": 1}, {"a": 2}], "a is 1 in process 0 and 2 in process 2; start all"),
         ([{"a": 1}, {}], "a is 1 in process 0 and null in process 1"),
@@ -43,12 +43,12 @@ def test_one_process_agrees_with_itself():
         ([{"b": "x" * 99}, {"b": "x" * 98}], r"b is \"x+… \(SHA-256 \w{8}\) in process 0"),
     ],
 )
-def test_what_differs_is_named(monkeypatch, told, message):
-    monkeypatch.setattr(together, "exchange", lambda facts, timeout_s: told)
+def test_what_differs_is_named(monkeypatch, gathered, message):
+    monkeypatch.setattr(together, "exchange", lambda facts, timeout_s: gathered)
     with pytest.raises(UserError, match=message):
-        together.agree(told[0])
+        together.agree(gathered[0])
     with pytest.raises(FaultError, match="mend this"):
-        together.agree(told[0], mend="mend this", kind=FaultError)
+        together.agree(gathered[0], mend="mend this", kind=FaultError)
 
 
 def test_a_mesh_is_in_the_order_of_the_processes():
@@ -126,16 +126,16 @@ print("closed")
 
 
 @pytest.mark.parametrize(
-    ("times_s", "told"),
+    ("times_s", "expected"),
     [
         (("0.1", "0.3", "60"), (130, "heard\nheard\n", "interrupted\n")),  # the first alone ends nobody
         (("10", "0", "0.1"), (0, "heard\nheard\nclosed\n", "")),
     ],
 )
-def test_a_second_interrupt_ends_who_does_not_leave_in_time(times_s, told):
+def test_a_second_interrupt_ends_who_does_not_leave_in_time(times_s, expected):
     command = [sys.executable, "-c", INTERRUPTED, *times_s]
     result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == told
+    assert (result.returncode, result.stdout, result.stderr) == expected
 
 
 # --- devices ------------------------------------------------------------------------------------------------
@@ -150,16 +150,16 @@ def test_training_uncompiled_is_refused():
 @pytest.fixture
 def ends(monkeypatch):
     """What a watch that looks often ends the process with, if it does."""
-    said, never = queue.SimpleQueue(), threading.Event()
+    reports, never = queue.SimpleQueue(), threading.Event()
 
-    def fail(*told):
-        said.put(told)
+    def fail(*report):
+        reports.put(report)
         never.wait()  # as the true one, it doesn't return
 
     monkeypatch.setattr(supervisor_lib, "_TICK_S", 0.02)
     monkeypatch.setattr("faulthandler.dump_traceback", lambda *_, **__: None)
     monkeypatch.setattr(together, "fail", fail)
-    return said
+    return reports
 
 
 def test_what_is_compiled_may_take_longer(ends):
@@ -184,7 +184,7 @@ def test_what_is_compiled_may_not_take_for_ever(ends):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (UserError("a is b;\n mend it"), ("error: a is b; mend it", 2)),
         (FaultError("gone"), ("error: gone", 75)),
@@ -200,8 +200,8 @@ def test_what_is_compiled_may_not_take_for_ever(ends):
         (KeyError("a bug"), None),
     ],
 )
-def test_what_is_said_of_an_error(error, told):
-    assert line_and_code(error) == told
+def test_what_is_said_of_an_error(error, expected):
+    assert line_and_code(error) == expected
 
 
 def test_a_port_that_is_taken_is_refused(monkeypatch):
