@@ -722,7 +722,7 @@ def test_the_config_is_shown_with_origins():
         key: line.split() for key, line in zip(keys, (line for line in lines if line[:2] in ("* ", "  ")), strict=True)
     }
     assert rows["log.every_steps"][:4] == ["*", "every_steps", "7", "flag"]
-    assert rows["data.batch_size"][:4] == ["*", "batch_size", "32", "flag"]
+    assert rows["data.batch_size"][:4] == ["*", "batch_size", "32", "argument"]
     assert rows["optim.clip_grad_norm"][:4] == ["*", "clip_grad_norm", "1.0", "recipe"]
     assert rows["optim.peak_lr"][:4] == ["peak_lr", "None:", "0.025", "default"]
     assert rows["optim.b1"] == ["b1", "0.9", "default", "only", "with", "optim.name=adamw"]
