@@ -1,4 +1,4 @@
-"""Runs the public commands, as a user would, on the real config shrunk."""
+"""Runs the public commands as a user would, on a real config that is made small."""
 
 import contextlib
 import importlib
@@ -26,18 +26,18 @@ SHRUNK = (
     "--config.log.batch_hash=True",
     "--config.checkpoint.every_steps=2",
 )
-"""12 steps of MobileNetV2 0.25 on digits, evaluated about every 4."""
+"""Flags for 12 steps of MobileNetV2 0.25 on digits, with an evaluation about every 4 steps."""
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-"""For XLA_FLAGS: they compile faster. Gone in jaxlib 0.11, where a flag that XLA doesn't know ends the process."""
+"""XLA flag that compiles faster. jaxlib 0.11 dropped it, and a flag that XLA doesn't know ends the process."""
 
 
 def command(verb, *arguments):
-    """The command line of ``python -m mnv2_jax.VERB``."""
+    """Returns the command line of ``python -m mnv2_jax.VERB``."""
     return [sys.executable, "-m", f"mnv2_jax.{verb}", *map(str, arguments)]
 
 
 def environment(devices=1):
-    """The environment of a machine with so many (CPU) devices."""
+    """Returns the environment of a machine with this number of CPU devices."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {OLDER_EMITTERS}",
@@ -60,9 +60,9 @@ def run(verb, *arguments, devices=1, cwd=None):
 
 
 def here(verb, *arguments, stdout=None):
-    """As `run`, in this process, which is ten times as fast: for what ends before or without a training.
+    """Runs a verb as `run` does, but in this process, which is ten times as fast; for commands that don't train.
 
-    ``stdout`` is an `io.StringIO` that does something when it is written to.
+    ``stdout``: an `io.StringIO` that acts when it is written to.
     """
     out, err, code = stdout or io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -77,7 +77,7 @@ def here(verb, *arguments, stdout=None):
 
 
 def start(verb, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **variables):
-    """Starts a verb, with more ``variables`` in its environment, and pipes for what it says."""
+    """Starts a verb with further ``variables`` in its environment, and with pipes for its output."""
     return subprocess.Popen(
         command(verb, *arguments),
         env=environment() | variables,
@@ -89,7 +89,7 @@ def start(verb, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **va
 
 
 def until(process, condition):
-    """Waits, watching closely, for a condition; False if the process ended first."""
+    """Polls until a condition holds. Returns False if the process ended first."""
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         if condition():
@@ -99,44 +99,44 @@ def until(process, condition):
 
 
 def answer(result):
-    """The one JSON object of a run with --json that went well."""
+    """Returns the JSON object that a successful command with --json printed."""
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
 def metrics(workdir, split):
-    """The lines of metrics.jsonl of a split, without what depends on the clock."""
+    """Returns the lines of metrics.jsonl for a split, without the values that depend on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     clock = {"seconds", "images_per_second", "images_per_second_per_device", "data_wait_share"}
     return [{k: v for k, v in line.items() if k not in clock} for line in lines if line["split"] == split]
 
 
 def digests(workdir):
-    """SHA-256 of every array of the newest checkpoint."""
+    """Returns the name of the newest checkpoint, and the SHA-256 of each of its arrays."""
     steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
     newest = max(steps, key=lambda p: int(p.name))
     return newest.name, json.loads((newest / "digest" / "metadata").read_text())
 
 
 def logged_steps(workdir):
-    """How many steps a run has logged, those that it will take again included."""
+    """Counts the logged steps of a run, including those that a resumed run will repeat."""
     path = workdir / "metrics.jsonl"
     return path.read_text().count('"train"') if path.exists() else 0
 
 
 def checkpoints(workdir):
-    """The steps of the finished checkpoints, oldest first."""
+    """Returns the steps of the finished checkpoints, oldest first."""
     folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 def contents(folder):
-    """All files below a folder, by their names."""
+    """Returns the contents of all files below a folder, by path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def assert_same(workdir, uninterrupted):
-    """Losses, batches, evaluations and parameters of two finished runs are the same, to the bit."""
+    """Asserts that losses, batches, evaluations and parameters of two finished runs are the same, bit for bit."""
     train, steps = metrics(workdir, "train"), json.loads((workdir / "summary.json").read_text())["steps"]
     for split in ("train", "eval"):
         assert metrics(workdir, split) == metrics(uninterrupted, split)

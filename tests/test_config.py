@@ -1,4 +1,4 @@
-"""The config: what is accepted, what comes of it, and what is refused in one line."""
+"""Tests the config: accepted values and their result, and values that are refused with one line."""
 
 import ast
 import json
@@ -96,12 +96,12 @@ OTHER_RECIPE = re.compile(r"^    (\w+) +([\d.]+|none) +(\d+) epochs  (\d\.\de\d+
 
 
 def cost(built, madds, resolution):
-    """Epochs, multiply-adds and image sizes of a training, as printed.
+    """Returns epochs, multiply-adds and image sizes of a training, as docstrings print them.
 
     Args:
-      built: its config.
-      madds: of an image of ``resolution``.
-      resolution: in pixels.
+      built: config of the training.
+      madds: multiply-adds for an image of ``resolution``.
+      resolution: resolution in pixels.
     """
     shapes, epochs = checks.batch_shapes(built), built.train.epochs
     share = sum(images * (size / resolution) ** 2 for size, images in shapes) / sum(images for _, images in shapes)
@@ -163,7 +163,7 @@ def test_learning_rate_of_a_runs_json_follows_the_batch_unless_it_was_set(tmp_pa
     for override, expected in ([], 0.09), (["optim.peak_lr=0.2"], 0.2):
         run = config.load(W1, override).config
         tree = config.to_dict(run)
-        for number in tree["optim"]["peak_lr"], run.peak_lr:  # 0.4.0 wrote the number, whoever had said it
+        for number in tree["optim"]["peak_lr"], run.peak_lr:  # 0.4.0 wrote the number even where it was unset
             tree["optim"]["peak_lr"] = number
             (tmp_path / "config.json").write_text(json.dumps(tree))
             built = config.load(str(tmp_path / "config.json"), ["data.batch_size=192"]).config
@@ -306,7 +306,7 @@ def test_every_value_has_an_origin(tmp_path):
     loaded = config.load(f"{file}:data=cifar10:DIR,res=64,batch=16", ["train.steps=3", "optim.ema_decay=None"])
     assert list(loaded.origins) == list(config.OPTIONS)
     assert {key for key, origin in loaded.origins.items() if origin == "file"} == {
-        *("model.name", "model.width"),  # what is handed to the preset,
+        *("model.name", "model.width"),  # arguments of the preset,
         *("optim.momentum", "seed"),  # and set afterwards
     }
     assert loaded.said == {
@@ -585,13 +585,13 @@ NUMBERS = (int, float)
 
 
 def kinds(option):
-    """The types of a value that isn't None: of a tuple, its entries'."""
+    """Returns the types of an option's value other than None; for a tuple, those of its entries."""
     kinds = [kind for kind in typing.get_args(option.type) or (option.type,) if kind not in (types.NoneType, ...)]
     return {inner for kind in kinds for inner in typing.get_args(kind) or (kind,)}
 
 
 def unbounded(options):
-    """The keys of numbers, and of tuples of numbers, that have no bounds."""
+    """Returns the keys of options that are numbers or tuples of numbers and have no bounds."""
     return {
         key
         for key, option in options.items()

@@ -1,4 +1,4 @@
-"""Weights through the public commands: converted, predicted with, evaluated, trained on."""
+"""Tests weights through the public commands: convert, predict, evaluate, and train from them."""
 
 import contextlib
 import dataclasses
@@ -38,9 +38,9 @@ TURNED = (*DIGITS[1:], DIGITS[0])  # which is not its own inverse, as the order 
 
 
 def weights_file(path, name="mobilenet_v2", classes=DIGITS, **options):
-    """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own.
+    """Writes untrained weights that give different outputs for different images, with their own padding and epsilon.
 
-    Without names they are of two classes.
+    If ``classes`` is empty, there are two classes without names.
     """
     options = dict(width=0.25, depth=0.3, padding="symmetric") | options
     model = create_model(name, len(classes) or 2, norm=config.NormConfig(epsilon=1e-5), **options)
@@ -119,7 +119,7 @@ def test_training_starts_from_them(weights, tmp_path):
         os.rename(kept_out, weights)
     assert done == after
     assert again["eval"] == pytest.approx(after["eval"], rel=1e-5)  # on eight devices
-    # And it becomes a file of weights, which is the run.
+    # Converting the run gives a weights file with the same values.
     out = tmp_path / "out.safetensors"
     result = cli.here("convert", tmp_path / "run", out)
     assert result.returncode == 0, result.stderr
@@ -150,13 +150,13 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
 
 
 def changed(loaded, section, **values):
-    """A config with other values, said by whoever had said those of before."""
+    """Returns a loaded config in which some values differ but have the same origins."""
     part = dataclasses.replace(getattr(loaded.config, section), **values)
     return loaded._replace(config=dataclasses.replace(loaded.config, **{section: part}))
 
 
 def sevens():
-    """A state whose every weight is 7, with 10 classes."""
+    """Returns a state with 10 classes, in which every weight is 7."""
     model = create_model("mobilenet_v2", 10, width=0.25, depth=0.3, padding="symmetric")
     random = unflatten({name: jax.numpy.full(shape, 7.0) for name, shape in shapes_of(model).items()})
     fields = dict.fromkeys(("step", "seed", "first_bad_step", "opt_state"))
@@ -259,7 +259,7 @@ def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict(settings)))
     assert prepare(config.load(str(file))) == (settings, None)
-    # A run that is gone on with has it all, and doesn't read the weights.
+    # A resumed run has the whole config, and doesn't read the weights.
     moved = dataclasses.replace(settings, init=config.InitConfig(weights="nowhere"))
     asked = loaded._replace(config=dataclasses.replace(loaded.config, init=moved.init))
     assert prepare(asked, saved=moved) == (moved, None)
@@ -312,7 +312,7 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
     ],
 )
 def test_weights_without_names_are_refused_where_the_order_is_open(names, open_order):
-    """Text sorts 10 before 2 and Z before a, timm otherwise; with names the order doesn't matter."""
+    """Sorted as text, 10 comes before 2 and Z before a, but not in timm. With names, the order doesn't matter."""
     split = Split("val", np.arange(len(names), dtype=np.int32), lambda index: pytest.fail("read an image"))
     data, k = Dataset("folder", tuple(sorted(names)), split, split), len(names)
     settings = config.Config(init=config.InitConfig(weights="w.safetensors"))
@@ -440,7 +440,7 @@ def test_files_of_labels(content, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "labels.txt").write_bytes(content)
     if isinstance(expected, list):
-        # A file of ours that names none is given them; one that does refuses others.
+        # --labels gives names to a file of ours that has none, and is refused for a file that has some.
         bare = weights_file(tmp_path / "bare.safetensors", classes=())
         command = ["convert", "--labels=~/labels.txt", "--force", str(bare), str(tmp_path / "named.safetensors")]
         monkeypatch.setattr("sys.argv", command)
@@ -467,7 +467,7 @@ def test_help_of_convert_is_complete():
 
 @pytest.fixture(scope="module")
 def imagenet_samples(tmp_path_factory):
-    """The 200 images as folders of their wnids."""
+    """200 images of ImageNet in folders named by WordNet ID."""
     top = tmp_path_factory.mktemp("samples")
     with tarfile.open(REAL / "imagenet-samples" / "imagenet_samples_200.tar") as archive:
         for member in archive.getmembers():

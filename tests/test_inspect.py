@@ -1,4 +1,4 @@
-"""What `inspect` says of a folder in which everything is that can be amiss, and of other forms of data."""
+"""Tests `inspect` on a folder that has every kind of defect, and on other forms of data."""
 
 import pathlib
 import shutil
@@ -18,7 +18,7 @@ def picture(seed, size=(70, 90)):
 
 
 def fill(top):
-    """Two classes in three splits, with one of each thing amiss, which its name says."""
+    """Writes two classes in three splits, with one file for each defect, named after it."""
     for seed, place in enumerate(
         ("train/cat/a", "train/cat/b", "train/cat/c", "train/dog/a", "val/cat/a", "test/cat/a")
     ):
@@ -59,7 +59,7 @@ def messy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inspected(messy, tmp_path_factory):
-    """What is said of it as JSON, and the page."""
+    """The JSON output of `inspect` for the folder, and the path of its page."""
     page = tmp_path_factory.mktemp("page") / "photos.html"
     return answer(here("inspect", messy, f"--report={page}", "--json")), page
 

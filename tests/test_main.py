@@ -56,7 +56,7 @@ def test_nothing_but_the_answer_on_standard_output(trained):
 def test_eval_counts_every_image_once_on_any_number_of_devices(trained, own, devices):
     summary = trained[1]
     answer = cli.answer(cli.run("main", "--mode=eval", f"--workdir={own}", "--json", devices=devices))
-    # 32 images a training step don't divide over 3 devices; evaluation doesn't mind.
+    # A training step of 32 images doesn't divide over 3 devices, but evaluation doesn't need that.
     for name in ("top1", "top5", "count"):
         assert answer["eval"][name] == summary["eval"][name], name
     assert answer["eval"]["loss"] == pytest.approx(summary["eval"]["loss"], rel=1e-5)
@@ -64,7 +64,7 @@ def test_eval_counts_every_image_once_on_any_number_of_devices(trained, own, dev
     saved = json.loads((own / "evaluation-test.json").read_text())
     assert (saved["split"], saved["step"], saved["confusion"]) == ("test", 12, answer["confusion"])
     assert saved["provenance"]["devices"]["count"] == devices
-    # What the training's end has said already isn't said again.
+    # The report doesn't repeat the evaluation at the end of training.
     assert "evaluation-test" not in (own / "report.html").read_text()
 
 
@@ -223,7 +223,7 @@ def test_devices_that_are_not_there_are_told_at_the_start_and_nothing_else_is_bl
     output, error = process.communicate(timeout=100)
     assert (process.returncode, output, error.count("\n")) == (2, "", 1), error
     assert f"JAX_PLATFORMS='{platform}'" in error
-    assert error.endswith(": cpu\n")  # what there is
+    assert error.endswith(": cpu\n")  # the devices of this machine
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "/".join(40 * ["x" * 100]), "caf\udce9"])

@@ -1,4 +1,4 @@
-"""Commands whose standard output or standard error is closed, full, or read by nobody."""
+"""Tests commands whose standard output or standard error is closed, full, or has no reader."""
 
 import os
 import subprocess
@@ -31,12 +31,12 @@ exit_on_user_error(verb)
     ("words", "redirected", "code", "done", "stderr"),
     [
         ("", "", 0, True, "warned\n"),
-        # What is printed is the answer: without it nothing came of the verb, but `head` may have had enough.
+        # The answer is what is printed, so failing to print is an error, unless the reader has left, as `head` does.
         ("", ">&-", 2, False, "error: standard output: "),
         ("", ">/dev/full", 2, False, "error: standard output: "),
         ("", "| true", 0, False, ""),
         ("", ">&- 2>&-", 2, False, ""),
-        # The answer is a file.
+        # The answer is a file, so failing to print is no error.
         ("optional", ">&-", 0, True, "warned\n"),
         ("optional", ">/dev/full", 0, True, "warned\n"),
         ("optional", "| true", 0, True, "warned\n"),

@@ -20,7 +20,7 @@ from tests import cli
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
-    """A run, and the images that it is evaluated on as PNG files in folders by their class."""
+    """A run, and its evaluation images as PNG files in class folders."""
     top = tmp_path_factory.mktemp("predict")
     split = open_dataset(config.DataConfig(name="digits", resolution=16)).eval
     for place in range(len(split)):
@@ -195,7 +195,7 @@ def test_a_run_is_evaluated_on_folders_of_its_classes(run, capsys):
     verbs.evaluate(loaded, workdir, None, verbs.Output(True), images.parent / "all.csv")
     answer, evaluation = json.loads(capsys.readouterr().out), json.loads((workdir / "evaluation.json").read_text())
     assert (answer["split"], answer["confusion"]) == ("images", evaluation["confusion"])
-    # Under another name than that of the run's own data, with the place of each file.
+    # The file has another name than for the run's own data, and holds the path of each image.
     saved = json.loads((workdir / "evaluation-folder-images.json").read_text())
     assert saved["data"] == {"name": "folder", "path": str(images)}
     assert saved["examples"] == answer["examples"]

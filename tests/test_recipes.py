@@ -1,4 +1,4 @@
-"""Each recipe has every hyperparameter of the facts that are published of it, or is refused."""
+"""Tests that each recipe has all hyperparameters that its authors published, or is refused."""
 
 import functools
 import json
@@ -28,8 +28,8 @@ V4 = {
     "v4_conv_l": "conv_large",
     "v4_hybrid_l": "hybrid_large",
 }
-"""The networks of MobileNetV4, by config file, as the paper and TF model garden call them."""
-CONFIGS = {  # the networks that the numbers are of
+"""Networks of MobileNetV4 by config file, with the names that the paper and TF model garden use."""
+CONFIGS = {  # recipes, each with the configs of the networks that its numbers are for
     "tf_slim_v2": ("w1_0",),
     "tfmg_v2": ("w1_0",),
     "tfmg_v1": ("v1_1_0",),
@@ -66,7 +66,7 @@ def close(expected, actual):
 
 
 def sources(recipe):
-    """Its entry, after that which has what this one leaves out."""
+    """Returns the entry of a recipe, preceded by the entry that completes it, if there is one."""
     entry = ENTRIES[recipe]
     return [ENTRIES[entry["otherwise_as"]], entry] if "otherwise_as" in entry else [entry]
 
@@ -100,7 +100,7 @@ KERNELS = {
 
 @functools.cache
 def drawn(name, kind):
-    """(distribution, standard deviation) of what a row of `INITS` gives, and the kernel's w, i and o."""
+    """Returns distribution and standard deviation of what a row of `INITS` draws, and the kernel's w, i and o."""
     inits, shape = INITS[name], (48, 4096)
     if kind.endswith("bias"):
         draw = getattr(inits, kind)(shape[0])
@@ -166,7 +166,7 @@ def test_a_batch_of_corenet_grows_when_the_crop_shrinks(recipe, stem):
 def test_the_networks_of_v4_are_those_of_the_configs():
     models = [load(stem, "paper_v4").model for stem in V4]
     assert [model.name for model in models] == [f"mobilenet_v4_{name}" for name in V4.values()]
-    # The paper says neither; its authors' code is TF model garden's.
+    # The paper gives neither; the code of its authors, TF model garden, does.
     assert {model.init for model in models} == {"tf_model_garden"}
     assert [model.drop_path_rule for model in models] == ["linear"] + 4 * ["tf_model_garden"]
 
@@ -205,7 +205,7 @@ def test_what_is_missing_is_missing_in_the_facts():
 
 
 def top1(recipe, stem):
-    """What is published of a recipe on a network, as printed in its docstring; None: nothing."""
+    """Returns the published top-1 of a recipe on a network, as docstrings print it; None if there is none."""
     result, column = ENTRIES[recipe]["result"] or {}, stem.removeprefix("v3_")
     if stem in V4:
         result, column = result["top1"], V4[stem]
@@ -222,7 +222,7 @@ WIDTHS = {"w0_75": 0.75, "w0_5": 0.5, "w0_35": 0.35, "w0_25": 0.25}  # of dli14_
 
 
 def docstrings():
-    """Of each config file, {recipe: top-1} as told: of its own and of the others."""
+    """Yields each config file, with {recipe: top-1} from its docstring: for its own recipe, and for other recipes."""
     for path in sorted((ROOT / "configs").glob("*.py")):
         docstring = path.read_text().split('"""')[1]
         own = re.findall(r"^Expected of the recipe (\w+): (\d\d\.\d+) top-1", docstring, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Models and data sets of users' own, which the package doesn't know by name."""
+"""Tests models and data sets that users register."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ SMALL = dict(width=0.1, depth=0.1)
 
 @pytest.fixture(scope="module", autouse=True)
 def modules(tmp_path_factory):
-    """The docs' network and data set are registered."""
+    """Registers the network and the data set of the documentation."""
     folder = tmp_path_factory.mktemp("own")
     docs.write_files(docs.LIBRARY, folder)
     with pytest.MonkeyPatch.context() as patch:

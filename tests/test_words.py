@@ -1,4 +1,4 @@
-"""Words that people bring from elsewhere, and the help that says what a key means."""
+"""Tests other libraries' names of options, and the help on config keys."""
 
 import pytest
 

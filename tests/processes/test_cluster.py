@@ -77,7 +77,7 @@ def test_gpus_that_do_not_divide_are_refused():
 
 
 def test_a_single_task_is_alone_and_has_all_gpus():
-    """JAX's own detection would take one of them for it."""
+    """JAX's own detection would use only one GPU."""
     assert find(Cluster(), SLURM | {"SLURM_NTASKS": "1"}) == "alone"
 
 

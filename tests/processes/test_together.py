@@ -1,4 +1,4 @@
-"""What one process does of what several do, and how one that has got stuck is noticed."""
+"""Tests the part of the work of several processes that one process can do, and the watch for a stuck process."""
 
 import contextlib
 import errno
@@ -52,7 +52,7 @@ def test_what_differs_is_named(monkeypatch, gathered, message):
 
 
 def test_a_mesh_is_in_the_order_of_the_processes():
-    """A TPU numbers its devices by where they stand."""
+    """A TPU numbers its devices by their position in the machine, not by process."""
     backwards = meshes.make_mesh(jax.devices()[::-1])
     assert [device.id for device in backwards.devices.flat] == sorted(device.id for device in jax.devices())
 
@@ -149,12 +149,12 @@ def test_training_uncompiled_is_refused():
 
 @pytest.fixture
 def ends(monkeypatch):
-    """What a watch that looks often ends the process with, if it does."""
+    """Queue of the line and code with which the watch ends the process; the watch checks often."""
     reports, never = queue.SimpleQueue(), threading.Event()
 
     def fail(*report):
         reports.put(report)
-        never.wait()  # as the true one, it doesn't return
+        never.wait()  # the real function doesn't return either
 
     monkeypatch.setattr(supervisor_lib, "_TICK_S", 0.02)
     monkeypatch.setattr("faulthandler.dump_traceback", lambda *_, **__: None)
@@ -166,7 +166,7 @@ def test_what_is_compiled_may_take_longer(ends):
     with supervise(FaultsConfig(step_timeout_s=0.6, compile_timeout_s=60.0)) as supervisor:
         with supervisor.compiling():
             time.sleep(0.8)
-        for _ in range(5):  # who asks isn't stuck
+        for _ in range(5):  # a loop that asks isn't stuck
             time.sleep(0.15)
             assert not supervisor.should_stop()
         assert ends.empty()
