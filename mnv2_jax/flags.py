@@ -32,6 +32,31 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_config_flags(self, example: str) -> None:
+        """Adds the flags for a config and its keys. ``example``: a key and its value, for the help."""
+        self.add_argument(
+            "--config", metavar="NAME[:ARG]", help="the name of a config, a .py file, or the config.json of a run"
+        )
+        self.add_argument("--config.KEY", metavar="VALUE", help=f"set one key of the config, as in --config.{example}")
+
+    def add_mode_flag(self) -> None:
+        """Adds the flag for what to do with a run."""
+        self.add_argument(
+            "--mode",
+            choices=("train", "eval", "summary", "config"),
+            default="train",
+            help="train: start or resume the run (default); eval: evaluate one of its checkpoints, or init.weights;"
+            " summary: print the layers of the model; config: print every key, its value and where that comes from",
+        )
+
+    def add_json_flag(self) -> None:
+        """Adds the flag for an answer that scripts can read."""
+        self.add_argument(
+            "--json",
+            action="store_true",
+            help="print one JSON object to standard output, and all text to standard error",
+        )
+
     def add_cluster_flags(self) -> None:
         """Adds the flags for one of several processes, with the names that `jax.distributed.initialize` has."""
         self.add_argument(

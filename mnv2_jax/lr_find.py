@@ -29,12 +29,7 @@ examples:
 def main() -> None:
     """Reads the flags and the config, and runs the range test."""
     parser = Parser("Tries learning rates on the training batches of a config, and suggests one.", _HELP_AFTER)
-    parser.add_argument(
-        "--config", metavar="NAME[:ARG]", help="the name of a config, a .py file, or the config.json of a run"
-    )
-    parser.add_argument(
-        "--config.KEY", metavar="VALUE", help="set one key of the config, as in --config.data.batch_size=64"
-    )
+    parser.add_config_flags("data.batch_size=64")
     parser.add_argument(
         "--from", type=_rate, default=1e-6, metavar="LR", dest="lowest", help="first learning rate (default: 1e-6)"
     )
@@ -50,9 +45,7 @@ def main() -> None:
         metavar="DIR",
         help="folder for lr_find.json and lr_find.html, a page with the curve (default: write nothing)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object to standard output, and all text to standard error"
-    )
+    parser.add_json_flag()
     args, overrides = parser.parse(sys.argv[1:])
     if args.config is None:
         raise UserError("--config is missing; try --config=w0_35:data=digits")

@@ -16,26 +16,11 @@ def main() -> None:
         "Trains or resumes a run, evaluates it, prints the layers of its model, or prints its config.",
         describe_config(presets.ARGUMENT_KEYS, presets.RECIPES),
     )
-    parser.add_argument(
-        "--config", metavar="NAME[:ARG]", help="the name of a config, a .py file, or the config.json of a run"
-    )
-    parser.add_argument(
-        "--config.KEY", metavar="VALUE", help="set one key of the config, as in --config.optim.peak_lr=0.2"
-    )
-    parser.add_argument(
-        "--workdir", type=run_folder_type, help="the run folder (default: the one that --mode=config prints)"
-    )
-    parser.add_argument(
-        "--mode",
-        choices=("train", "eval", "summary", "config"),
-        default="train",
-        help="train: start or resume the run (default); eval: evaluate one of its checkpoints, or init.weights;"
-        " summary: print the layers of the model; config: print every key, its value and where that comes from",
-    )
+    parser.add_config_flags("optim.peak_lr=0.2")
+    parser.add_argument("--workdir", type=run_folder_type, help="the run folder (default: as --mode=config prints it)")
+    parser.add_mode_flag()
     parser.add_evaluation_flags()
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object to standard output, and all text to standard error"
-    )
+    parser.add_json_flag()
     parser.add_cluster_flags()
     args, overrides = parser.parse(sys.argv[1:])
     for flag, value in (("checkpoint", args.checkpoint), ("predictions", args.predictions)):
@@ -61,10 +46,7 @@ def main() -> None:
         elif loaded.config.init.weights is None or loaded.origins["init.weights"] != "flag":
             verbs.evaluate(loaded, workdir, args.checkpoint, out, args.predictions)
         elif args.workdir or args.checkpoint:
-            raise UserError(
-                "--config.init.weights names the weights to evaluate, so no run is read; leave --workdir and"
-                " --checkpoint out"
-            )
+            raise UserError("--config.init.weights is evaluated instead of a run; leave --workdir and --checkpoint out")
         else:
             verbs.evaluate_weights(loaded, out, args.predictions)
 
