@@ -1,4 +1,4 @@
-"""MobileNets in JAX: what a library user needs, imported when it is first asked for."""
+"""MobileNets in JAX. These are the public names of the library; each is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ _EXPORTS = {
 }
 
 __all__ = list(_EXPORTS)
-_NOT_OURS = {"annotations", "importlib", "TYPE_CHECKING", "Any"}
+_NOT_EXPORTED = {"annotations", "importlib", "TYPE_CHECKING", "Any"}
 
 
 def __dir__() -> list[str]:
-    """Names of all exports, for completion."""
-    return sorted({*globals(), *_EXPORTS} - _NOT_OURS)
+    """Lists the names of all exports, so that Tab completes them."""
+    return sorted({*globals(), *_EXPORTS} - _NOT_EXPORTED)
 
 
 def __getattr__(name: str) -> Any:
-    """Loads an export lazily: ``python -m mnv2_jax.main --help`` needs no JAX."""
+    """Imports an export on first use, so that ``python -m mnv2_jax.main --help`` doesn't import JAX."""
     if name not in _EXPORTS:
         raise AttributeError(f"module 'mnv2_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,4 +1,4 @@
-"""All commands behind one name: ``mnv2 train …``, ``mnv2 predict …``, or ``python -m mnv2_jax …``."""
+"""The command ``mnv2``, which runs every verb: ``mnv2 train …``, ``mnv2 predict …``; or ``python -m mnv2_jax …``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import sys
 from mnv2_jax.errors import UserError, exit_on_user_error, nearest
 
 DOORS = {
-    "train": ("main", "trains, goes on with a run, evaluates it, or shows its model or config (--mode)"),
-    "predict": ("predict", "names the likeliest classes of images"),
-    "convert": ("convert", "makes a file of weights of a run or of another library's file"),
-    "inspect": ("inspect", "says what lies in a folder of images"),
-    "lr_find": ("lr_find", "tries learning rates"),
-    "report": ("report.__main__", "writes the page of a run anew, or its log as CSV"),
-    "prepare": ("data.prepare.__main__", "packs ImageNet's files into shards"),
-    "bench": ("bench.__main__", "measures this machine"),
+    "train": ("main", "trains or resumes a run, evaluates it, or prints its model or config (--mode)"),
+    "predict": ("predict", "prints the most probable classes of images"),
+    "convert": ("convert", "writes the weights of a run or of another library to one file"),
+    "inspect": ("inspect", "reports classes, sizes, damage and duplicates in a folder of images"),
+    "lr_find": ("lr_find", "tries a range of learning rates and suggests one"),
+    "report": ("report.__main__", "rewrites the report page of a run, or exports its log as CSV"),
+    "prepare": ("data.prepare.__main__", "packs the ImageNet files into shards"),
+    "bench": ("bench.__main__", "measures how fast this machine is"),
 }
-"""Modules by the words that open them, and what each does."""
+"""Every verb, with the module that runs it and a description for the help."""
 
 
 def main() -> None:
-    """Hands the rest of the command line to a door."""
+    """Passes the rest of the command line to the module of the verb."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help"):
-        verbs = "\n".join(f"  {word:<8} {what}" for word, (_, what) in DOORS.items())
-        print(f"usage: mnv2 VERB …\n\n{verbs}\n\nmnv2 VERB --help says more.")
+        verbs = "\n".join(f"  {name:<8} {description}" for name, (_, description) in DOORS.items())
+        print(f"usage: mnv2 VERB …\n\n{verbs}\n\nmnv2 VERB --help prints the options of a verb.")
         return
     if verb not in DOORS:
         raise UserError(f"mnv2 {verb}: no such command{nearest(verb, DOORS)}")
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """The console script. It finds modules in the current folder, as `python -m` does: a run's own may lie there."""
+    """Runs the console script. Like `python -m`, it finds modules in the current folder: a run may need one of them."""
     if "" not in sys.path and not sys.flags.safe_path:
         sys.path.insert(0, "")
     exit_on_user_error(main)

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line saying what was wrong, the value, and what to do."""
+"""Errors that users can mend. Each is one line, which says what was wrong, the value, and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mnv2_jax import interrupts, outputs
 
 
 class UserError(Exception):
-    """Something the user gave (config, data, checkpoint, flag) can't be used. The message is one line."""
+    """A config, data, a checkpoint or a flag that the user gave can't be used. The message is one line."""
 
     exit_code = 2
 
@@ -24,75 +24,82 @@ class NonFiniteLossError(UserError):
 
 
 class FaultError(UserError):
-    """A machine or another process failed; the same command, started again, goes on from the newest checkpoint."""
+    """A machine or another process failed. The same command, started again, resumes from the newest checkpoint."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may try again
 
 
 def plain(text: str) -> str:
-    """A text as one line of Unicode: a file name may hold what isn't, and line breaks."""
+    """Escapes line breaks and what isn't Unicode, both of which a file name may hold, so that a text is one line."""
     return text.encode(errors="backslashreplace").decode().replace("\n", "\\n")
 
 
-_MOST_CHOICES, _CANDIDATES = 30, 5
-"""Most choices that an error lists whole, and the number of candidates that it lists of more."""
+_MAX_CHOICES, _CANDIDATES = 30, 5
+"""An error lists all of up to 30 choices, and the nearest 5 of more than that."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns ``; did you mean 'x'?`` for the choice closest to ``word``, or some of the choices: all of a few."""
+    """Returns ``; did you mean 'x'?`` if a choice is close to ``word``, or else a list of the choices to try."""
     names = sorted(choices)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    if len(names) <= _MOST_CHOICES:
+    if len(names) <= _MAX_CHOICES:
         return f"; one of: {', '.join(names)}"
-    some = difflib.get_close_matches(word, names, n=_CANDIDATES, cutoff=0.0)
-    return f"; of {len(names)}, these come nearest: {', '.join(some)}"
+    candidates = difflib.get_close_matches(word, names, n=_CANDIDATES, cutoff=0.0)
+    return f"; the nearest of {len(names)}: {', '.join(candidates)}"
 
 
-_OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
-"""Numbers of errors that are about a path or a file's content, and not about the machine."""
-_OF_MACHINE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
-"""Words with which tensorstore begins errors of the machine."""
+_CONTENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
+"""Numbers of errors whose cause is a path or a file's content, and not the machine."""
+_MACHINE_PREFIXES = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "ABORTED",
+    "CANCELLED",
+)
+"""First words of tensorstore's messages for errors whose cause is the machine."""
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """The machine's reason for a failure, such as "Permission denied"; None where the content of a file is the reason.
+    """Returns why the machine failed, such as "Permission denied"; None where the content of a file is the cause.
 
-    Looks through causes, and through the texts of libraries that pass the operating system's on.
+    Follows the chain of causes, and searches the messages of libraries for those of the operating system.
     """
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, MemoryError):
             return "not enough memory"
-        if isinstance(chain, OSError) and chain.errno is not None and chain.errno not in _OF_CONTENT:
+        if isinstance(chain, OSError) and chain.errno is not None and chain.errno not in _CONTENT_ERRNOS:
             return f"{chain.filename}: {chain.strerror}" if chain.filename else chain.strerror
         chain = chain.__cause__ or chain.__context__
     text = " ".join(str(error).split())
-    said = (os.strerror(number) for number in errno.errorcode if number not in _OF_CONTENT)
-    passed_on = next((reason for reason in said if f'": {reason}' in text), None)
-    return passed_on or (text[:200] if text.startswith(_OF_MACHINE) else None)
+    reasons = (os.strerror(number) for number in errno.errorcode if number not in _CONTENT_ERRNOS)
+    quoted = next((reason for reason in reasons if f'": {reason}' in text), None)
+    return quoted or (text[:200] if text.startswith(_MACHINE_PREFIXES) else None)
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
-    """The line and the exit code of an error that isn't a bug; None for a bug."""
+    """Returns the line to print and the exit code for an error that isn't a bug; None for a bug."""
     if isinstance(error, UserError):
         return "error: " + " ".join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, OSError) and (error.errno in _FULL or error.filename == outputs.STDOUT):
-        where, mend = error.filename or "a file", "make room" if error.errno in _FULL else "mend that"
-        return f"error: {where}: can't be written ({error.strerror}); {mend} and start again", UserError.exit_code
+    if isinstance(error, OSError) and (error.errno in _FULL_ERRNOS or error.filename == outputs.STDOUT):
+        file, mend = error.filename or "a file", "make room" if error.errno in _FULL_ERRNOS else "mend that"
+        return f"error: {file}: can't be written ({error.strerror}); {mend} and start again", UserError.exit_code
     if isinstance(error, OSError) and error.filename and (fault := machine_fault(error)):
         return f"error: {fault}; mend that or correct the path", UserError.exit_code
     return None
 
 
 def exit_on_user_error(verb: Callable[[], None]) -> None:
-    """Runs a command-line verb; a `UserError` becomes one line on stderr and its exit code."""
+    """Runs a command-line verb, and turns a `UserError` into one line on standard error and its exit code."""
     outputs.take_over()
     with interrupts.second_ends("interrupted", 130):
         try:
@@ -103,11 +110,12 @@ def exit_on_user_error(verb: Callable[[], None]) -> None:
                 raise
             sys.stdout.flush()
         except BaseException as error:
-            outputs.drop_errors(sys.stdout)  # what is still to be flushed
+            outputs.drop_errors(sys.stdout)  # Python flushes the rest at exit, which may fail as well
             if isinstance(error, BrokenPipeError) and error.filename == outputs.STDOUT:
-                return  # the reader, as `head`, has had enough
-            told = line_and_code(error)
-            if told is None:
+                return  # the reader of the pipe, such as `head`, has left, which is no error
+            report = line_and_code(error)
+            if report is None:
                 raise
-            print(told[0], file=sys.stderr, flush=True)
-            sys.exit(told[1])
+            line, exit_code = report
+            print(line, file=sys.stderr, flush=True)
+            sys.exit(exit_code)

@@ -1,4 +1,4 @@
-"""Command lines: argparse, with errors of one line and ``--config.KEY=VALUE`` set aside."""
+"""Command-line flags: an argparse parser with one-line errors, which collects ``--config.KEY=VALUE`` by itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mnv2_jax.config.explain import explain
 from mnv2_jax.config.synonyms import called
 from mnv2_jax.errors import UserError, nearest
 
-_DEEPEST = ("checkpoints", *4 * ("x" * 50,))
-"""At least as long as any path in a run's folder."""
+_LONGEST_PATH = ("checkpoints", *4 * ("x" * 50,))
+"""Parts of a path that is at least as long as any within a run folder."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError`, and names the nearest flag for one that it doesn't know."""
+    """An argument parser that raises `UserError`, and suggests the nearest flag for an unknown one."""
 
     def __init__(self, description: str, epilog: str = ""):
         super().__init__(
@@ -32,118 +32,154 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def add_config_flags(self, example: str) -> None:
+        """Adds the flags for a config and its keys. ``example``: a key and its value, for the help."""
+        self.add_argument(
+            "--config", metavar="NAME[:ARG]", help="the name of a config, a .py file, or the config.json of a run"
+        )
+        self.add_argument("--config.KEY", metavar="VALUE", help=f"set one key of the config, as in --config.{example}")
+
+    def add_mode_flag(self) -> None:
+        """Adds the flag for what to do with a run."""
+        self.add_argument(
+            "--mode",
+            choices=("train", "eval", "summary", "config"),
+            default="train",
+            help="train: start or resume the run (default); eval: evaluate one of its checkpoints, or init.weights;"
+            " summary: print the layers of the model; config: print every key, its value and where that comes from",
+        )
+
+    def add_json_flag(self) -> None:
+        """Adds the flag for an answer that scripts can read."""
+        self.add_argument(
+            "--json",
+            action="store_true",
+            help="print one JSON object to standard output, and all text to standard error",
+        )
+
     def add_cluster_flags(self) -> None:
-        """Which of several processes this is; the names are those of `jax.distributed.initialize`."""
+        """Adds the flags for one of several processes, with the names that `jax.distributed.initialize` has."""
         self.add_argument(
             "--coordinator_address",
             metavar="HOST:PORT",
-            help="of process 0; these three aren't needed on TPU and SLURM",
+            help="address of process 0, where several processes train together; this flag and the next two are not"
+            " needed on TPUs and under SLURM",
         )
         self.add_argument(
-            "--num_processes", type=int, metavar="N", help="that train together; each is started by itself"
+            "--num_processes", type=int, metavar="N", help="number of processes, each of which you start yourself"
         )
-        self.add_argument("--process_id", type=int, metavar="I", help="which of them this is, 0 to N - 1")
+        self.add_argument("--process_id", type=int, metavar="I", help="number of this process, 0 to N - 1")
 
     def add_evaluation_flags(self) -> None:
-        """Which checkpoint of a run is evaluated, and where all answers are to be written."""
+        """Adds the flags for the checkpoint to evaluate, and for the file that gets the predictions."""
         self.add_argument(
-            "--checkpoint", choices=("latest", "best"), help="to evaluate (default: latest; best with patience)"
+            "--checkpoint",
+            choices=("latest", "best"),
+            help="with --mode=eval: checkpoint to evaluate (default: latest; best if the config sets train.patience)",
         )
         self.add_argument(
             "--predictions",
             type=file_type,
             metavar="FILE.csv",
-            help="of an evaluation: for every image index, path, label, prediction, confidence, loss, and the next four"
-            " classes",
+            help="with --mode=eval: file to write, with a line for every image: its index, path, label, prediction,"
+            " confidence, loss, and the next four classes",
         )
 
     def error(self, message: str) -> NoReturn:
-        """Instead of printing the usage and exiting."""
+        """Raises a `UserError`, where argparse would print the usage and exit."""
         raise UserError(f"{message}; see --help")
 
     def _takes_config(self) -> bool:
         return any("--config.KEY" in action.option_strings for action in self._actions)
 
     def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The flags, and the overrides as ``a.b=value`` in their order.
+        """Parses a command line.
+
+        Returns:
+          The flags, and the values of ``--config.KEY`` as ``a.b=value``, in their order.
 
         Raises:
-          UserError: for a flag that doesn't exist or a value that can't be.
+          UserError: for a flag that doesn't exist, or a value that a flag can't have.
         """
         if len(argv) == 2 and argv[0] in ("-h", "--help") and self._takes_config():
             print(explain(argv[1]))
             self.exit()
-        overrides, plain, rest = [], [], list(argv)
-        while rest:
-            item = rest.pop(0)
+        overrides, plain, remaining = [], [], list(argv)
+        while remaining:
+            item = remaining.pop(0)
             if not item.startswith("--config."):
                 plain.append(item)
-            elif "=" in item or not rest:
+            elif "=" in item or not remaining:
                 overrides.append(item.removeprefix("--config."))
             else:
-                overrides.append(f"{item.removeprefix('--config.')}={rest.pop(0)}")
+                overrides.append(f"{item.removeprefix('--config.')}={remaining.pop(0)}")
         args, unknown = self.parse_known_intermixed_args(plain)  # images may stand between flags
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown[0].partition("=")[0]
-            meant = called(word) if word.startswith("-") and self._takes_config() else None
-            hint = nearest(word, flags) if meant is None else f"; did you mean {meant!r}?"
+            synonym = called(word) if word.startswith("-") and self._takes_config() else None
+            hint = nearest(word, flags) if synonym is None else f"; did you mean {synonym!r}?"
             raise UserError(f"unknown argument {unknown[0]!r}{hint}")
         return args, overrides
 
 
 def _command() -> str | None:
-    """``mnv2 train`` or ``python -m mnv2_jax.main``, as it was typed; None, argparse's own word, for a file."""
-    if sys.argv[0].startswith("mnv2 "):  # by `mnv2_jax.__main__`
+    """Returns the command as it was typed, ``mnv2 train`` or ``python -m mnv2_jax.main``; for a script None, so that
+    argparse takes its file name.
+    """
+    if sys.argv[0].startswith("mnv2 "):  # as `mnv2_jax.__main__` sets it
         return sys.argv[0]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def workdir_type(text: str) -> pathlib.Path:
-    """A path, with ~ for the home directory.
+    """Converts the text of a flag to a path, where ~ is the home directory.
 
     Raises:
-      UserError: for a bucket, which has neither locks nor files that grow.
+      UserError: for the URL of a bucket, which has neither locks nor files that can be appended to.
     """
     if "://" in text:
         raise UserError(
-            f"--workdir={text!r} is no folder; mount a shared file system (NFS, Lustre) and give a path on it"
+            f"--workdir={text!r} is not a folder; mount a shared file system (NFS, Lustre) and give a path on it"
         )
     return pathlib.Path(os.path.expanduser(text))
 
 
 def file_type(text: str) -> pathlib.Path:
-    """A path, with ~ for the home directory."""
+    """Converts the text of a flag to a path, where ~ is the home directory."""
     return pathlib.Path(os.path.expanduser(text))
 
 
 def run_folder_type(text: str) -> pathlib.Path:
-    """Does what `workdir_type` does, for a folder that holds checkpoints.
+    """Converts the text of a flag to the path of a run folder, as `workdir_type` does.
 
     Raises:
-      UserError: too, where they could not be written: the path isn't UTF-8, or has no room for their names.
+      UserError: as there, and if no checkpoint could be written: the path is not UTF-8, or leaves no room for the file
+        names.
     """
-    path, whole = workdir_type(text), os.path.realpath(os.path.expanduser(text))
+    path, full_path = workdir_type(text), os.path.realpath(os.path.expanduser(text))
     try:
-        whole.encode()
+        full_path.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"--workdir={text!r}: {whole!r} is not UTF-8, and no checkpoint can be written there; give another"
+            f"--workdir={text!r}: {full_path!r} is not UTF-8, so no checkpoint can be written there; give another"
         ) from error
     try:
-        os.stat(os.path.join(whole, *_DEEPEST))
+        os.stat(os.path.join(full_path, *_LONGEST_PATH))
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"--workdir={text!r}: too long for what lies in it; give a shorter path") from error
+            raise UserError(
+                f"--workdir={text!r}: the path is too long for the files of a run; give a shorter one"
+            ) from error
     return path
 
 
 def config_of_run(workdir: pathlib.Path | None) -> str:
-    """The ``--config`` of what a run was, where none is given.
+    """Returns the path of a run's config.json, which is the ``--config`` where that flag is missing.
 
     Raises:
-      UserError: if there is no run.
+      UserError: if ``workdir`` is None, or no run is there.
     """
     if workdir is None:
         raise UserError("--config is missing; try --config=w0_35:data=digits")
@@ -153,19 +189,20 @@ def config_of_run(workdir: pathlib.Path | None) -> str:
 
 
 def cluster_flags(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
-    """Values of the flags of `Parser.add_cluster_flags`."""
+    """Returns the values of the flags that `Parser.add_cluster_flags` adds."""
     return args.coordinator_address, args.num_processes, args.process_id
 
 
 def describe_config(arguments: Iterable[str], recipes: Iterable[str]) -> str:
-    """The keys of a config's argument, the recipes, and every config key with its default, for ``--help``."""
+    """Writes the help on configs: keys of the argument, names, recipes, and every config key with its default."""
     keys = config.flatten(config.to_dict(config.Config()))
     lines = [f"{key}={value}" for key, value in keys.items()]
     filled = textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return (
-        f"argument of a config: {', '.join(arguments)}; as in w1_0:data=folder:DIR,res=128\n"
-        f"configs by name: {', '.join(config.named())}\n"
-        "--help KEY and --help SECTION say what keys mean, as --help optim.momentum or --help optim\n"
-        "values of keys: names and paths as they stand, other values as in Python; None unsets a key\n"
-        f"recipes: {', '.join(recipes)}\n\nconfig keys and their defaults, which recipes change:\n{filled}"
+        f"names of configs: {', '.join(config.named())}\n"
+        f"keys of ARG: {', '.join(arguments)}; as in --config=w1_0:data=folder:DIR,res=128\n"
+        f"recipes, for recipe=: {', '.join(recipes)}\n"
+        "--help KEY and --help SECTION explain config keys, as in --help optim.momentum and --help optim\n"
+        "Values of config keys: write names and paths as they are, other values as in Python; None unsets a key.\n\n"
+        f"config keys and their defaults, which recipes change:\n{filled}"
     )

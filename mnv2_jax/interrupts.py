@@ -1,4 +1,4 @@
-"""Signals that are heard while the main thread waits: a second Ctrl-C ends the process."""
+"""Handles signals while the main thread waits: a second Ctrl-C ends the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 GRACE_S = 5.0
-"""In which the first two can still do it in the usual way, which closes what is open."""
+"""Seconds that the first two signals have to end the process in the usual way, which closes open files."""
 
 _watching = False
 _listeners: list[Callable[[int], None]] = []
@@ -18,8 +18,10 @@ _listeners: list[Callable[[int], None]] = []
 
 @contextlib.contextmanager
 def listening(listener: Callable[[int], None]) -> Iterator[None]:
-    """In here ``listener`` gets the number of each signal that arrives, at once and in a thread, where `second_ends`
-    is on. Handlers run as well, but only when the main thread is back from a compiler or a device.
+    """Calls ``listener`` with the number of each signal that arrives in this context, at once and in a thread.
+
+    It does so only within `second_ends`. Python's signal handlers run as well, but only when the main thread returns
+    from a compiler or a device.
     """
     _listeners.append(listener)
     try:
@@ -30,11 +32,11 @@ def listening(listener: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def second_ends(line: str, exit_code: int) -> Iterator[None]:
-    """In here a second SIGINT ends the process, unless that has left before `GRACE_S` are over.
+    """Ends the process at a second SIGINT in this context, unless the context is left within `GRACE_S` seconds.
 
-    Python tells the main thread only, and only once that is back from what it waits for: a device, a dead file system,
-    a thread. This is told by the operating system. Nothing changes in an interactive session, whose user would lose
-    more, and outside of the main thread.
+    Python reports a signal to the main thread only, and only when that returns from what it waits for: a device, a dead
+    file system, a thread. Here the operating system wakes a thread instead. Interactive sessions, whose users would
+    lose their variables, and other threads than the main one are left as they are.
     """
     global _watching
     if _watching or hasattr(sys, "ps1") or threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""JSON and other files that are replaced whole or not at all, whenever the process dies."""
+"""Reads JSON and text files, and writes files atomically: a reader sees the old file or the new one, and no part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-      UserError: if the file isn't one, or can't be read.
+      UserError: if the file can't be read, or doesn't hold a JSON object.
     """
     try:
         with reading(path):
@@ -31,10 +31,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Reads a text that people wrote: in UTF-8, perhaps with a byte-order mark, or what Windows calls Unicode (UTF-16).
+    """Reads a text file that a person wrote: UTF-8, with or without a byte-order mark, or UTF-16 with one (Windows).
 
     Raises:
-      UserError: if it isn't one, or can't be read.
+      UserError: if the file can't be read, or is not such a text.
     """
     try:
         content = pathlib.Path(path).read_bytes()
@@ -47,10 +47,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
-    """Turns faults of the machine while a file or folder is read in here into a `UserError`.
+    """Turns machine faults, while this context reads a file or folder, into a `UserError`.
 
     Raises:
-      UserError: naming it and the reason, as missing permissions; what is said of its content goes through.
+      UserError: naming the path and the reason, such as missing permissions. Errors about the content of the file are
+        raised unchanged.
     """
     try:
         yield
@@ -63,10 +64,10 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns faults while a file or folder is written in here into a `UserError`.
+    """Turns errors of the operating system, while this context writes a file or folder, into a `UserError`.
 
     Raises:
-      UserError: naming it and the reason, as a full disk.
+      UserError: naming the path and the reason, such as a full disk.
     """
     try:
         yield
@@ -75,25 +76,25 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def write_json(path: pathlib.Path, tree: Any) -> None:
-    """Replaces a JSON file atomically: whoever reads it, and whenever we die, it is the old one or the new one.
+    """Replaces a JSON file atomically: if the process dies at any moment, the old file or the new one is there.
 
     Args:
-      path: in a folder that exists.
-      tree: nested mappings and sequences of what JSON has; arrays become lists, NaN and infinities null.
+      path: path of the file, in a folder that exists.
+      tree: nested mappings and sequences of JSON values; arrays become lists, NaN and infinities become null.
 
     Raises:
-      UserError: if it can't be written.
+      UserError: if the file can't be written.
     """
     write_text(path, json.dumps(jsonable(tree), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a text file as `write_json` does."""
+    """Replaces a text file atomically, as `write_json` does."""
     write_bytes(path, text.encode(errors="backslashreplace"))  # a file name need not be Unicode
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Replaces any file as `write_json` does."""
+    """Replaces a file atomically, as `write_json` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
@@ -103,12 +104,12 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
                 os.fsync(file.fileno())  # before the rename, which may otherwise reach the disk first
             os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # it is there only if we failed, or its name is impossible
+        with contextlib.suppress(OSError):  # the file exists only after a failure; its name may be impossible
             temporary.unlink(missing_ok=True)
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON can hold it: JSON has no arrays, and no NaN though Python would write one."""
+    """Converts a value to JSON types: arrays to lists, and NaN and infinities, which JSON doesn't have, to None."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

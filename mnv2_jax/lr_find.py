@@ -1,4 +1,4 @@
-"""Tries learning rates: ``python -m mnv2_jax.lr_find --config=w0_35:data=digits``."""
+"""Finds a learning rate by a range test: ``python -m mnv2_jax.lr_find --config=w0_35:data=digits``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from mnv2_jax import config
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, workdir_type
 
-FEWEST_STEPS, MOST_STEPS = 20, 100_000
+MIN_STEPS, MAX_STEPS = 20, 100_000
 
 _HELP_AFTER = """\
-Smith's range test (arXiv:1506.01186): a fresh state takes the config's own training steps, while the learning rate
-grows by the same factor each step, until the smoothed loss is four times its least. The state is thrown away. Batch
-size, optimiser, augmentation, init.weights and the proportions of rates (finetune.*) are the config's; its schedule
-isn't read. What is suggested is a peak for a schedule that warms up to it, a place to begin from: rates a few times as
-high or low are worth a training each. Where a network learns slowly from scratch, give some hundred --steps.
+The command runs Smith's range test (arXiv:1506.01186): a fresh network takes the config's own training steps, while
+the learning rate grows by the same factor each step, until the smoothed loss is four times its lowest value. Then the
+network is thrown away. Batch size, optimiser, augmentation, init.weights and the ratios of learning rates (finetune.*)
+come from the config; its schedule is not used. The suggestion is the peak of a schedule with a warm-up, and only a
+starting point: also try training at a few times that rate, and at a fraction of it. A network that learns slowly from
+scratch needs some hundred --steps.
 
 examples:
   python -m mnv2_jax.lr_find --config=w0_35:data=digits
@@ -26,27 +27,33 @@ examples:
 
 
 def main() -> None:
-    """Flags, config, test."""
-    parser = Parser("Tries learning rates on a config's training batches, and suggests one.", _HELP_AFTER)
-    parser.add_argument("--config", metavar="NAME[:ARG]", help="a config by name, a .py file or a run's config.json")
-    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.data.batch_size=64")
-    parser.add_argument("--from", type=_rate, default=1e-6, metavar="LR", dest="lowest", help="default: 1e-6")
-    parser.add_argument("--to", type=_rate, default=10.0, metavar="LR", dest="highest", help="default: 10")
+    """Reads the flags and the config, and runs the range test."""
+    parser = Parser("Tries learning rates on the training batches of a config, and suggests one.", _HELP_AFTER)
+    parser.add_config_flags("data.batch_size=64")
     parser.add_argument(
-        "--steps", type=_steps, default=100, metavar="N", help="from the one to the other; default: 100"
+        "--from", type=_rate, default=1e-6, metavar="LR", dest="lowest", help="first learning rate (default: 1e-6)"
     )
     parser.add_argument(
-        "--out", type=workdir_type, metavar="DIR", help="for lr_find.json and lr_find.html, a page with the curve"
+        "--to", type=_rate, default=10.0, metavar="LR", dest="highest", help="last learning rate (default: 10)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
+    parser.add_argument(
+        "--steps", type=_steps, default=100, metavar="N", help="training steps between the two rates (default: 100)"
+    )
+    parser.add_argument(
+        "--out",
+        type=workdir_type,
+        metavar="DIR",
+        help="folder for lr_find.json and lr_find.html, a page with the curve (default: write nothing)",
+    )
+    parser.add_json_flag()
     args, overrides = parser.parse(sys.argv[1:])
     if args.config is None:
         raise UserError("--config is missing; try --config=w0_35:data=digits")
     if args.lowest >= args.highest:
-        raise UserError(f"--from={args.lowest:g} --to={args.highest:g}: the rate is to grow; give a larger --to")
+        raise UserError(f"--from={args.lowest:g} --to={args.highest:g}: the rate must grow; give a larger --to")
     loaded = config.load(args.config, overrides)
 
-    from mnv2_jax import verbs  # JAX takes seconds to import; a mistyped key doesn't wait for it
+    from mnv2_jax import verbs  # JAX takes seconds to import; a mistyped key should fail before that
 
     verbs.find_lr(loaded, args.lowest, args.highest, args.steps, args.out, verbs.Output(args.json))
 
@@ -63,8 +70,8 @@ def _rate(text: str) -> float:
 
 def _steps(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
-    if not FEWEST_STEPS <= value <= MOST_STEPS:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {FEWEST_STEPS} to {MOST_STEPS}")
+    if not MIN_STEPS <= value <= MAX_STEPS:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {MIN_STEPS} to {MAX_STEPS}")
     return value
 
 

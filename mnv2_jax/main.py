@@ -1,4 +1,4 @@
-"""Trains, evaluates, summarises or explains: ``python -m mnv2_jax.main --config=w1_0``."""
+"""Trains or evaluates a run, or prints its model or config: ``python -m mnv2_jax.main --config=w1_0``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ from mnv2_jax.processes.cluster import Cluster
 
 
 def main() -> None:
-    """Flags, config, one verb."""
+    """Reads the flags and the config, and runs the mode."""
     parser = Parser(
-        "Trains (and goes on with) a run, evaluates it, summarises its model, or shows its config.",
+        "Trains or resumes a run, evaluates it, prints the layers of its model, or prints its config.",
         describe_config(presets.ARGUMENT_KEYS, presets.RECIPES),
     )
-    parser.add_argument("--config", metavar="NAME[:ARG]", help="a config by name, a .py file or a run's config.json")
-    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a key of the config; --config.optim.peak_lr=0.2")
-    parser.add_argument("--workdir", type=run_folder_type, help="the run's folder (default: as --mode=config says)")
-    parser.add_argument(
-        "--mode", choices=("train", "eval", "summary", "config"), default="train", help="default: train"
-    )
+    parser.add_config_flags("optim.peak_lr=0.2")
+    parser.add_argument("--workdir", type=run_folder_type, help="the run folder (default: as --mode=config prints it)")
+    parser.add_mode_flag()
     parser.add_evaluation_flags()
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, all text on stderr")
+    parser.add_json_flag()
     parser.add_cluster_flags()
     args, overrides = parser.parse(sys.argv[1:])
     for flag, value in (("checkpoint", args.checkpoint), ("predictions", args.predictions)):
         if value and args.mode != "eval":
-            raise UserError(f"--{flag}={value} is read with --mode=eval only; leave it out")
+            raise UserError(f"--{flag}={value} is used with --mode=eval only; leave it out")
     if args.config is None:
         args.config = config_of_run(args.workdir)
     loaded = config.load(args.config, overrides)
@@ -37,19 +34,19 @@ def main() -> None:
         loaded = loaded._replace(workdir=str(workdir))
         return print(config.as_json(loaded) if args.json else config.as_text(loaded))
 
-    from mnv2_jax import verbs  # JAX takes seconds to import; a mistyped key doesn't wait for it
+    from mnv2_jax import verbs  # JAX takes seconds to import; a mistyped key should fail before that
     from mnv2_jax.processes import together
 
     out = verbs.Output(args.json)
     if args.mode == "summary":
-        return verbs.summarise(loaded, out)
+        return verbs.print_summary(loaded, out)
     with together.joined(Cluster(*cluster_flags(args)), loaded.config.faults, args.mode):
         if args.mode == "train":
             verbs.train(loaded, workdir, out)
         elif loaded.config.init.weights is None or loaded.origins["init.weights"] != "flag":
             verbs.evaluate(loaded, workdir, args.checkpoint, out, args.predictions)
         elif args.workdir or args.checkpoint:
-            raise UserError("--config.init.weights says what is evaluated; leave --workdir and --checkpoint out")
+            raise UserError("--config.init.weights is evaluated instead of a run; leave --workdir and --checkpoint out")
         else:
             verbs.evaluate_weights(loaded, out, args.predictions)
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error where they may be closed, full, or a pipe that nobody reads any more."""
+"""Standard output and standard error, which may be closed, full, or a pipe that nobody reads any more."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 STDOUT = "standard output"
-"""The ``filename`` of an error of writing there."""
+"""The ``filename`` of an `OSError` from writing to standard output."""
 
 
 class _Raw(io.FileIO):
-    """The bytes below a text stream."""
+    """The file of bytes below a text stream."""
 
     optional = False
-    """Whether what can't be written is dropped."""
+    """Whether text that can't be written is dropped, instead of raising an error."""
 
     def write(self, content: ReadableBuffer, /) -> int:
         try:
@@ -28,22 +28,22 @@ class _Raw(io.FileIO):
                 error.filename = STDOUT
                 raise
             written = None
-        # None, too, of a full pipe that was told not to wait.
+        # `written` is None, too, for a full pipe in non-blocking mode.
         return memoryview(content).nbytes if written is None and self.optional else written  # type: ignore[return-value]
 
 
 def take_over() -> None:
-    """Makes the standard streams such that no error is raised by standard error, and one with a name by the other.
+    """Replaces the standard streams: standard error never raises, and errors of standard output name it (`STDOUT`).
 
-    A stream that is closed (``>&-``) stays one that can't be written, but its number is taken: a file that is opened
-    later would get it, and what libraries print would be written there.
+    A closed stream (``>&-``) still can't be written to, but its descriptor is taken. Otherwise a file that is opened
+    later would get that descriptor, and libraries would print into the file.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest number that is free
-    if sys.stdout is sys.__stdout__:  # and not a notebook's or a test's
+            os.set_inheritable(os.open(os.devnull, flags), True)  # takes the lowest free descriptor, this one
+    if sys.stdout is sys.__stdout__:  # not the stream of a notebook or a test
         sys.stdout = opened(1, sys.stdout)
     if sys.stderr is sys.__stderr__:
         sys.stderr = opened(2, sys.stderr)
@@ -51,7 +51,7 @@ def take_over() -> None:
 
 
 def opened(number: int, like: TextIO | None) -> TextIO:
-    """A text stream over a file descriptor that stays open, as another was."""
+    """Opens a text stream over a file descriptor, with the settings of ``like``. Closing it keeps the descriptor."""
     old = like if isinstance(like, io.TextIOWrapper) else None
     if old is not None:
         old.flush()
@@ -67,7 +67,7 @@ def opened(number: int, like: TextIO | None) -> TextIO:
 
 
 def drop_errors(stream: TextIO | None) -> None:
-    """From here on what can't be written to a stream of `opened` goes nowhere, and nothing else changes."""
+    """Makes a stream of `opened` drop text that can't be written, from now on; other streams stay as they are."""
     if (raw := _raw(stream)) is not None:
         raw.optional = True
 

@@ -1,7 +1,7 @@
-"""Names under which tasks, models and data sets are registered, and the modules that register them.
+"""Names of registered tasks, models and data sets, and the modules that register them.
 
-A module outside the package registers what it brings when it is imported. A config remembers its name (`modules`), so
-that whoever opens the run imports it again.
+A module outside the package registers its tasks, models and data sets when it is imported. The config of a run records
+the name of the module (`modules`), so that every command which opens the run imports it again.
 """
 
 from __future__ import annotations
@@ -16,63 +16,65 @@ from mnv2_jax.errors import UserError, nearest
 
 
 class Registry:
-    """Values by name; those of the package are imported when they are first asked for."""
+    """Values by name. The package's own are imported when they are first needed."""
 
-    def __init__(self, what: str, own: Mapping[str, str]):
-        """Knows where the package's own are.
+    def __init__(self, key: str, own_modules: Mapping[str, str]):
+        """Creates a registry.
 
         Args:
-          what: they are, for errors: the key of the config.
-          own: modules of the package by the names that they register.
+          key: key of the config that holds such a name, for errors.
+          own_modules: for each name of the package's own, the module that registers it.
         """
-        self._what, self._own = what, dict(own)
-        self._found: dict[str, tuple[Any, str]] = {}
+        self._key, self._own_modules = key, dict(own_modules)
+        self._registered: dict[str, tuple[Any, str]] = {}
 
     def add(self, name: str, value: Any, module: str) -> None:
-        """Registers a value under a name; again from the same module, it takes the place of the one before.
+        """Registers a value under a name. The same module may do so again, which replaces its value.
 
         Raises:
-          UserError: if the name is another module's.
+          UserError: if another module has registered the name.
         """
-        known = self._own.get(name) or (self._found[name][1] if name in self._found else module)
-        if known != module:
-            raise UserError(f"{self._what}={name!r} is registered by {known}; give that of {module} another name")
-        self._found[name] = value, module
+        owner = self._own_modules.get(name) or (self._registered[name][1] if name in self._registered else module)
+        if owner != module:
+            raise UserError(f"{self._key}={name!r} is registered by {owner}; give the one in {module} another name")
+        self._registered[name] = value, module
 
     def find(self, name: str, modules: Iterable[str] = ()) -> Any:
-        """The value of a name.
+        """Returns the value that is registered under a name.
 
         Args:
-          name: what a config says.
-          modules: to import first.
+          name: the name, as a config has it.
+          modules: modules to import first.
 
         Raises:
-          UserError: if a module can't be imported, or nobody has registered the name.
+          UserError: if a module can't be imported, or no module has registered the name.
         """
         import_modules(modules)
-        if name in self._own and name not in self._found:
-            importlib.import_module(self._own[name])
-        if name not in self._found:
+        if name in self._own_modules and name not in self._registered:
+            importlib.import_module(self._own_modules[name])
+        if name not in self._registered:
             raise UserError(
-                f"{self._what}={name!r} is not registered{nearest(name, self.names())}; or name its module, as in"
-                " --config.modules=my_package.my_task (predict: --modules)"
+                f"{self._key}={name!r} is not registered{nearest(name, self.names())}; or name the module that"
+                " registers it, as in --config.modules=my_package.my_task (predict: --modules)"
             )
-        return self._found[name][0]
+        return self._registered[name][0]
 
     def names(self) -> list[str]:
-        """All that are known by now, sorted."""
-        return sorted({*self._own, *self._found})
+        """Returns all names that are registered by now or are the package's own, sorted."""
+        return sorted({*self._own_modules, *self._registered})
 
     def modules_of(self, name: str) -> tuple[str, ...]:
-        """The modules that a run must import for this name: none for the package's own, and for what nobody knows."""
-        return (self._found[name][1],) if name in self._found and name not in self._own else ()
+        """Returns the modules that a run must import for a name: none for the package's own, and for unknown names."""
+        if name not in self._registered or name in self._own_modules:
+            return ()
+        return (self._registered[name][1],)
 
 
 def import_modules(modules: Iterable[str]) -> None:
-    """Imports modules, which then have registered what they bring.
+    """Imports modules, which register their tasks, models and data sets.
 
     Raises:
-      UserError: naming one that can't be imported.
+      UserError: naming the first module that can't be imported.
     """
     for module in modules:
         _import(module)
@@ -83,44 +85,45 @@ def _import(module: str) -> None:
         importlib.import_module(module)
     except UserError:
         raise
-    except Exception as error:  # whatever a user's module does
+    except Exception as error:  # a user's module may raise anything
         reason = " ".join(str(error).split())[:160]
-        mend = "start where it can be found, or put its folder on PYTHONPATH"
+        mend = "start in the folder of the module, or put that folder on PYTHONPATH"
         if "," in module:
-            mend = f"several are written in brackets, --config.modules=[{module}]"
+            mend = f"write several modules in brackets, --config.modules=[{module}]"
         raise UserError(f"modules: {module!r} can't be imported ({type(error).__name__}: {reason}); {mend}") from error
 
 
 def module_of(function: Any) -> str:
-    """Name of the module in which a function or class is defined, or that of a `functools.partial`.
+    """Returns the name of the module that defines a function or class, or the function of a `functools.partial`.
 
     Raises:
-      UserError: if nobody could import it again: a script, a notebook, a config file.
+      UserError: if other processes couldn't import that module: it is a script, a notebook or a config file.
     """
     while isinstance(function, functools.partial):
         function = function.func
     module: str = function.__module__
     if module == "__main__" or module not in sys.modules:
         raise UserError(
-            f"{getattr(function, '__name__', function)!r} can't be registered where it is defined, since others can't"
-            " import that again; put it into a file of its own and import that (in a notebook: a %%writefile cell)"
+            f"{getattr(function, '__name__', function)!r} is defined in a script, a notebook or a config file, which"
+            " other processes can't import; put it into a file of its own and import that (in a notebook: a"
+            " %%writefile cell)"
         )
     return module
 
 
 TASKS = Registry("task", {"classification": "mnv2_jax.tasks.builtin"})
-"""Tasks by `config.Config.task`; a `tasks.base.Kind` each."""
+"""Tasks by the name in `config.Config.task`; each is a `tasks.base.Kind`."""
 MODELS = Registry("model.name", {})
-"""Models outside the package by `config.ModelConfig.name`; a `models.registry.Architecture` each."""
+"""Models outside the package by the name in `config.ModelConfig.name`; each is a `models.registry.Architecture`."""
 DATASETS = Registry("data.name", {})
-"""Data sets outside the package by `config.DataConfig.name`; a `data.sources.Source` each."""
+"""Data sets outside the package by the name in `config.DataConfig.name`; each is a `data.sources.Source`."""
 
 
 def modules_for(tree: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules outside the package that register what a config's tree names, sorted."""
-    named = (
+    """Returns the modules outside the package that register the task, model and data set of a config's tree, sorted."""
+    names = (
         (TASKS, tree.get("task")),
         (MODELS, tree.get("model", {}).get("name")),
         (DATASETS, tree.get("data", {}).get("name")),
     )
-    return tuple(sorted({module for registry, name in named for module in registry.modules_of(str(name))}))
+    return tuple(sorted({module for registry, name in names for module in registry.modules_of(str(name))}))

@@ -1,12 +1,12 @@
-"""Array and pytree types, and the legend of the letters that stand in shapes.
+"""Types of arrays and pytrees, and the letters that stand for axes in shapes.
 
 b  images in a batch            h, w   height and width in pixels (rows, columns)
 c  channels                     k      classes
 i, o  channels in and out       g, n   batch-norm groups, images in a group
 r, s  rows and columns of a convolution kernel
-p, q  rows and columns of what a convolution gives: h and w over its stride
+p, q  rows and columns of a convolution's output: h and w over its stride
 
-Images are NHWC. ``uint8`` images run over 0..255, ``float`` images are normalised.
+Images are NHWC. ``uint8`` images have values from 0 to 255, ``float`` images are normalised.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Key: TypeAlias = jax.Array
 """A typed PRNG key, or an array of them."""
 
 Batch: TypeAlias = Mapping[str, Array]
-"""Arrays that one step reads, each with the batch as its first axis. Training batches are whole: they have no mask.
+"""Arrays of one step, each with the batch as its first axis. Training batches are full, so they have no mask.
 
-index: int32 [b], place of the image in its split
-epoch: int32 [b], how often the split has been gone through before, times `augment.repeats`, plus the number of the
-       repeat (training)
+index: int32 [b], index of the image in its split
+epoch: int32 [b], number of earlier passes over the split, times `augment.repeats`, plus the number of the repeat
+       (training)
 mask:  bool [b], False for the rows that only pad the last batch (evaluation)
 
-The other keys are those of the task's view and columns: image: uint8 [b, h, w, 3], and of a classification
-label: int32 [b] and teacher_logits: float32 [b, k], where a teacher's are stored.
+The other keys come from the task's view and columns: image: uint8 [b, h, w, 3]; for classification also
+label: int32 [b], and teacher_logits: float32 [b, k] where a teacher's logits are stored.
 """
 
 Variables: TypeAlias = Mapping[str, PyTree]
-"""A model's ``{"params": ..., "batch_stats": ...}``."""
+"""Variables of a model, ``{"params": ..., "batch_stats": ...}``."""

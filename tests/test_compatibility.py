@@ -75,7 +75,7 @@ def test_a_run_is_evaluated_and_predicts(written, name, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode, **_: not str(path).startswith(str(written)))
     evaluated = cli.here("main", "--mode=eval", run, "--json")
     assert_evaluated(evaluated, name)
-    assert f"{written / name} is read only" in evaluated.stderr
+    assert f"{written / name} is read-only" in evaluated.stderr
     assert cli.contents(written / name) == before
     assert_predicted(cli.here("predict", run, "--top=10", "--json", written / "images"), name)
 

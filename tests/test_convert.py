@@ -1,4 +1,4 @@
-"""Weights through the public commands: converted, predicted with, evaluated, trained on."""
+"""Tests weights through the public commands: convert, predict, evaluate, and train from them."""
 
 import contextlib
 import dataclasses
@@ -38,9 +38,9 @@ TURNED = (*DIGITS[1:], DIGITS[0])  # which is not its own inverse, as the order 
 
 
 def weights_file(path, name="mobilenet_v2", classes=DIGITS, **options):
-    """Weights that tell images apart, though nothing was trained, with a padding and an epsilon of their own.
+    """Writes untrained weights that give different outputs for different images, with their own padding and epsilon.
 
-    Without names they are of two classes.
+    If ``classes`` is empty, there are two classes without names.
     """
     options = dict(width=0.25, depth=0.3, padding="symmetric") | options
     model = create_model(name, len(classes) or 2, norm=config.NormConfig(epsilon=1e-5), **options)
@@ -85,8 +85,10 @@ def test_evaluated_as_they_are_they_predict_what_predict_says(weights, tmp_path)
         if (tmp_path / digit).exists():
             os.rename(tmp_path / digit, tmp_path / "all" / "train" / digit)
     os.symlink(tmp_path / "all" / "train", tmp_path / "all" / "val")
-    told = cli.answer(cli.here("main", "--mode=eval", folder, f"--config.init.weights={weights}", "--json", devices=1))
-    assert told["weights"] == str(weights)
+    evaluation = cli.answer(
+        cli.here("main", "--mode=eval", folder, f"--config.init.weights={weights}", "--json", devices=1)
+    )
+    assert evaluation["weights"] == str(weights)
     images = tmp_path / "all" / "val"
     answers = cli.answer(cli.run("predict", f"--weights={weights}", "--top=10", "--json", images))
     assert len(answers) == 40
@@ -95,8 +97,8 @@ def test_evaluated_as_they_are_they_predict_what_predict_says(weights, tmp_path)
         true = int(answer["path"].split("/")[-2])
         losses += [-np.log(row["probability"]) for row in answer["top"] if row["index"] == true]
         confusion[true, answer["top"][0]["index"]] += 1
-    assert told["eval"]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert told["confusion"] == confusion.tolist()
+    assert evaluation["eval"]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert evaluation["confusion"] == confusion.tolist()
 
 
 def test_training_starts_from_them(weights, tmp_path):
@@ -106,9 +108,9 @@ def test_training_starts_from_them(weights, tmp_path):
     run = f"--workdir={tmp_path / 'run'}"
     after = cli.answer(cli.here("main", *digits_config(weights, *still, *ema, run), devices=1))
     assert after["eval"]["loss"] == pytest.approx(before["eval"]["loss"], rel=1e-3)
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (kept["model"]["padding"], kept["norm"]["epsilon"]) == ("symmetric", 1e-5)
-    assert kept["data"]["mean"] == [0.3, 0.3, 0.3]
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["model"]["padding"], saved["norm"]["epsilon"]) == ("symmetric", 1e-5)
+    assert saved["data"]["mean"] == [0.3, 0.3, 0.3]
     # The same command says that it is done, and the run evaluates by its own config; neither needs the file.
     kept_out = tmp_path / "moved.safetensors"
     os.rename(weights, kept_out)
@@ -119,7 +121,7 @@ def test_training_starts_from_them(weights, tmp_path):
         os.rename(kept_out, weights)
     assert done == after
     assert again["eval"] == pytest.approx(after["eval"], rel=1e-5)  # on eight devices
-    # And it becomes a file of weights, which is the run.
+    # Converting the run gives a weights file with the same values.
     out = tmp_path / "out.safetensors"
     result = cli.here("convert", tmp_path / "run", out)
     assert result.returncode == 0, result.stderr
@@ -151,13 +153,13 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
 
 
 def changed(loaded, section, **values):
-    """A config with other values, said by whoever had said those of before."""
+    """Returns a loaded config in which some values differ but have the same origins."""
     part = dataclasses.replace(getattr(loaded.config, section), **values)
     return loaded._replace(config=dataclasses.replace(loaded.config, **{section: part}))
 
 
 def sevens():
-    """A state whose every weight is 7, with 10 classes."""
+    """Returns a state with 10 classes, in which every weight is 7."""
     model = create_model("mobilenet_v2", 10, width=0.25, depth=0.3, padding="symmetric")
     random = unflatten({name: jax.numpy.full(shape, 7.0) for name, shape in shapes_of(model).items()})
     fields = dict.fromkeys(("step", "seed", "first_bad_step", "opt_state"))
@@ -178,22 +180,22 @@ def test_a_file_without_a_classifier_starts_a_training_and_nothing_else(weights,
         np.testing.assert_array_equal(leaf, 7.0 if "classifier" in name else held[name], name)
     loading = changed(asked, "init", head="load")
     for call in (lambda: resolve_weights(loading), lambda: resolve_weights(asked, evaluates=True)):
-        with pytest.raises(UserError, match=rf"{path}: has no classifier.*--config\.init\.head=new"):
+        with pytest.raises(UserError, match=rf"{path}: .*--config\.init\.head=new"):
             call()
 
 
 def test_a_part_that_weights_lack_is_not_frozen():
     data = open_dataset(config.DataConfig(name="digits", resolution=16))
     lacking = Weights(create_model("mobilenet_v3_small", 2), {"params": {}}, WeightsInfo())
-    for part, said in {"classifier": "begin with hidden", "hidden": None, "block_3": None}.items():
+    for part, message in {"classifier": "begin with hidden", "hidden": None, "block_3": None}.items():
         tuned = config.FinetuneConfig(train_from=(part,))
         settings = config.Config(init=config.InitConfig(weights="w", head="new"), finetune=tuned)
-        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
             check_head(settings, lacking, data)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (
             ["model.width=0.5"],
@@ -213,12 +215,12 @@ def test_a_part_that_weights_lack_is_not_frozen():
         (["init.weights=timm/efficientnet_b0"], "timm/efficientnet_b0"),
     ],
 )
-def test_weights_that_do_not_go_with_the_config(weights, overrides, said):
+def test_weights_that_do_not_go_with_the_config(weights, overrides, message):
     overrides = [f"init.weights={weights}", *overrides]
     spec = f"{cli.W0_25}:data=digits"
-    asked = config.load(spec, overrides)
-    with pytest.raises(UserError, match=said) as error:
-        resolve_weights(asked, evaluates=False)
+    loaded = config.load(spec, overrides)
+    with pytest.raises(UserError, match=message) as error:
+        resolve_weights(loaded, evaluates=False)
     assert "\n" not in str(error.value)
 
 
@@ -226,23 +228,23 @@ def test_what_the_command_line_says_wins(weights):
     spec, overrides = f"{cli.W0_25}:data=digits,res=24", [f"init.weights={weights}", "data.mean=(0, 0, 0)"]
     loaded = config.load(spec, overrides)
     settings, unsaid = loaded.config, loaded._replace(origins={})
-    found, _ = resolve_weights(loaded, evaluates=True)
-    assert (found.data.resolution, found.data.mean, found.data.std) == (24, (0, 0, 0), (0.7, 0.7, 0.7))
+    prepared, _ = resolve_weights(loaded, evaluates=True)
+    assert (prepared.data.resolution, prepared.data.mean, prepared.data.std) == (24, (0, 0, 0), (0.7, 0.7, 0.7))
     plain, _ = resolve_weights(unsaid, evaluates=True)
     assert (plain.data.resolution, plain.data.mean) == (16, (0.3, 0.3, 0.3))
     assert plain.data.antialias
     asked = changed(unsaid, "data", antialias=False)
     assert resolve_weights(asked, evaluates=True)[0].data.antialias  # as the weights say, not the recipe
-    for origin, said in {"flag": True, "json": True, "recipe": False, "file": False, "default": False}.items():
-        found, _ = resolve_weights(asked._replace(origins={"data.antialias": origin}), evaluates=True)
-        assert found.data.antialias != said, origin
+    for origin, is_kept in {"flag": True, "json": True, "recipe": False, "file": False, "default": False}.items():
+        prepared, _ = resolve_weights(asked._replace(origins={"data.antialias": origin}), evaluates=True)
+        assert prepared.data.antialias != is_kept, origin
     assert not resolve_weights(asked, evaluates=False)[0].data.antialias
     assert settings.model.strides != plain.model.strides == (2, 2, 2, 2, 2)  # the recipe's, the weights'
     trained, _ = resolve_weights(loaded, evaluates=False)
     assert trained.data.eval_crop == settings.data.eval_crop
     assert trained.model.strides == settings.model.strides
     assert (trained.norm.decay, trained.norm.epsilon) == (0.8, 1e-5)  # the recipe's, the weights'
-    with pytest.raises(UserError, match=r"and model\.width=1\.0; give --config\.model\.width=0\.25"):
+    with pytest.raises(UserError, match=r"model\.width=1\.0.*--config\.model\.width=0\.25"):
         resolve_weights(changed(unsaid, "model", width=1.0), evaluates=True)
     larger = changed(unsaid, "data", eval_resolution=32)  # a recipe's
     assert resolve_weights(larger, evaluates=True)[0].data.seen_resolution == 16
@@ -260,7 +262,7 @@ def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict(settings)))
     assert resolve_weights(config.load(str(file))) == (settings, None)
-    # A run that is gone on with has it all, and doesn't read the weights.
+    # A resumed run has the whole config, and doesn't read the weights.
     moved = dataclasses.replace(settings, init=config.InitConfig(weights="nowhere"))
     asked = loaded._replace(config=dataclasses.replace(loaded.config, init=moved.init))
     assert resolve_weights(asked, saved=moved) == (moved, None)
@@ -269,14 +271,14 @@ def test_a_config_that_was_resolved_stays_as_it_is(weights, tmp_path):
 def test_images_of_some_classes_are_measured_among_all():
     data = open_dataset(config.DataConfig(name="digits", resolution=16))
     info = WeightsInfo(labels=("zero", *map(str, range(9, -1, -1)), "other"))
-    found = relabel(data, info, 12)
-    assert found.class_names == info.labels
-    np.testing.assert_array_equal(found.eval.labels, 10 - np.asarray(data.eval.labels))
+    relabelled = relabel(data, info, 12)
+    assert relabelled.class_names == info.labels
+    np.testing.assert_array_equal(relabelled.eval.labels, 10 - np.asarray(data.eval.labels))
     ids = WeightsInfo(labels=tuple("abcdefghij"), class_ids=DIGITS)
     np.testing.assert_array_equal(relabel(data, ids, 10).eval.labels, data.eval.labels)
     with pytest.raises(UserError, match=r"no class '0' of digits; .* 2 .*: cat, dog, …"):
         relabel(data, WeightsInfo(labels=("cat", "dog")), 2)
-    with pytest.raises(UserError, match=r"12 classes without names, and digits has 10; .* --labels=FILE"):
+    with pytest.raises(UserError, match=r"12 classes.* 10.*--labels=FILE"):
         relabel(data, WeightsInfo(), 12)
     only_ids = relabel(dataclasses.replace(data, scored=(0, 3)), WeightsInfo(class_ids=TURNED), 10)
     np.testing.assert_array_equal(only_ids.eval.labels, (np.asarray(data.eval.labels) - 1) % 10)
@@ -288,7 +290,7 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
     settings = config.Config(init=config.InitConfig(weights=str(weights)))
     check_head(settings, load_weights(weights), data)
     other = load_weights(weights)._replace(info=WeightsInfo(labels=tuple("abcdefghij")))
-    with pytest.raises(UserError, match=r"10 classes, .*digits .*10 .*--config\.init\.head=new"):
+    with pytest.raises(UserError, match=r"10 classes.*--config\.init\.head=new"):
         check_head(settings, other, data)
     check_head(dataclasses.replace(settings, init=config.InitConfig(weights="x", head="new")), other, data)
     # The same classes in another order are put into that of the data.
@@ -313,7 +315,7 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
     ],
 )
 def test_weights_without_names_are_refused_where_the_order_is_open(names, open_order):
-    """Text sorts 10 before 2 and Z before a, timm otherwise; with names the order doesn't matter."""
+    """Sorted as text, 10 comes before 2 and Z before a, but not in timm. With names, the order doesn't matter."""
     split = Split("val", np.arange(len(names), dtype=np.int32), lambda index: pytest.fail("read an image"))
     data, k = Dataset("folder", tuple(sorted(names)), split, split), len(names)
     settings = config.Config(init=config.InitConfig(weights="w.safetensors"))
@@ -362,17 +364,18 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
     assert (expected["eval"]["count"], np.sum(expected["confusion"], axis=1).tolist()) == (11, [0, 5, 0, 6])
     with monkeypatch.context() as patch:
         patch.setattr(streams, "RESIDENT_BYTES", 0)
-        found = evaluate("spoilt", "data.skip_corrupt=True")
-    assert found["confusion"] == expected["confusion"]
-    assert found["eval"]["loss"] == pytest.approx(expected["eval"]["loss"], rel=1e-6)
-    assert [line.partition(": ")[0] for line in found["skipped"]] == [str(tmp_path / "spoilt" / n) for n in damaged]
-    with pytest.raises(UserError, match=r"3 of the 14 images of val .*--config\.data\.skip_corrupt=True") as error:
+        evaluation = evaluate("spoilt", "data.skip_corrupt=True")
+    assert evaluation["confusion"] == expected["confusion"]
+    assert evaluation["eval"]["loss"] == pytest.approx(expected["eval"]["loss"], rel=1e-6)
+    skipped = [line.partition(": ")[0] for line in evaluation["skipped"]]
+    assert skipped == [str(tmp_path / "spoilt" / name) for name in damaged]
+    with pytest.raises(UserError, match=r"3 .*--config\.data\.skip_corrupt=True") as error:
         evaluate("spoilt")
     assert all(name in str(error.value) for name in damaged)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--model=mobilenet_v2", "{weights}", "out.pth"], "out.pth: OUT must end in .safetensors"),
         (["--model=mobilenet_v2", "{weights}", "{weights}"], "is there already; give another name, or --force"),
@@ -382,9 +385,9 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
         (["--mean=1,2", "{weights}", "new.safetensors"], "'1,2' must be three numbers"),
         (["--library=slim", "{weights}", "new.safetensors"], "invalid choice: 'slim'"),
         (["{weights}"], "the following arguments are required: OUT"),
-        (["--config.seed=1", "{weights}", "new.safetensors"], "there is no config to convert by"),
+        (["--config.seed=1", "{weights}", "new.safetensors"], "--config.seed=1"),
         (["{weights}", "x" * 300 + ".safetensors"], "can't be written"),
-        (["--checkpoint=best", "{weights}", "new.safetensors"], "is read with the folder of a run only"),
+        (["--checkpoint=best", "{weights}", "new.safetensors"], "--checkpoint=best"),
         (["--model=mobilenet_v2", ".", "new.safetensors"], "no run is there"),
         (["--labels=nowhere", "{weights}", "new.safetensors"], "--labels=nowhere: can't be read"),
         (["--take=raw", "{weights}", "new.safetensors"], "leave the model and its options out"),
@@ -392,14 +395,14 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
         (["--labels=.", "{weights}", "new.safetensors"], "--labels=.: can't be read"),
     ],
 )
-def test_wrong_arguments_of_convert(arguments, said, weights, monkeypatch, tmp_path):
+def test_wrong_arguments_of_convert(arguments, message, weights, monkeypatch, tmp_path):
     from mnv2_jax.convert import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["convert", *(text.format(weights=weights) for text in arguments)])
     with pytest.raises(UserError) as error:
         main()
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -419,8 +422,8 @@ def test_an_average_or_the_weights_of_a_checkpoint(take, factor, weights, monkey
     main()
     bias = load_weights(out).variables["params"]["classifier"]["bias"]
     np.testing.assert_array_equal(bias, factor * load_weights(weights).variables["params"]["classifier"]["bias"])
-    told = capsys.readouterr().out
-    assert "model_ema" in told
+    output = capsys.readouterr().out
+    assert "model_ema" in output
     assert any("model_ema" in note for note in load_weights(out).info.notes)
     assert load_weights(out).info.preprocessing.antialias == (not take)
 
@@ -440,7 +443,7 @@ def test_files_of_labels(content, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "labels.txt").write_bytes(content)
     if isinstance(expected, list):
-        # A file of ours that names none is given them; one that does refuses others.
+        # --labels gives names to a file of ours that has none, and is refused for a file that has some.
         bare = weights_file(tmp_path / "bare.safetensors", classes=())
         command = ["convert", "--labels=~/labels.txt", "--force", str(bare), str(tmp_path / "named.safetensors")]
         monkeypatch.setattr("sys.argv", command)
@@ -467,7 +470,7 @@ def test_help_of_convert_is_complete():
 
 @pytest.fixture(scope="module")
 def imagenet_samples(tmp_path_factory):
-    """The 200 images as folders of their wnids."""
+    """200 images of ImageNet in folders named by WordNet ID."""
     top = tmp_path_factory.mktemp("samples")
     with tarfile.open(REAL / "imagenet-samples" / "imagenet_samples_200.tar") as archive:
         for member in archive.getmembers():
@@ -499,9 +502,9 @@ def test_trained_weights_name_the_images(file, model, settings, least, imagenet_
     for dtype in settings:
         arguments = [f"--config={cli.W0_25}:data=folder:{imagenet_samples}", f"--config.init.weights={out}"]
         arguments += [f"--config.model.name={name}", f"--config.model.width={width}", f"--config.model.dtype={dtype}"]
-        told = cli.answer(cli.here("main", "--mode=eval", "--json", *arguments, devices=1))["eval"]
-        assert told["count"] == 200
-        top1.append(told["top1"])
+        evaluation = cli.answer(cli.here("main", "--mode=eval", "--json", *arguments, devices=1))["eval"]
+        assert evaluation["count"] == 200
+        top1.append(evaluation["top1"])
     assert min(top1) >= least
     assert max(top1) - min(top1) <= 0.01
 
@@ -528,6 +531,6 @@ def test_keras_and_tflite_files_of_one_network_agree():
 
 @needs_real
 def test_a_keras_file_of_another_model_is_one_line():
-    with pytest.raises(UserError, match=r"vww_96\.h5: not the weights of mobilenet_v2 .*missing: ") as error:
+    with pytest.raises(UserError, match=r"vww_96\.h5: .*mobilenet_v2") as error:
         load_weights(REAL / "weights" / "vww_96.h5", "mobilenet_v2")
     assert "\n" not in str(error.value)

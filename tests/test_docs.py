@@ -56,8 +56,8 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         for registry in (DATASETS, MODELS):
-            patch.setattr(registry, "_found", {})
-        patch.setattr(TASKS, "_found", {k: v for k, v in TASKS._found.items() if k == "classification"})
+            patch.setattr(registry, "_registered", {})
+        patch.setattr(TASKS, "_registered", {k: v for k, v in TASKS._registered.items() if k == "classification"})
         for name in docs.files(docs.LIBRARY):
             patch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
         mnv2_jax.register_model("tiny", tiny)
@@ -109,10 +109,10 @@ def test_data_loss_and_network_are_trained_evaluated_and_predict(folder, monkeyp
     assert (held["task"], held["modules"]) == ("focal", ["my_loss", "my_network", "my_data"])
     for registry, module in ((TASKS, "my_loss"), (MODELS, "my_network"), (DATASETS, "my_data")):
         monkeypatch.delitem(sys.modules, module)
-        monkeypatch.setattr(registry, "_found", {k: v for k, v in registry._found.items() if v[1] != module})
+        monkeypatch.setattr(registry, "_registered", {k: v for k, v in registry._registered.items() if v[1] != module})
     assert json.loads(run(evaluate, "--json"))["eval"]["top1"] == summary["eval"]["top1"]  # who opens it imports them
     run(convert)
-    monkeypatch.delitem(TASKS._found, "focal")
+    monkeypatch.delitem(TASKS._registered, "focal")
     Image.new("RGB", (20, 24), (200, 200, 200)).save("photo.png")
     predict = "python -m mnv2_jax.predict --weights=focal.safetensors --modules=my_network --json photo.png"
     assert {row["label"] for row in json.loads(run(predict.split()))[0]["top"]} == {"even", "odd"}

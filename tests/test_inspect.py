@@ -1,4 +1,4 @@
-"""What `inspect` says of a folder in which everything is that can be amiss, and of other forms of data."""
+"""Tests `inspect` on a folder that has every kind of defect, and on other forms of data."""
 
 import pathlib
 import shutil
@@ -18,7 +18,7 @@ def picture(seed, size=(70, 90)):
 
 
 def fill(top):
-    """Two classes in three splits, with one of each thing amiss, which its name says."""
+    """Writes two classes in three splits, with one file for each defect, named after it."""
     for seed, place in enumerate(
         ("train/cat/a", "train/cat/b", "train/cat/c", "train/dog/a", "val/cat/a", "test/cat/a")
     ):
@@ -58,25 +58,25 @@ def messy(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(messy, tmp_path_factory):
-    """What is said of it as JSON, and the page."""
+def inspected(messy, tmp_path_factory):
+    """The JSON output of `inspect` for the folder, and the path of its page."""
     page = tmp_path_factory.mktemp("page") / "photos.html"
     return answer(here("inspect", messy, f"--report={page}", "--json")), page
 
 
-def test_counts(found):
-    said, _ = found
-    assert (said["images"], said["looked_at"]) == (20, 20)
-    assert said["splits"] == {"train": 16, "val": 2, "test": 2}
-    assert said["class_names"] == ["cat", "dog", "fox"]
-    rows = {row.pop("class"): row for row in said["tables"]["classes"]}
+def test_counts(inspected):
+    tree, _ = inspected
+    assert (tree["images"], tree["looked_at"]) == (20, 20)
+    assert tree["splits"] == {"train": 16, "val": 2, "test": 2}
+    assert tree["class_names"] == ["cat", "dog", "fox"]
+    rows = {row.pop("class"): row for row in tree["tables"]["classes"]}
     assert rows["dog"] == {"train": 2, "val": 0, "test": 0, "images": 2}
     assert rows["fox"]["images"] == 0
-    assert said["notes"] == ["left out: 1 file: .md 1; as readme.md"]
+    assert tree["notes"] == ["left out: 1 file: .md 1; as readme.md"]
 
 
-def test_what_is_special(found):
-    tables = found[0]["tables"]
+def test_what_is_special(inspected):
+    tables = inspected[0]["tables"]
     kinds = {row["kind"]: row["images"] for row in tables["traits"]}
     named = ("greyscale", "grey in colour", "transparent", "turned", "animated", "16 bits", "CMYK")
     assert kinds == dict.fromkeys(named, 1) | {"greyscale": 2}
@@ -90,8 +90,8 @@ def test_what_is_special(found):
     assert (sizes["width"]["least"], sizes["width"]["median"], sizes["short side"]["least"]) == (40, 90, 30)
 
 
-def test_duplicates_across_splits_come_first(found):
-    assert [(row["same"], row["across"], row["files"]) for row in found[0]["tables"]["duplicates"]] == [
+def test_duplicates_across_splits_come_first(inspected):
+    assert [(row["same"], row["across"], row["files"]) for row in inspected[0]["tables"]["duplicates"]] == [
         ("pixels", "splits and classes", "train/dog/a.jpg = val/cat/turned.jpg"),
         ("file", "splits", "train/cat/a.jpg = test/cat/leak.jpg"),
         ("file", "classes", "train/cat/b.jpg = train/dog/both.jpg"),
@@ -99,20 +99,20 @@ def test_duplicates_across_splits_come_first(found):
     ]
 
 
-def test_damage_is_named_and_a_file_that_cannot_be_read_is_none(found, messy, tmp_path):
-    assert [row["file"].partition(":")[0] for row in found[0]["tables"]["damaged"]] == [
+def test_damage_is_named_and_a_file_that_cannot_be_read_is_none(inspected, messy, tmp_path):
+    assert [row["file"].partition(":")[0] for row in inspected[0]["tables"]["damaged"]] == [
         f"train/cat/{name}" for name in ("cut.jpg", "empty.jpg", "text.png")
     ]
-    assert found[0]["tables"]["unread"] == []
+    assert inspected[0]["tables"]["unread"] == []
     (tmp_path / "cat").mkdir()
     shutil.copy(messy / "train" / "cat" / "a.jpg", tmp_path / "cat")
     (tmp_path / "cat" / "b.jpg").symlink_to("/proc/self/mem")
-    said = answer(here("inspect", tmp_path, "--json"))
-    assert [len(said["tables"][name]) for name in ("damaged", "unread")] == [0, 1]
+    tree = answer(here("inspect", tmp_path, "--json"))
+    assert [len(tree["tables"][name]) for name in ("damaged", "unread")] == [0, 1]
 
 
-def test_page(found):
-    page = Page(found[1].read_text())
+def test_page(inspected):
+    page = Page(inspected[1].read_text())
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
     assert 4 <= len(page.links) <= 8 + 2  # of each class that has some to train on, 8 at most
     for words in ("photos", "Duplicates", "train/cat/cut.jpg", "val/cat/turned.jpg", "20 images of 3 classes"):
@@ -122,7 +122,7 @@ def test_page(found):
 def test_text_and_limit(messy):
     result = here("inspect", messy, "--limit=6")
     assert result.returncode == 0, result.stderr
-    assert "looked at" in result.stdout.splitlines()[0]
+    assert "; 6 of them" in result.stdout.splitlines()[0]
     assert "--limit" in result.stdout.splitlines()[0]
     assert result.stderr == ""
 
@@ -134,17 +134,17 @@ def test_other_forms_of_data(messy, tmp_path):
     assert packed["tables"] == plain["tables"]
     rows = ["train/cat/a,cat,train", "train/dog/a.jpg,dog,train", "val/cat/a.jpg,cat,val", "gone.jpg,cat,val"]
     (tmp_path / "list.csv").write_text("\n".join(["id,label,split", *rows]))
-    said = answer(here("inspect", tmp_path / "list.csv", f"--image_root={messy}", "--json"))
-    assert (said["splits"], said["class_names"]) == ({"train": 2, "val": 1}, ["cat", "dog"])
-    assert any("gone.jpg" in note for note in said["notes"])
+    tree = answer(here("inspect", tmp_path / "list.csv", f"--image_root={messy}", "--json"))
+    assert (tree["splits"], tree["class_names"]) == ({"train": 2, "val": 1}, ["cat", "dog"])
+    assert any("gone.jpg" in note for note in tree["notes"])
     kaggle = tmp_path / "kaggle"
     shutil.copytree(messy / "train" / "dog", kaggle / "train")
     shutil.copytree(messy / "test" / "cat", kaggle / "test")
     (kaggle / "train.csv").write_text("id,label\nboth,cat\ntrain/a.jpg,dog")
     (kaggle / "test.csv").write_text("id\nleak\n")
-    said = answer(here("inspect", kaggle, "--json"))
-    assert said["splits"] == {"train": 2, "test": 1}
-    assert said["tables"]["classes"][-2] == {"class": "no class", "train": 0, "test": 1, "images": 1}
+    tree = answer(here("inspect", kaggle, "--json"))
+    assert tree["splits"] == {"train": 2, "test": 1}
+    assert tree["tables"]["classes"][-2] == {"class": "no class", "train": 0, "test": 1, "images": 1}
     flat = answer(here("inspect", messy / "val" / "cat", "--json"))
     assert (flat["class_names"], flat["tables"]["classes"][0]["class"]) == ([], "no class")
     unsplit = answer(here("inspect", messy / "train", "--json"))
@@ -159,7 +159,7 @@ def test_other_forms_of_data(messy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["no/where"], "no/where: no such file or folder"),
         (["{empty}"], "no image that can be read is in it"),
@@ -171,10 +171,10 @@ def test_other_forms_of_data(messy, tmp_path):
         (["{empty}", "--jsn"], "--json"),
     ],
 )
-def test_refused_in_one_line(tmp_path, arguments, says):
+def test_refused_in_one_line(tmp_path, arguments, message):
     result = here("inspect", *(argument.format(empty=tmp_path) for argument in arguments))
     assert (result.returncode, result.stdout) == (2, "")
-    assert says in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -182,6 +182,6 @@ def test_real_clothes(real_data, tmp_path):
     path = pathlib.Path(real_data) / "transfer" / "clothing.tar"
     if not path.exists():
         pytest.skip(f"no {path}")
-    said = answer(here("inspect", path, "--json"))
-    assert said["splits"] == {"train": 1147, "validation": 341, "test": 372}
-    assert said["tables"]["duplicates"] == said["tables"]["damaged"] == []
+    tree = answer(here("inspect", path, "--json"))
+    assert tree["splits"] == {"train": 1147, "validation": 341, "test": 372}
+    assert tree["tables"]["duplicates"] == tree["tables"]["damaged"] == []

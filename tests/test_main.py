@@ -47,24 +47,24 @@ def test_run_folder_is_complete(trained):
 
 
 def test_nothing_but_the_answer_on_standard_output(trained):
-    _, _, said = trained
-    assert said["stdout"].count("\n") == 1
-    assert "step 12/12" in said["stderr"]
+    _, _, streams = trained
+    assert streams["stdout"].count("\n") == 1
+    assert "step 12/12" in streams["stderr"]
 
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_eval_counts_every_image_once_on_any_number_of_devices(trained, own, devices):
     summary = trained[1]
-    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--json", devices=devices))
-    # 32 images a training step don't divide over 3 devices; evaluation doesn't mind.
+    answer = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--json", devices=devices))
+    # A training step of 32 images doesn't divide over 3 devices, but evaluation doesn't need that.
     for name in ("top1", "top5", "count"):
-        assert found["eval"][name] == summary["eval"][name], name
-    assert found["eval"]["loss"] == pytest.approx(summary["eval"]["loss"], rel=1e-5)
-    assert sum(map(sum, found["confusion"])) == 360
-    kept = json.loads((own / "evaluation-test.json").read_text())
-    assert (kept["split"], kept["step"], kept["confusion"]) == ("test", 12, found["confusion"])
-    assert kept["provenance"]["devices"]["count"] == devices
-    # What the training's end has said already isn't said again.
+        assert answer["eval"][name] == summary["eval"][name], name
+    assert answer["eval"]["loss"] == pytest.approx(summary["eval"]["loss"], rel=1e-5)
+    assert sum(map(sum, answer["confusion"])) == 360
+    saved = json.loads((own / "evaluation-test.json").read_text())
+    assert (saved["split"], saved["step"], saved["confusion"]) == ("test", 12, answer["confusion"])
+    assert saved["provenance"]["devices"]["count"] == devices
+    # The report doesn't repeat the evaluation at the end of training.
     assert "evaluation-test" not in (own / "report.html").read_text()
 
 
@@ -77,8 +77,8 @@ def test_eval_prints_a_table_and_stays_beside_the_others(own, tmp_path):
     assert "top-5" not in result.stdout  # of ten classes
     assert "confusion" in result.stdout
     assert (own / "evaluation.json").read_bytes() == before
-    kept = json.loads((own / "evaluation-holdout.json").read_text())
-    assert {path.stem for path in (own / "examples-holdout").iterdir()} == {str(e["index"]) for e in kept["examples"]}
+    saved = json.loads((own / "evaluation-holdout.json").read_text())
+    assert {path.stem for path in (own / "examples-holdout").iterdir()} == {str(e["index"]) for e in saved["examples"]}
     assert {str(own / "evaluation-holdout.json"), str(own / "report.html"), str(file)} <= {*result.stdout.split()}
     page = (own / "report.html").read_text()
     for place in ("evaluation", "evaluation-holdout"):
@@ -86,12 +86,12 @@ def test_eval_prints_a_table_and_stays_beside_the_others(own, tmp_path):
         assert f"id={place}>" in page
     with file.open() as opened:
         rows = list(csv.DictReader(opened))
-    assert [int(row["index"]) for row in rows] == list(range(kept["count"]))
+    assert [int(row["index"]) for row in rows] == list(range(saved["count"]))
     assert {row["path"] for row in rows} == {""}
     right = [row["label"] == row["prediction"] for row in rows]
-    assert sum(right) / len(right) == pytest.approx(kept["top1"])
+    assert sum(right) / len(right) == pytest.approx(saved["top1"])
     confidences = [[float(row[f"confidence{rank}"]) for rank in ("", "_2", "_3", "_4", "_5")] for row in rows]
-    assert all(found == sorted(found, reverse=True) and sum(found) < 1.001 for found in confidences)
+    assert all(row == sorted(row, reverse=True) and sum(row) < 1.001 for row in confidences)
 
 
 @pytest.mark.parametrize("lines", [0, 8])
@@ -126,11 +126,11 @@ def test_the_log_as_csv(trained, tmp_path):
 
 
 def test_which_checkpoint_counts_stands_beside_every_number(trained, own):
-    workdir, summary, told = trained
+    workdir, summary, streams = trained
     assert summary["checkpoint"] == {"taken": "latest", "step": 12}
-    assert "step 12, the last: test top-1" in told["stderr"]
-    assert "the latest: step 12)" in told["stderr"]
-    assert told["stderr"].count(f"tensorboard --logdir={workdir / 'tensorboard'}") == 1
+    assert "step 12, the last: test top-1" in streams["stderr"]
+    assert "the latest: step 12)" in streams["stderr"]
+    assert streams["stderr"].count(f"tensorboard --logdir={workdir / 'tensorboard'}") == 1
     assert json.loads((workdir / "evaluation.json").read_text())["checkpoint"] == "latest"
     best = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--checkpoint=best", "--json"))
     assert (best["checkpoint"], best["step"]) == ("best", summary["best"]["step"])
@@ -158,8 +158,8 @@ def test_eval_refuses_another_model_and_an_empty_folder(trained, tmp_path):
 
 def test_summary_of_a_run_is_that_of_its_config(trained):
     workdir, summary, _ = trained
-    found = cli.answer(cli.here("main", "--mode=summary", f"--workdir={workdir}", "--json"))
-    assert (found["params"], found["madds"]) == (summary["params"], summary["madds"])
+    answer = cli.answer(cli.here("main", "--mode=summary", f"--workdir={workdir}", "--json"))
+    assert (answer["params"], answer["madds"]) == (summary["params"], summary["madds"])
 
 
 @pytest.mark.parametrize("flag", ["--checkpoint=best", "--predictions=all.csv"])
@@ -181,15 +181,15 @@ def test_eval_is_at_the_resolution_that_is_asked_for_even_where_the_run_has_one_
     config = json.loads((own / "config.json").read_text())
     config["data"]["eval_resolution"] = 8
     (own / "config.json").write_text(json.dumps(config))
-    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--json", "--config.data.resolution=24"))
-    assert found["resolution"] == 24
-    assert found["eval"] != trained[1]["eval"]
+    answer = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--json", "--config.data.resolution=24"))
+    assert answer["resolution"] == 24
+    assert answer["eval"] != trained[1]["eval"]
 
 
 def test_summary_mode_reads_no_data():
-    found = cli.answer(cli.here("main", f"--config={cli.ROOT}/configs/w1_0.py", "--mode=summary", "--json"))
-    assert (found["params"], found["madds"]) == (3504872, 300774272)
-    assert sum(layer["params"] for layer in found["layers"]) == found["params"]
+    answer = cli.answer(cli.here("main", f"--config={cli.ROOT}/configs/w1_0.py", "--mode=summary", "--json"))
+    assert (answer["params"], answer["madds"]) == (3504872, 300774272)
+    assert sum(layer["params"] for layer in answer["layers"]) == answer["params"]
     table = cli.here("main", f"--config={cli.ROOT}/configs/w1_0.py:classes=10", "--mode=summary")
     assert "block_17/depthwise" in table.stdout
 
@@ -221,10 +221,10 @@ def test_data_that_are_not_there(tmp_path):
 def test_devices_that_are_not_there_are_told_at_the_start_and_nothing_else_is_blamed(trained, verb, platform):
     last = "--mode=eval" if verb == "main" else cli.ROOT / "README.md"
     process = cli.start(verb, f"--workdir={trained[0]}", last, JAX_PLATFORMS=platform)
-    said, error = process.communicate(timeout=100)
-    assert (process.returncode, said, error.count("\n")) == (2, "", 1), error
+    output, error = process.communicate(timeout=100)
+    assert (process.returncode, output, error.count("\n")) == (2, "", 1), error
     assert f"JAX_PLATFORMS='{platform}'" in error
-    assert error.endswith(": cpu\n")  # what there is
+    assert error.endswith(": cpu\n")  # the devices of this machine
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "/".join(40 * ["x" * 100]), "caf\udce9"])

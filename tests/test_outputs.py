@@ -1,4 +1,4 @@
-"""Commands whose standard output or standard error is closed, full, or read by nobody."""
+"""Tests commands whose standard output or standard error is closed, full, or has no reader."""
 
 import os
 import subprocess
@@ -28,15 +28,15 @@ exit_on_user_error(verb)
 
 
 @pytest.mark.parametrize(
-    ("words", "redirected", "code", "done", "said"),
+    ("words", "redirected", "code", "done", "stderr"),
     [
         ("", "", 0, True, "warned\n"),
-        # What is printed is the answer: without it nothing came of the verb, but `head` may have had enough.
+        # The answer is what is printed, so failing to print is an error, unless the reader has left, as `head` does.
         ("", ">&-", 2, False, "error: standard output: "),
         ("", ">/dev/full", 2, False, "error: standard output: "),
         ("", "| true", 0, False, ""),
         ("", ">&- 2>&-", 2, False, ""),
-        # The answer is a file.
+        # The answer is a file, so failing to print is no error.
         ("optional", ">&-", 0, True, "warned\n"),
         ("optional", ">/dev/full", 0, True, "warned\n"),
         ("optional", "| true", 0, True, "warned\n"),
@@ -46,7 +46,7 @@ exit_on_user_error(verb)
         ("optional fails", "| true", 2, True, "warned\nerror: a is b\n"),
     ],
 )
-def test_what_nobody_takes_ends_only_who_had_nothing_else_to_give(tmp_path, words, redirected, code, done, said):
+def test_what_nobody_takes_ends_only_who_had_nothing_else_to_give(tmp_path, words, redirected, code, done, stderr):
     (tmp_path / "verb.py").write_text(VERB)
     # The pause is for `true` to have ended.
     command = f"{{ sleep 0.05; {sys.executable} verb.py done {words}; echo $? >code; }} {redirected}"
@@ -61,5 +61,5 @@ def test_what_nobody_takes_ends_only_who_had_nothing_else_to_give(tmp_path, word
     )
     assert int((tmp_path / "code").read_text()) == code, result.stderr
     assert ((tmp_path / "done").read_text() == "done") == done  # and nothing that was printed
-    assert result.stderr.startswith(said)
+    assert result.stderr.startswith(stderr)
     assert result.stderr.count("\n") <= 2

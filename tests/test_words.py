@@ -1,4 +1,4 @@
-"""Words that people bring from elsewhere, and the help that says what a key means."""
+"""Tests other libraries' names of options, and the help on config keys."""
 
 import pytest
 
@@ -55,10 +55,10 @@ def test_a_word_that_nobody_knows_has_few_candidates():
 
 @pytest.mark.parametrize("key", OPTIONS)
 def test_help_says_what_every_key_is(key):
-    said = explain(key)
-    assert said.startswith(f"--config.{key}=")
+    text = explain(key)
+    assert text.startswith(f"--config.{key}=")
     for rule in OPTIONS[key].rules:
-        assert str(rule) in said
+        assert str(rule) in text
 
 
 def test_help_of_a_section_a_word_and_of_nothing(capsys):

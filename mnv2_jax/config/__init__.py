@@ -1,11 +1,11 @@
-"""The one configuration record of a run: frozen dataclasses, built strictly from a file and flags.
+"""The config of a run: frozen dataclasses, which are built strictly from a file and flags.
 
-    w1_0:data=cifar10  +  --config.optim.peak_lr=0.2   ->   Loaded: the Config, and whose its values are
+    w1_0:data=cifar10  +  --config.optim.peak_lr=0.2   ->   Loaded: the Config, and the origin of each value
        `files.load`         `overrides`                     `schema`, typed by `build`, checked by `checks`
 
-A key that no dataclass declares, a value of the wrong type, a value out of range and an option that the rest of the
-config makes idle are a `UserError` of one line that names the key. Code reads attributes of `Config` and nothing else,
-so an option can't be misspelt.
+Each of these is a one-line `UserError` that names the key: a key that no dataclass declares, a value of the wrong type,
+a value out of range, and an option that the rest of the config leaves unused. Code reads only attributes of `Config`,
+so that it can't misspell an option.
 """
 
 from mnv2_jax.config.build import build

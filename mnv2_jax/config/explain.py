@@ -1,4 +1,4 @@
-"""Text of `schema` on an option or a section, for ``--help KEY``."""
+"""Prints the documentation of options, which it takes from `schema`, for ``--help KEY``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from mnv2_jax.config import schema
 from mnv2_jax.config.options import OPTIONS
+from mnv2_jax.config.rules import Within
 from mnv2_jax.config.synonyms import KEYS
 from mnv2_jax.errors import UserError, nearest
 
@@ -19,13 +20,14 @@ _WIDTH = 100
 
 
 def explain(word: str) -> str:
-    """Type, default, bounds, condition and meaning of an option, or of all of a section.
+    """Writes type, default, bounds, conditions and meaning of an option, or of all options of a section.
 
     Args:
-      word: a key as ``optim.momentum``, a section as ``optim``, or what either is called elsewhere, as ``lr``.
+      word: a key such as ``optim.momentum``, a section such as ``optim``, or another library's word for a key, such as
+        ``lr``.
 
     Raises:
-      UserError: if it is none.
+      UserError: if there is no such option or section.
     """
     word = word.removeprefix("--config.").rstrip(".")
     keys = [key for key in OPTIONS if key == word or key.startswith(f"{word}.")]
@@ -34,14 +36,15 @@ def explain(word: str) -> str:
     if not keys:
         sections = {key.partition(".")[0] for key in OPTIONS if "." in key}
         raise UserError(f"--help {word}: there is no such option or section{nearest(word, {*OPTIONS, *sections})}")
-    return "\n\n".join(map(_told, keys))
+    return "\n\n".join(map(_describe, keys))
 
 
-def _told(key: str) -> str:
+def _describe(key: str) -> str:
     option = OPTIONS[key]
     lines = [f"--config.{key}={option.default!r}   {_type(option.type)}"]
-    lines += [f"each {rule}" if typing.get_origin(option.type) is tuple else str(rule) for rule in option.rules]
-    lines += [f"read with {condition.words} only" for condition in option.conditions]
+    has_entries = typing.get_origin(option.type) is tuple
+    lines += [f"each {rule}" if has_entries and isinstance(rule, Within) else str(rule) for rule in option.rules]
+    lines += [f"used only with {condition.words}" for condition in option.conditions]
     meaning = textwrap.fill(" ".join(_meanings().get(key, "").split()), _WIDTH)
     return "\n".join([lines[0], *(textwrap.indent(line, "    ") for line in (*lines[1:], meaning) if line)])
 
@@ -49,14 +52,16 @@ def _told(key: str) -> str:
 def _type(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Union:  # of a Literal and another type
+        return " | ".join(map(_type, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("NoneType", "None")
 
 
 @functools.cache
 def _meanings() -> Mapping[str, str]:
-    """The text below each option in `schema`, by its key."""
+    """Returns the docstring below each option in `schema`, by key."""
     classes = {node.name: node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef)}
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
 
     def read(name: str, prefix: str) -> None:
         body = classes[name].body
@@ -67,7 +72,7 @@ def _meanings() -> Mapping[str, str]:
             if isinstance(node.annotation, ast.Name) and node.annotation.id in classes:
                 read(node.annotation.id, f"{key}.")
             elif isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                found[key] = str(after.value.value)
+                meanings[key] = str(after.value.value)
 
     read("Config", "")
-    return found
+    return meanings

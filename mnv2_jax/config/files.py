@@ -1,4 +1,4 @@
-"""Reads a config file and the flags that change it."""
+"""Reads a config file, and applies the flags that change it."""
 
 from __future__ import annotations
 
@@ -22,126 +22,130 @@ from mnv2_jax.registry import modules_for
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
-    """Reads ``NAME[:ARG]``, ``FILE.py[:ARG]`` or ``FILE.json`` and applies overrides.
+    """Reads ``NAME[:ARG]``, ``FILE.py[:ARG]`` or ``FILE.json``, and applies overrides.
 
     Args:
-      spec: the value of ``--config``; a name is one of `named`, whatever the folder that the command is started in.
-      overrides: ``a.b=value`` each; later ones win. See `from_text` for the values.
+      spec: value of ``--config``. Names are those of `named`, in whatever folder the command is started.
+      overrides: changes of values, each as ``a.b=value``; later ones win. `from_text` parses the values.
 
     Raises:
-      UserError: on anything that can't be read, isn't declared, is out of range, or is overridden for nothing.
+      UserError: if a file can't be read, a key isn't declared, a value is out of range, or an override has no effect.
     """
     path, arg = _file_and_argument(spec)
     if path.suffix not in (".py", ".json"):
         raise UserError(
-            f"--config={spec}: expected a .py or .json file, of which .py takes an argument, or a config's name, as in"
-            " --config=w1_0:res=128"
+            f"--config={spec}: expected a config's name, a .py file or a .json file; a name and a .py file may have an"
+            " argument, as in --config=w1_0:res=128"
         )
     if not os.path.isfile(path):
-        hint = f"; there is no folder {str(path.parent)!r} here"
+        hint = f"; there is no folder {str(path.parent)!r}"
         if os.path.isdir(path.parent):
             siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
-            hint = nearest(str(path), siblings) if siblings else "; no config is there"
+            hint = nearest(str(path), siblings) if siblings else "; that folder holds no config"
         if path.stem in named():
-            hint += f"; by its name, {path.stem}, the package's own is found from anywhere"
+            hint += f"; for the package's own config, give its name alone, --config={path.stem}"
         raise UserError(f"--config={spec}: no file {str(path)!r}{hint}")
     name, recipe, tree, origins = _read_json(path) if path.suffix == ".json" else _run_python(path, arg, spec)
     keys = [override.partition("=")[0] for override in overrides]
     for override in overrides:
         _set(tree, override)
     config = build(tree)
-    # What the modules have registered that a config file imports stays known to the run where a flag names others.
+    # The run needs the modules that the config file imports, even where --config.modules names others.
     if missing := [module for module in modules_for(to_dict(config)) if module not in config.modules]:
         config = dataclasses.replace(config, modules=(*config.modules, *missing))
         origins.setdefault("modules", "file")
     check_read(config, keys)
     origins |= dict.fromkeys(keys, "flag")
-    every = {key: origins.get(key, "default") for key in OPTIONS}
+    all_origins = {key: origins.get(key, "default") for key in OPTIONS}
     workdir = str(path.parent) if path.name == "config.json" else f"runs/{name}"
-    return Loaded(name, config, every, recipe, workdir)
+    return Loaded(name, config, all_origins, recipe, workdir)
 
 
 def named() -> dict[str, pathlib.Path]:
-    """The package's own config files by their names: within it where it is installed, beside it in a checkout."""
+    """Returns the package's own config files by name; they are in an installed package, or beside it in a checkout."""
     package = pathlib.Path(__file__).parents[1]
     files = sorted((package / "configs").glob("*.py")) or sorted((package.parent / "configs").glob("*.py"))
     return {path.stem: path for path in files}
 
 
 def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:
-    """Splits ``NAME:ARG``, or ``FILE.py:ARG`` at a colon behind ``.py``; others belong to files' names, as in
-    ``runs/12:30/config.json``.
+    """Splits ``NAME:ARG`` or ``FILE.py:ARG`` into a file and its argument.
 
-    Where several files could be meant, it is the last before which there is one, or else the first.
+    A file's argument begins after a colon that follows ``.py``; other colons belong to the file's name, as in
+    ``runs/12:30/config.json``. If there are several such colons, the last one counts before which a file exists, or
+    else the first.
 
     Raises:
       UserError: for a name that no config has.
     """
-    path, arg = _split_behind_py(spec)
-    name, _, its_arg = spec.partition(":")
-    known = named()
-    is_file = path.suffix in (".py", ".json") and (name not in known or os.path.isfile(path))
+    path, arg = _split_after_py(spec)
+    name, _, name_arg = spec.partition(":")
+    configs = named()
+    is_file = path.suffix in (".py", ".json") and (name not in configs or os.path.isfile(path))
     if is_file or not name or os.sep in name:
         return path, arg
-    if name in known:
-        return known[name], its_arg
-    hint = f"; did you mean '{name}.py'?" if os.path.isfile(f"{name}.py") else nearest(name, known)
-    raise UserError(f"--config={spec}: no config is named {name!r}{hint} (a file is given with its .py or .json)")
+    if name in configs:
+        return configs[name], name_arg
+    hint = f"; did you mean '{name}.py'?" if os.path.isfile(f"{name}.py") else nearest(name, configs)
+    raise UserError(f"--config={spec}: no config is named {name!r}{hint} (write a file with its .py or .json)")
 
 
-def _split_behind_py(spec: str) -> tuple[pathlib.Path, str]:
+def _split_after_py(spec: str) -> tuple[pathlib.Path, str]:
     ends = [match.end() for match in re.finditer(r"\.py(?=:)", spec)] + [len(spec)]
     paths = [os.path.expanduser(spec[:end]) for end in ends]
-    place = max((place for place, path in enumerate(paths) if os.path.isfile(path)), default=0)
-    return pathlib.Path(paths[place]), spec[ends[place] + 1 :]
+    chosen = max((index for index, path in enumerate(paths) if os.path.isfile(path)), default=0)
+    return pathlib.Path(paths[chosen]), spec[ends[chosen] + 1 :]
 
 
-_Read: TypeAlias = tuple[str, str, dict[str, Any], dict[str, Origin]]
-"""Name, recipe, the nested config and whose its values are."""
+_ConfigFile: TypeAlias = tuple[str, str, dict[str, Any], dict[str, Origin]]
+"""Content of a config file: name, recipe, the nested config, and the origins of its values by key."""
 
 
-def _run_python(path: pathlib.Path, arg: str, spec: str) -> _Read:
-    """Runs ``get_config(arg)`` of a config file, which the user has called ``spec``."""
+def _run_python(path: pathlib.Path, arg: str, spec: str) -> _ConfigFile:
+    """Runs ``get_config(arg)`` of a config file; ``spec`` is the value of ``--config``, for errors."""
     module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        found = module.get_config(arg)
-        tree = typing.cast(dict[str, Any], found.to_dict())
+        returned = module.get_config(arg)
+        tree = typing.cast(dict[str, Any], returned.to_dict())
     except UserError as error:
         raise UserError(f"--config={spec}: {error}") from error
     except Exception as error:
-        mend = "; start where it lies, or put its folder on PYTHONPATH" if isinstance(error, ImportError) else ""
+        mend = ""
+        if isinstance(error, ImportError):
+            mend = "; start in the folder of that module, or put that folder on PYTHONPATH"
         raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}{mend}") from error
-    source = found.source if isinstance(found, Preset) else Source()
+    source = returned.source if isinstance(returned, Preset) else Source()
     return path.stem + source.variant, source.recipe, tree, source.origins_in(tree)
 
 
-def _read_json(path: pathlib.Path) -> _Read:
+def _read_json(path: pathlib.Path) -> _ConfigFile:
     tree = read_json(path)
-    _forget_derived(tree)
+    _unset_derived_lr(tree)
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     return name, "", tree, dict.fromkeys(flatten(tree), "json")
 
 
-def _forget_derived(tree: dict[str, Any]) -> None:
-    """Unsets the learning rate where it is what the batch makes it: so it stands in a config.json of 0.4.0 where nobody
-    had said one, and it is to follow another batch.
+def _unset_derived_lr(tree: dict[str, Any]) -> None:
+    """Unsets the peak learning rate if it equals what the batch size gives, so that it follows another batch size.
+
+    Version 0.4.0 wrote that number to config.json even where the rate was unset.
     """
     optim, data = tree.get("optim"), tree.get("data")
     if isinstance(optim, dict) and isinstance(data, dict):
         try:
             derived = linear_lr(optim["reference_lr"], data["batch_size"], optim["reference_batch_size"])
         except (KeyError, TypeError, ZeroDivisionError):
-            return  # `build` will say what is wrong
+            return  # `build` reports the error
         if optim.get("peak_lr") == derived:
             optim["peak_lr"] = None
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
-    """Writes ``a.b=value`` into the nested dict; unknown keys are left for `build` to refuse."""
+    """Writes the value of ``a.b=value`` into the nested dict. `build` refuses unknown keys later."""
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"--config.{key}: expected --config.{key}=VALUE")

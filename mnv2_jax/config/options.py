@@ -1,4 +1,4 @@
-"""The options by their keys, as ``optim.momentum``: what `schema` says of each."""
+"""Declarations of all options by key, such as ``optim.momentum``, collected from `schema`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mnv2_jax.config.schema import Config
 
 
 class Option(NamedTuple):
-    """Declaration of a key."""
+    """Declaration of an option."""
 
     type: Any
     default: Any
     rules: tuple[Rule, ...]
-    """Rules for its value, unless it is None."""
+    """Rules that its value must keep, unless that is None."""
     conditions: tuple[Condition, ...]
-    """With what it is read: all of these."""
+    """Conditions under which the option is used. All of them must hold."""
 
 
 def _declared(section: type, prefix: str = "") -> dict[str, Option]:
@@ -31,19 +31,19 @@ def _declared(section: type, prefix: str = "") -> dict[str, Option]:
         if dataclasses.is_dataclass(kind):
             options |= _declared(typing.cast(type, kind), f"{key}.")
             continue
-        said = getattr(annotated[field.name], "__metadata__", ())
-        rules = tuple(one for one in said if not isinstance(one, Condition))
-        conditions = tuple(one for one in said if isinstance(one, Condition))
+        annotations = getattr(annotated[field.name], "__metadata__", ())
+        rules = tuple(rule for rule in annotations if not isinstance(rule, Condition))
+        conditions = tuple(condition for condition in annotations if isinstance(condition, Condition))
         options[key] = Option(kind, field.default, rules, conditions)
     return options
 
 
 OPTIONS: Mapping[str, Option] = _declared(Config)
-"""All, in their order."""
+"""All options, in the order of `schema`."""
 
 
 def missing(config: Config, key: str) -> list[str]:
-    """With what an option would be read that the config hasn't, in words; nothing where it is read."""
+    """Returns the conditions, in words, that keep a config from using an option; empty if the option is used."""
     return [
         condition.words
         for condition in OPTIONS[key].conditions

@@ -1,4 +1,4 @@
-"""Origins of the values of a config."""
+"""Records where the values of a config come from."""
 
 from __future__ import annotations
 
@@ -10,52 +10,53 @@ import ml_collections
 from mnv2_jax.config.schema import Config, flatten
 
 Origin: TypeAlias = Literal["default", "recipe", "file", "json", "argument", "flag"]
-"""default: `schema`. recipe: the recipe, as it is for the network and the batch. file: the .py file, beside its recipe.
-json: a .json file, which has what a run was resolved to. argument: the text behind the config's colon. flag: a
---config.KEY of the command line."""
+"""Origin of a value. default: `schema`. recipe: the recipe, adapted to the network and the batch size. file: a .py
+file, outside of its recipe. json: a .json file, such as the resolved config of a run. argument: the text after the
+config's colon. flag: a --config.KEY of the command line."""
 
 
 class Loaded(NamedTuple):
-    """A config, and where it comes from."""
+    """A config, and the origins of its values."""
 
     name: str
-    """The file's stem, with data and recipe where the argument asks for others than the file's; for a config.json the
-    name of its folder."""
+    """Name of the experiment: the stem of the file, followed by data and recipe if the argument changes them. For a
+    config.json it is the name of its folder."""
     config: Config
     origins: Mapping[str, Origin]
     """Origin of every key."""
     recipe: str = ""
-    """Name of the recipe that values of that origin come from; "" where the file names none."""
+    """Name of the recipe that gave the values with the origin "recipe"; "" where the file names no recipe."""
     workdir: str = ""
-    """The folder of its run where no other is asked for: runs/ and the name, or where a config.json lies."""
+    """Default run folder: runs/ and the name; for a config.json, its folder."""
 
     @property
     def said(self) -> frozenset[str]:
-        """The keys that the command line says, or a .json file: other values give way to those of weights."""
+        """Keys that the command line or a .json file sets. Values of other keys give way to those of the weights."""
         return frozenset(key for key, origin in self.origins.items() if origin in ("argument", "flag", "json"))
 
 
 class Source(NamedTuple):
-    """Start of a config: recipe, variant and the values that it began with; empty by default."""
+    """Contribution of a preset to a config file: recipe, variant, and values with their origins. Empty by default."""
 
     recipe: str = ""
     variant: str = ""
     """Text that is appended to the name of the config file."""
     origins: Mapping[str, Origin] = {}
+    """Origins of the values, by key."""
     values: Mapping[str, Any] = {}
-    """Values by key, as `origins`; one that has changed since is the config file's."""
+    """Values by key. The config file has changed a value that is different now."""
 
     def origins_in(self, tree: Mapping[str, Any]) -> dict[str, Origin]:
-        """The origin of every key of what a config file returns."""
-        same = {key for key, value in flatten(tree).items() if (key, value) in self.values.items()}
-        return {key: self.origins[key] if key in same else "file" for key in flatten(tree)}
+        """Returns the origin of every key of the tree that a config file returns."""
+        unchanged = {key for key, value in flatten(tree).items() if (key, value) in self.values.items()}
+        return {key: self.origins[key] if key in unchanged else "file" for key in flatten(tree)}
 
 
 class Preset(ml_collections.ConfigDict):
-    """Result of `presets.preset`: a `ConfigDict` to be changed as any other, which knows where it began."""
+    """Result of `presets.preset`: a `ConfigDict` that a config file may change, which remembers its `Source`."""
 
     source = Source()
 
     def begin(self, source: Source) -> None:
-        """Says where it began."""
-        object.__setattr__(self, "source", source)  # and not as a key
+        """Sets the source of the values."""
+        object.__setattr__(self, "source", source)  # `self.source = …` would make it a key of the config

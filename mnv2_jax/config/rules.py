@@ -1,8 +1,9 @@
-"""Rules beside an option's type: the values that it can have, and the options with which it is read.
+"""Annotations of an option's type: the values that it can have, and the conditions under which it is used.
 
     momentum: Annotated[float, Within(0, 0.99999), read_when("optim.name", "sgd", "rmsprop")] = 0.9
 
-Bounds hold for a number, and for every entry of a tuple. Of several conditions all must hold, of ``a | b`` one.
+Bounds hold for a number, and for every entry of a tuple. If there are several conditions, all must hold; of ``a | b``
+one is enough.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 _LARGEST_INT = 2**31 - 1
-"""Arrays of integers have 32 bits."""
+"""Largest integer that an option can have, as arrays of integers have 32 bits."""
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -22,7 +23,7 @@ _LARGEST_INT = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """Numbers from `low` to `high`, both included."""
+    """Allows numbers from `low` to `high`, both included."""
 
     low: float
     high: float
@@ -37,7 +38,7 @@ class Within:
         return "" if self.high == math.inf else f" and at most {self.high:g}"
 
     def fault(self, value: Any) -> str:
-        """Fault of the value of an option; "" where there is none."""
+        """Says in words how the value of an option breaks this rule; "" if it doesn't."""
         entries = value if isinstance(value, tuple) else (value,)
         if all(number in self for number in entries):
             return ""
@@ -46,14 +47,14 @@ class Within:
 
 @dataclasses.dataclass(frozen=True)
 class AtLeast(Within):
-    """Numbers from `low` on."""
+    """Allows numbers of at least `low`."""
 
     high: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class Above(Within):
-    """Numbers greater than `low`, and at most `high`."""
+    """Allows numbers greater than `low`, and at most `high`."""
 
     high: float = math.inf
 
@@ -66,7 +67,7 @@ class Above(Within):
 
 @dataclasses.dataclass(frozen=True)
 class Growing:
-    """Every entry of a tuple is greater than the one before; or, `loosely`, not less."""
+    """Requires that every entry of a tuple is greater than the one before; with `loosely`, at least as great."""
 
     loosely: bool = False
 
@@ -74,14 +75,14 @@ class Growing:
         return "growing from entry to entry"
 
     def fault(self, value: Any) -> str:
-        """Fault of the value of an option; "" where there is none."""
+        """Says in words how the value of an option breaks this rule; "" if it doesn't."""
         grows = all(a < b or (self.loosely and a == b) for a, b in itertools.pairwise(value))
         return "" if grows else "must grow from entry to entry"
 
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """Names that end so."""
+    """Matches names that end with a suffix."""
 
     suffix: str
 
@@ -100,13 +101,15 @@ Rule: TypeAlias = Within | Growing
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """With what an option is read."""
+    """A condition on other options, under which an option is used."""
 
     words: str
+    """The condition in words, such as "optim.name=sgd or rmsprop"."""
     holds: Callable[[Callable[[str], Any]], bool]
-    """Given what finds the value of another option by its key: None of one that is unset, or isn't read itself."""
+    """Tells whether the condition holds. Its argument is a function from the key of another option to its value, which
+    is None if that option is unset or isn't used itself."""
     compared: tuple[tuple[str, Any], ...]
-    """The keys, each with what its value is compared with."""
+    """The keys of other options, each with the value that it is compared with."""
 
     def __or__(self, other: Condition) -> Condition:
         return Condition(
@@ -117,17 +120,20 @@ class Condition:
 
 
 def read_when(key: str, *values: Any) -> Condition:
-    """Read where another option is one of these values, or in one of these `Within` or `Ending`; None: unset."""
-    said = _words(values)
+    """Makes the condition that another option has one of these values, or lies in one of these `Within` or `Ending`.
+
+    The value None stands for an option that is unset.
+    """
+    words = _words(values)
     return Condition(
-        f"{key} {said}" if isinstance(values[0], Within) else f"{key}={said}",
-        lambda value_of: _is_one(value_of(key), values),
+        f"{key} {words}" if isinstance(values[0], Within) else f"{key}={words}",
+        lambda value_of: _matches_one(value_of(key), values),
         tuple((key, value) for value in values),
     )
 
 
 def read_unless(key: str, *values: Any) -> Condition:
-    """Read where another option is none of these values, and in none of these `Within` or `Ending`; None: set."""
+    """Makes the opposite condition of `read_when`; with the value None it is that the other option is set."""
     opposite = read_when(key, *values)
     return Condition(
         f"{key} set" if values == (None,) else f"{key} other than {_words(values)}",
@@ -136,13 +142,13 @@ def read_unless(key: str, *values: Any) -> Condition:
     )
 
 
-def _is_one(found: Any, values: tuple[Any, ...]) -> bool:
+def _matches_one(actual: Any, values: tuple[Any, ...]) -> bool:
     return any(
-        found is not None and found in value if isinstance(value, Within | Ending) else found == value
+        actual is not None and actual in value if isinstance(value, Within | Ending) else actual == value
         for value in values
     )
 
 
 def _words(values: tuple[Any, ...]) -> str:
-    *most, last = (",".join(value) if isinstance(value, tuple) else str(value) for value in values)
-    return f"{', '.join(most)} or {last}" if most else last
+    *first, last = (",".join(value) if isinstance(value, tuple) else str(value) for value in values)
+    return f"{', '.join(first)} or {last}" if first else last

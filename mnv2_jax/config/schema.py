@@ -1,7 +1,7 @@
-"""Every option: its type, default, unit, meaning, which values it can have, and with which others it is read.
+"""Declares every option: its type, default, unit and meaning, its allowed values, and the conditions for its use.
 
-Whoever adds one adds it here and reads it where it belongs: the command line, its help, a run's config.json and what is
-refused follow from this file. What relates several options stands in `checks`.
+To add an option, declare it here and read it where it is needed. The command line, its help, a run's config.json and
+the error messages follow from this file. Checks that relate several options are in `checks`.
 """
 
 from __future__ import annotations
@@ -17,38 +17,41 @@ from mnv2_jax.config.rules import Above, AtLeast, Ending, Growing, Within, read_
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network. Names are those of `models.registry`."""
+    """Options of the network. Names of networks are those in `models.registry`."""
 
     name: str = "mobilenet_v2"
+    """Name of the network."""
     width: Annotated[float, Above(0, 16)] = 1.0
-    """Multiplier of the channels."""
+    """Width multiplier, of the number of channels."""
     width_rule: Literal["standard", "corenet", "divisor4", "torchvision", "fixed_stem_head", "keras"] = "standard"
-    """How widths round and what they leave alone; each family's `plan` in `models` says which it has. corenet is also
-    without the activation after V1's depthwise convolutions, as CoreNet's network."""
+    """How scaled widths are rounded, and which layers keep their width. The `plan` of each family in `models` lists its
+    rules. corenet also leaves out the activation after V1's depthwise convolutions, as CoreNet does."""
     depth: Annotated[float, Above(0, 8)] = 1.0
-    """Multiplier of the blocks of a stage; mobilenet_v2."""
+    """Depth multiplier, of the number of blocks in a stage; mobilenet_v2 only."""
     activation: Literal["relu", "relu6"] | None = None
-    """Unset: the family's; mobilenet_v1, mobilenet_v2."""
+    """Activation of mobilenet_v1 and mobilenet_v2. Unset: the activation of the published network."""
     num_classes: Annotated[int | None, AtLeast(2)] = None
-    """Unset: counted in the data."""
+    """Number of classes. Unset: the number in the data."""
     strides: Annotated[tuple[int, int, int, int, int], Within(1, 2)] = (2, 2, 2, 2, 2)
-    """At the five places where the published network halves its map, the stem first. For small images:
-    (1, 1, 2, 2, 2) gives 4×4 for 32 px, (2, 2, 2, 1, 2) 2×2, (1, 2, 2, 2, 2) 4×4 for 64."""
+    """Strides at the five places where the published network halves its feature map, the stem first. Smaller strides
+    suit small images: (1, 1, 2, 2, 2) gives a last map of 4×4 for 32 px, (2, 2, 2, 1, 2) gives 2×2 for 32 px, and
+    (1, 2, 2, 2, 2) gives 4×4 for 64 px."""
     output_stride: Literal[8, 16, 32] = 32
-    """Largest ratio of input to feature map; strides beyond it become dilation."""
+    """Largest ratio of the input's size to the feature map's; further strides become dilation."""
     padding: Literal["same", "symmetric", "keras_v1"] = "same"
-    """same: TensorFlow, Keras, slim. symmetric: PyTorch. keras_v1: as same, but depthwise convolutions with a stride
-    pad after the map only, whatever its size (Keras' MobileNet)."""
+    """Padding of convolutions. same: as TensorFlow, Keras and slim. symmetric: as PyTorch. keras_v1: as same, but
+    depthwise convolutions with a stride pad only the bottom and the right, whatever the size (Keras' MobileNet)."""
     dropout: Annotated[float, Within(0, 0.999)] = 0.2
     """Share of the pooled features that is dropped in training."""
     drop_path: Annotated[float, Within(0, 0.999), read_unless("model.name", "mobilenet_v1")] = 0.0
-    """Stochastic depth: share of the examples for which the last residual branch is left out in training."""
+    """Rate of stochastic depth: share of the examples for which training skips the last residual branch."""
     drop_path_rule: Annotated[
         Literal["linear", "flat", "timm", "tf_model_garden"], read_when("model.drop_path", Above(0))
     ] = "linear"
-    """linear: from 0 at the first block to `drop_path` at the last (Huang et al., arXiv:1603.09382); flat: in all;
-    timm: from 0, short of `drop_path` at the last; tf_model_garden: in all attention blocks, and growing over stem,
-    other blocks and head."""
+    """How the rate changes with depth. linear: it grows from 0 at the first block to `drop_path` at the last (Huang et
+    al., arXiv:1603.09382). flat: it is `drop_path` in all blocks. timm: it grows from 0, and stays just below
+    `drop_path` at the last block. tf_model_garden: it is `drop_path` in attention blocks, and grows over stem, other
+    blocks and head."""
     init: Literal[
         "truncated_normal",
         "kaiming_fan_out",
@@ -60,31 +63,32 @@ class ModelConfig:
         "corenet_v3",
         "tf_model_garden",
     ] = "kaiming_fan_out_grouped"
-    """How each kind of layer begins: a row of `nn.initializers.INITS`, which says what it is and whose."""
+    """Initialisation of each kind of layer: a row of `nn.initializers.INITS`, which gives the formulas and sources."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Compute type; parameters, statistics, logits and losses are at least float32."""
+    """Type in which the network computes; parameters, statistics, logits and losses are at least float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """Weights before the first step."""
+    """Options of the weights before the first step."""
 
     weights: str | None = None
-    """A file of weights (ours, or of torchvision, timm, CoreNet, Keras, TFLite), the folder of a run, or a name such as
-    timm/mobilenetv2_100.ra_in1k. Unset: random."""
+    """Weights to start from: a file of this project, torchvision, timm, CoreNet, Keras or TFLite; the folder of a run;
+    or a name of published weights such as timm/mobilenetv2_100.ra_in1k. Unset: random weights."""
     head: Annotated[Literal["load", "new"], read_unless("init.weights", None)] = "load"
-    """new: a random classifier, for other classes than those of the weights."""
+    """load: take the classifier from the weights. new: start with a random classifier, for other classes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormConfig:
-    """Grouped batch norm (`nn.norm`)."""
+    """Options of grouped batch norm (`nn.norm`)."""
 
     group_size: Annotated[int, AtLeast(1)] = 32
-    """Images whose statistics are taken together; a hyperparameter, not a property of the hardware."""
+    """Number of images that share batch statistics. This is a hyperparameter, and does not depend on the hardware."""
     decay: Annotated[float, Within(0, 0.99999), read_unless("finetune.train_from", ("classifier",))] = 0.9
-    """Decay of the running statistics, per step: TensorFlow's momentum, 1 - PyTorch's."""
+    """Decay of the running statistics per step: TensorFlow's momentum, or 1 - PyTorch's momentum."""
     epsilon: Annotated[float, Above(0, 1)] = 1e-3
+    """Number that is added to the variance before its square root."""
 
 
 _DECODED = (  # a folder of CIFAR-10 can hold images or an .npz file
@@ -97,74 +101,80 @@ _SYNTHETIC = read_when("data.name", "synthetic")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they become batches."""
+    """Options of the images, and of the batches that are made of them."""
 
     name: str = "imagenet"
-    """digits, cifar10, imagenet, folder or tfds:NAME; to evaluate on imagenet_v2, imagenet_r, imagenet_a or
-    imagenet_sketch; to try a machine synthetic, images made on the fly."""
+    """Data set. For training: digits, cifar10, imagenet, folder or tfds:NAME. For evaluation only: imagenet_v2,
+    imagenet_r, imagenet_a or imagenet_sketch. To test a machine: synthetic, with images made on the fly."""
     path: Annotated[str | None, read_unless("data.name", "digits", "synthetic")] = None
-    """Directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or what `data.prepare` wrote; for
-    TFDS its data_dir. Digits come with scikit-learn."""
+    """Path of the data: a directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or a folder
+    that `data.prepare` wrote. For TFDS it is the data_dir. Digits come with scikit-learn and have no path."""
     image_root: str | None = None
-    """Directory or .tar in which the files of a list are looked for. Unset: the folder of the list."""
+    """Directory or .tar that holds the files of a list. Unset: the folder of the list."""
     synthetic_classes: Annotated[int, Within(2, 1000), _SYNTHETIC] = 1000
-    """Classes of synthetic images."""
+    """Number of classes of the synthetic images."""
     synthetic_images: Annotated[tuple[int, int], AtLeast(1), _SYNTHETIC] = (1_281_167, 50_000)
-    """Synthetic images to train and to evaluate on; as many as ImageNet has."""
+    """Numbers of synthetic images for training and for evaluation; the default is as many as ImageNet has."""
     resolution: Annotated[int, Within(8, 4096)] = 224
-    """Height and width of what the network sees, in pixels."""
+    """Height and width of the network's input, in pixels."""
     scales: Annotated[tuple[int, ...], Within(8, 4096), Growing()] = ()
-    """Set: each training batch has one of these resolutions, drawn anew, and as many images as keep its pixels at those
-    of `batch_size` images of `resolution` (CoreNet's variable batch sampler)."""
+    """Resolutions of training batches. Set: each batch has one of them, drawn at random, and its number of images is
+    chosen so that it has about as many pixels as `batch_size` images of `resolution` (CoreNet's variable batch
+    sampler). Unset: all batches have `resolution`."""
     eval_resolution: Annotated[int | None, Within(8, 4096)] = None
-    """Resolution of evaluation; unset: `resolution`."""
+    """Resolution of evaluation, in pixels. Unset: `resolution`."""
     batch_size: Annotated[int, AtLeast(1)] = 96
-    """Images a step, over all devices."""
+    """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128
-    """At most this many images an evaluation step; the result doesn't depend on it."""
+    """Largest number of images per evaluation step. The result doesn't depend on it."""
     eval_split: str | None = None
-    """Split to evaluate on, by any of its names (valid, dev, testing …). Unset: val, or test where there is no val."""
+    """Split for evaluation, by any of its names (valid, dev, testing …). Unset: val, or test where there is no val."""
     holdout_fraction: Annotated[float, Within(0, 0.9)] = 0.0
-    """This share of the training images (stratified) is kept out of training and evaluated on instead. Images without
-    splits are trained on with 0.2 where nothing else is said."""
+    """Share of the training images, stratified by class, that is kept out of training and used for evaluation. Data
+    without splits use 0.2, unless this option or `eval_split` is set."""
     crop: Literal["random_resized", "shift", "none"] = "random_resized"
-    """Crop of training images. shift: pad by `pad_pixels` zeros on each side, then crop back at random."""
+    """Random crop of training images. random_resized: crop an area and resize it. shift: pad with `pad_pixels` zeros on
+    each side, then crop to the original size. none: no random crop."""
     crop_area: Annotated[tuple[float, float], Above(0, 1), Growing(loosely=True), _RESIZED] = (0.08, 1.0)
-    """The least and the largest share of the image that is cropped."""
+    """Smallest and largest area of the crop, as a share of the image."""
     crop_ratio: Annotated[tuple[float, float], Within(0.01, 100), Growing(loosely=True), _RESIZED] = (3 / 4, 4 / 3)
-    """The least and the largest width over height of the crop."""
+    """Smallest and largest aspect ratio of the crop, width over height."""
     crop_draw: Annotated[Literal["torchvision", "tensorflow", "model_garden"], _RESIZED] = "torchvision"
-    """How area and ratio of the crop are drawn; see `data.images.draw_crop`."""
+    """Library whose way of drawing the crop's area and ratio is followed; see `data.images.draw_crop`."""
     pad_pixels: Annotated[int, Within(0, 1024), read_when("data.crop", "shift")] = 4
+    """Pixels of padding on each side, before the crop."""
     flip: bool = True
-    """Half of the training images are mirrored, left to right."""
+    """Whether half of the training images, chosen at random, are mirrored left to right."""
     eval_crop: Literal["resize_crop", "central"] = "resize_crop"
-    """resize_crop: short side to resolution / fraction, then the centre (PyTorch). central: the central
-    fraction of each side, then resized without keeping the aspect (TF-slim)."""
+    """Crop of evaluation images. resize_crop: resize the short side to resolution / `eval_crop_fraction`, then take the
+    centre (PyTorch). central: take the central `eval_crop_fraction` of each side, then resize to a square whatever the
+    aspect ratio (TF-slim)."""
     eval_crop_fraction: Annotated[float, Within(0.01, 1)] = 0.875
+    """Share of a side that the crop of evaluation images keeps; see `eval_crop`."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation of resized images."""
     antialias: bool = True
-    """Whether, where images shrink, all pixels that one of the result covers count (Pillow, torchvision, timm) or only
-    the 2 (bicubic: 4) a side that are nearest to its centre (TensorFlow, Keras)."""
+    """Whether shrinking an image averages all pixels that a new pixel covers (True: Pillow, torchvision, timm), or only
+    the nearest 2 (bicubic: 4) on each axis (False: TensorFlow, Keras)."""
     mean: Annotated[tuple[float, float, float], Within(-255, 255)] = (0.485, 0.456, 0.406)
-    """Means of red, green and blue, which run from 0 to 1."""
+    """Means of red, green and blue, for values from 0 to 1; see `std`."""
     std: Annotated[tuple[float, float, float], Within(0.001, 255)] = (0.229, 0.224, 0.225)
-    """Channels are normalised as (x / 255 - mean) / std."""
+    """Standard deviations of red, green and blue. A channel is normalised as (x / 255 - mean) / std."""
     num_workers: Annotated[int | None, Within(0, 1024), *_DECODED] = None
-    """Processes that decode image files; unset: one a CPU core, 0: none."""
+    """Number of processes that decode image files. Unset: one per CPU core. 0: the main process decodes."""
     skip_corrupt: Annotated[bool, *_DECODED] = False
-    """An image that can't be decoded is replaced by the next one that can in training, left out of an evaluation, and
-    counted and named, instead of ending the run."""
+    """Whether an image that can't be decoded is skipped, instead of ending the run. Training takes the next image that
+    can be decoded, and evaluation leaves it out. The skipped images are counted and named."""
 
     @property
     def seen_resolution(self) -> int:
-        """Resolution of evaluation and of whoever uses the weights: `eval_resolution` or else `resolution`."""
+        """Resolution of evaluation and prediction: `eval_resolution`, or `resolution` where that is unset."""
         return self.eval_resolution or self.resolution
 
 
 _RANDAUGMENT = read_when("augment.policy", "randaugment", "randaugment_timm", "randaugment_tf")
-_TIMMS = read_when("augment.policy", "randaugment_timm")
-_BY_CHANCE = read_when("augment.policy", "randaugment_timm", "randaugment_tf")
+_RANDAUGMENT_TIMM = read_when("augment.policy", "randaugment_timm")
+_HAS_PROBABILITY = read_when("augment.policy", "randaugment_timm", "randaugment_tf")
 _JITTERS = read_when("augment.color", "jitter")
 _ERASES = read_when("augment.erase_probability", Above(0))
 _MIXUP, _CUTMIX = read_when("augment.mixup_alpha", Above(0)), read_when("augment.cutmix_alpha", Above(0))
@@ -172,64 +182,73 @@ _MIXUP, _CUTMIX = read_when("augment.mixup_alpha", Above(0)), read_when("augment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Augmentation of training images beyond crop and flip, each by (seed, epoch, index)."""
+    """Options of the augmentation of training images beyond crop and flip. It is seeded by (seed, epoch, index)."""
 
     policy: Literal[
         "none", "autoaugment", "autoaugment_tf", "randaugment", "randaugment_timm", "randaugment_tf", "trivialaugment"
     ] = "none"
-    """Operations on the uint8 image in the workers: torchvision's AutoAugment (IMAGENET), TF model garden's (v0),
-    RandAugment of torchvision, timm and TF model garden, TrivialAugment (wide); see `data.policies`."""
+    """Policy of random operations on the uint8 image, which the workers apply; see `data.policies`. autoaugment:
+    torchvision's AutoAugment (IMAGENET). autoaugment_tf: TF model garden's AutoAugment (v0). randaugment: torchvision's
+    RandAugment; randaugment_timm and randaugment_tf: those of timm and TF model garden. trivialaugment: TrivialAugment
+    (wide)."""
     policy_layers: Annotated[int, Within(1, 100), _RANDAUGMENT] = 2
-    """Operations an image."""
+    """Number of operations per image."""
     policy_magnitude: Annotated[float, Within(0, 30), _RANDAUGMENT] = 9.0
-    """Whole numbers from 0 to 30 (torchvision), 0 to 10 (timm), 0 to 30 (TF, whose tables are for 10)."""
-    policy_magnitude_std: Annotated[float, Within(0, 1000), _TIMMS] = 0.0
-    """Standard deviation of a normal deviate added to the magnitude; above 100, the magnitude is uniform from 0 up."""
-    policy_increasing: Annotated[bool, _TIMMS] = False
-    """Every operation gets stronger with the magnitude (timm's inc1)."""
-    policy_probability: Annotated[float, Within(0, 1), _BY_CHANCE] = 1.0
-    """With which each operation is applied."""
+    """Strength of the operations: a whole number from 0 to 30 (torchvision), 0 to 10 (timm), or 0 to 30 (TF, whose
+    tables are made for 10)."""
+    policy_magnitude_std: Annotated[float, Within(0, 1000), _RANDAUGMENT_TIMM] = 0.0
+    """Standard deviation of normal noise on the magnitude. Above 100, the magnitude is uniform from 0 to
+    `policy_magnitude`."""
+    policy_increasing: Annotated[bool, _RANDAUGMENT_TIMM] = False
+    """Whether every operation gets stronger with the magnitude (timm's inc1)."""
+    policy_probability: Annotated[float, Within(0, 1), _HAS_PROBABILITY] = 1.0
+    """Probability of each operation."""
     policy_excluded: Annotated[tuple[str, ...], _RANDAUGMENT] = ()
-    """Operations that are left out, by the names in `data.policies`."""
+    """Operations to leave out, by their names in `data.policies`."""
     color: Literal["none", "inception", "jitter"] = "none"
-    """inception: random brightness (±32/255) and saturation (0.5 to 1.5) in random order, as TF-slim's fast mode.
-    jitter: torchvision's ColorJitter."""
+    """Colour augmentation. inception: random brightness (±32/255) and saturation (0.5 to 1.5) in random order, as in
+    TF-slim's fast mode. jitter: torchvision's ColorJitter."""
     color_jitter: Annotated[tuple[float, float, float, float], AtLeast(0), _JITTERS] = (0.4, 0.4, 0.4, 0.0)
-    """Brightness, contrast, saturation (factors 1 - x to 1 + x), hue (±, at most 0.5 turns)."""
+    """Strength of brightness, contrast and saturation (factors from 1 - x to 1 + x), and of hue (±x turns, x at most
+    0.5)."""
     rotation_degrees: Annotated[float, Within(0, 180)] = 0.0
-    """Rotated about the centre by up to ± this, bilinearly; what comes in from outside repeats the edge."""
+    """Largest rotation about the centre, in either direction. It is bilinear; pixels from outside repeat the edge."""
     shift_fraction: Annotated[float, Within(0, 0.5)] = 0.0
-    """Then shifted by up to ± this share of the height and, drawn by itself, of the width (Keras' RandomTranslation),
-    in one resampling with the rotation; the edge is repeated, too."""
+    """Largest shift in either direction, as a share of the height and, drawn independently, of the width (Keras'
+    RandomTranslation). It follows the rotation, in the same resampling; pixels from outside repeat the edge."""
     erase_probability: Annotated[float, Within(0, 1)] = 0.0
-    """Random erasing (Zhong et al., arXiv:1708.04896): with which a rectangle is erased, after normalisation."""
+    """Probability of random erasing (Zhong et al., arXiv:1708.04896), which erases a rectangle after normalisation."""
     erase_area: Annotated[tuple[float, float], Above(0, 1), Growing(loosely=True), _ERASES] = (0.02, 1 / 3)
-    """The least and the largest share of the image that is erased."""
+    """Smallest and largest area of the rectangle, as a share of the image."""
     erase_fill: Annotated[Literal["zero", "noise"], _ERASES] = "zero"
-    """noise: each pixel from a normal distribution (timm's `pixel`)."""
+    """Content of the rectangle. noise: each pixel is drawn from a normal distribution (timm's `pixel`)."""
     mixup_alpha: Annotated[float, Within(0, 100)] = 0.0
-    """Images and labels are mixed by a share drawn from Beta(alpha, alpha) (Zhang et al., arXiv:1710.09412)."""
+    """Parameter of mixup (Zhang et al., arXiv:1710.09412), which mixes images and labels by a share drawn from
+    Beta(alpha, alpha). 0: no mixup."""
     cutmix_alpha: Annotated[float, Within(0, 100)] = 0.0
-    """A rectangle comes from another image (Yun et al., arXiv:1905.04899)."""
+    """Parameter of cutmix (Yun et al., arXiv:1905.04899), which replaces a rectangle by that of another image; its area
+    follows from Beta(alpha, alpha). 0: no cutmix."""
     mix_probability: Annotated[float, Within(0, 1), _MIXUP | _CUTMIX] = 1.0
-    """With which a batch is mixed at all."""
+    """Probability that a batch is mixed at all."""
     cutmix_share: Annotated[float, Within(0, 1), _MIXUP, _CUTMIX] = 0.5
-    """The share of mixed batches that gets cutmix, the others get mixup."""
+    """Share of the mixed batches that get cutmix; the others get mixup."""
     repeats: Annotated[int, Within(1, 64)] = 1
-    """Repeated augmentation (Hoffer et al., arXiv:1901.09335): each image that is drawn stands so often in a batch; an
-    epoch has as many images as without."""
+    """Repeated augmentation (Hoffer et al., arXiv:1901.09335): each image is in a batch this many times, with different
+    augmentation. The number of images in an epoch stays the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Softmax cross-entropy."""
+    """Options of the loss, which is softmax cross-entropy."""
 
     label_smoothing: Annotated[float, Within(0, 0.999), read_unless("distill.weight", 1.0)] = 0.0
+    """Share of the target probability that is spread evenly over all classes."""
     class_weights: Annotated[
         Literal["none", "balanced"] | tuple[tuple[str, float], ...], read_unless("distill.weight", 1.0)
     ] = "none"
-    """balanced: an example counts n / (k * images of its class), so that every class counts the same. Or weights by the
-    names of classes, as {cat: 3, dog: 0.5}, 1 for the others: in these proportions, an example counts 1 on average."""
+    """Weights of the classes. balanced: an example weighs n / (k * images of its class), for n images and k classes, so
+    that every class weighs the same. Or weights by class name, as in {cat: 3, dog: 0.5}; other classes have 1. These
+    weights are scaled so that an example weighs 1 on average."""
 
 
 _DISTILS = read_unless("distill.teacher", None) | read_unless("distill.logits", None)
@@ -237,30 +256,34 @@ _DISTILS = read_unless("distill.teacher", None) | read_unless("distill.logits", 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """A teacher's predictions as further targets (Hinton et al., arXiv:1503.02531)."""
+    """Options of distillation, which adds a teacher's predictions as targets (Hinton et al., arXiv:1503.02531)."""
 
     teacher: str | None = None
-    """Teacher, as in `init.weights`: a file of weights, a run's folder, or a name. It sees what the student sees."""
+    """Weights of the teacher, as in `init.weights`: a file, the folder of a run, or a name of published weights. The
+    teacher sees the same augmented images as the student."""
     teacher_model: Annotated[str | None, read_unless("distill.teacher", None)] = None
-    """Which network a foreign file holds; unset: the file says it."""
+    """Name of the network that another library's file of teacher weights holds. Unset: as the file says."""
     logits: str | None = None
-    """Instead of a teacher: logits stored once an image by `python -m mnv2_jax.predict --store-logits`."""
+    """File of the teacher's logits, one row per image, to use instead of `teacher`; `python -m mnv2_jax.predict
+    --store-logits` writes it."""
     temperature: Annotated[float, Above(0, 1000), _DISTILS] = 1.0
+    """Temperature by which the logits of teacher and student are divided."""
     weight: Annotated[float, Within(0, 1), _DISTILS] = 0.5
-    """Weight of the soft targets' loss; that of the labels' loss is 1 - weight."""
+    """Weight of the loss on the teacher's predictions; the loss on the labels has 1 - weight."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Parts of a network that are trained, and how fast."""
+    """Options that say which parts of the network are trained, and how fast."""
 
     train_from: tuple[str, ...] = ("stem",)
-    """A name for each stage: this part of the network (stem, block_1, …, head, hidden, classifier) and what comes after
-    it are trained. What comes before is frozen: no gradient, and its norms use and keep their running statistics."""
+    """First trained part of the network in each stage of training: stem, block_1, …, head, hidden or classifier. That
+    part and all later ones are trained. Earlier parts are frozen: they get no gradient, and their norms use their
+    running statistics and leave them unchanged."""
     unfreeze_epochs: Annotated[tuple[float, ...], Above(0), Growing()] = ()
-    """When the second stage begins, the third, and so on."""
+    """Epochs at which the second stage, the third and so on begin."""
     backbone_lr_factor: Annotated[float, Within(0, 100), read_unless("finetune.train_from", ("classifier",))] = 1.0
-    """Learning rate of all but the classifier, as a share of the schedule's."""
+    """Factor of the learning rate for all parts but the classifier."""
 
 
 _RMSPROP, _ADAMW = read_when("optim.name", "rmsprop"), read_when("optim.name", "adamw")
@@ -273,133 +296,156 @@ _AVERAGES = read_unless("optim.ema_decay", None)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimiser and learning-rate schedule; times are in epochs and need not be whole."""
+    """Options of the optimiser and the learning-rate schedule. Times are in epochs, which need not be whole."""
 
     name: Literal["sgd", "rmsprop", "adamw"] = "sgd"
+    """Optimiser."""
     peak_lr: Annotated[float | None, Above(0)] = None
-    """Learning rate after the warm-up. Unset: reference_lr * (batch_size / reference_batch_size); `Config.peak_lr`."""
+    """Learning rate after the warm-up. Unset: `reference_lr` * (`data.batch_size` / `reference_batch_size`)."""
     reference_lr: Annotated[float, Above(0), read_when("optim.peak_lr", None)] = 0.1
+    """Learning rate for batches of `reference_batch_size` images; see `peak_lr`."""
     reference_batch_size: Annotated[int, AtLeast(1), read_when("optim.peak_lr", None)] = 128
+    """Batch size for which `reference_lr` is the learning rate; see `peak_lr`."""
     momentum: Annotated[float, Within(0, 0.99999), read_when("optim.name", "sgd", "rmsprop")] = 0.9
+    """Decay of the momentum."""
     nesterov: Annotated[bool, read_when("optim.name", "sgd"), _WITH_MOMENTUM] = False
+    """Whether SGD uses Nesterov momentum."""
     rms_decay: Annotated[float, Within(0, 0.99999), _RMSPROP] = 0.9
-    """Decay of the mean square."""
+    """Decay of the mean square of the gradients."""
     rms_init: Annotated[float, Within(0, 1), _RMSPROP] = 1.0
-    """Start of the mean square: 1 in TF1 and timm, 0 in Keras and PyTorch."""
+    """Initial mean square: 1 in TF1 and timm, 0 in Keras and PyTorch."""
     epsilon_in_sqrt: Annotated[bool, _RMSPROP] = True
-    """TensorFlow, Keras, timm; not PyTorch."""
+    """Whether epsilon is added inside the square root (True: TensorFlow, Keras, timm; False: PyTorch)."""
     lr_in_momentum: Annotated[bool, _RMSPROP, _WITH_MOMENTUM] = True
-    """The momentum adds up updates (TensorFlow, Keras, timm); False: it adds up scaled gradients (PyTorch)."""
+    """Whether the momentum sums updates, which contain the learning rate (True: TensorFlow, Keras, timm), or scaled
+    gradients (False: PyTorch)."""
     b1: Annotated[float, Within(0, 0.99999), _ADAMW] = 0.9
+    """Decay of the mean of the gradients (beta 1)."""
     b2: Annotated[float, Within(0, 0.999999), _ADAMW] = 0.999
+    """Decay of the mean square of the gradients (beta 2)."""
     epsilon: Annotated[float, Above(0, 10), read_when("optim.name", "rmsprop", "adamw")] = 1e-8
-    """rmsprop: see `epsilon_in_sqrt`; adamw: outside the root."""
+    """Number that keeps the divisor away from 0. adamw adds it outside the square root; for rmsprop see
+    `epsilon_in_sqrt`."""
     weight_decay: Annotated[float, Within(0, 10)] = 0.0
-    """sgd, rmsprop: L2 added to the gradient. adamw: decoupled, times the learning rate."""
+    """Weight decay. sgd, rmsprop: added to the gradient, as the gradient of an L2 penalty. adamw: decoupled from the
+    gradient, times the learning rate."""
     weight_decay_on: Annotated[Literal["all", "no_norm", "no_norm_bias", "no_depthwise"], _DECAYS] = "no_norm_bias"
-    """no_norm: biases of other layers are decayed. no_depthwise: not norms, biases and depthwise kernels."""
+    """Parameters that decay. all: every one. no_norm: all but those of norms. no_norm_bias: all but those of norms and
+    biases. no_depthwise: all but those of norms, biases and depthwise kernels."""
     l2: Annotated[float, Within(0, 10), _ADAMW] = 0.0
-    """L2 added to the gradient besides, on the same parameters."""
+    """L2 penalty in addition to the weight decay: it is added to the gradient, for the same parameters."""
     schedule: Literal["constant", "cosine", "exponential", "step"] = "cosine"
+    """Schedule of the learning rate after the warm-up."""
     warmup_epochs: Annotated[float, Within(0, 1e6), read_when("optim.warmup_steps", None)] = 0.0
-    """Linear from warmup_init_lr to the peak."""
+    """Length of the warm-up, in which the learning rate grows linearly from `warmup_init_lr`; see `warmup_to`."""
     warmup_steps: Annotated[int | None, AtLeast(0)] = None
-    """Set: instead of `warmup_epochs`."""
+    """Length of the warm-up in steps. Set: it replaces `warmup_epochs`."""
     update_every: Literal["step", "epoch"] = "step"
-    """epoch: the learning rate stands still in between, and only a warm-up in steps moves by the step."""
+    """How often the learning rate changes. epoch: it is constant within an epoch, except during a warm-up in steps."""
     warmup_init_lr: Annotated[float, AtLeast(0), _WARMS_UP] = 0.0
     """Learning rate at the start of the warm-up."""
     warmup_to: Annotated[Literal["peak", "schedule"], _WARMS_UP] = "peak"
-    """schedule: what the schedule has come to when the warm-up ends (TF model garden)."""
+    """Learning rate at the end of the warm-up. peak: the peak. schedule: what the schedule has at that time (TF model
+    garden)."""
     final_lr: Annotated[float, AtLeast(0), _COSINE] = 0.0
-    """Learning rate at the end."""
+    """Learning rate at the end of training."""
     cosine_from: Annotated[Literal["warmup", "start"], _COSINE, _WARMS_UP] = "warmup"
-    """Start of the cosine. warmup: at its end (torchvision); start: of training, of which the warm-up takes the
-    first part (timm, CoreNet, TF model garden)."""
+    """Start of the cosine. warmup: the end of the warm-up (torchvision). start: the start of training, so that the
+    warm-up replaces the first part of the cosine (timm, CoreNet, TF model garden)."""
     decay_factor: Annotated[float, Above(0, 1), read_when("optim.schedule", "exponential", "step")] = 0.98
-    """Factor of each decay."""
+    """Factor by which each decay multiplies the learning rate."""
     decay_every_epochs: Annotated[float, Above(0), _EXPONENTIAL, read_when("optim.decay_every_steps", None)] = 1.0
+    """Epochs between decays."""
     decay_every_steps: Annotated[int | None, AtLeast(1), _EXPONENTIAL] = None
-    """Set: instead of `decay_every_epochs`."""
+    """Steps between decays. Set: it replaces `decay_every_epochs`."""
     lr_noise: Annotated[tuple[float, float] | None, Within(0, 1), Growing()] = None
-    """From this share of the training to that one the learning rate of each epoch is multiplied by 1 + noise, normal
-    within ±0.67 (timm's --lr-noise)."""
+    """Start and end of learning-rate noise, as shares of the training. Between them, the learning rate of each epoch is
+    multiplied by 1 + noise, which is normal and within ±0.67 (timm's --lr-noise)."""
     staircase: Annotated[bool, _EXPONENTIAL] = True
-    """In jumps, or else smoothly."""
+    """Whether the learning rate decays in jumps (True) or smoothly (False)."""
     milestones_epochs: Annotated[tuple[float, ...], AtLeast(0), Growing(), read_when("optim.schedule", "step")] = ()
-    """When it decays."""
+    """Epochs at which the learning rate decays."""
     clip_grad_norm: Annotated[float | None, Above(0)] = None
-    """Largest norm of all gradients together."""
+    """Largest norm of all gradients together; larger gradients are scaled down to it. Unset: no clipping."""
     accumulate_steps: Annotated[int, AtLeast(1)] = 1
-    """Microbatches a step; batch-norm groups stay within a microbatch."""
+    """Number of microbatches per step. Batch-norm groups stay within a microbatch."""
     ema_decay: Annotated[float | None, Within(0, 0.9999999)] = None
-    """Set: evaluation uses the exponential moving average of weights and batch-norm statistics."""
+    """Decay of the exponential moving average (EMA) of weights and batch-norm statistics. Set: evaluation uses the
+    average. Unset: there is none."""
     ema_every_steps: Annotated[int, AtLeast(1), _AVERAGES] = 1
-    """How often the average takes in the weights."""
+    """Steps between updates of the average."""
     ema_warmup: Annotated[bool, _AVERAGES] = True
-    """Whether the decay warms up as TensorFlow's with num_updates: decay = min(ema_decay, (1 + step) / (10 + step))."""
+    """Whether the decay warms up, as TensorFlow's does with num_updates: decay = min(ema_decay, (1 + step) / (10 +
+    step))."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long. `steps` wins where both are set."""
+    """Options of the length of training. `steps` wins over `epochs`."""
 
     epochs: Annotated[float, Above(0, 1e6)] = 1.0
+    """Length of training in epochs, which need not be whole."""
     steps: Annotated[int | None, AtLeast(1)] = None
-    """Unset: epochs * training images / batch_size (with `data.scales` the mean one), rounded."""
+    """Length of training in steps. Unset: epochs * training images / batch_size, rounded; with `data.scales` it is the
+    mean batch size."""
     eval_every_epochs: Annotated[float, Within(0, 1e6)] = 1.0
-    """Also evaluated at the end. 0: only there."""
+    """Epochs between evaluations. There is always one at the end; 0: only that."""
     patience: Annotated[int | None, AtLeast(1), read_when("train.eval_every_epochs", Above(0))] = None
-    """Set: training ends after so many evaluations without a better score than before. Whoever uses the run then gets
-    its best checkpoint, unless another is asked for."""
+    """Number of evaluations without a new best score after which training ends. Set: evaluation, predict and convert
+    take the best checkpoint of the run, unless --checkpoint=latest is given. Unset: training doesn't end early."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """May differ between a run and its resumption."""
+    """Options of the log. They may change when a run is resumed."""
 
     every_steps: Annotated[int, AtLeast(1)] = 50
+    """Steps between lines of the log."""
     tensorboard: bool = True
+    """Whether files for TensorBoard are written."""
     batch_hash: bool = False
-    """Logs a number that says whether two runs were fed the same batches, on any devices."""
+    """Whether a hash of each batch is logged. It is equal for two runs that have the same batches, on any devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """May differ between a run and its resumption."""
+    """Options of checkpoints. They may change when a run is resumed."""
 
     every_steps: Annotated[int, AtLeast(1)] = 1000
-    """Also saved at the end of each evaluation, at a signal and at the end."""
+    """Steps between checkpoints. Each evaluation, a signal to stop and the end of training save one as well."""
     keep_latest: Annotated[int, AtLeast(1)] = 2
+    """Number of latest checkpoints to keep."""
     keep_best: Annotated[int, AtLeast(0)] = 1
+    """Number of best checkpoints to keep, by the score of their evaluations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaultsConfig:
-    """When a process gives up; it then ends with exit code 75. May differ between a run and its resumption."""
+    """Options of when a process gives up, which ends it with exit code 75. They may change when a run is resumed."""
 
     start_timeout_s: Annotated[float, Within(1, 1e6)] = 300.0
-    """In which all processes must have come, and again have opened the data."""
+    """Seconds in which all processes must have started, and then again in which all must have opened the data."""
     heartbeat_timeout_s: Annotated[int, Within(2, 3600)] = 60
-    """A process that wasn't heard of for so long is lost, and the others end."""
+    """Seconds without a sign of life after which a process counts as lost, and the others end."""
     step_timeout_s: Annotated[float | None, Within(1, 1e6)] = None
-    """In which a step, a batch of evaluation and a checkpoint must be done. Unset: 600 with several processes, which
-    would wait for a stuck one for ever; no limit with one, until a signal asks it to stop."""
+    """Longest time in seconds for a step, a batch of evaluation, or writing a checkpoint. Unset: 600 with several
+    processes, which would wait for a stuck one for ever; no limit with one process, until a signal asks it to stop."""
     compile_timeout_s: Annotated[float, Within(1, 1e6)] = 3600.0
-    """In place of it where something may be compiled, or is read: a batch, a checkpoint. Read where `step_timeout_s`
-    holds."""
+    """Longest time in seconds where something may be compiled or read, such as a batch or a checkpoint. It takes the
+    place of `step_timeout_s` there, where that limit applies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole experiment."""
+    """Options of a whole experiment."""
 
     seed: Annotated[int, AtLeast(0)] = 0
-    """Seed of the initial weights, the data order, augmentation and dropout."""
+    """Seed of the initial weights, the order of the data, augmentation and dropout."""
     task: str = "classification"
-    """Task: a name that `tasks.base.register_task` has made known."""
+    """Name of a task that was registered with `tasks.base.register_task`."""
     modules: tuple[str, ...] = ()
-    """Modules outside the package that register what the config names; filled in where they are imported by then."""
+    """Modules outside the package that register the task, model or data of the config. Modules that the config file
+    imports are added automatically."""
     model: ModelConfig = ModelConfig()
     init: InitConfig = InitConfig()
     norm: NormConfig = NormConfig()
@@ -416,12 +462,12 @@ class Config:
 
     @property
     def usual_checkpoint(self) -> Literal["latest", "best"]:
-        """Which one of the run is used where none is asked for: the latest, unless it is known to be past the best."""
+        """Checkpoint to use by default: the best if `train.patience` is set, as the latest is then past it."""
         return "latest" if self.train.patience is None else "best"
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate after the warm-up: `optim.peak_lr`, or else that of the reference batch, scaled to ours."""
+        """Learning rate after the warm-up: `optim.peak_lr`, or the reference learning rate scaled to the batch size."""
         optim = self.optim
         if optim.peak_lr is not None:
             return optim.peak_lr
@@ -443,20 +489,20 @@ MAY_DIFFER = (
     "data.eval_batch_size",
     "data.skip_corrupt",
 )
-"""Prefixes of the keys that may differ when a run is continued: none changes a bit of what is trained, unless an image
-is damaged, where a run without `data.skip_corrupt` can't go on at all."""
+"""Prefixes of the keys that may change when a run is resumed. None of them changes a bit of the trained weights, unless
+an image is damaged; without `data.skip_corrupt`, a run can't go on then."""
 
 GONE: Mapping[str, Any] = {"optim.trust_clip": False}
-"""Keys of older versions, each with what it was where nothing was said: there, it is passed over."""
+"""Keys of older versions, each with its old default. A file that has the default is read without an error."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The nested dict of a `Config`, fit for JSON (tuples become lists)."""
+    """Converts a `Config` to a nested dict of JSON types; tuples become lists."""
     return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Flattens a nested mapping: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
@@ -464,12 +510,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """Every key with what is meant by it, fit for JSON: the learning rate is a number where it follows from others."""
+    """Returns the value of every key as JSON types. The peak learning rate is a number even where it is unset."""
     return flatten(to_dict(config)) | {"optim.peak_lr": config.peak_lr}
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """``key: old -> new`` for every key that differs and decides what is trained (see `MAY_DIFFER`)."""
+    """Lists ``key: old -> new`` for every key that differs and influences training (see `MAY_DIFFER`)."""
     before, after = resolved(old), resolved(new)
     return [
         f"{key}: {before[key]!r} -> {after[key]!r}"

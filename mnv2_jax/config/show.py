@@ -1,4 +1,4 @@
-"""A config for people and for scripts: every value, and whose it is."""
+"""Prints a config as text or JSON, with every value and its origin."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mnv2_jax.config.origins import Loaded
 from mnv2_jax.config.schema import to_dict
 
 _WIDTH = 26
-"""Width of the column of values; longer values stand out."""
+"""Width of the column of values; longer values push the rest of their line to the right."""
 
 
 def as_json(loaded: Loaded) -> str:
-    """One object: workdir, recipe, config (as a run's config.json), origins by key, and `Config.peak_lr`."""
+    """Writes a JSON object with workdir, recipe, config (as in config.json), origins by key, and `Config.peak_lr`."""
     return json.dumps(
         {
             "workdir": loaded.workdir,
@@ -30,23 +30,26 @@ def as_json(loaded: Loaded) -> str:
 
 
 def as_text(loaded: Loaded) -> str:
-    """A line a key, by section: a star where it isn't the default, value, origin, and with what it would be read."""
+    """Writes a line for each key, by section: a star unless the value is the default, then the value and its origin.
+
+    The line of an unused option ends with the condition under which it would be used.
+    """
     return "\n".join(_lines(loaded))
 
 
 def _lines(loaded: Loaded) -> Iterator[str]:
-    config, long = loaded.config, max(len(key.rpartition(".")[2]) for key in OPTIONS)
-    yield f"{loaded.workdir}{f', recipe {loaded.recipe}' if loaded.recipe else ''}; * isn't the default"
+    config, width = loaded.config, max(len(key.rpartition(".")[2]) for key in OPTIONS)
+    yield f"{loaded.workdir}{f', recipe {loaded.recipe}' if loaded.recipe else ''}; * marks changes of the default"
     for section, keys in itertools.groupby(OPTIONS, key=lambda key: key.rpartition(".")[0]):
         yield f"\n{section}" if section else ""
         for key in keys:
             value, name = operator.attrgetter(key)(config), key.removeprefix(f"{section}.")
-            said = f"None: {config.peak_lr:g}" if key == "optim.peak_lr" and value is None else _word(value)
+            text = f"None: {config.peak_lr:g}" if key == "optim.peak_lr" and value is None else _as_flag(value)
             star = " " if value == OPTIONS[key].default else "*"
-            idle = f"  only with {' and with '.join(wanted)}" if (wanted := missing(config, key)) else ""
-            yield f"{star} {name:<{long}}  {said:<{_WIDTH}}  {loaded.origins[key]:<7}{idle}".rstrip()
+            unused = f"  only with {' and with '.join(conditions)}" if (conditions := missing(config, key)) else ""
+            yield f"{star} {name:<{width}}  {text:<{_WIDTH}}  {loaded.origins[key]:<7}{unused}".rstrip()
 
 
-def _word(value: Any) -> str:
-    """Value as the command line takes it."""
+def _as_flag(value: Any) -> str:
+    """Writes a value as the command line takes it."""
     return f"({', '.join(map(str, value))})" if isinstance(value, tuple) else str(value)

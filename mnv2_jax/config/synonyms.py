@@ -1,6 +1,6 @@
-"""Words that people bring from other libraries, and what they are called here.
+"""Names of options in other libraries, and our names for them.
 
-None is an alias: a word is refused, with the right one as the suggestion.
+They are no aliases: an error refuses such a name and suggests ours.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ _BY_FLAG = {
     "JAX_PLATFORMS=cpu, cuda or tpu in the environment": "device gpu gpus cuda accelerator devices",
 }
 KEYS = {word: key for key, words in _BY_KEY.items() for word in words.split()}
-"""Keys of the config by the words."""
+"""Our config keys by other libraries' names."""
 FLAGS = {word: flag for flag, words in _BY_FLAG.items() for word in words.split()}
-"""Flags, and what is no flag, by the words."""
+"""Our flags, and settings that have no flag, by other libraries' names."""
 
 
 def called(word: str) -> str | None:
-    """Our words for a word of other libraries, as typed on a command line; None for a word that isn't known.
+    """Returns our name, as typed on a command line, for a name from another library; None for an unknown one.
 
     Args:
-      word: a flag, or the last part of a key, as ``--learning-rate``.
+      word: a flag such as ``--learning-rate``, or the last part of a key.
     """
     plain = word.lstrip("-").replace("-", "_").lower()
     if plain in KEYS:

@@ -1,4 +1,4 @@
-"""Settings of the process that every verb makes before it uses JAX."""
+"""Configures the process before JAX is used; every verb calls `configure`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mnv2_jax.processes import together
 
 
 def configure() -> None:
-    """Turns on the persistent compilation cache and quietens libraries.
+    """Turns on the persistent compilation cache, and silences libraries.
 
-    The cache lies in ``JAX_COMPILATION_CACHE_DIR``, or else in ``~/.cache/mnv2_jax``; set the variable to the empty
-    string to do without. Several processes have one only where the variable names a folder, which all should see: the
-    first alone writes to it, and programs that some find and others compile would be started minutes apart.
+    The cache is in ``JAX_COMPILATION_CACHE_DIR``, or else in ``~/.cache/mnv2_jax``; an empty variable turns it off.
+    Several processes have a cache only if the variable names a folder, which all of them should see. Only the first one
+    writes to it, and if some found a program there and others compiled it, they would start it minutes apart.
     """
     together.check_devices()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not together.are_several():
         home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         if os.path.isabs(home):  # a container's user may have no home
             jax.config.update("jax_compilation_cache_dir", os.path.join(home, "mnv2_jax"))
-    _do_without_a_cache_that_cannot_be()
-    # Orbax reports every file that it writes, and asyncio and it each error that is raised as well.
+    _disable_unwritable_cache()
+    # Orbax logs every file that it writes, and Orbax and asyncio log errors that they raise as well.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _report_unraisable
@@ -37,29 +37,29 @@ def configure() -> None:
         flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
 
 
-_IDLE = {
+_ACCELERATORS = {
     "an NVIDIA GPU": ("/dev/nvidia[0-9]*", "gpu", "cuda"),
     "a TPU": ("/dev/accel[0-9]*", "tpu", "tpu"),
 }
-"""Devices by what the system calls their files, JAX's platform, and the extra that brings its plugin."""
+"""Accelerators, each with its device files, its platform in JAX, and the extra that installs its JAX plugin."""
 
 
 def idle_devices(platform: str) -> str:
-    """Names a device that this machine has and JAX doesn't use, and what to do; "" where there is none.
+    """Writes a note on an accelerator that this machine has but JAX doesn't use; "" if there is none.
 
     Args:
-      platform: of the devices that are used.
+      platform: platform of the devices that JAX uses.
     """
-    if os.environ.get("JAX_PLATFORMS"):  # somebody has chosen
+    if os.environ.get("JAX_PLATFORMS"):  # the user has chosen
         return ""
-    for name, (files, own, extra) in _IDLE.items():
-        if platform != own and glob.glob(files):
-            return f"note: this machine has {name}, which isn't used: pip install 'mnv2_jax[{extra}]'"
+    for name, (files, accelerator_platform, extra) in _ACCELERATORS.items():
+        if platform != accelerator_platform and glob.glob(files):
+            return f"note: this machine has {name}, which isn't used; to use it, pip install 'mnv2_jax[{extra}]'"
     return ""
 
 
-def _do_without_a_cache_that_cannot_be() -> None:
-    """JAX would say so in two lines for each program that it compiles."""
+def _disable_unwritable_cache() -> None:
+    """Turns off a cache whose folder can't be written, with one note. JAX would warn at every compiled program."""
     folder = jax.config.values["jax_compilation_cache_dir"]
     if not folder or "://" in folder:
         return
@@ -70,7 +70,7 @@ def _do_without_a_cache_that_cannot_be() -> None:
     except OSError as error:
         jax.config.update("jax_compilation_cache_dir", None)
         _note_once(
-            f"note: compiled programs aren't kept, as {folder} can't be written ({error.strerror}); set"
+            f"note: compiled programs aren't cached, as {folder} can't be written ({error.strerror}); set"
             " JAX_COMPILATION_CACHE_DIR to a folder that can"
         )
 
@@ -81,9 +81,9 @@ def _note_once(text: str) -> None:
 
 
 def _report_unraisable(event: sys.UnraisableHookArgs) -> None:
-    """Does what Python's own hook does, but drops tensorstore's reports, one an array, of a checkpoint that failed.
+    """Calls Python's own hook, except for tensorstore's reports on the arrays of a checkpoint that failed.
 
-    That error is raised by `Checkpoints`; these would be printed across it.
+    `Checkpoints` raises that error, and the reports, one for each array, would be printed in between.
     """
     if not (event.object is None and str(event.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(event)

@@ -1,12 +1,12 @@
-"""Several processes as one: how they find each other, agree, exchange facts, and fail together.
+"""Makes several processes work as one: they join, agree, exchange facts, and fail together.
 
-    joined ──► start: who takes part (`cluster.find`) ──► jax.distributed
+    joined ──► start: which processes take part (`cluster.find`) ──► jax.distributed
       │
-      ├── agree, exchange, from_first    over the coordinator; compile nothing
-      ├── broadcast                      a state, over the devices
+      ├── agree, exchange, from_first    through the coordinator; they compile nothing
+      ├── broadcast                      sends a state through the devices
       └── fail: the first error of any process ends all of them, with its message and its exit code
 
-A process alone goes the same way, and meets nobody.
+A single process runs the same code, without communication.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 from jax._src import xla_bridge
-from jax._src.distributed import global_state  # its store of facts has no public door; Orbax goes in by it, too
+from jax._src.distributed import global_state  # its key-value store has no public interface; Orbax uses this one, too
 from jax.experimental import multihost_utils
 
 import mnv2_jax
@@ -43,24 +43,24 @@ from mnv2_jax.processes.cluster import PORT, Cluster, find
 from mnv2_jax.processes.settings import settings
 from mnv2_jax.types import PyTree
 
-_FAILED, _SEEN = "mnv2_jax/failed", "mnv2_jax/seen/"
+_FAILED_KEY, _READ_KEYS = "mnv2_jax/failed", "mnv2_jax/seen/"
 _FOR_EVER_S = 30 * 24 * 3600.0
-"""`exchange` waits without a limit of its own: the supervisor ends a process that waits too long."""
+"""Default timeout of `exchange`, which is no limit: the supervisor ends a process that waits too long."""
 _WATCH_EVERY_S, _FAREWELL_S, _PORT_S = 1.0, 3.0, 10.0
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
-"""Messages of XLA that have nothing to do with another process."""
-_NO_BACKEND, _OF_PEERS = "Unable to initialize backend", ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED")
-"""Messages of XLA about devices that aren't there, and, in the same words, about peers."""
+"""First words of XLA's messages for errors that another process can't have caused."""
+_NO_BACKEND, _PEER_FAULTS = "Unable to initialize backend", ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED")
+"""Text of XLA's message for missing devices, and words that it contains if another process is the cause."""
 _AGREED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def is_first() -> bool:
-    """Whether this process keeps the run folder and speaks for all."""
+    """Tells whether this is process 0, which writes the run folder and prints for all."""
     return jax.process_index() == 0
 
 
 def are_several() -> bool:
-    """Whether there is another process."""
+    """Tells whether there are several processes."""
     return jax.process_count() > 1
 
 
@@ -69,17 +69,18 @@ def are_several() -> bool:
 
 @contextlib.contextmanager
 def joined(flags: Cluster, faults: FaultsConfig, verb: str) -> Iterator[None]:
-    """Joins the other processes, if there are any. What ends one of them within ends all.
+    """Joins the other processes, if there are any. An error that ends one of them in this context ends them all.
 
-    An exception ends a process of several at once: the usual way out would wait for peers who wait for it.
+    If there are several processes, an exception ends this one at once. Leaving in the usual way would wait for the
+    other processes, which wait for this one.
 
     Args:
-      flags: see `cluster.find`.
-      faults: how long to wait for whom.
-      verb: what is to be done; the same in all.
+      flags: the processes according to the flags; see `cluster.find`.
+      faults: the timeouts.
+      verb: mode of the command, which must be the same in all processes.
 
     Raises:
-      UserError: if the flags aren't whole.
+      UserError: if a flag is missing.
     """
     _start(flags, faults)
     if not are_several():
@@ -90,53 +91,55 @@ def joined(flags: Cluster, faults: FaultsConfig, verb: str) -> Iterator[None]:
     try:
         agree({"the mode": verb, **_software()}, faults.start_timeout_s)
         yield
-        jax.distributed.shutdown()  # waits for the others: one that left early would be taken for lost
+        jax.distributed.shutdown()  # waits for the other processes, which would count an early leaver as lost
         over.set()
     except BaseException as error:
         _leave(error)
 
 
 def _start(flags: Cluster, faults: FaultsConfig) -> None:
-    """`jax.distributed.initialize` where there is a cluster; nothing elsewhere."""
+    """Calls `jax.distributed.initialize` if there is a cluster."""
     os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
-    chosen = find(flags, os.environ)
-    if chosen == "alone":
+    cluster = find(flags, os.environ)
+    if cluster == "alone":
         check_devices()
         return
-    given = {} if chosen == "ask JAX" else chosen._asdict()
-    if given and given["process_id"] == 0:
-        _check_port(given["coordinator_address"])
-    many = f"all {given['num_processes']}" if given else "the"
-    who = f"; this is process {given['process_id']}, process 0 is {given['coordinator_address']}" if given else ""
+    options = {} if cluster == "ask JAX" else cluster._asdict()
+    if options and options["process_id"] == 0:
+        _check_port(options["coordinator_address"])
+    processes, identity = "the processes have not all", ""
+    if options:
+        processes = f"not all {options['num_processes']} processes have"
+        identity = f"; this is process {options['process_id']}, process 0 is {options['coordinator_address']}"
 
     def give_up() -> None:
         _exit(
             FaultError.exit_code,
-            f"error: not {many} processes came within faults.start_timeout_s={faults.start_timeout_s:g} s{who};"
-            " start them all, with the same address and number",
+            f"error: {processes} started within faults.start_timeout_s={faults.start_timeout_s:g} s{identity};"
+            " start them all, with the same address and number of processes",
         )
 
-    # JAX's own end of patience is an abort with a stack trace.
+    # JAX's own timeout aborts with a stack trace.
     timer = threading.Timer(faults.start_timeout_s, give_up)
     timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(
-            **given,
-            cluster_detection_method="deactivate" if given else None,
+            **options,
+            cluster_detection_method="deactivate" if options else None,
             initialization_timeout=int(faults.start_timeout_s) + 60,
             heartbeat_timeout_seconds=faults.heartbeat_timeout_s,
         )
-        jax.devices()  # the backend waits for everybody's devices
+        jax.devices()  # the backend waits for the devices of all processes
     except ValueError as error:
-        if given or "coordinator_address" not in str(error):  # that is how JAX says that there is no cluster
+        if options or "coordinator_address" not in str(error):  # JAX says so if there is no cluster
             raise
     except AssertionError as error:
         raise _no_devices(error) from error
     except (RuntimeError, OSError) as error:
-        if str(error).startswith(_NO_BACKEND) and not any(sign in str(error) for sign in _OF_PEERS):
+        if str(error).startswith(_NO_BACKEND) and not any(word in str(error) for word in _PEER_FAULTS):
             raise _no_devices(error) from error
-        _exit(FaultError.exit_code, f"error: the other processes can't be joined ({_first_line(error)}); start again")
+        _exit(FaultError.exit_code, f"error: can't join the other processes ({_first_line(error)}); start all again")
     finally:
         timer.cancel()
     check_devices()
@@ -145,55 +148,57 @@ def _start(flags: Cluster, faults: FaultsConfig) -> None:
 
 
 def check_devices() -> None:
-    """Makes sure that JAX has devices, before anything else is asked of it.
+    """Checks that JAX has devices, before anything else uses JAX.
 
     Raises:
-      UserError: if JAX_PLATFORMS names some that aren't there.
+      UserError: if JAX_PLATFORMS names devices that this machine doesn't have.
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # asserted by JAX where no GPU is visible
+    except (RuntimeError, AssertionError) as error:  # JAX asserts if no GPU is visible
         raise _no_devices(error) from error
 
 
 def check_compiles() -> None:
-    """Makes sure that JAX compiles what it is told to.
+    """Checks that JAX compiles functions.
 
     Raises:
       UserError: if JAX_DISABLE_JIT is set.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        raise UserError("JAX_DISABLE_JIT is set, and training needs its steps compiled; unset it")
+        raise UserError("JAX_DISABLE_JIT is set, but training needs compiled steps; unset it")
 
 
 def _no_devices(error: Exception) -> UserError:
-    """Error line for devices that JAX was told to use and can't."""
+    """Makes the error for devices that the environment names and JAX can't use."""
     reason = f" ({_first_line(error).partition(' (set JAX_PLATFORMS')[0]})" if str(error) else ""
     for name in ("jax_platforms", "jax_platform_name"):
-        if asked := jax.config.values[name]:
+        if platforms := jax.config.values[name]:
             jax.config.update(name, None)
             return UserError(
-                f"{name.upper()}={asked!r}: JAX has no such device here{reason}; unset it, or take one of those that"
-                f" are here: {', '.join(_platforms())}"
+                f"{name.upper()}={platforms!r}: JAX has no such device here{reason}; unset it, or set it to a device of"
+                f" this machine: {', '.join(_platforms())}"
             )
     return UserError(f"JAX can't use the devices of this machine{reason}; mend that, or set JAX_PLATFORMS=cpu")
 
 
 def _platforms() -> list[str]:
-    """Platforms that JAX finds by itself, in the form of JAX_PLATFORMS."""
-    if importlib.util.find_spec("libtpu") is not None:  # which looks for a TPU for minutes where there is none
+    """Returns the platforms that JAX finds on this machine, as JAX_PLATFORMS names them."""
+    if importlib.util.find_spec("libtpu") is not None:  # it would search for minutes where there is no TPU
         return ["cpu"]
     try:
-        return sorted(xla_bridge.backends())  # the public name of NVIDIA's is gpu, which JAX_PLATFORMS doesn't take
+        return sorted(xla_bridge.backends())  # a public call would say gpu for NVIDIA, which JAX_PLATFORMS doesn't take
     except RuntimeError:
         return ["cpu"]
 
 
 def _check_port(address: str) -> None:
-    """gRPC would share a port with another run on this machine, and the two would take each other's processes.
+    """Checks that no other run on this machine uses the coordinator's port.
+
+    gRPC would share the port with that run, and each of the two would take processes of the other.
 
     Raises:
-      UserError: if somebody listens there, and goes on doing so; a run that is just ending lets go.
+      UserError: if the port stays taken. A run that is about to end gets some seconds to free it.
     """
     port = int(address.rpartition(":")[2])
     deadline = time.monotonic() + _PORT_S
@@ -205,21 +210,21 @@ def _check_port(address: str) -> None:
                 return
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    return  # JAX will say what it thinks of it
+                    return  # JAX reports the error
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"port {port} is taken, mostly by another run on this machine; set JAX_COORDINATOR_PORT for"
-                        " all processes, or give --coordinator_address another"
+                        f"port {port} is taken, probably by another run on this machine; set JAX_COORDINATOR_PORT for"
+                        " all processes, or give --coordinator_address another port"
                     ) from error
         time.sleep(0.5)
 
 
 def _keep_stdout_clean() -> None:
-    """Gloo tells standard output of its connections; that is for what we answer."""
+    """Redirects descriptor 1 to standard error, except for our own prints: Gloo prints its connections there."""
     sys.stdout.flush()
-    ours = os.dup(1)
+    descriptor = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = outputs.opened(ours, sys.stdout)
+    sys.stdout = outputs.opened(descriptor, sys.stdout)
 
 
 # --- facts -------------------------------------------------------------------------------------------------
@@ -228,10 +233,12 @@ _exchanges = itertools.count()
 
 
 def exchange(facts: Any, timeout_s: float = _FOR_EVER_S) -> list[Any]:
-    """Gathers a JSON value from each process, in their order. All must call it, in the same order of calls.
+    """Gathers a JSON value from each process, in the order of the processes.
+
+    All processes must call this, and make such calls in the same order.
 
     Raises:
-      FaultError: if not all came in time.
+      FaultError: if a process doesn't call it in time.
     """
     if not are_several():
         return [facts]
@@ -247,14 +254,14 @@ def exchange(facts: Any, timeout_s: float = _FOR_EVER_S) -> list[Any]:
         raise FaultError(
             f"the other processes didn't get as far as this one within {timeout_s:g} s; start them all again"
         ) from error
-    told = [json.loads(value) for _, value in sorted(client.key_value_dir_get(folder))]
-    if is_first() and number:  # everybody has read the one before, or they wouldn't have come here
+    gathered = [json.loads(value) for _, value in sorted(client.key_value_dir_get(folder))]
+    if is_first() and number:  # all processes have read the previous exchange before they began this one
         client.key_value_delete(f"mnv2_jax/exchange/{number - 1}/")
-    return told
+    return gathered
 
 
 def from_first(facts: Any) -> Any:
-    """Gives the JSON value of process 0 to all; the others' values are not looked at."""
+    """Returns the JSON value of process 0 in all processes, whose own values are ignored."""
     return exchange(facts if is_first() else None)[0]
 
 
@@ -264,21 +271,27 @@ def agree(
     mend: str = "start all with the same code, config and data",
     kind: type[UserError] = UserError,
 ) -> None:
-    """Makes sure that all processes are about to do the same.
+    """Checks that all processes have the same facts.
+
+    Args:
+      facts: JSON values by name.
+      timeout_s: how long to wait for the other processes, in seconds.
+      mend: what the user can do, which ends the error.
+      kind: class of the error.
 
     Raises:
-      UserError: of this ``kind``, naming a process and the first fact that is another one there than in process 0, and
-        the ``mend``.
-      FaultError: if one of them doesn't come in time.
+      UserError: if a process differs from process 0, naming that process and the first fact that differs.
+      FaultError: if a process doesn't call this in time.
     """
-    told = exchange(facts, timeout_s)
-    for number, theirs in enumerate(told):
-        for key in sorted({*theirs, *told[0]}):
-            first, other = (json.dumps(process.get(key)) for process in (told[0], theirs))
-            if first != other:
+    gathered = exchange(facts, timeout_s)
+    first = gathered[0]
+    for number, process in enumerate(gathered):
+        for key in sorted({*process, *first}):
+            first_value, value = (json.dumps(each.get(key)) for each in (first, process))
+            if first_value != value:
                 raise kind(
-                    f"the processes don't agree: {key} is {_short(first)} in process 0 and {_short(other)} in process"
-                    f" {number}; {mend}"
+                    f"the processes don't agree: {key} is {_short(first_value)} in process 0 and {_short(value)} in"
+                    f" process {number}; {mend}"
                 )
 
 
@@ -287,7 +300,7 @@ def _short(text: str) -> str:
 
 
 def _software() -> dict[str, Any]:
-    """Code, libraries and devices, which must be the same in all processes before anything is compiled."""
+    """Returns the facts on code, libraries and devices that all processes must share before anything is compiled."""
     root, code = pathlib.Path(mnv2_jax.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
@@ -302,12 +315,12 @@ def _software() -> dict[str, Any]:
 
 
 def broadcast(tree: PyTree) -> PyTree:
-    """Process 0's arrays, to the bit, in all; the others give NumPy arrays of the same shapes and types."""
+    """Returns process 0's arrays in all processes, bit for bit. The others pass arrays of the same shapes and types."""
     if not are_several():
         return tree
     leaves, structure = jax.tree.flatten(tree)
     arrays = [np.asarray(leaf) for leaf in leaves]
-    # As bytes: what is sent is a sum with zeros, which makes of -0.0 another number.
+    # They are sent as bytes, because JAX sends a sum with zeros, which would turn -0.0 into 0.0.
     sent = np.concatenate([np.frombuffer(array.tobytes(), np.uint8) for array in arrays])
     received = np.asarray(multihost_utils.broadcast_one_to_all(sent))
     ends = list(itertools.accumulate(array.nbytes for array in arrays))
@@ -320,7 +333,7 @@ _questions = itertools.count(1)
 
 
 def reached_stop() -> bool:
-    """Whether all are to stop here: some process has got a SIGTERM, and this is where all meet. All ask it as often."""
+    """Tells whether all processes stop here, because one got a SIGTERM. All must call this equally often."""
     return multihost_utils.reached_preemption_sync_point(next(_questions))
 
 
@@ -328,70 +341,74 @@ def reached_stop() -> bool:
 
 
 def fail(line: str, code: int) -> NoReturn:
-    """Ends this process, whatever thread calls, and tells the others why."""
-    _before_leaving(_FAILED, json.dumps([jax.process_index(), line, code]))
+    """Ends this process, from any thread, and tells the other processes why."""
+    _send_before_exit(_FAILED_KEY, json.dumps([jax.process_index(), line, code]))
     _exit(code, line)
 
 
 def _follow(number: int, line: str, code: int) -> NoReturn:
-    if code == FaultError.exit_code:  # which of us is the one that is stuck?
+    """Ends this process because another one has failed."""
+    if code == FaultError.exit_code:  # print the stacks, as any of the processes may be the one that is stuck
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-    _before_leaving(f"{_SEEN}{jax.process_index()}", "")
+    _send_before_exit(f"{_READ_KEYS}{jax.process_index()}", "")
     _exit(code, f"process {number} has failed, and so ends process {jax.process_index()}: {line}")
 
 
-def _before_leaving(key: str, value: str) -> None:
-    """Leaves word for the others. The coordinator goes with process 0, which waits a little for all to have read it."""
+def _send_before_exit(key: str, value: str) -> None:
+    """Stores a message for the other processes.
 
-    def leave_word() -> None:
+    The coordinator ends with process 0, which therefore waits a little until all have read the message of a failure.
+    """
+
+    def send() -> None:
         client, deadline = global_state.client, time.monotonic() + _FAREWELL_S
         if client is None or not are_several():
             return
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
             client.key_value_set(key, value)
         while is_first() and time.monotonic() < deadline and not all_have_read(client):
             time.sleep(0.05)
 
-    def all_have_read(client: Any) -> bool:  # but the one that failed
-        return len(client.key_value_dir_get(_SEEN)) >= jax.process_count() - 1
+    def all_have_read(client: Any) -> bool:  # all but the process that failed
+        return len(client.key_value_dir_get(_READ_KEYS)) >= jax.process_count() - 1
 
-    thread = threading.Thread(target=leave_word, daemon=True)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    thread.join(2 * _FAREWELL_S)  # the coordinator may be stuck itself
+    thread.join(2 * _FAREWELL_S)  # the coordinator itself may be stuck
 
 
 def _peer_failure() -> tuple[int, str, int] | None:
-    """Process, line and exit code of another that failed; None if nobody has."""
+    """Returns the number, line and exit code of another process that failed; None if there is none."""
     client = global_state.client
-    if client is None:  # all is over
+    if client is None:  # JAX has shut down
         return None
     try:
-        number, line, code = json.loads(client.key_value_try_get(_FAILED))
-    except jax.errors.JaxRuntimeError:  # not there; or the coordinator is gone, and JAX ends us
+        number, line, code = json.loads(client.key_value_try_get(_FAILED_KEY))
+    except jax.errors.JaxRuntimeError:  # no failure is stored; or the coordinator is gone, and JAX ends this process
         return None
     return None if number == jax.process_index() else (number, line, code)
 
 
 def _watch_peers(over: threading.Event) -> None:
-    """Ends this process when another has failed: it would wait for it in the next step."""
+    """Ends this process when another one has failed. Otherwise it would wait for that one in its next step."""
     while not over.wait(_WATCH_EVERY_S):
         if (failure := _peer_failure()) is not None:
             _follow(*failure)
 
 
 def _leave(error: BaseException) -> NoReturn:
-    """Out of a run of several processes, at once."""
-    if (told := line_and_code(error)) is not None:
-        fail(*told)
+    """Ends this process of several at once, because of an error."""
+    if (report := line_and_code(error)) is not None:
+        fail(*report)
     traceback.print_exception(error)
     line, code = f"error: {type(error).__name__}: {_first_line(error)}", 1
     if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN_FAULTS):
-        deadline = time.monotonic() + _FAREWELL_S  # most likely a peer has gone, and has said why
+        deadline = time.monotonic() + _FAREWELL_S  # probably another process has failed, and has stored the reason
         while time.monotonic() < deadline:
             if (failure := _peer_failure()) is not None:
                 _follow(*failure)
             time.sleep(0.1)
-        line, code = f"error: a peer was lost ({_first_line(error)}); start all again", FaultError.exit_code
+        line, code = f"error: another process was lost ({_first_line(error)}); start all again", FaultError.exit_code
     fail(line, code)
 
 

@@ -1,20 +1,22 @@
-"""Recipes: tables of deltas from the defaults in `config`.
+"""Training recipes: values of config keys that differ from the defaults in `config`.
 
-What the authors published stands here number for number; `tests/test_recipes.py` compares each with a file of facts.
-Where their paper or README is silent, the number is that of their code, named beside it. What holds for all of them:
+The recipes have the numbers that their authors published; `tests/test_recipes.py` compares each with a file of facts.
+Where a paper or README doesn't give a number, it comes from the authors' code, which is named beside it. All recipes
+follow these rules:
 
 * `optim.reference_lr` and `data.batch_size` are those of the source, over all its devices.
-* `norm.group_size` is what one device of the source had, but at most 128, so that eight devices get whole groups,
-  and 32 where it isn't known or batches have several sizes. From 16 images on it hardly matters (Wu & He,
-  arXiv:1803.08494, figure 1).
-* PyTorch's `amp` computed in float16; bfloat16 here, which needs no loss scaling.
-* `model.init` draws every kind of layer as the source's code does, and `model.drop_path_rule` drops paths so.
-* `model.padding` and `model.width_rule` are the config file's: they belong to the network.
+* `norm.group_size` is the number of images on one device of the source, but at most 128, so that eight devices get
+  whole groups. It is 32 where that number is unknown or batches have several sizes. From 16 images on, the group size
+  hardly matters (Wu & He, arXiv:1803.08494, figure 1).
+* Where the source computes in float16 (PyTorch's `amp`), the recipe uses bfloat16, which needs no loss scaling.
+* `model.init` initialises every kind of layer as the source's code does, and `model.drop_path_rule` drops paths as it
+  does.
+* `model.padding` and `model.width_rule` are properties of the network, so the config file sets them.
 
-What to expect is the published top-1 ± 0.3, as the docstrings of `configs/` say. Nobody has published how far seeds
-spread; but MobileNetV2 came out within 0.2 where four groups trained it by the paper's schedule, with RMSProp or SGD
-(paper 72.0, TF-slim 71.8, torchvision 71.878, mmpretrain 71.86), and MobileNetV4's authors print 83.4 and 83.7 for the
-same Hybrid-L.
+Expect the published top-1 ± 0.3, as the docstrings of `configs/` say. Nobody has published how much results vary over
+seeds. But four groups that trained MobileNetV2 by the paper's schedule, with RMSProp or SGD, got results within 0.2
+(paper 72.0, TF-slim 71.8, torchvision 71.878, mmpretrain 71.86), and MobileNetV4's authors print both 83.4 and 83.7 for
+the same Hybrid-L.
 """
 
 from __future__ import annotations
@@ -68,32 +70,32 @@ RECIPES: Mapping[str, Recipe] = {
     "scratch": SCRATCH,
     "finetune": FINETUNE,
 }
-"""Recipes by the names in the tests' file of facts; `paper` is MobileNetV2's."""
+"""Recipes by name. The names are those in the tests' file of facts; `paper` is the recipe of MobileNetV2's paper."""
 
 REFUSED: Mapping[str, str] = {
     "paper_v1": "the paper gives no learning rate, batch size or epochs; the nearest that runs: tfmg_v1",
-    "paper_v3": "the paper gives no epochs and a decay that reads in two ways; the nearest that runs: tfmg_v3_large or"
-    " tfmg_v3_small",
+    "paper_v3": "the paper gives no epochs, and its learning-rate decay is ambiguous; the nearest that runs:"
+    " tfmg_v3_large or tfmg_v3_small",
     "timm_v2_ra": "its author never published the command; the nearest that runs: timm_v3_large_ra",
-    "timm_v2_050_lamb": "its optimiser, LAMB, isn't here, and its batch size and warm-up stand only in a file attached"
-    " to issue 1021 of pytorch-image-models, which we don't have; the nearest that runs: timm_v3_large_ra",
-    "timm_ra4": "its hyperparameters stand only in a gist that we don't have; the nearest that runs: paper_v4",
+    "timm_v2_050_lamb": "its optimiser, LAMB, isn't implemented here, and its batch size and warm-up are only in a file"
+    " attached to issue 1021 of pytorch-image-models, which we don't have; the nearest that runs: timm_v3_large_ra",
+    "timm_ra4": "its hyperparameters are only in a gist that we don't have; the nearest that runs: paper_v4",
     "paper_v4_distill": "it needs JFT-300M, which isn't public; the nearest that runs: paper_v4",
 }
-"""Recipes with something that we can't know or haven't, and what it is."""
+"""Published recipes that can't be run, each with the reason: a fact, a part or data that we don't have."""
 
 
 def resolve(name: str, recipe: Recipe, model: str, width: float) -> Tree:
-    """Values that a recipe gives a network.
+    """Returns the config keys that a recipe sets for a network.
 
     Args:
-      name: what it is called.
-      recipe: the recipe, as a value of `RECIPES`.
-      model: a name of `models.registry`.
-      width: its width multiplier.
+      name: name of the recipe, for errors.
+      recipe: the recipe, as in the values of `RECIPES`.
+      model: name of the network, as in `models.registry`.
+      width: width multiplier of the network.
 
     Raises:
-      UserError: where it says nothing of that network.
+      UserError: if the recipe has no values for that network.
     """
     try:
         return recipe(model, width) if callable(recipe) else recipe

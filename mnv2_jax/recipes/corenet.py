@@ -1,4 +1,4 @@
-"""CoreNet."""
+"""Recipes of CoreNet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from mnv2_jax.recipes.tree import Recipe, Tree, but
 
 
 def _corenet(dropout: float, **sections: Tree) -> Recipe:
-    """projects/mobilenet_v*/classification/*.yaml; dropout shrinks with the width (modeling/models/classification).
+    """Makes a recipe of projects/mobilenet_v*/classification/*.yaml.
 
-    Its V1 has no activation after depthwise convolutions and its V1 and V2 keep some widths: model.width_rule=corenet.
+    The dropout rate shrinks with the width (modeling/models/classification). CoreNet's V1 has no activation after
+    depthwise convolutions, and its V1 and V2 keep some widths; for both, set model.width_rule=corenet.
     """
     base: Tree = dict(
         model=dict(init="kaiming_fan_out", dtype="bfloat16"),

@@ -1,6 +1,6 @@
-"""TensorFlow model garden (official/vision) and the paper of MobileNetV4, by the same authors.
+"""Recipes of TensorFlow model garden (official/vision), and of the paper of MobileNetV4, which has the same authors.
 
-Its files count epochs of 312 steps, the whole batches of 4096; ours have 312.8.
+Model garden's files count 312 steps to an epoch, the whole batches of 4096 images; our epochs have 312.8 steps.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from mnv2_jax.recipes.tree import Recipe, Tree, but
 _TFMG: Tree = dict(
     # configs/image_classification.py (mobilenet_imagenet): norm, crops, normalisation, the classifier's kernel;
     # modeling/backbones/mobilenet.py, modeling/layers/nn_blocks.py: the other kernels.
-    # dataloaders/classification_input.py: TF2's tf.image.resize, as ours; but evaluation, too, crops first and then
-    # resizes, which shifts pixels by less than one.
+    # dataloaders/classification_input.py resizes with TF2's tf.image.resize, as we do. But in evaluation, too, it crops
+    # before it resizes, which shifts pixels by less than one.
     model=dict(dropout=0.2, init="tf_model_garden", dtype="bfloat16"),
     norm=dict(decay=0.997, epsilon=1e-3),
     data=dict(
@@ -85,7 +85,7 @@ TFMG_V3_SMALL = but(
 V4_MODELS = tuple(
     f"mobilenet_v4_{name}" for name in ("conv_small", "conv_medium", "hybrid_medium", "conv_large", "hybrid_large")
 )
-"""The columns of `PAPER_V4`."""
+"""Networks of the columns of `PAPER_V4`."""
 
 PAPER_V4: Mapping[str, tuple[Any, ...]] = {
     # Qin et al., arXiv:2404.10518, table 10.
@@ -111,7 +111,7 @@ PAPER_V4: Mapping[str, tuple[Any, ...]] = {
     "augment.mixup_alpha": (0.0, 0.0, 0.0, 0.8, 0.8),
     "augment.cutmix_alpha": (0.0, 0.0, 0.0, 1.0, 1.0),
     "augment.cutmix_share": (0.5, 0.5, 0.5, 0.5, 0.5),
-    # Not in the table; from the files of tfmg_v4.
+    # These are not in the table, but in the files of tfmg_v4.
     "model.drop_path_rule": ("linear", "tf_model_garden", "tf_model_garden", "tf_model_garden", "tf_model_garden"),
     "model.dtype": ("float32", "bfloat16", "bfloat16", "bfloat16", "bfloat16"),
     "norm.decay": (0.95, 0.997, 0.997, 0.997, 0.997),
@@ -120,7 +120,7 @@ PAPER_V4: Mapping[str, tuple[Any, ...]] = {
 
 TFMG_V4: Mapping[str, tuple[Any, ...]] = {
     **PAPER_V4,
-    # imagenet_mobilenetv4_*_tpu.yaml, where they differ; 9623 epochs are 3,002,368 steps.
+    # Values of imagenet_mobilenetv4_*_tpu.yaml that differ from the paper; 9623 epochs are 3,002,368 steps.
     "train.epochs": (9623.0, 500.0, 500.0, 500.0, 500.0),
     "model.drop_path": (0.0, 0.075, 0.075, 0.2, 0.35),
     "model.drop_path_rule": ("linear", "tf_model_garden", "tf_model_garden", "flat", "tf_model_garden"),
@@ -130,9 +130,9 @@ TFMG_V4: Mapping[str, tuple[Any, ...]] = {
 _V4 = but(
     _TFMG,
     augment=dict(policy="randaugment_tf", policy_excluded=("Cutout",)),
-    # The L2 of Conv-S lies on kernels that aren't depthwise; here on what its AdamW decays. Its average is of a fixed
-    # decay from step 1560 on (dynamic_decay: false), here from the first. Its RandAugment shifts twice as far
-    # (translate_const: 20).
+    # Three differences remain. Conv-S applies its L2 penalty to kernels that aren't depthwise; here it applies to all
+    # parameters that AdamW decays. Its average has a fixed decay from step 1560 on (dynamic_decay: false); here from
+    # the first step. Its RandAugment shifts twice as far (translate_const: 20).
     optim=dict(
         name="adamw",
         weight_decay_on="no_norm",
@@ -145,12 +145,12 @@ _V4 = but(
 
 
 def by_column(table: Mapping[str, tuple[Any, ...]]) -> Recipe:
-    """Reads a table of MobileNetV4, in which each network has a column."""
+    """Makes a recipe of a table of MobileNetV4, which has a column for each network."""
 
     def recipe(name: str, width: float) -> Tree:
         del width
         if name not in V4_MODELS:
-            raise UserError(f"it has no column for {name}; it has {', '.join(V4_MODELS)}")
+            raise UserError(f"the recipe has no column for {name}; it has {', '.join(V4_MODELS)}")
         tree = _V4
         for key, row in table.items():
             section, _, leaf = key.partition(".")

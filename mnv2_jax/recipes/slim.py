@@ -1,14 +1,15 @@
-"""TF-slim and the paper of MobileNetV2."""
+"""Recipes of TF-slim and of the paper of MobileNetV2."""
 
 from __future__ import annotations
 
 from mnv2_jax.recipes.tree import Tree, but
 
 PAPER: Tree = dict(
-    # The paper gives batch 96, 0.045 and ×0.98 per epoch (section 6.1); the rest is TF-slim's (mobilenet README,
-    # train_image_classifier.py, inception_preprocessing.py). 412 epochs are its 5.5 M steps of 96. It resizes by TF1's
-    # resize_bilinear, which samples pixel i of the result at i * scale, where ours, as TF2, samples at
-    # (i + 1/2) * scale - 1/2: in training and evaluation alike less than half a pixel of the result further on.
+    # The paper gives a batch of 96, a learning rate of 0.045 and a decay of ×0.98 per epoch (section 6.1). The rest
+    # comes from TF-slim (mobilenet README, train_image_classifier.py, inception_preprocessing.py), whose 5.5 M steps of
+    # 96 images are 412 epochs. TF-slim resizes with TF1's resize_bilinear, which samples pixel i of the result at
+    # i * scale. Our resize, like TF2's, samples at (i + 1/2) * scale - 1/2, which is less than half a pixel of the
+    # result further on, in training and evaluation alike.
     model=dict(dropout=0.2, init="truncated_normal"),
     norm=dict(decay=0.997, epsilon=1e-3),
     data=dict(

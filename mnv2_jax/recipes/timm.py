@@ -1,12 +1,12 @@
-"""timm, and efficientnet-jax by the same author."""
+"""Recipes of timm, and of efficientnet-jax by the same author."""
 
 from __future__ import annotations
 
 from mnv2_jax.recipes.tree import Tree
 
 TIMM_V3_LARGE_RA: Tree = dict(
-    # hfdocs/source/training_script.mdx; what its command doesn't say is train.py's default: three epochs of warm-up,
-    # label smoothing of 0.1, crops resized by bilinear or bicubic filter at random (here bicubic, as in evaluation).
+    # hfdocs/source/training_script.mdx. Other values are train.py's defaults: three epochs of warm-up, label smoothing
+    # of 0.1, crops resized by a bilinear or bicubic filter at random (here always bicubic, as in evaluation).
     model=dict(dropout=0.2, drop_path=0.2, drop_path_rule="timm", init="timm", dtype="bfloat16"),
     norm=dict(group_size=128, decay=0.9, epsilon=1e-5),
     data=dict(
@@ -52,7 +52,7 @@ TIMM_V3_LARGE_RA: Tree = dict(
 
 EFFICIENTNET_JAX: Tree = dict(
     # rwightman/efficientnet-jax: train_configs/default.py, tf_linen_train.py, jeffnet/. Its learning rate is for 256
-    # images. Its decays count from the end of the warm-up, ours from the start; its least rate, 1e-6, isn't reached.
+    # images. Its decays count from the end of the warm-up, ours from the start. Its lowest rate, 1e-6, isn't reached.
     model=dict(dropout=0.2, drop_path=0.2, drop_path_rule="timm", init="efficientnet_jax", dtype="bfloat16"),
     norm=dict(decay=0.99, epsilon=1e-3),
     data=dict(

@@ -1,4 +1,4 @@
-"""torchvision, and others who train as it does."""
+"""Recipes of torchvision, and of others who train in the same way (mmpretrain, d-li14)."""
 
 from __future__ import annotations
 
@@ -66,8 +66,11 @@ TORCHVISION_V2_V2: Tree = dict(
 
 
 def torchvision_v2_v2(name: str, width: float) -> Tree:
-    """ResNet-50's IMAGENET1K_V2 was trained with the same options, too: "How to train state-of-the-art models using
-    TorchVision's latest primitives", pytorch.org/blog; models/resnet.py."""
+    """Returns the recipe IMAGENET1K_V2 of MobileNetV2, or of ResNet-50, which has the same options and another init.
+
+    Source: "How to train state-of-the-art models using TorchVision's latest primitives", pytorch.org/blog;
+    models/resnet.py.
+    """
     del width
     is_resnet = name.startswith("resnet")
     return but(TORCHVISION_V2_V2, model=dict(init="torchvision_resnet")) if is_resnet else TORCHVISION_V2_V2
@@ -76,8 +79,8 @@ def torchvision_v2_v2(name: str, width: float) -> Tree:
 _TORCHVISION_V3_NORM = dict(decay=0.99, epsilon=1e-3)  # models/mobilenetv3.py
 
 TORCHVISION_V3_V1: Tree = dict(
-    # Pull request 3354, for V3-Small; the README has V3-Large under the same heading. It averages its three best
-    # checkpoints afterwards, which isn't done here.
+    # Pull request 3354, for V3-Small; the README has V3-Large under the same heading. torchvision averages its three
+    # best checkpoints afterwards; we don't.
     model=dict(dropout=0.2, init="torchvision_v3"),
     norm=dict(group_size=128) | _TORCHVISION_V3_NORM,
     data=dict(name="imagenet", batch_size=1024, crop_area=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3)),
@@ -140,7 +143,10 @@ DLI14_V2_BEST = but(
 
 
 def dli14_v3(name: str, width: float) -> Tree:
-    """d-li14/mobilenetv3.pytorch: README.md. Large has label smoothing, Small at 0.75 less dropout."""
+    """Returns the recipe of d-li14/mobilenetv3.pytorch (README.md).
+
+    Large has label smoothing, and Small at a width of 0.75 or less has less dropout.
+    """
     is_large = name.startswith("mobilenet_v3_large")
     is_slim_small = name.startswith("mobilenet_v3_small") and width <= 0.75
     return but(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from mnv2_jax import config as config_lib
+from mnv2_jax.config import Config, flatten, to_dict
 from mnv2_jax.data.split import Split
 from mnv2_jax.json_files import jsonable, read_json, write_bytes, write_text, writing
 from mnv2_jax.report.charts import Panel, curves
@@ -320,7 +320,7 @@ def _config(config: Mapping[str, Any]) -> str:
     """Section with the settings that differ from the defaults, and the other settings folded away."""
     if not config:
         return ""
-    defaults, flat = jsonable(config_lib.flatten(config_lib.to_dict(config_lib.Config()))), config_lib.flatten(config)
+    defaults, flat = jsonable(flatten(to_dict(Config()))), flatten(config)
     changed = {key: value for key, value in flat.items() if key not in defaults or defaults[key] != value}
     rows = ((text(key), text(value), text(defaults.get(key, "–"))) for key, value in changed.items())
     unchanged = ((text(key), text(value)) for key, value in flat.items() if key not in changed)

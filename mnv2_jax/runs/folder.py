@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mnv2_jax import config as config_lib
+from mnv2_jax.config import Config, build, differences, to_dict
 from mnv2_jax.errors import FaultError, UserError
 from mnv2_jax.json_files import jsonable, read_json, reading, write_json, writing
 from mnv2_jax.processes.settings import changes
@@ -104,10 +104,10 @@ def _try_to_lock(descriptor: int, workdir: pathlib.Path) -> bool:
 
 def begin_session(
     workdir: pathlib.Path,
-    config: config_lib.Config,
+    config: Config,
     dataset: Mapping[str, Any],
     devices: Mapping[str, Any],
-    why_not: Callable[[config_lib.Config], str | None] = lambda old: "give another --workdir",
+    why_not: Callable[[Config], str | None] = lambda old: "give another --workdir",
 ) -> bool:
     """Begins a session of a run: writes the records of a new folder, or checks that an old folder holds the same run.
 
@@ -157,19 +157,17 @@ def begin_session(
         write_json(workdir / DATASET, dataset)
     write_json(workdir / PROVENANCE, {"sessions": [*sessions, session]})
     if not resumed:
-        write_json(workdir / CONFIG, config_lib.to_dict(config))
+        write_json(workdir / CONFIG, to_dict(config))
     return resumed
 
 
-def _set_length(
-    workdir: pathlib.Path, config: config_lib.Config, old: Mapping[str, Any], dataset: Mapping[str, Any]
-) -> None:
+def _set_length(workdir: pathlib.Path, config: Config, old: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
     """Writes the new length to the records. If a kill interrupts it, the next session repeats it."""
     old_config, _ = read_run(workdir)
     if old.get(_STEPS) != dataset.get(_STEPS):
         (workdir / SUMMARY).unlink(missing_ok=True)  # the run isn't finished any more
     if old_config.train != config.train:
-        write_json(workdir / CONFIG, config_lib.to_dict(dataclasses.replace(old_config, train=config.train)))
+        write_json(workdir / CONFIG, to_dict(dataclasses.replace(old_config, train=config.train)))
     if old.get(_STEPS) != dataset.get(_STEPS):
         write_json(workdir / DATASET, {**old, _STEPS: dataset.get(_STEPS)})
 
@@ -185,7 +183,7 @@ def note_memory(workdir: pathlib.Path, memory: Mapping[str, int]) -> None:
         write_json(workdir / PROVENANCE, {"sessions": [*sessions[:-1], {**sessions[-1], "memory": memory}]})
 
 
-def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
+def read_run(workdir: pathlib.Path) -> tuple[Config, list[str]]:
     """Reads the config of a run and the names of its classes.
 
     Raises:
@@ -195,7 +193,7 @@ def read_run(workdir: pathlib.Path) -> tuple[config_lib.Config, list[str]]:
         if not (workdir / CONFIG).is_file():
             raise UserError(f"{workdir}: no run is there (no {CONFIG}); give the folder of a trained run")
     try:
-        config = config_lib.build(read_json(workdir / CONFIG))
+        config = build(read_json(workdir / CONFIG))
     except UserError as error:
         raise UserError(f"{workdir}: its {CONFIG} can't be used: {error}") from error
     names = read_json(workdir / DATASET).get("class_names")
@@ -273,14 +271,14 @@ def _check_settings(workdir: pathlib.Path, sessions: list[Any], session: Mapping
 
 def _check_same_run(
     workdir: pathlib.Path,
-    config: config_lib.Config,
+    config: Config,
     old: Mapping[str, Any],
     dataset: Mapping[str, Any],
-    why_not: Callable[[config_lib.Config], str | None],
+    why_not: Callable[[Config], str | None],
 ) -> list[str]:
     """Refuses another run than that of the folder; returns the differences that are allowed, those of the length."""
     old_config, _ = read_run(workdir)
-    changed = config_lib.differences(old_config, config)
+    changed = differences(old_config, config)
     if changed and all(change.startswith(_LENGTH) for change in changed):
         if (reason := why_not(old_config)) is not None:
             raise UserError(f"--workdir={workdir} holds a run of another length: {', '.join(changed)}; {reason}")

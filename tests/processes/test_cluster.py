@@ -32,7 +32,7 @@ def test_slurm_names_the_first_node(nodes, first):
 
 
 def test_slurm_nodes_that_cannot_be_read_are_refused():
-    with pytest.raises(UserError, match=r"SLURM_STEP_NODELIST='rack\[1-2\]node\[01-04\]' can't be read; give"):
+    with pytest.raises(UserError, match=r"SLURM_STEP_NODELIST='rack\[1-2\]node\[01-04\]'"):
         find(Cluster(), SLURM | {"SLURM_STEP_NODELIST": "rack[1-2]node[01-04]"})
 
 
@@ -66,18 +66,18 @@ def test_slurm_nodes_that_cannot_be_read_are_refused():
     ],
 )
 def test_a_nodes_gpus_are_shared_out(changes, devices):
-    found = find(Cluster(), SLURM | changes)
-    assert isinstance(found, Cluster)
-    assert found.local_device_ids == devices
+    cluster = find(Cluster(), SLURM | changes)
+    assert isinstance(cluster, Cluster)
+    assert cluster.local_device_ids == devices
 
 
 def test_gpus_that_do_not_divide_are_refused():
-    with pytest.raises(UserError, match="8 GPUs of a node do not divide over its 3 tasks"):
+    with pytest.raises(UserError, match=r"8 GPUs .* 3 tasks.*--ntasks-per-node"):
         find(Cluster(), SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3", "SLURM_GPUS_ON_NODE": "8"})
 
 
 def test_a_single_task_is_alone_and_has_all_gpus():
-    """JAX's own detection would take one of them for it."""
+    """JAX's own detection would use only one GPU."""
     assert find(Cluster(), SLURM | {"SLURM_NTASKS": "1"}) == "alone"
 
 
@@ -106,5 +106,5 @@ def test_flags_are_whole():
         with pytest.raises(UserError, match="go together"):
             find(flags, {})
     for count, number in ((0, 0), (2, 2), (2, -1), (1, 1)):
-        with pytest.raises(UserError, match=f"--process_id={number} is not one of --num_processes={count}"):
+        with pytest.raises(UserError, match=f"--process_id={number} .*--num_processes={count}"):
             find(Cluster("a:1", count, number), {})

@@ -1,4 +1,4 @@
-"""What one process does of what several do, and how one that has got stuck is noticed."""
+"""Tests the part of the work of several processes that one process can do, and the watch for a stuck process."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnv2_jax import config as config_lib
+from mnv2_jax.config import FaultsConfig
 from mnv2_jax.errors import FaultError, UserError, line_and_code
 from mnv2_jax.processes import supervisor as supervisor_lib
 from mnv2_jax.processes import together
@@ -35,7 +35,7 @@ def test_one_process_agrees_with_itself():
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("gathered", "message"),
     [
         ([{"a": 1}, {"a": 1}, {"a": 2}], "a is 1 in process 0 and 2 in process 2; start all"),
         ([{"a": 1}, {}], "a is 1 in process 0 and null in process 1"),
@@ -43,16 +43,16 @@ def test_one_process_agrees_with_itself():
         ([{"b": "x" * 99}, {"b": "x" * 98}], r"b is \"x+… \(SHA-256 \w{8}\) in process 0"),
     ],
 )
-def test_what_differs_is_named(monkeypatch, told, message):
-    monkeypatch.setattr(together, "exchange", lambda facts, timeout_s: told)
+def test_what_differs_is_named(monkeypatch, gathered, message):
+    monkeypatch.setattr(together, "exchange", lambda facts, timeout_s: gathered)
     with pytest.raises(UserError, match=message):
-        together.agree(told[0])
+        together.agree(gathered[0])
     with pytest.raises(FaultError, match="mend this"):
-        together.agree(told[0], mend="mend this", kind=FaultError)
+        together.agree(gathered[0], mend="mend this", kind=FaultError)
 
 
 def test_a_mesh_is_in_the_order_of_the_processes():
-    """A TPU numbers its devices by where they stand."""
+    """A TPU numbers its devices by their position in the machine, not by process."""
     backwards = meshes.make_mesh(jax.devices()[::-1])
     assert [device.id for device in backwards.devices.flat] == sorted(device.id for device in jax.devices())
 
@@ -63,7 +63,7 @@ def test_a_mesh_is_in_the_order_of_the_processes():
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
 def test_signals_become_a_question(sent):
     before = signal.getsignal(sent)
-    with supervise(config_lib.FaultsConfig()) as supervisor:
+    with supervise(FaultsConfig()) as supervisor:
         assert not supervisor.should_stop()
         os.kill(os.getpid(), sent)
         assert supervisor.should_stop()
@@ -74,7 +74,7 @@ def test_signals_become_a_question(sent):
 def test_what_was_ignored_under_nohup_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with supervise(config_lib.FaultsConfig()) as supervisor:
+        with supervise(FaultsConfig()) as supervisor:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not supervisor.should_stop()
     finally:
@@ -87,7 +87,7 @@ def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(3600)
 
-    with supervise(config_lib.FaultsConfig()) as supervisor:
+    with supervise(FaultsConfig()) as supervisor:
         each = supervisor.each(batches())
         assert next(each) == 1
         with pytest.raises(Stopped):
@@ -100,7 +100,7 @@ def test_a_signal_ends_the_wait_for_a_batch_and_nothing_else():
 
 @pytest.mark.parametrize("compiles", [True, False])
 def test_a_signal_during_compilation_is_answered_before_that_is_over(capfd, compiles):
-    with supervise(config_lib.FaultsConfig()) as supervisor:
+    with supervise(FaultsConfig()) as supervisor:
         with supervisor.compiling() if compiles else contextlib.nullcontext():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # the thread's
@@ -126,16 +126,16 @@ print("closed")
 
 
 @pytest.mark.parametrize(
-    ("times_s", "told"),
+    ("times_s", "expected"),
     [
         (("0.1", "0.3", "60"), (130, "heard\nheard\n", "interrupted\n")),  # the first alone ends nobody
         (("10", "0", "0.1"), (0, "heard\nheard\nclosed\n", "")),
     ],
 )
-def test_a_second_interrupt_ends_who_does_not_leave_in_time(times_s, told):
+def test_a_second_interrupt_ends_who_does_not_leave_in_time(times_s, expected):
     command = [sys.executable, "-c", INTERRUPTED, *times_s]
     result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == told
+    assert (result.returncode, result.stdout, result.stderr) == expected
 
 
 # --- devices ------------------------------------------------------------------------------------------------
@@ -149,24 +149,24 @@ def test_training_uncompiled_is_refused():
 
 @pytest.fixture
 def ends(monkeypatch):
-    """What a watch that looks often ends the process with, if it does."""
-    said, never = queue.SimpleQueue(), threading.Event()
+    """Queue of the line and code with which the watch ends the process; the watch checks often."""
+    reports, never = queue.SimpleQueue(), threading.Event()
 
-    def fail(*told):
-        said.put(told)
-        never.wait()  # as the true one, it doesn't return
+    def fail(*report):
+        reports.put(report)
+        never.wait()  # the real function doesn't return either
 
     monkeypatch.setattr(supervisor_lib, "_TICK_S", 0.02)
     monkeypatch.setattr("faulthandler.dump_traceback", lambda *_, **__: None)
     monkeypatch.setattr(together, "fail", fail)
-    return said
+    return reports
 
 
 def test_what_is_compiled_may_take_longer(ends):
-    with supervise(config_lib.FaultsConfig(step_timeout_s=0.6, compile_timeout_s=60.0)) as supervisor:
+    with supervise(FaultsConfig(step_timeout_s=0.6, compile_timeout_s=60.0)) as supervisor:
         with supervisor.compiling():
             time.sleep(0.8)
-        for _ in range(5):  # who asks isn't stuck
+        for _ in range(5):  # a loop that asks isn't stuck
             time.sleep(0.15)
             assert not supervisor.should_stop()
         assert ends.empty()
@@ -177,14 +177,14 @@ def test_what_is_compiled_may_take_longer(ends):
 
 def test_what_is_compiled_may_not_take_for_ever(ends):
     with (
-        supervise(config_lib.FaultsConfig(step_timeout_s=0.1, compile_timeout_s=0.3)) as supervisor,
+        supervise(FaultsConfig(step_timeout_s=0.1, compile_timeout_s=0.3)) as supervisor,
         supervisor.compiling(),
     ):
         assert "stuck for 0.3 s" in ends.get(timeout=10)[0]
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (UserError("a is b;\n mend it"), ("error: a is b; mend it", 2)),
         (FaultError("gone"), ("error: gone", 75)),
@@ -200,8 +200,8 @@ def test_what_is_compiled_may_not_take_for_ever(ends):
         (KeyError("a bug"), None),
     ],
 )
-def test_what_is_said_of_an_error(error, told):
-    assert line_and_code(error) == told
+def test_what_is_said_of_an_error(error, expected):
+    assert line_and_code(error) == expected
 
 
 def test_a_port_that_is_taken_is_refused(monkeypatch):
@@ -217,11 +217,11 @@ def test_a_port_that_is_taken_is_refused(monkeypatch):
         first = Cluster(f"localhost:{port}", 1, 0)
         with (
             pytest.raises(UserError, match=f"port {port} is taken"),
-            together.joined(first, config_lib.FaultsConfig(), "train"),
+            together.joined(first, FaultsConfig(), "train"),
         ):
             pytest.fail("joined")
         assert initialized == []
-    with together.joined(first, config_lib.FaultsConfig(), "train"):
+    with together.joined(first, FaultsConfig(), "train"):
         assert initialized == [first.coordinator_address]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import config as config_lib
+from mnv2_jax.config import build
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_json
@@ -63,7 +63,7 @@ def make_run(workdir, names, lines=40):
     """A made-up finished run, in which one class has no images."""
     rng = np.random.default_rng(0)
     k = len(names)
-    config = config_lib.build({"model": {"width": 0.35}, "data": {"name": "digits"}})
+    config = build({"model": {"width": 0.35}, "data": {"name": "digits"}})
     facts = {"name": "digits", "class_names": names, "num_train": 1437, "num_eval": 360, "eval_split": "test"}
     run_folder.begin_session(workdir, config, facts | {"steps": lines}, {"platform": "cpu", "kind": "x<y", "count": 2})
     log = MetricsLog(workdir, 0)

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from mnv2_jax import config as config_lib
+from mnv2_jax.config import build, to_dict
 from mnv2_jax.errors import UserError
 from mnv2_jax.runs import folder as run_folder
 from mnv2_jax.training.experiment import open_experiment
 
-CONFIG = config_lib.build({})
+CONFIG = build({})
 DATASET = {
     "name": "digits",
     "class_names": ("0", "1", "2"),
@@ -90,7 +90,7 @@ def test_lock_refuses_where_no_folder_can_be(tmp_path):
 def test_begin_session_begins_then_resumes(tmp_path):
     assert not run_folder.begin_session(tmp_path, CONFIG, DATASET, DEVICES)
     first = (tmp_path / "config.json").read_bytes()
-    assert json.loads(first) == config_lib.to_dict(CONFIG)
+    assert json.loads(first) == to_dict(CONFIG)
     assert json.loads((tmp_path / "dataset.json").read_text())["class_names"] == ["0", "1", "2"]
 
     data = dataclasses.replace(CONFIG.data, path="elsewhere", num_workers=3)
@@ -238,7 +238,7 @@ def test_other_images_of_equal_number_are_other_data(tmp_path):
         path = tmp_path / f"{name}.npz"
         if not path.exists():
             np.savez(path, **arrays | {f"y_{split}": np.arange(40) % 10 for split in ("train", "test")})
-        config = config_lib.build({"data": {"name": "cifar10", "path": str(path), "resolution": 32}})
+        config = build({"data": {"name": "cifar10", "path": str(path), "resolution": 32}})
         return config, open_experiment(config).facts
 
     run = tmp_path / "run"
@@ -255,7 +255,7 @@ def test_other_images_of_equal_number_are_other_data(tmp_path):
     [({"logits": "kept.npz"}, "distill.logits='kept.npz'"), ({"teacher": "runs/big"}, "distill.teacher='runs/big'")],
 )
 def test_begin_session_refuses_another_teacher(tmp_path, distill, option):
-    config = config_lib.build({"distill": distill})
+    config = build({"distill": distill})
     run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
     assert run_folder.begin_session(tmp_path, config, {**DATASET, "teacher": "cf05" * 16}, DEVICES)
     with pytest.raises(UserError) as error:

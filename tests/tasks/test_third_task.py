@@ -132,7 +132,7 @@ def test_weights_of_a_task_that_is_not_imported_yet(whole, tmp_path, monkeypatch
     assert cli.here("convert", whole[0], file).returncode == 0
     for flags, code in (((), 2), (("--modules=tests.tasks.mean_colour",), 0)):
         monkeypatch.delitem(sys.modules, "tests.tasks.mean_colour", raising=False)
-        monkeypatch.setattr(TASKS, "_found", {})
+        monkeypatch.setattr(TASKS, "_registered", {})
         assert cli.here("predict", f"--weights={file}", *flags, "--json", tmp_path / "a.png").returncode == code
     assert cli.here("predict", f"--workdir={whole[0]}", "--modules=x", tmp_path / "a.png").returncode == 2
 

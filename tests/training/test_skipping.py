@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import config as config_lib
+from mnv2_jax.config import Config, TrainConfig, build
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.tfds_source import TfdsLabels
@@ -88,8 +88,8 @@ WHOLE = (
 
 def session(workdir, batches, start=0):
     """Runs one session that skips the images of ``batches``, by step; returns its output."""
-    config = config_lib.build({"data": {"skip_corrupt": True}})
-    plan = make_plan(dataclasses.replace(config, train=config_lib.TrainConfig(steps=100)), 64, ("stem",))
+    config = build({"data": {"skip_corrupt": True}})
+    plan = make_plan(dataclasses.replace(config, train=TrainConfig(steps=100)), 64, ("stem",))
     experiment = types.SimpleNamespace(config=config, plan=plan, mesh=types.SimpleNamespace(size=1))
     stream, content = io.StringIO(), FolderContent(start, [], None)
     with open_writer(experiment, workdir, None, start, stream) as writer:
@@ -133,7 +133,7 @@ def test_a_run_that_skips_nothing_has_no_list(tmp_path):
 def notes_before_training(labels):
     """Returns the notes that a classification task on these labels prints before training."""
     split = Split("val", labels, lambda index: pytest.fail("read an image"))
-    return student_of(config_lib.Config(), Dataset("folder", tuple("abcdefgh"), split, split), False).notes
+    return student_of(Config(), Dataset("folder", tuple("abcdefgh"), split, split), False).notes
 
 
 def test_classes_without_images_are_named():
