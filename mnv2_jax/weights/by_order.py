@@ -144,7 +144,7 @@ def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork, absent: 
     pairs = dict(_pairs(model, network, shapes, f"{path}: not the weights of {describe(model)}"))
     pairs = {name: layer for name, layer in pairs.items() if layer.kind != "norm"}
     kernels = {name: shapes[f"params/{name}/kernel"] for name in pairs}
-    halving = _halving(model.plan, [name for name, (size, *rest) in kernels.items() if rest[1:] and size > 1])
+    halving = _halving(model.plan, [name for name, (size, *dims) in kernels.items() if dims[1:] and size > 1])
     for name, layer in pairs.items():
         strides = (1, 2) if name in halving else (1,)
         if layer.stride not in (None, *strides) or layer.dilation not in (None, 1):
