@@ -98,7 +98,7 @@ def test_the_rival_is_the_same_network(name, options):
 
 def test_another_rounding_is_an_error_with_both_numbers():
     its = settings(dict(SMALL, name="mobilenet_v1", width=0.3))
-    both_numbers = rf"mobilenetv1_030 has [\d,]+ .*mobilenet_v1 has {params_of(its):,} "
+    both_numbers = rf"mobilenetv1_030 has [\d,]+ .*mobilenet_v1 has {params_of(its):,}"
     with pytest.raises(torch_rival.Unavailable, match=both_numbers):
         build_network(its)
 
