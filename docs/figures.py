@@ -26,7 +26,8 @@ _FAMILIES = {
     "mobilenet_v4": ("MobileNet V4", "#3949ab", "D"),
 }
 """Prefix of the models' names: label, colour and marker."""
-_PAPERS = "arXiv"
+_AUTHORS = ("arXiv", "tensorflow/models")
+"""Beginnings of the sources that are the authors' own: papers, TF-slim and the TF model garden."""
 
 _ROOMS = {
     "configs": (0, 1),
@@ -65,18 +66,22 @@ def draw_arrow() -> None:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.55, 7.55), ylim=(-0.45, 2.45))
     axes.axis("off")
+    boxes = {}
     for name, (x, y) in _ROOMS.items():
-        box = FancyBboxPatch((x - 0.32, y - 0.2), 0.64, 0.4, boxstyle="round,pad=0.05", fc=_BOX, ec=_MUTED)
+        box = boxes[name] = FancyBboxPatch(
+            (x - 0.32, y - 0.2), 0.64, 0.4, boxstyle="round,pad=0.05", fc=_BOX, ec=_MUTED
+        )
         axes.add_patch(box)
         axes.text(x, y, name, ha="center", va="center", color=_INK, fontsize=10)
     for start, end in _ARROWS:
-        arrow = {"arrowstyle": "-|>", "color": _MUTED, "shrinkA": 24, "shrinkB": 24}
+        ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 1, "shrinkB": 1}
+        arrow = {"arrowstyle": "-|>", "color": _MUTED, **ends}
         axes.annotate("", xy=_ROOMS[end], xytext=_ROOMS[start], arrowprops=arrow)
     _save(figure, "arrow")
 
 
 def draw_family() -> None:
-    """Draws the papers' top-1 accuracy over multiply-adds, which are counted at each row's width and resolution."""
+    """Draws the authors' top-1 accuracy over multiply-adds, which are counted at each row's width and resolution."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     for prefix, (label, colour, marker) in _FAMILIES.items():
@@ -84,11 +89,14 @@ def draw_family() -> None:
             row
             for name in list_models(f"{prefix}*")
             for row in published(name)
-            if row["source"].startswith(_PAPERS) and not {"precision", "training"} & set(row)
+            if row["source"].startswith(_AUTHORS) and "precision" not in row
+            if row.get("training", "ImageNet-1k only") == "ImageNet-1k only"
         ]
         points = [(_madds(row) / 1e6, row["top1"]) for row in rows]
         axes.scatter(*zip(*points, strict=True), s=22, color=colour, marker=marker, label=label, alpha=0.85)
-    axes.set(xscale="log", xlabel="multiply-adds of one image, millions", ylabel="published ImageNet top-1, %")
+    axes.set(
+        xscale="log", xlabel="multiply-adds of one image, millions", ylabel="ImageNet top-1 that the authors publish, %"
+    )
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -133,15 +133,15 @@ def _command() -> str | None:
     return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
-def workdir_type(text: str) -> pathlib.Path:
+def folder_type(text: str) -> pathlib.Path:
     """Converts the text of a flag to a path, where ~ is the home directory.
 
     Raises:
-      UserError: for the URL of a bucket, which has neither locks nor files that can be appended to.
+      argparse.ArgumentTypeError: for the URL of a bucket, which has neither locks nor files that can be appended to.
     """
     if "://" in text:
-        raise UserError(
-            f"--workdir={text!r} is not a folder; mount a shared file system (NFS, Lustre) and give a path on it"
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a folder; mount a shared file system (NFS, Lustre) and give a path on it"
         )
     return pathlib.Path(os.path.expanduser(text))
 
@@ -152,13 +152,14 @@ def file_type(text: str) -> pathlib.Path:
 
 
 def run_folder_type(text: str) -> pathlib.Path:
-    """Converts the text of a flag to the path of a run folder, as `workdir_type` does.
+    """Converts the text of a flag to the path of a run folder, as `folder_type` does.
 
     Raises:
-      UserError: as there, and if no checkpoint could be written: the path is not UTF-8, or leaves no room for the file
+      argparse.ArgumentTypeError: as there.
+      UserError: if no checkpoint could be written: the path is not UTF-8, or leaves no room for the file
         names.
     """
-    path, full_path = workdir_type(text), os.path.realpath(os.path.expanduser(text))
+    path, full_path = folder_type(text), os.path.realpath(os.path.expanduser(text))
     try:
         full_path.encode()
     except UnicodeEncodeError as error:

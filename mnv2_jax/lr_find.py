@@ -8,7 +8,7 @@ import sys
 
 from mnv2_jax import config
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, workdir_type
+from mnv2_jax.flags import Parser, folder_type
 
 MIN_STEPS, MAX_STEPS = 20, 100_000
 
@@ -41,7 +41,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--out",
-        type=workdir_type,
+        type=folder_type,
         metavar="DIR",
         help="folder for lr_find.json and lr_find.html, a page with the curve (default: write nothing)",
     )

@@ -20,7 +20,7 @@ from mnv2_jax import config, outputs
 from mnv2_jax.data import folder
 from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, evaluation_view
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, run_folder_type, workdir_type
+from mnv2_jax.flags import Parser, folder_type, run_folder_type
 
 if TYPE_CHECKING:
     from mnv2_jax.tasks.base import Answers
@@ -70,7 +70,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--store-logits",
-        type=workdir_type,
+        type=folder_type,
         metavar="FILE.npz",
         help="instead of predicting, store the logits of the training images of --config in this file",
     )

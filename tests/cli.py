@@ -1,7 +1,6 @@
 """Runs the public commands as a user would, on a real config with fewer layers and steps."""
 
 import contextlib
-import functools
 import importlib
 import io
 import json
@@ -15,7 +14,6 @@ import jax
 import pytest
 
 from mnv2_jax.errors import UserError, line_and_code
-from mnv2_jax.training import mesh as meshes
 
 ROOT = pathlib.Path(__file__).parents[1]
 W0_25 = ROOT / "configs" / "w0_25.py"
@@ -72,7 +70,10 @@ def here(verb, *arguments, stdout=None, devices=None):
         patch.setattr("sys.argv", [verb, *map(str, arguments)])
         patch.setattr("jax.distributed.initialize", lambda **_: None)  # JAX has started already, as one process
         if devices is not None:
-            patch.setattr(meshes, "make_mesh", functools.partial(meshes.make_mesh, jax.devices()[:devices]))
+            from mnv2_jax.training import mesh as meshes  # after the hook of conftest.py, which `nn` must not escape
+
+            mesh = meshes.make_mesh(jax.devices()[:devices])
+            patch.setattr(meshes, "make_mesh", lambda _: mesh)
         try:
             importlib.import_module(f"mnv2_jax.{verb}").main()
         except UserError as error:

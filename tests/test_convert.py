@@ -378,7 +378,7 @@ def test_weights_are_evaluated_where_there_is_nothing_to_train_on_and_damage_is_
     ("arguments", "message"),
     [
         (["--model=mobilenet_v2", "{weights}", "out.pth"], "out.pth: OUT must end in .safetensors"),
-        (["--model=mobilenet_v2", "{weights}", "{weights}"], "is there already; give another name, or --force"),
+        (["--model=mobilenet_v2", "{weights}", "{weights}"], "--force"),
         (["{weights}", "new.safetensors", "--width=0.5"], "leave the model and its options out"),
         (["--to=timm", "{weights}", "out.onnx"], "OUT must end in .safetensors or .pth"),
         (["--model=mobilenet_v2", "nowhere.pth", "new.safetensors"], "nowhere.pth: can't be read"),

@@ -129,7 +129,7 @@ def test_which_checkpoint_counts_stands_beside_every_number(trained, own):
     workdir, summary, streams = trained
     assert summary["checkpoint"] == {"taken": "latest", "step": 12}
     assert "step 12, the last: test top-1" in streams["stderr"]
-    assert "the latest: step 12)" in streams["stderr"]
+    assert "the latest, step 12)" in streams["stderr"]
     assert streams["stderr"].count(f"tensorboard --logdir={workdir / 'tensorboard'}") == 1
     assert json.loads((workdir / "evaluation.json").read_text())["checkpoint"] == "latest"
     best = cli.answer(cli.here("main", "--mode=eval", f"--workdir={own}", "--checkpoint=best", "--json"))

@@ -377,7 +377,7 @@ def test_processes_that_disagree_are_refused(tmp_path, differs, message):
         (["--num_processes=2"], "--coordinator_address, --num_processes and --process_id go together; give all three"),
         (["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"], "--process_id=2 is not one of"),
         (["--coordinator_address=a:b", "--num_processes=2", "--process_id=1"], "'a:b' is not of the form HOST:PORT"),
-        (["--workdir=gs://bucket/run"], "--workdir='gs://bucket/run'"),
+        (["--workdir=gs://bucket/run"], "argument --workdir: 'gs://bucket/run'"),
     ],
 )
 def test_flags_are_refused_in_one_line(flags, message):

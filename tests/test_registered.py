@@ -65,7 +65,7 @@ def test_what_does_not_hold_is_said():
         (lambda: register_model("mobilenet_v2", mobilenet_v2.plan), "'mobilenet_v2' is the package's own"),
         (lambda: register_model("My Net", mobilenet_v2.plan), "lower-case letters"),
         (lambda: register_model("squeezed_v2", mobilenet_v2.plan), "my_network"),
-        (lambda: register_dataset("digits", print), "'digits' is the package's own"),
+        (lambda: register_dataset("digits", print), "'digits'"),
         (lambda: register_dataset("a:b", print), "colon"),
         (lambda: register_dataset("a", eval("lambda: 0", {"__name__": "__main__"})), "file of its own"),
         (lambda: register_model("a", eval("lambda: 0", {"__name__": "_config_own"})), "file of its own"),
@@ -117,7 +117,7 @@ def test_a_data_set_that_is_none_is_refused(monkeypatch, opened, message):
 def test_arrays_that_are_no_images_and_labels_that_are_none_are_refused():
     images = np.zeros((3, 8, 8, 3), np.uint8)
     for wrong, labels in ((images[..., 0], np.arange(3)), (images / 255, np.arange(3)), (images, np.arange(2))):
-        with pytest.raises(UserError, match="of train: "):
+        with pytest.raises(UserError, match="images of train"):
             Split.of_arrays("train", wrong, labels)
     with pytest.raises(UserError, match="labels of train: float64"):
         Split.of_arrays("train", images, np.zeros(3))

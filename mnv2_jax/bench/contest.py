@@ -95,7 +95,7 @@ class Contender:
             timer.cancel()
         self.facts, self.unavailable = answer.get("ready", {}), answer.get("unavailable")
         if late.is_set():
-            self.unavailable = f"not ready after {limit_s:.0f} s"
+            self.unavailable = f"not ready in time ({limit_s:.0f} s were left for it)"
 
     def take_turn(self) -> None:
         """Runs the steps that fill `TURN_SECONDS` by the previous turn; marks the entry as unavailable on a failure."""

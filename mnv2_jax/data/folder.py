@@ -223,7 +223,7 @@ def _find_folder(tree: Tree, requested: str | None) -> str:
     advice = _LAYOUT
     if requested is None:
         advice += ", or hold out a share of train with data.holdout_fraction=0.1"
-    elif requested != "train":
+    elif requested != "train" and names:
         advice = "choose one of them with data.eval_split"
     raise UserError(f"{tree.path}: there is no {missing} in it, {existing}; {advice}")
 

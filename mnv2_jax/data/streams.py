@@ -437,8 +437,8 @@ def all_damage(data: DataConfig, split: Split, first: DamagedImageError) -> Dama
         return damage(split, lines)
     further = [line for line in lines.values() if line != str(first)]
     return DamagedImageError(
-        f"{'; '.join([str(first), *further[:MOST_NAMED]])} ({num_checked:,} of the {len(split):,} images of"
-        f" {split.name} were checked, of which {len(lines):,} can't be decoded)"
+        f"of the {len(split):,} images of {split.name} {num_checked:,} were checked, {len(lines):,} can't be decoded:"
+        f" {'; '.join([str(first), *further[:MOST_NAMED]])}"
     )
 
 

@@ -50,7 +50,9 @@ def open_splits(
     def open_split(requested: str | None) -> Split:
         split = find_split(builder_dir, sizes, requested)
         if split is None:
-            advice = "" if requested == "train" else "; choose with data.eval_split, or set data.holdout_fraction"
+            advice = "; choose with data.eval_split, or set data.holdout_fraction"
+            if requested == "train":
+                advice = "; it can only be evaluated, with --mode=eval"
             hint = nearest(requested or "validation", sizes)
             raise UserError(f"{builder_dir}: no split {requested or 'validation or test'}{hint}{advice}")
         reader = TfdsReader(builder_dir, split, image_key, label_key)

@@ -304,8 +304,8 @@ def normalise(
 
     Args:
       images: [b, h, w, c], uint8 in 0..255 or floats in [0, 1].
-      mean, std: mean and standard deviation of each channel, on the scale from 0 to 1; those of ImageNet's red, green
-        and blue if unset.
+      mean: mean of each channel, on the scale from 0 to 1; default: those of ImageNet's red, green and blue.
+      std: standard deviation of each channel; default: likewise ImageNet's.
     """
     images = as_float(images)
     dtype, shape = images.dtype, (1, 1, 1, -1)

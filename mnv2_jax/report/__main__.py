@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, file_type, workdir_type
+from mnv2_jax.flags import Parser, file_type, folder_type
 from mnv2_jax.report.page import write_report
 from mnv2_jax.runs.folder import read_run
 from mnv2_jax.runs.metrics_log import write_csv
@@ -18,7 +18,7 @@ def main() -> None:
         "Writes report.html from the files in a run folder. The run may be finished, stopped or still training."
         "\nNeither the data nor an accelerator is needed."
     )
-    parser.add_argument("--workdir", type=workdir_type, metavar="RUN", help="the run folder")
+    parser.add_argument("--workdir", type=folder_type, metavar="RUN", help="the run folder")
     parser.add_argument(
         "--csv",
         type=file_type,

@@ -129,7 +129,7 @@ ONE_EPOCH = ("train.steps=none", "train.epochs=1")
     ("overrides", "named"),
     [
         (["finetune.train_from=clasifier"], "did you mean 'classifier'?"),
-        (["finetune.train_from=('head', 'stem')"], "need 1 finetune.unfreeze_epochs"),
+        (["finetune.train_from=('head', 'stem')"], "finetune.unfreeze_epochs"),
         (
             ["finetune.train_from=('stem', 'head')", "finetune.unfreeze_epochs=(1,)"],
             "train_from=['stem', 'head']",

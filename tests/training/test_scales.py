@@ -16,6 +16,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.feeds import train_batches
+from tests import docs
 
 ROOT = pathlib.Path(__file__).parents[2]
 W0_25 = str(ROOT / "configs" / "w0_25.py")
@@ -153,17 +154,21 @@ def test_corenets_recipe_is_level(batch):
 
 
 def every_command():
-    """Lists each config, and each training command of the README, with their overrides."""
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"mnv2_jax\.main --config=(configs/[^\s`]+)((?: --config\.[^\s`]+)*)", readme)
-    assert len(commands) > 5
-    from_readme = [(spec, tuple(more.replace("--config.", "").split())) for spec, more in commands]
-    return sorted({*from_readme, *((f"configs/{path.name}", ()) for path in (ROOT / "configs").glob("*.py"))})
+    """Lists each config, and each training command of the documentation, with their overrides."""
+    found = {(name, ()) for name in configs.named()}
+    for words in (words for page in docs.PAGES for words in docs.commands(page) if words[:2] == ["mnv2", "train"]):
+        flags = dict(word.partition("=")[::2] for word in words[2:])
+        spec = flags.pop("--config", "")
+        if spec.partition(":")[0] in configs.named() and "--mode" not in flags:
+            overrides = (f"{flag}={value}" for flag, value in flags.items() if flag.startswith("--config."))
+            found.add((spec, tuple(override.removeprefix("--config.") for override in overrides)))
+    assert len(found) > len(configs.named()) + 5
+    return sorted(found)
 
 
 @pytest.mark.parametrize(("spec", "overrides"), every_command())
 def test_every_command_trains_on_1_2_4_and_8_devices(spec, overrides):
-    config = configs.load(f"{ROOT}/{spec}", overrides).config
+    config = configs.load(spec, overrides).config
     for devices in (1, 2, 4, 8):
         check_devices(config, devices)
         free = re.search(r":batch=(\d+)", spanning_groups(config, devices))
@@ -177,7 +182,7 @@ def test_every_command_trains_on_1_2_4_and_8_devices(spec, overrides):
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "overrides"), every_command())
 def test_every_step_traces_on_8_devices(spec, overrides):
-    config = configs.load(f"{ROOT}/{spec}", overrides).config
+    config = configs.load(spec, overrides).config
     model = dataclasses.replace(config.model, num_classes=10)
     opened = unopened(dataclasses.replace(config, model=model))
     state = jax.eval_shape(opened.init_state)

@@ -57,12 +57,12 @@ def begin(opened):
 def run(opened, steps):
     """Returns the metrics of each step, and the state after each."""
     step = meshes.compile_train_step(opened.mesh, opened.train_step(0))
-    state, batches, metrics, states = begin(opened), train_batches(opened), [], []
+    state, batches, history, states = begin(opened), train_batches(opened), [], []
     for _ in range(steps):
         state, metrics = step(state, {}, next(batches))
-        metrics.append({name: float(value) for name, value in metrics.items()})
+        history.append({name: float(value) for name, value in metrics.items()})
         states.append(jax.device_get(state))
-    return metrics, states
+    return history, states
 
 
 @functools.lru_cache

@@ -13,7 +13,7 @@ from mnv2_jax.data.prepare.run import prepare
 from mnv2_jax.data.prepare.verify import verify
 from mnv2_jax.data.shards import FORMATS, MANIFEST, Manifest, Shard, is_prepared, read_manifest
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, workdir_type
+from mnv2_jax.flags import Parser, folder_type
 
 
 def main() -> None:
@@ -27,10 +27,10 @@ def main() -> None:
         "\nKaggle's ILSVRC/Data/CLS-LOC; or TFDS's imagenet2012/. If it is killed, the same command resumes it.",
     )
     parser.add_argument("command", choices=("imagenet", "verify"), help="what to do")
-    parser.add_argument("folder", nargs="?", type=workdir_type, help="verify: the prepared folder")
-    parser.add_argument("--source", type=workdir_type, help="where the images are")
+    parser.add_argument("folder", nargs="?", type=folder_type, help="verify: the prepared folder")
+    parser.add_argument("--source", type=folder_type, help="where the images are")
     parser.add_argument(
-        "--out", type=workdir_type, help="the folder to write; missing.txt there says what --source lacks"
+        "--out", type=folder_type, help="the folder to write; missing.txt there says what --source lacks"
     )
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help=f"default: {FORMATS[0]}")
     parser.add_argument("--workers", type=int, default=num_cores(), help="number of processes (default: one per core)")
