@@ -94,9 +94,7 @@ def draw_family() -> None:
         ]
         points = [(_madds(row) / 1e6, row["top1"]) for row in rows]
         axes.scatter(*zip(*points, strict=True), s=22, color=colour, marker=marker, label=label, alpha=0.85)
-    axes.set(
-        xscale="log", xlabel="multiply-adds of one image, millions", ylabel="ImageNet top-1 that the authors publish, %"
-    )
+    axes.set(xscale="log", xlabel="multiply-adds of one image, millions", ylabel="ImageNet top-1 of the authors, %")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
