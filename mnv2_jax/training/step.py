@@ -63,8 +63,8 @@ def make_train_step(
             opt_state=opt_state,
             ema=_update_ema(state, {"params": params, **aux.model_state}, config),
         )
-        images_and_labels = {name: array for name, array in batch.items() if name not in task.columns}
-        hashed = {"batch_hash": batch_hash(images_and_labels)} if config.log.batch_hash else {}
+        from_view = {name: array for name, array in batch.items() if name not in task.columns}
+        hashed = {"batch_hash": batch_hash(from_view)} if config.log.batch_hash else {}
         return new_state, aux.metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step} | hashed
 
     return step
