@@ -61,7 +61,7 @@ def quoted_commands(page):
     texts = [block.source for block in blocks(page) if not block.language]
     quoted = (" ".join(code.split()) for text in texts for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text))
     ours = (code for code in quoted if re.match(r"(mnv2 \w+|python -m mnv2_jax\S*|make) \S", code) and "…" not in code)
-    return [words for code in ours for words in lines(code.replace("\\|", "|"))]
+    return [words for code in ours for words in lines(code)]
 
 
 def write_files(page, folder):
