@@ -133,7 +133,8 @@ IN_SMALL = {
 """Words of the commands that the small world has otherwise."""
 ELSEWHERE = {
     r"\bbench\b": "tests/test_bench*.py, and the numbers of docs/results.md",
-    r"^launch/|^WORKDIR=|^sbatch": "tests/test_launch.py",
+    r"launch/": "tests/test_launch.py",
+    r"data=imagenet_r": "needs all its 200 classes: tests/data/test_sources.py",
     r"^make ": "the tests themselves, and continuous integration",
     r"\.tflite|\.h5|timm/mobilenetv3": "tests/test_convert.py, with real files",
     r"input_rivals": "needs TensorFlow and torch",
