@@ -135,11 +135,7 @@ ELSEWHERE = {
     r"\bbench\b": "tests/test_bench*.py, and the numbers of docs/results.md",
     r"launch/": "tests/test_launch.py",
     r"data=imagenet_r": "needs all its 200 classes: tests/data/test_sources.py",
-    r"^make ": "the tests themselves, and continuous integration",
     r"\.tflite|\.h5|timm/mobilenetv3": "tests/test_convert.py, with real files",
-    r"input_rivals": "needs TensorFlow and torch",
-    r"docs/figures\.py": "by whoever changes a picture",
-    r"figures|--cifar": "needs a GPU",
 }
 """Commands that aren't run here, with where they are, or why not."""
 
