@@ -488,8 +488,8 @@ def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
     monkeypatch.setattr(streams, "_SEARCH_S", -1.0)  # no time for all
     monkeypatch.setattr(streams, "_SEARCH_IMAGES", 5)
     some = str(streams.all_damage(data, split, met.value))
-    assert some.startswith(str(met.value))
-    assert re.search(r"\(5 of the 17 images of train .* 1 can't be decoded\)", some)
+    assert some.endswith(str(met.value))  # which says what to do, so that a caller can add to it
+    assert re.search(r"^of the 17 images of train 5 .* 1 can't be decoded: ", some)
 
 
 def test_a_missing_file_is_not_skipped(spoilt, tmp_path):
