@@ -11,7 +11,6 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["KERAS_BACKEND"] = "jax"  # before anything imports Keras, which would compute with TensorFlow
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import jaxtyping
@@ -19,6 +18,8 @@ import pytest
 from absl import flags
 
 from tests import cli
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {cli.OLDER_EMITTERS}"  # read by the first backend
 
 SHAPED = ("mnv2_jax.ops", *(f"mnv2_jax.nn.{name}" for name in ("conv", "depthwise_triton", "normalise", "norm_triton")))
 """Modules with shapes in their signatures, whose calls are checked. The other modules of `nn` are left out, since their
