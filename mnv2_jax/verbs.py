@@ -105,6 +105,7 @@ def find_lr(
     experiment = _open_training(loaded)
     for note in (*experiment.dataset.notes, *experiment.task.notes):
         out.note(note)
+    out.note(f"trying {steps} learning rates from {lowest:g} to {highest:g}, one step at each …")
     try:
         with tqdm.tqdm(total=steps, unit="step", disable=None, file=sys.stderr) as bar:
             test = range_test.range_test(experiment, lowest, highest, steps, bar.write, bar.update)

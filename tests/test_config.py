@@ -731,6 +731,16 @@ def test_the_config_is_shown_with_origins():
     assert rows["model.name"] == ["name", "mobilenet_v2", "file"]
 
 
+def test_values_that_weights_will_replace_are_marked():
+    assert config.load(W1).from_weights == frozenset()
+    loaded = config.load(W1, ["init.weights=w.safetensors", "data.mean=(0,0,0)"])
+    assert {"data.std", "norm.epsilon", "model.padding"} <= loaded.from_weights
+    assert not {"data.mean", "model.width"} & loaded.from_weights
+    origins = json.loads(config.as_json(loaded))["origins"]
+    assert {key for key, origin in origins.items() if origin == "weights"} == loaded.from_weights
+    assert config.as_text(loaded).count("init.weights") == len(loaded.from_weights)
+
+
 def test_the_config_is_shown_as_json_that_can_be_given_back(tmp_path):
     spec = f"--config={W1}:data=digits"
     shown = cli.answer(cli.here("main", "--mode=config", spec, "--config.seed=3", "--json"))

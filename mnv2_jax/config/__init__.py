@@ -12,9 +12,10 @@ from mnv2_jax.config.build import build
 from mnv2_jax.config.checks import batch_shapes, check_devices, spanning_groups
 from mnv2_jax.config.files import load, named
 from mnv2_jax.config.options import OPTIONS
-from mnv2_jax.config.origins import Loaded, Origin, Preset, Source
+from mnv2_jax.config.origins import FROM_WEIGHTS, Loaded, Origin, Preset, Source
 from mnv2_jax.config.schema import (
     MAY_DIFFER,
+    STRUCTURE,
     AugmentConfig,
     CheckpointConfig,
     Config,
@@ -37,8 +38,10 @@ from mnv2_jax.config.schema import (
 from mnv2_jax.config.show import as_json, as_text
 
 __all__ = [
+    "FROM_WEIGHTS",
     "MAY_DIFFER",
     "OPTIONS",
+    "STRUCTURE",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",

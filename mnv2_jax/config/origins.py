@@ -7,7 +7,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import ml_collections
 
-from mnv2_jax.config.schema import Config, flatten
+from mnv2_jax.config.schema import STRUCTURE, Config, flatten
+
+FROM_WEIGHTS = (*(f"model.{key}" for key in STRUCTURE if key != "width"), "norm.epsilon", "data.mean", "data.std")
+"""Keys whose values a training takes from `init.weights`, unless they are `Loaded.said`. (The width must agree.)"""
 
 Origin: TypeAlias = Literal["default", "recipe", "file", "json", "argument", "flag"]
 """Origin of a value. default: `schema`. recipe: the recipe, adapted to the network and the batch size. file: a .py
@@ -33,6 +36,11 @@ class Loaded(NamedTuple):
     def said(self) -> frozenset[str]:
         """Keys that the command line or a .json file sets. Values of other keys give way to those of the weights."""
         return frozenset(key for key, origin in self.origins.items() if origin in ("argument", "flag", "json"))
+
+    @property
+    def from_weights(self) -> frozenset[str]:
+        """Keys whose values the training will take from `init.weights`."""
+        return frozenset() if self.config.init.weights is None else frozenset(FROM_WEIGHTS) - self.said
 
 
 class Source(NamedTuple):

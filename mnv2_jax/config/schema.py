@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal
 
 from mnv2_jax.config.rules import Above, AtLeast, Ending, Growing, Within, read_unless, read_when
 
+STRUCTURE = ("width", "width_rule", "depth", "activation", "padding")
+"""Options of a `ModelConfig` that weights depend on: with other values, the network computes another function."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:

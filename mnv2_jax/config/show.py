@@ -17,13 +17,16 @@ _WIDTH = 26
 
 
 def as_json(loaded: Loaded) -> str:
-    """Writes a JSON object with workdir, recipe, config (as in config.json), origins by key, and `Config.peak_lr`."""
+    """Writes a JSON object with workdir, recipe, config (as in config.json), origins by key, and `Config.peak_lr`.
+
+    The origin "weights" stands for values that a training will replace by those of `init.weights`.
+    """
     return json.dumps(
         {
             "workdir": loaded.workdir,
             "recipe": loaded.recipe or None,
             "config": to_dict(loaded.config),
-            "origins": dict(loaded.origins),
+            "origins": {**loaded.origins, **dict.fromkeys(loaded.from_weights, "weights")},
             "peak_lr": loaded.config.peak_lr,
         }
     )
@@ -45,6 +48,7 @@ def _lines(loaded: Loaded) -> Iterator[str]:
         for key in keys:
             value, name = operator.attrgetter(key)(config), key.removeprefix(f"{section}.")
             text = f"None: {config.peak_lr:g}" if key == "optim.peak_lr" and value is None else _as_flag(value)
+            text = "as in init.weights" if key in loaded.from_weights else text
             star = " " if value == OPTIONS[key].default else "*"
             unused = f"  only with {' and with '.join(conditions)}" if (conditions := missing(config, key)) else ""
             yield f"{star} {name:<{width}}  {text:<{_WIDTH}}  {loaded.origins[key]:<7}{unused}".rstrip()

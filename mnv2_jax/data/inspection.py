@@ -378,16 +378,15 @@ def duplicates(inspection: Inspection) -> Table:
         rows.append((same, " and ".join(across) or "none", len(group), " = ".join(look.name for look in group)))
     rows.sort(key=lambda row: ("splits" not in row[1], "classes" not in row[1], row[0] != "file", row[3]))
     leaks = sum("splits" in across for _, across, *_ in rows)
-    note = f"{len(rows):,} groups, of which {leaks:,} across splits" if rows else ""
+    note = f"{len(rows):,} {'group' if len(rows) == 1 else 'groups'}, of which {leaks:,} across splits" if rows else ""
     return Table("duplicates", "Duplicates", ("same", "across", "images", "files"), rows, note)
 
 
 def damaged(inspection: Inspection) -> Table:
     """Makes the table of the images that can't be decoded."""
     rows = [(look.split, look.problem) for look in inspection.looks if look.is_damaged]
-    return Table(
-        "damaged", "Damaged images", ("split", "file"), rows, f"{len(rows):,} can't be decoded" if rows else ""
-    )
+    note = f"{len(rows):,} can't be decoded; a training stops at them, unless --config.data.skip_corrupt=True"
+    return Table("damaged", "Damaged images", ("split", "file"), rows, note if rows else "")
 
 
 def unread(inspection: Inspection) -> Table:

@@ -198,7 +198,13 @@ def _find_opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
     if data.name in DATASETS.names():
         return _open_registered
     if data.name not in openers:
-        raise UserError(f"data.name={data.name!r} is not a data set{nearest(data.name, [*NAMES, *DATASETS.names()])}")
+        is_folder = os.path.isdir(data.name)
+        mend = (
+            f"; for that folder: data=folder:{data.name}"
+            if is_folder
+            else nearest(data.name, [*NAMES, *DATASETS.names()])
+        )
+        raise UserError(f"data.name={data.name!r} is not a data set{mend}")
     return openers[data.name]
 
 

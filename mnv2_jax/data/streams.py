@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -440,6 +440,15 @@ def all_damage(data: DataConfig, split: Split, first: DamagedImageError) -> Dama
         f"of the {len(split):,} images of {split.name} {num_checked:,} were checked, {len(lines):,} can't be decoded:"
         f" {'; '.join([str(first), *further[:MOST_NAMED]])}"
     )
+
+
+@contextlib.contextmanager
+def naming_all_damaged(data: DataConfig, split: Split) -> Iterator[None]:
+    """Wraps reading images to train on: if one can't be decoded, raises a `UserError` that names all that can't."""
+    try:
+        yield
+    except DamagedImageError as error:
+        raise UserError(f"{all_damage(data, split, error)}{OR_SKIP}") from error
 
 
 @dataclasses.dataclass(frozen=True)

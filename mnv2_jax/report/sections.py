@@ -232,7 +232,8 @@ def _mistakes(mistakes: Iterable[Mapping[str, Any]], names: Sequence[str], pictu
     cards = [
         f"<figure>{pictures[mistake['index']]}"
         f"<figcaption>{text(names[mistake['label']])} <span class=arrow>→</span> {text(names[mistake['prediction']])}"
-        f"<span class=note>{percent(mistake['confidence'])}, {image_place(mistake)}</span></figcaption></figure>"
+        f"<span class=note>{percent(mistake['confidence'])}, loss {number(mistake['loss'], '.2f')},"
+        f" {image_place(mistake)}</span></figcaption></figure>"
         for mistake in mistakes
         if mistake["index"] in pictures
     ]
@@ -240,7 +241,7 @@ def _mistakes(mistakes: Iterable[Mapping[str, Any]], names: Sequence[str], pictu
         return ""
     return (
         "<h3>Worst mistakes</h3><p class=note>The wrongly classified images with the highest loss: true class →"
-        f" prediction, with its confidence.</p><div class=pictures>{''.join(cards)}</div>"
+        f" prediction, with its confidence and loss.</p><div class=pictures>{''.join(cards)}</div>"
     )
 
 

@@ -33,6 +33,8 @@ _SCALARS = ("top1", "top5", "loss", "ece", "count")
 """Entries of a summary that go into the log."""
 _MATRIX_CLASSES = 30
 """Most classes for which the terminal shows the confusion matrix."""
+_NAMED_MISTAKES = 5
+"""Most mistakes whose files the terminal shows."""
 _RANKS = 5
 """Number of classes per image whose probabilities are in `Evaluation.predictions`."""
 
@@ -190,16 +192,27 @@ class Classification:
         return f"top-1 {s['top1']:.2%},{top5} loss {s['loss']:.4f}, ECE {s['ece']:.4f}, {s['count']} images"
 
     def details(self, evaluation: Evaluation) -> list[str]:
-        """Accuracy by class, and the confusion matrix if there are few classes."""
-        tables = evaluation.tables
+        """Accuracy by class, the confusion matrix if there are few classes, and the files of the worst mistakes."""
+        tables, names = evaluation.tables, self.class_names
         lines = [
             f"  {row['label']:<30} {row['accuracy']:>8.2%}  of {row['count']}"
             for row in tables["per_class"]
             if row["count"]
         ]
         if len(tables["confusion"]) <= _MATRIX_CLASSES:
-            lines += ["confusion matrix, one row per true class:"]
-            lines += ["  " + " ".join(f"{n:>5}" for n in row) for row in tables["confusion"]]
+            lines += ["confusion matrix: a row for each true class, a column for each predicted class, in this order"]
+            lines += [
+                f"  {name:<30.30} {' '.join(f'{n:>5}' for n in row)}"
+                for name, row in zip(names, tables["confusion"], strict=True)
+            ]
+        located = [mistake for mistake in evaluation.examples if "path" in mistake][:_NAMED_MISTAKES]
+        if located:
+            lines += ["worst mistakes, those with the highest loss first; --predictions=FILE.csv writes all images"]
+            lines += [
+                f"  {mistake['path']}: {names[mistake['label']]}, predicted as {names[mistake['prediction']]}"
+                f" ({mistake['confidence']:.0%})"
+                for mistake in located
+            ]
         return lines
 
     def _weighed(self, logits: Array, labels: Array) -> Array:
@@ -300,7 +313,7 @@ def make_task(
       config: the experiment.
       class_names: names by label.
       class_counts: number of training images by label, for `loss.class_weights`; not needed for an evaluation.
-      scored, notes: as in `Classification`.
+      scored, notes: as in `Classification`; a note on the class weights is added.
 
     Raises:
       UserError: if a class to balance has no training images, or `loss.class_weights` names an unknown class.
@@ -312,6 +325,8 @@ def make_task(
             weights = balanced_weights(class_names, class_counts)
         else:
             weights = named_weights(dict(requested), class_names, class_counts)
+    if weights is not None:
+        notes += (f"class weights of the loss: {min(weights):.3g} to {max(weights):.3g}, 1 on average over the images",)
     return Classification(
         model=model,
         data=config.data,

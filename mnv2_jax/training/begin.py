@@ -35,7 +35,7 @@ def begin(experiment: Experiment, run: Run) -> TrainState:
     The state is on the devices, and is the same on all processes.
 
     Raises:
-      UserError: if `init.weights` can't be opened or belong to another network.
+      UserError: if `init.weights` can't be opened or belong to another network, or an image can't be decoded.
       FaultError: if the processes don't have the same state.
     """
     if run.has_checkpoint:
@@ -47,7 +47,7 @@ def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
     """Makes the state before the first step, with `init.weights` where they are set; ``say`` takes notes for the user.
 
     Raises:
-      UserError: if the weights can't be opened or belong to another network.
+      UserError: if the weights can't be opened or belong to another network, or an image can't be decoded.
       FaultError: if the processes don't have the same state.
     """
     config, mesh = experiment.config, experiment.mesh
@@ -56,7 +56,10 @@ def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
         weights = open_weights(config.init.weights, config.model, config.init.head)
         check_network(config, weights)
         if are_folded(weights.model, weights.variables):
-            say("the norms of the weights are folded, so their statistics are measured on training images")
+            say(
+                "the weights have their norms folded into the convolutions; measuring the norms' statistics on"
+                f" {_UNFOLDING_BATCH * _UNFOLDING_BATCHES} training images …"
+            )
             weights = unfolded(experiment, weights)
         if config.init.head == "load":
             weights = experiment.kind.arranged(weights, experiment.dataset)
@@ -86,7 +89,7 @@ def unfolded(experiment: Experiment, weights: Weights) -> Weights:
     variables = {name: {**zeros[name], **branch} for name, branch in weights.variables.items()}
     measure = jax.jit(lambda x: weights.model.norm_inputs(variables, normalise(x, data.mean, data.std)))
     batches = streams.train_batches(data, view, experiment.dataset.train, experiment.config.seed)
-    with contextlib.closing(batches):
+    with contextlib.closing(batches), streams.naming_all_damaged(data, experiment.dataset.train):
         inputs = [jax.device_get(measure(batch["image"])) for batch in itertools.islice(batches, _UNFOLDING_BATCHES)]
     mean = jax.tree.map(lambda *means: np.mean(means, axis=0), *inputs)
     return weights._replace(variables=unfold(weights.model, weights.variables, mean))

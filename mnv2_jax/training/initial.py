@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax.config import Config, Loaded, ModelConfig, flatten
+from mnv2_jax.config import FROM_WEIGHTS, STRUCTURE, Config, Loaded, ModelConfig, flatten
 from mnv2_jax.errors import UserError
 from mnv2_jax.registry import import_modules
 from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.types import PyTree
-from mnv2_jax.weights.file import STRUCTURE, Preprocessing, Weights, describe
+from mnv2_jax.weights.file import Preprocessing, Weights, describe
 from mnv2_jax.weights.load import Head
 
-_FILLED_IN = (*(f"model.{key}" for key in STRUCTURE), "norm.epsilon", "data.mean", "data.std")
-"""Keys that weights fill in for training."""
 _FILLED_IN_TO_EVALUATE = (
     "model.strides",
     "model.output_stride",
@@ -50,7 +48,7 @@ def resolve_weights(
     import_modules(config.modules)  # before the weights are opened: their network may be registered there
     if evaluates and "data.eval_resolution" not in explicit_keys:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
-    filled_in = _FILLED_IN + _FILLED_IN_TO_EVALUATE if evaluates else _FILLED_IN
+    filled_in = FROM_WEIGHTS + _FILLED_IN_TO_EVALUATE if evaluates else FROM_WEIGHTS
     keys = [key for key in filled_in if key not in explicit_keys]
     if config.init.weights is None or not keys:
         return config, None

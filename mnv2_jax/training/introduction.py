@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import jax
 
 from mnv2_jax.config import spanning_groups
+from mnv2_jax.models.network import part_of
 from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.processes.runtime import idle_devices
 from mnv2_jax.runs.metrics_log import TENSORBOARD
@@ -32,8 +33,8 @@ def introduce(experiment: Experiment, workdir: pathlib.Path, start: int) -> Iter
         f"  data     {data.name}: {len(data.class_names):,} classes, {len(data.train):,} images to train on,"
         f" {len(data.eval):,} of {data.eval.name} to evaluate on"
     )
-    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variable_shapes(model)["params"]))
-    yield f"  model    {describe(model)}: {params:,} parameters, {_resolutions(experiment)} px, {config.model.dtype}"
+    params, resolutions = _parameters(experiment, start), _resolutions(experiment)
+    yield f"  model    {describe(model)}: {params}, {resolutions} px, {config.model.dtype}"
     accumulated = f" in {config.optim.accumulate_steps} parts" if config.optim.accumulate_steps > 1 else ""
     yield (
         f"  batch    {config.data.batch_size} images{accumulated}, norm groups of {config.norm.group_size};"
@@ -47,6 +48,20 @@ def introduce(experiment: Experiment, workdir: pathlib.Path, start: int) -> Iter
     yield from data.notes
     yield from experiment.task.notes
     yield from filter(None, (spanning_groups(config, experiment.mesh.size), idle_devices(devices["platform"])))
+
+
+def _parameters(experiment: Experiment, start: int) -> str:
+    """Counts the parameters, and those that the next step trains if it doesn't train all."""
+    plan, model = experiment.plan, experiment.task.model
+    train_from = plan.stages[plan.stage_of(start + 1)].train_from
+    trained_parts = model.parts[model.parts.index(train_from) :]
+    counts = {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(branch))
+        for name, branch in variable_shapes(model)["params"].items()
+    }
+    trained = sum(count for name, count in counts.items() if part_of(name) in trained_parts)
+    total = sum(counts.values())
+    return f"{total:,} parameters" if trained == total else f"{trained:,} of {total:,} parameters trained"
 
 
 def _resolutions(experiment: Experiment) -> str:

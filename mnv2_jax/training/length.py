@@ -35,7 +35,9 @@ def why_not(
       scores: scores of the run's evaluations, by their steps.
     """
     config, plan = experiment.config, experiment.plan
-    new_run = f"to start a new run from its weights, give --config.init.weights={workdir} and another --workdir"
+    new_run = (
+        f"to start a new run from its weights, give --config, --config.init.weights={workdir} and another --workdir"
+    )
     if config.train.steps is not None and config.train.steps == old.train.steps:
         return f"train.steps={config.train.steps} sets the length, not train.epochs; give --config.train.steps=None too"
     if steps_done > plan.total_steps:

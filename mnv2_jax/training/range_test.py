@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnv2_jax.data.streams import naming_all_damaged
 from mnv2_jax.processes.supervisor import Stopped, supervise
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.begin import fresh
@@ -70,7 +71,7 @@ def range_test(
 
     Raises:
       Stopped: if a signal came first.
-      UserError: if `init.weights` can't be opened.
+      UserError: if `init.weights` can't be opened, or an image can't be decoded.
     """
     config, mesh, task = experiment.config, experiment.mesh, experiment.task
     rates = np.geomspace(lowest, highest, steps)
@@ -89,7 +90,10 @@ def range_test(
     with supervise(config.faults) as supervisor:
         state, frozen = fresh(experiment, say), meshes.put(mesh, task.frozen)
         compiled = meshes.compile_train_step(mesh, experiment.train_step(0))
-        with contextlib.closing(train_batches(experiment, should_stop=supervisor.should_stop)) as batches:
+        with (
+            naming_all_damaged(config.data, experiment.dataset.train),
+            contextlib.closing(train_batches(experiment, should_stop=supervisor.should_stop)) as batches,
+        ):
             for rate, batch in zip(rates, supervisor.each(batches), strict=False):
                 if supervisor.should_stop():
                     raise Stopped

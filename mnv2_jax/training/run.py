@@ -150,16 +150,14 @@ class Run:
         Raises:
           UserError: if an image can't be decoded; it names all images that can't.
         """
-        try:
-            with self.speed.waiting():
-                yield
-        except UserError as error:
-            if not together.are_several():
-                self.save(step, state)
-            if not isinstance(error, DamagedImageError):
+        with streams.naming_all_damaged(self._experiment.config.data, self._experiment.dataset.train):
+            try:
+                with self.speed.waiting():
+                    yield
+            except UserError:
+                if not together.are_several():
+                    self.save(step, state)
                 raise
-            data, split = self._experiment.config.data, self._experiment.dataset.train
-            raise UserError(f"{streams.all_damage(data, split, error)}{streams.OR_SKIP}") from error
 
     @contextlib.contextmanager
     def evaluating(self, step: int, state: TrainState) -> Iterator[None]:

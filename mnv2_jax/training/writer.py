@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
@@ -150,7 +151,6 @@ class FolderWriter:
         costs = count_layers(task.model, config.data.seen_resolution)
         best_step, best_score = best_of(scores)
         usual = config.usual_checkpoint
-        usual_step = self._checkpoints.step_of(usual)
         skips, metrics = config.data.skip_corrupt, read_metrics(workdir)
         summary = {
             "model": config.model.name,
@@ -167,7 +167,10 @@ class FolderWriter:
             **({"eval_skipped": len(evaluation.skipped)} if skips else {}),
             "eval": dict(evaluation.scalars),  # of the last step
             "best": {"step": best_step, task.score: best_score},
-            "checkpoint": {"taken": usual, "step": usual_step},  # used by commands that name no checkpoint
+            "checkpoint": {
+                "taken": usual,
+                "step": self._checkpoints.step_of(usual),
+            },  # used by commands that name no checkpoint
         }
         located = results.located(evaluation, split)
         results.keep(workdir / EVALUATION, experiment, located, step=step, checkpoint="latest")
@@ -176,20 +179,33 @@ class FolderWriter:
             (workdir / REPORT).unlink(missing_ok=True)
         write_json(workdir / SUMMARY, summary)
         write_report(workdir, experiment.kind.page)
-        early = (
-            ""
-            if step == experiment.plan.total_steps
-            else f"; ended because {config.train.patience} evaluations brought no better score"
-        )
-        self.say(
-            f"step {step}, the last: {split.name} {task.headline(evaluation.scalars)}, after {summary['seconds']:.0f} s"
-            f" (best {task.score}: {best_score:.4f} at step {best_step}{early})\n"
-            f"  checkpoints  {workdir / 'checkpoints'} (used by default: the {usual}, step {usual_step})\n"
-            f"  log          {workdir / 'metrics.jsonl'}\n"
-            f"  summary      {workdir / SUMMARY}\n"
-            f"  report       {workdir / REPORT}"
-        )
+        self._say_end(summary, scores, task.headline(evaluation.scalars), is_early=step < experiment.plan.total_steps)
         return summary
+
+    def _say_end(
+        self, summary: Mapping[str, Any], scores: Mapping[int, float], headline: str, *, is_early: bool
+    ) -> None:
+        config, workdir, (best_step, best_score) = self._experiment.config, self._workdir, best_of(scores)
+        early = f"; ended because {config.train.patience} evaluations brought no better score" if is_early else ""
+        usual = f"used by default: the {config.usual_checkpoint}, step {summary['checkpoint']['step']}"
+        skipped = read_skipped(workdir) if config.data.skip_corrupt else ()
+        rows = {
+            "checkpoints": f"{workdir / 'checkpoints'} ({usual})",
+            "log": workdir / "metrics.jsonl",
+            "summary": workdir / SUMMARY,
+            "report": workdir / REPORT,
+            "skipped": f"{len(skipped):,} images that can't be decoded, listed in {workdir / SKIPPED}"
+            if skipped
+            else "",
+            "next": f"mnv2 predict --workdir={shlex.quote(str(workdir))} IMAGES",
+        }
+        self.say(
+            f"step {summary['steps']}, the last: {summary['eval_split']} {headline}, after {summary['seconds']:.0f} s"
+            f" (best {self._experiment.task.score}: {best_score:.4f} at step {best_step}{early})"
+        )
+        for name, row in rows.items():
+            if row:
+                self.say(f"  {name:<11}  {row}")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from mnv2_jax import config
-from mnv2_jax.config import Config, DataConfig
+from mnv2_jax.config import STRUCTURE, Config, DataConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import reading, write_bytes
 from mnv2_jax.models import base
@@ -297,10 +297,6 @@ def describe(model: base.Model) -> str:
     options, default = model.options, config.ModelConfig()
     changed = [f"{key}={getattr(options, key)}" for key in STRUCTURE if getattr(options, key) != getattr(default, key)]
     return " ".join([options.name, *changed, f"with {model.num_classes} classes"])
-
-
-STRUCTURE = ("width", "width_rule", "depth", "activation", "padding")
-"""Options of a `ModelConfig` that weights depend on: with other values, the network computes another function."""
 
 
 def _check_labels(info: WeightsInfo, num_classes: int, origin: str) -> None:

@@ -341,7 +341,10 @@ def _hugging_face_files(repository: str, files: tuple[str, ...]) -> list[pathlib
     except Exception as error:  # the errors of requests, httpx and huggingface_hub have no common base class
         url = f"https://huggingface.co/{repository}/resolve/main"
         both = " and ".join(f"{url}/{file}" for file in reversed(files))
-        remedy = f"download {both} on another machine, put both into one folder, and convert the first"
+        remedy = (
+            f"download {both} on another machine, put both into one folder, and give the path of the first instead of"
+            " the name"
+        )
         raise UserError(_unreachable(repository, error, remedy)) from error
 
 
@@ -362,7 +365,10 @@ def _fetch_torchvision(name: str, entry: _Torchvision) -> Fetched:
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # the error is also the open response
-        remedy = f"download {url} on another machine and convert that file"
+        remedy = (
+            f"download {url} on another machine, and convert that file: mnv2 convert --model={entry.model['name']}"
+            f" {entry.file} OUT.safetensors"
+        )
         raise UserError(_unreachable(name, error, remedy)) from error
     except OSError as error:
         raise UserError(

@@ -116,7 +116,8 @@ def load_weights(
             class_names = {"labels": published.labels, "class_ids": published.class_ids}
     if model is None:
         raise UserError(
-            f"{path}: the file was written by another library and doesn't name its network; give the name of the model"
+            f"{path}: the file was written by another library and doesn't name its network; give the name of the model,"
+            " as in mnv2 convert --model=mobilenet_v2"
         )
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")

@@ -56,6 +56,13 @@ def test_digits_have_no_val():
         open_dataset(DataConfig(name="digits", eval_split="val"))
 
 
+def test_a_folder_given_as_a_name_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="data=folder:photos"):
+        open_dataset(DataConfig(name="photos"))
+
+
 # --- synthetic ----------------------------------------------------------------------------------------------
 
 

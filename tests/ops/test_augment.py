@@ -199,7 +199,8 @@ def test_angles_and_shifts_have_keys_of_their_own(fraction):
     angles = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, -jnp.pi / 6, jnp.pi / 6))(turn)
     shifts = jax.vmap(lambda key: augment.draw_shift(key, 10, 8, fraction))(keys(seed=1))
     actual = jax.jit(lambda *args: augment.random_affine(*args, 30.0, fraction))(turn, keys(seed=1), images)
-    np.testing.assert_array_equal(actual, jax.jit(jax.vmap(augment.affine))(images, angles, shifts))
+    expected = jax.jit(jax.vmap(augment.affine))(images, angles, shifts)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)  # the two programs may round differently
     other = jax.jit(lambda *args: augment.random_affine(*args, 30.0, fraction))(turn, keys(seed=2), images)
     assert np.array_equal(actual, other) == (fraction == 0)
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.config import AugmentConfig, Config, DataConfig, LossConfig, NormConfig
+from mnv2_jax.config import AugmentConfig, Config, DataConfig, LossConfig, NormConfig, build
 from mnv2_jax.errors import UserError
 from mnv2_jax.ops import augment
 from mnv2_jax.ops.losses import softmax_cross_entropy
 from mnv2_jax.ops.metrics import NO_ANSWER
 from mnv2_jax.ops.mixing import Targets
 from mnv2_jax.ops.random import example_keys, stream_key
+from mnv2_jax.tasks.base import Evaluation
 from mnv2_jax.tasks.classification import Classification, make_task, worst_mistakes
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.step import split_batch
@@ -292,6 +293,25 @@ def test_the_worst_come_first():
     expected = sorted(wrong, key=lambda i: -rows["loss"][i])[:24]
     assert [mistake["index"] for mistake in found] == [100 + i for i in expected]
     assert all(mistake["loss"] == rows["loss"][mistake["index"] - 100] for mistake in found)
+
+
+def test_the_terminal_names_the_classes_and_the_files_of_mistakes():
+    rows = {
+        "index": np.arange(3),
+        "label": np.array([0, 1, 1]),
+        "prediction": np.array([0, 0, 1]),
+        "confidence": np.array([0.9, 0.75, 0.8]),
+        "loss": np.array([0.1, 2.0, 0.2]),
+    }
+    mistakes = [{**mistake, "path": "photos/val/dog/1.jpg"} for mistake in worst_mistakes(rows)]
+    task = make_task(build({"model": {"width": 0.25}}), ("cat", "dog"))
+    tables = {
+        "per_class": [{"label": name, "accuracy": 1.0, "count": 1} for name in task.class_names],
+        "confusion": [[1, 0], [1, 1]],
+    }
+    *_, cat, dog, _, mistake = map(str.split, task.details(Evaluation({}, tables, mistakes)))
+    assert (cat, dog) == (["cat", "1", "0"], ["dog", "1", "1"])
+    assert mistake == ["photos/val/dog/1.jpg:", "dog,", "predicted", "as", "cat", "(75%)"]
 
 
 def test_without_mistakes_there_are_none():

@@ -18,6 +18,7 @@ from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.feeds import train_batches
 from mnv2_jax.training.finetune import Stage, make_optimizers, make_stages
+from mnv2_jax.training.introduction import introduce
 from mnv2_jax.training.optim import make_transformation
 from tests import cli
 
@@ -51,6 +52,15 @@ def changed(before, after):
         {name for name in old if not all(map(np.array_equal, jax.tree.leaves(old[name]), jax.tree.leaves(new[name])))}
         for old, new in pairs
     )
+
+
+def test_the_first_lines_say_what_is_trained():
+    opened = experiment("finetune.train_from=classifier", "loss.class_weights={'1': 3}")
+    params = jax.eval_shape(opened.init_state).params
+    trained, all_of_them = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params["classifier"], params))
+    lines = "\n".join(introduce(opened, pathlib.Path("runs/x"), 0))
+    assert f"{trained:,} of {all_of_them:,} parameters" in lines
+    assert "class weights" in lines
 
 
 def test_what_is_frozen_stays_to_the_bit_and_everything_else_moves():

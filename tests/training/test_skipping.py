@@ -46,18 +46,24 @@ def test_what_is_skipped_or_absent_is_said_and_kept(folder, tmp_path):
         "--config.log.every_steps=1",
         "--config.data.num_workers=0",
     )
-    refused = cli.here("main", *command, f"--workdir={tmp_path / 'strict'}")
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1
-    assert "1 of the 16 images of train" in refused.stderr
-    assert "3.jpg" in refused.stderr
-    assert "--config.data.skip_corrupt=True" in refused.stderr
+    for refused in (
+        cli.here("main", *command, f"--workdir={tmp_path / 'strict'}"),
+        cli.here("lr_find", *command, "--steps=20"),
+    ):
+        assert refused.returncode == 2
+        assert "1 of the 16 images of train" in refused.stderr
+        assert "3.jpg" in refused.stderr
+        assert refused.stderr.endswith("--config.data.skip_corrupt=True\n")
     command = (*command, "--config.data.skip_corrupt=True", f"--workdir={tmp_path / 'strict'}", "--json")
     result = cli.here("main", *command, devices=1)
     summary = cli.answer(result)
     assert summary["skipped"] == 2  # four batches of eight are two epochs of sixteen images
     assert (summary["eval"]["count"], summary["eval_skipped"]) == (3, 1)
     assert result.stderr.count("skipped: ") == 2
+    assert (
+        f"  skipped      2 images that can't be decoded, listed in {tmp_path / 'strict' / 'skipped.txt'}"
+        in result.stderr
+    )
     skipped, of_val = sorted((tmp_path / "strict" / "skipped.txt").read_text().splitlines())
     assert of_val.startswith(f"{folder / 'val' / 'dog' / '1.jpg'}: ")
     assert skipped.startswith(f"{folder / 'train' / 'cat' / '3.jpg'}: ")
