@@ -22,13 +22,17 @@
 # Needs:       gcloud, logged in, with a project (gcloud config set project) and an SSH key in the agent (ssh-add
 #              ~/.ssh/google_compute_engine); a quota for the accelerator; the Cloud TPU API enabled.
 # Resumes:     run the same command again: it follows the log of a running command, or starts the command again. Ctrl-C
-#              only stops following. Exit code 2, an error that you must fix, is not retried.
+#              only stops following. Exit code 2, an error that you must fix, is not retried; exit code 1, as after a
+#              loss that isn't finite, is retried once.
 set -euo pipefail
 
 SHARE=/mnt/shared
 fail() {
   echo "error: $1" >&2
   exit "${2:-1}"
+}
+need() { # VARIABLE WHAT_IT_IS
+  [[ -n ${!1:-} ]] || fail "$1 must be set to $2" 2
 }
 tpus=(gcloud compute tpus)
 
@@ -47,8 +51,11 @@ delete() {
   "${tpus[@]}" queued-resources delete "$NAME" --zone="$ZONE" --force --quiet
 }
 
-on_workers() { # WORKER COMMAND; WORKER is a number or all. Returns the first exit code of a worker that isn't 0
-  "${tpus[@]}" tpu-vm ssh "$NAME" --zone="$ZONE" --worker="$1" --command="$2"
+# WORKER COMMAND; WORKER is a number or all. Returns the first exit code of a worker that isn't 0. A connection on which
+# nothing arrives for 2 minutes is given up (255).
+on_workers() {
+  "${tpus[@]}" tpu-vm ssh "$NAME" --zone="$ZONE" --worker="$1" \
+    --ssh-flag='-o ConnectTimeout=30 -o ServerAliveInterval=30 -o ServerAliveCountMax=4' --command="$2"
 }
 
 # Commands for the workers. gcloud repeats a command when the connection breaks, so each may run twice.
@@ -110,31 +117,34 @@ up() { # returns errors explicitly, since `run` continues after them
 }
 
 run() {
-  local restart status
+  local restart status ended ones=0
   for ((restart = 0; restart <= ${MAX_RESTARTS:-50}; restart++)); do
-    status=0
-    { up && on_workers all "$(start "$@")" && on_workers all "$follow"; } || status=$?
+    status=0 ended=
+    { up && on_workers all "$(start "$@")" && { on_workers all "$follow" || status=$? ended=$?; }; } || status=$?
     # A run that was stopped early has exited with 0 too; only a finished run has a summary.json.
     if on_workers 0 "test -e ${WORKDIR@Q}/summary.json"; then
       echo "finished: $WORKDIR; to delete the slice, run launch/tpu_pod.sh delete"
       return
     fi
     ((status != 2)) || fail "exit code 2: fix the error in the lines above, then run the command again" 2
+    [[ $ended == 1 ]] && ((++ones)) || ones=0
+    ((ones < 2)) || fail "exit code 1 twice, as after a loss that isn't finite: fix the error in the lines above" 1
     echo "not finished (exit code $status): restarting"
     sleep "${POLL_S:-30}"
   done
   fail "not finished after MAX_RESTARTS=${MAX_RESTARTS:-50} restarts; run the command again to resume" 75
 }
 
-: "${NAME:?must be set to the name of the slice, e.g. mnv2}" "${ZONE:?must be set to its zone, e.g. us-west4-a}"
+need NAME "the name of the slice, e.g. mnv2"
+need ZONE "the zone of the slice, e.g. us-west4-a"
 verb=${1:-}
 case $verb in
   up | run)
-    : "${ACCELERATOR_TYPE:?must be set to the type and size of the slice, e.g. v5litepod-64}"
-    : "${RUNTIME_VERSION:?must be set to the software of its VMs, e.g. v2-alpha-tpuv5-lite for v5e}"
-    : "${IMAGE:?must be set to the image, e.g. REGION-docker.pkg.dev/PROJECT/REPOSITORY/mnv2_jax:tpu}"
-    : "${NFS:?must be set to the shared file system, e.g. 10.0.0.2:/share}"
-    : "${WORKDIR:?must be set to the run folder, e.g. $SHARE/runs/w1_0}"
+    need ACCELERATOR_TYPE "the type and size of the slice, e.g. v5litepod-64"
+    need RUNTIME_VERSION "the software of its VMs, e.g. v2-alpha-tpuv5-lite for v5e"
+    need IMAGE "the image, e.g. REGION-docker.pkg.dev/PROJECT/REPOSITORY/mnv2_jax:tpu"
+    need NFS "the shared file system, e.g. 10.0.0.2:/share"
+    need WORKDIR "the run folder, e.g. $SHARE/runs/w1_0"
     [[ $WORKDIR == "$SHARE"/* ]] || fail "WORKDIR=$WORKDIR must be below $SHARE, or it is lost with the slice" 2
     shift
     "$verb" "$@"

@@ -9,7 +9,10 @@
 # A run that gets SIGTERM saves a checkpoint and exits with 0, but only a finished run has a summary.json. Without that
 # file this script exits with 75, so that the orchestrator tries again.
 set -uo pipefail
-: "${WORKDIR:?must be set to the run folder, on a file system that all processes mount}"
+if [[ -z ${WORKDIR:-} ]]; then
+  echo "error: WORKDIR must be set to the run folder, on a file system that all processes mount" >&2
+  exit 2
+fi
 
 trap 'kill -s TERM "$!"' TERM INT HUP USR1
 python -m mnv2_jax.main --workdir="$WORKDIR" "$@" &

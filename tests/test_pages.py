@@ -57,7 +57,7 @@ def door(words):
         name = words[2].removeprefix("mnv2_jax").removeprefix(".")
         assert name in MODULES
         return next(module for module, _ in DOORS.values() if module.removesuffix(".__main__") == name), words[3:]
-    if "launch/" in " ".join(words[:4]):
+    if "launch/" in " ".join(words[:5]):
         script = next(word for word in words if word.startswith("launch/"))
         assert (docs.ROOT / script).is_file()
         return ("main", [word for word in words if word.startswith("--config")])
