@@ -33,7 +33,7 @@ def open_splits(
       with_train: False where nothing is trained; train then has no images and need not exist.
 
     Raises:
-      UserError: if there is no such copy, or if it can't be read at random.
+      UserError: if no prepared copy of the data set is there, or its file format has no random access.
     """
     builder_dir = find_copy(name, data_dir)
     builder = _builder(builder_dir)
@@ -65,7 +65,7 @@ def open_splits(
 
 
 def class_names(name: str, data_dir: str) -> tuple[str, ...]:
-    """Returns the class names, from the description beside the data."""
+    """Returns the class names, from the JSON files that TFDS keeps beside the data."""
     builder = _builder(find_copy(name, data_dir))
     return _class_names(builder, _keys(builder)[1])
 

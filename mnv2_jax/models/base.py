@@ -54,4 +54,4 @@ class Model(Protocol):
         """Returns the same model with only ``part`` and the parts behind it trained."""
 
     def with_forms(self, forms: Forms) -> Self:
-        """Returns the same model with its layers computed in these forms: the same function up to rounding."""
+        """Returns the same function up to rounding, with its convolutions computed by these `nn.forms`."""

@@ -183,7 +183,7 @@ class Model:
         return dataclasses.replace(self, module=self.module.clone(train_from=part))
 
     def with_forms(self, forms: Forms) -> Model:
-        """Returns the same model with its layers computed in these forms: the same function up to rounding."""
+        """Returns the same function up to rounding, with its convolutions computed by these `nn.forms`."""
         return dataclasses.replace(self, module=self.module.clone(forms=forms))
 
     @property

@@ -91,7 +91,7 @@ class Task(Protocol):
         """Returns the same task, in which only this part of the network and the parts after it are trained."""
 
     def with_forms(self, forms: Forms) -> Self:
-        """Returns the same task, in which the network's layers are computed in these forms."""
+        """Returns the same task, in which the network computes its convolutions by these `nn.forms`."""
 
     def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
         """Computes the training loss of a batch, in which every row counts.

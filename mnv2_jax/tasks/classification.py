@@ -78,7 +78,7 @@ class Classification:
 
     @property
     def eval_view(self) -> EvalView:
-        """View of image and label with the evaluation crop."""
+        """Function that cuts the evaluation crop out of an example, and returns it with its label."""
         return EvalView(self.data)
 
     def init(self, key: Key) -> Variables:
@@ -91,7 +91,7 @@ class Classification:
         return dataclasses.replace(self, model=self.model.training_from(part))
 
     def with_forms(self, forms: Forms) -> Classification:
-        """Returns the same task, in which the network's layers are computed in these forms."""
+        """Returns the same task, in which the network computes its convolutions by these `nn.forms`."""
         return dataclasses.replace(self, model=self.model.with_forms(forms))
 
     def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:

@@ -66,7 +66,7 @@ class Distillation:
         return self.student.notes
 
     def with_forms(self, forms: Forms) -> Distillation:
-        """Returns the same task, in which the student's layers are computed in these forms."""
+        """Returns the same task, in which the student computes its convolutions by these `nn.forms`."""
         return dataclasses.replace(self, student=self.student.with_forms(forms))
 
     def training_from(self, part: str) -> Distillation:

@@ -30,8 +30,8 @@ def make_evaluate(setup: Setup, supervisor: Supervisor | None = None) -> Callabl
     """Makes a function that evaluates variables on the evaluation split and returns the result of `Task.summarise`.
 
     It is compiled once, at its first call. It raises `Stopped` if the ``supervisor`` asks it to stop on the way. With
-    `data.skip_corrupt` it leaves out images that can't be decoded. Without, or if no image can be decoded, it raises a
-    `DamagedImageError` that names them, in every process.
+    `data.skip_corrupt` it leaves out the images that can't be decoded, as long as some can. Otherwise every process
+    raises a `DamagedImageError` that names these images.
     """
     supervisor = supervisor or Supervisor()
     task, mesh = setup.task, setup.mesh

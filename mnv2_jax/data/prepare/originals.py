@@ -282,7 +282,7 @@ class InnerTar:
 
     @property
     def fingerprint(self) -> str:
-        """A fingerprint of the inner tar's name and size, which is all that the outer tar tells."""
+        """A fingerprint of the inner tar's name and size, the only facts about it that the outer tar holds."""
         return f"{self.wnid}.tar of {self.size}"
 
     def images(self) -> Images:

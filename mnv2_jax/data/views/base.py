@@ -40,7 +40,7 @@ class View(Protocol):
 
     @property
     def spec(self) -> Mapping[str, Array]:
-        """The arrays of a row, by their names."""
+        """Shape and dtype of each array that an example gives, by name."""
 
     def at(self, resolution: int) -> Self:
         """Returns the same view with images of resolution × resolution pixels."""

@@ -31,7 +31,7 @@ class TrainView:
 
     @property
     def spec(self) -> Mapping[str, Array]:
-        """The arrays of a row, by their names."""
+        """Shape and dtype of each array that an example gives, by name."""
         return _spec(self.data.resolution)
 
     def at(self, resolution: int) -> TrainView:
@@ -60,7 +60,7 @@ class EvalView:
 
     @property
     def spec(self) -> Mapping[str, Array]:
-        """The arrays of a row, by their names."""
+        """Shape and dtype of each array that an example gives, by name."""
         return _spec(self.data.seen_resolution)
 
     def at(self, resolution: int) -> EvalView:
