@@ -101,7 +101,7 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
 def exit_on_user_error(verb: Callable[[], None]) -> None:
     """Runs a command-line verb, and turns a `UserError` into one line on standard error and its exit code."""
     outputs.take_over()
-    with interrupts.second_ends("interrupted", 130):
+    with interrupts.ending_at_second_interrupt("interrupted", 130):
         try:
             try:
                 verb()

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from mnv2_jax import config
 from mnv2_jax.config.explain import explain
-from mnv2_jax.config.synonyms import called
+from mnv2_jax.config.synonyms import synonym_of
 from mnv2_jax.errors import UserError, nearest
 
 _LONGEST_PATH = ("checkpoints", *4 * ("x" * 50,))
@@ -117,7 +117,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown[0].partition("=")[0]
-            synonym = called(word) if word.startswith("-") and self._takes_config() else None
+            synonym = synonym_of(word) if word.startswith("-") and self._takes_config() else None
             hint = nearest(word, flags) if synonym is None else f"; did you mean {synonym!r}?"
             raise UserError(f"unknown argument {unknown[0]!r}{hint}")
         return args, overrides
@@ -200,7 +200,7 @@ def describe_config(arguments: Iterable[str], recipes: Iterable[str]) -> str:
     lines = [f"{key}={value}" for key, value in keys.items()]
     filled = textwrap.fill("   ".join(lines), 116, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return (
-        f"names of configs: {', '.join(config.named())}\n"
+        f"names of configs: {', '.join(config.config_files())}\n"
         f"keys of ARG: {', '.join(arguments)}; as in --config=w1_0:data=folder:DIR,res=128\n"
         f"recipes, for recipe=: {', '.join(recipes)}\n"
         "--help KEY and --help SECTION explain config keys, as in --help optim.momentum and --help optim\n"

@@ -13,7 +13,7 @@ from typing import Any
 import tqdm
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data.inspection import TABLES, Inspection, Table, look_through
+from mnv2_jax.data.inspection import TABLES, Inspection, Table, inspect_images
 from mnv2_jax.data.sources import check_trainable, open_dataset, take_inventory
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser
@@ -70,7 +70,7 @@ def main() -> None:
     inventory = take_inventory(args.path, args.image_root)
     total = sum(map(len, inventory.splits.values()))
     with tqdm.tqdm(total=min(total, args.limit or total), unit="image", disable=None, file=sys.stderr) as bar:
-        inspection = look_through(inventory, args.limit, args.report is not None, bar.update)
+        inspection = inspect_images(inventory, args.limit, args.report is not None, bar.update)
     tables, lead = [make(inspection) for make in TABLES], _lead(inspection, args.limit)
     training, training_line = _training_use(args.path, args.image_root)
     if args.report is not None:
@@ -91,7 +91,7 @@ def main() -> None:
 def _lead(inspection: Inspection, limit: int) -> str:
     """Writes the sentence on the whole folder."""
     names, splits = inspection.inventory.class_names, inspection.inventory.splits
-    total, opened = inspection.num_images, len(inspection.looks)
+    total, opened = inspection.num_images, len(inspection.findings)
     classes = f" of {_count(len(names), 'class', 'classes')}" if names else " without classes"
     sentence = f"{_count(total, 'image')}{classes} in {_count(len(splits), 'split')} ({', '.join(splits)})"
     if opened < total:
@@ -121,7 +121,7 @@ def _tree(path: str, inspection: Inspection, tables: Sequence[Table]) -> dict[st
     return {
         "path": path,
         "images": inspection.num_images,
-        "looked_at": len(inspection.looks),
+        "looked_at": len(inspection.findings),
         "class_names": inspection.inventory.class_names,
         "splits": {name: len(split) for name, split in inspection.inventory.splits.items()},
         "notes": inspection.inventory.notes,

@@ -20,8 +20,8 @@ _listeners: list[Callable[[int], None]] = []
 def listening(listener: Callable[[int], None]) -> Iterator[None]:
     """Calls ``listener`` with the number of each signal that arrives in this context, at once and in a thread.
 
-    It does so only within `second_ends`. Python's signal handlers run as well, but only when the main thread returns
-    from a compiler or a device.
+    It does so only within `ending_at_second_interrupt`. Python's signal handlers run as well, but only when the main
+    thread returns from a compiler or a device.
     """
     _listeners.append(listener)
     try:
@@ -31,7 +31,7 @@ def listening(listener: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def second_ends(line: str, exit_code: int) -> Iterator[None]:
+def ending_at_second_interrupt(line: str, exit_code: int) -> Iterator[None]:
     """Ends the process at a second SIGINT in this context, unless the context is left within `GRACE_S` seconds.
 
     Python reports a signal to the main thread only, and only when that returns from what it waits for: a device, a dead

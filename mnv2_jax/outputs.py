@@ -44,13 +44,13 @@ def take_over() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, flags), True)  # takes the lowest free descriptor, this one
     if sys.stdout is sys.__stdout__:  # not the stream of a notebook or a test
-        sys.stdout = opened(1, sys.stdout)
+        sys.stdout = open_descriptor(1, sys.stdout)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = opened(2, sys.stderr)
+        sys.stderr = open_descriptor(2, sys.stderr)
         drop_errors(sys.stderr)
 
 
-def opened(number: int, like: TextIO | None) -> TextIO:
+def open_descriptor(number: int, like: TextIO | None) -> TextIO:
     """Opens a text stream over a file descriptor, with the settings of ``like``. Closing it keeps the descriptor."""
     old = like if isinstance(like, io.TextIOWrapper) else None
     if old is not None:

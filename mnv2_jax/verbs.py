@@ -147,7 +147,7 @@ def _rate_table(points: Sequence[range_test.Point]) -> list[str]:
     return [f"{lr:>13}  {loss:>9}  {mean:>9}" for lr, loss, mean in [("learning rate", "loss", "smoothed"), *rows]]
 
 
-def _rate_sentences(test: range_test.Found, advice: range_test.Advice, config: Config) -> list[str]:
+def _rate_sentences(test: range_test.RangeTest, advice: range_test.Advice, config: Config) -> list[str]:
     """Says how a range test ended, which rate it suggests, and which rate the config has."""
     points, rates = test.points, advice.rates
     if not points:
@@ -220,11 +220,11 @@ def _save_evaluation(
 ) -> None:
     """Writes an evaluation and a new report to the run folder. Where that is read-only, prints a note instead."""
     run_config, _ = run_folder.read_run(workdir)
-    path = workdir / results.file_of(setup.dataset.eval.name, setup.config.data.name, run_config.data.name)
+    path = workdir / results.evaluation_file(setup.dataset.eval.name, setup.config.data.name, run_config.data.name)
     if not os.access(workdir, os.W_OK):
         return out.note(f"note: {workdir} is read-only, so {path.name} and the report are not written")
     session = provenance(meshes.describe(setup.mesh)) | {"memory": meshes.peak_memory(setup.mesh)}
-    results.keep(path, setup, evaluation, **facts, provenance=session)
+    results.save_evaluation(path, setup, evaluation, **facts, provenance=session)
     report = write_report(workdir, setup.kind.page)
     print(f"  evaluation   {path}\n  report       {report}", file=out.text)
 
@@ -238,7 +238,7 @@ def evaluate_weights(loaded: Loaded, out: Output, predictions: pathlib.Path | No
     _check_predictions(predictions)
     runtime.configure()
     head = loaded.config.init.head
-    if head != "load" and "init.head" in loaded.said:
+    if head != "load" and "init.head" in loaded.explicit_keys:
         raise UserError(f"init.head={head!r}: a new head is untrained, so there is nothing to evaluate; leave it out")
     check_path(loaded.config.data)
     config, weights = resolve_weights(loaded, evaluates=True)
@@ -271,7 +271,7 @@ def _answer_evaluation(
     """
     if not together.is_first():
         return evaluation
-    evaluation = results.located(evaluation, setup.dataset.eval)
+    evaluation = results.with_paths(evaluation, setup.dataset.eval)
     for line in (*(f"left out: {line}" for line in evaluation.skipped), *evaluation.notes):
         out.note(line)
     split, resolution = setup.dataset.eval.name, setup.config.data.seen_resolution

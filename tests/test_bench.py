@@ -300,7 +300,7 @@ def test_the_largest_batch(monkeypatch):
 def test_batches_of_noise():
     settings = synthetic.load(DIGITS.removeprefix("--config="), ["model.depth=0.3"])
     assert settings.model.num_classes == 10
-    experiment = synthetic.unopened(settings, forms=LIBRARY, devices=jax.devices()[:1])
+    experiment = synthetic.without_data(settings, forms=LIBRARY, devices=jax.devices()[:1])
     batch = synthetic.random_batch(experiment)
     spec = synthetic.abstract_batch(experiment)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
@@ -316,7 +316,7 @@ def test_batches_of_noise():
 
 def test_batches_of_noise_have_a_teacher():
     settings = synthetic.load(DIGITS.removeprefix("--config="), ["distill.teacher=/a/run", "data.batch_size=16"])
-    experiment = synthetic.unopened(settings, forms=LIBRARY, devices=jax.devices()[:1])
+    experiment = synthetic.without_data(settings, forms=LIBRARY, devices=jax.devices()[:1])
     batch = synthetic.random_batch(experiment)
     assert (batch[TEACHER_LOGITS].shape, batch[TEACHER_LOGITS].dtype) == ((16, 10), np.float32)
 

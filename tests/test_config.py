@@ -311,7 +311,7 @@ def test_every_value_has_an_origin(tmp_path):
         *("model.name", "model.width"),  # arguments of the preset,
         *("optim.momentum", "seed"),  # and set afterwards
     }
-    assert loaded.said == {
+    assert loaded.explicit_keys == {
         *("data.name", "data.path", "data.resolution", "data.eval_resolution", "data.batch_size"),
         *("train.steps", "optim.ema_decay"),
     }
@@ -323,7 +323,11 @@ def test_every_value_has_an_origin(tmp_path):
     assert config.load(f"{file}:recipe=corenet_v2").origins["data.name"] == "recipe"
     (tmp_path / "some.json").write_text('{"data": {"batch_size": 8}, "optim": {"trust_clip": false}}')
     some = config.load(str(tmp_path / "some.json"), ["seed=3"])
-    assert {key for key in some.origins if some.origins[key] != "default"} == some.said == {"data.batch_size", "seed"}
+    assert (
+        {key for key in some.origins if some.origins[key] != "default"}
+        == some.explicit_keys
+        == {"data.batch_size", "seed"}
+    )
     (tmp_path / "plain.py").write_text(PLAIN)
     plain = config.load(str(tmp_path / "plain.py"))
     assert (plain.recipe, plain.workdir, plain.origins["optim.name"]) == ("", "runs/plain", "file")
@@ -472,7 +476,7 @@ def test_an_argument_stands_behind_py_and_a_colon(tmp_path, monkeypatch, spec, n
         pathlib.Path(folder, "config.json").write_text(json.dumps(config.to_dict(config.load(W1).config)))
     loaded = config.load(spec)
     assert (loaded.name, loaded.config.data.resolution) == (name, resolution)
-    assert ("data.resolution" in loaded.said) == ("res=" in spec or spec.endswith(".json"))
+    assert ("data.resolution" in loaded.explicit_keys) == ("res=" in spec or spec.endswith(".json"))
 
 
 @pytest.mark.parametrize("arg", ["", ":", ":data=digits,res=64", ":data=folder:a.py:b/c.py"])
@@ -483,7 +487,7 @@ def test_configs_by_name_from_any_folder(tmp_path, monkeypatch, arg):
     assert config.load(f"w1_0{arg}") == config.load(f"{W1}{arg}")
     with pytest.raises(UserError, match=r"w1_0\.py"):
         config.load("w1_0.py")
-    assert set(config.named()) == {path.stem for path in CONFIGS}
+    assert set(config.config_files()) == {path.stem for path in CONFIGS}
 
 
 def test_a_file_is_not_meant_by_its_stem(tmp_path, monkeypatch):

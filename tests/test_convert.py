@@ -23,7 +23,7 @@ from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.runs.checkpoint import restore_variables
-from mnv2_jax.tasks.classes import arranged, check_head, columns_of, relabel
+from mnv2_jax.tasks.classes import arrange_weights, check_head, columns_of, relabel
 from mnv2_jax.training.initial import resolve_weights, with_weights
 from mnv2_jax.training.state import TrainState
 from mnv2_jax.weights.by_name import to_timm
@@ -296,7 +296,7 @@ def test_the_head_of_other_classes_is_refused_even_if_as_many(weights):
     # The same classes in another order are put into that of the data.
     other = other._replace(info=WeightsInfo(labels=TURNED))
     check_head(settings, other, data)
-    ours, theirs = arranged(other, data).variables["params"], other.variables["params"]
+    ours, theirs = arrange_weights(other, data).variables["params"], other.variables["params"]
     np.testing.assert_array_equal(ours["classifier"]["kernel"], np.roll(theirs["classifier"]["kernel"], 1, -1))
     np.testing.assert_array_equal(ours["classifier"]["bias"], np.roll(theirs["classifier"]["bias"], 1))
     np.testing.assert_array_equal(ours["stem"]["kernel"], theirs["stem"]["kernel"])

@@ -87,7 +87,7 @@ def test_a_command_of_the_pages_can_be_given(page, words, only_parsed, monkeypat
     keys = {override.partition("=")[0] for override in overrides}
     assert keys <= set(OPTIONS)
     spec = getattr(args, "config", None)
-    if spec and spec.partition(":")[0] in config.named():
+    if spec and spec.partition(":")[0] in config.config_files():
         assert config.load(spec, overrides)
     return None
 

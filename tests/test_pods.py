@@ -76,7 +76,7 @@ def test_the_step_is_compiled_without_data(monkeypatch):
     assert results["other_collectives"] == {}
     assert min(results["flops"], results["bytes_accessed"], results["peak_bytes"]) > 0
     # The gradient, the running statistics, and a few means are each reduced once.
-    experiment = synthetic.unopened(settings, description.devices)
+    experiment = synthetic.without_data(settings, description.devices)
     state = jax.eval_shape(experiment.init_state)
     values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, state.model_state)))
     assert 0 <= results["all_reduce_bytes"] - 4 * values <= 4 * 8

@@ -5,7 +5,7 @@ import pytest
 from mnv2_jax import config
 from mnv2_jax.config import OPTIONS
 from mnv2_jax.config.explain import explain
-from mnv2_jax.config.synonyms import FLAGS, KEYS, called
+from mnv2_jax.config.synonyms import FLAGS, KEYS, synonym_of
 from mnv2_jax.errors import UserError
 from tests import cli
 
@@ -50,7 +50,7 @@ def test_a_word_that_nobody_knows_has_few_candidates():
     with pytest.raises(UserError) as error:
         config.load(SPEC, ["zzqx=1"])
     assert str(error.value).count(",") <= 6
-    assert called("zzqx") is None
+    assert synonym_of("zzqx") is None
 
 
 @pytest.mark.parametrize("key", OPTIONS)

@@ -41,7 +41,7 @@ def build_ours(settings: Config, mode: str, forms: dict[str, Any] | None) -> Run
     """Compiles the train step or the inference of a config for one batch that stays on the devices."""
     import jax
 
-    from mnv2_jax.bench.synthetic import normalised, random_batch, unopened
+    from mnv2_jax.bench.synthetic import normalised, random_batch, without_data
     from mnv2_jax.config import check_devices
     from mnv2_jax.nn.forms import Forms
     from mnv2_jax.processes import runtime
@@ -49,7 +49,7 @@ def build_ours(settings: Config, mode: str, forms: dict[str, Any] | None) -> Run
 
     runtime.configure()
     check_devices(settings, len(jax.devices()))
-    experiment = unopened(settings, forms=None if forms is None else Forms(**forms))
+    experiment = without_data(settings, forms=None if forms is None else Forms(**forms))
     model = experiment.task.model
     state = meshes.compile_init(experiment.mesh, experiment.init_state)()
     batch: Any = random_batch(experiment)

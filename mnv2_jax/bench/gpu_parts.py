@@ -353,12 +353,12 @@ def profile(request: Mapping[str, Any], sizes: Sizes) -> Iterator[Row]:
     import jax
 
     from mnv2_jax.bench import profile as profiles
-    from mnv2_jax.bench.synthetic import random_batch, unopened
+    from mnv2_jax.bench.synthetic import random_batch, without_data
     from mnv2_jax.processes import runtime
     from mnv2_jax.training import mesh as meshes
 
     runtime.configure()
-    experiment = unopened(_settings(sizes))
+    experiment = without_data(_settings(sizes))
     state: Any = meshes.compile_init(experiment.mesh, experiment.init_state)()
     batch = random_batch(experiment)
     step: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))

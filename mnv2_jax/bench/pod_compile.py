@@ -18,7 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from mnv2_jax import config
-from mnv2_jax.bench.synthetic import abstract_batch, unopened, with_classes
+from mnv2_jax.bench.synthetic import abstract_batch, with_classes, without_data
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.training import mesh as meshes
 
@@ -72,7 +72,7 @@ def compile_step(settings: config.Config, topology: str) -> dict[str, Any]:
         )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology={topology}: {_first_line(error)}") from error
-    experiment = unopened(with_classes(settings), description.devices)
+    experiment = without_data(with_classes(settings), description.devices)
     step: Any = meshes.compile_train_step(experiment.mesh, experiment.train_step(-1))
     lowered = step.lower(jax.eval_shape(experiment.init_state), {}, abstract_batch(experiment))
     start = time.perf_counter()

@@ -43,7 +43,7 @@ def with_classes(settings: Config) -> Config:
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, num_classes=classes))
 
 
-def unopened(settings: Config, devices: Sequence[Any] | None = None, forms: Forms | None = None) -> Experiment:
+def without_data(settings: Config, devices: Sequence[Any] | None = None, forms: Forms | None = None) -> Experiment:
     """Builds a config's experiment on a data set of ImageNet's size whose images can't be read.
 
     Args:

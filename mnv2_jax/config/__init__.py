@@ -10,7 +10,7 @@ so that it can't misspell an option.
 
 from mnv2_jax.config.build import build
 from mnv2_jax.config.checks import batch_shapes, check_devices, spanning_groups
-from mnv2_jax.config.files import load, named
+from mnv2_jax.config.files import config_files, load
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.config.origins import FROM_WEIGHTS, Loaded, Origin, Preset, Source
 from mnv2_jax.config.schema import (
@@ -65,10 +65,10 @@ __all__ = [
     "batch_shapes",
     "build",
     "check_devices",
+    "config_files",
     "differences",
     "flatten",
     "load",
-    "named",
     "resolved",
     "spanning_groups",
     "to_dict",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mnv2_jax.config.checks import check
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.config.schema import GONE, Config
-from mnv2_jax.config.synonyms import called
+from mnv2_jax.config.synonyms import synonym_of
 from mnv2_jax.errors import UserError, nearest
 
 
@@ -111,7 +111,7 @@ def _suggest(key: str) -> str:
 
     A key of the same section that is close comes before keys of other sections.
     """
-    if (synonym := called(key.rpartition(".")[2])) is not None:
+    if (synonym := synonym_of(key.rpartition(".")[2])) is not None:
         return f"; did you mean {synonym.removeprefix('--config.')!r}?"
     section = key.rpartition(".")[0]
     siblings = {k for k in OPTIONS if k.rpartition(".")[0] == section}

@@ -25,7 +25,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     """Reads ``NAME[:ARG]``, ``FILE.py[:ARG]`` or ``FILE.json``, and applies overrides.
 
     Args:
-      spec: value of ``--config``. Names are those of `named`, in whatever folder the command is started.
+      spec: value of ``--config``. Names are those of `config_files`, in whatever folder the command is started.
       overrides: changes of values, each as ``a.b=value``; later ones win. `from_text` parses the values.
 
     Raises:
@@ -42,7 +42,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
         if os.path.isdir(path.parent):
             siblings = [str(p) for pattern in ("*.py", "*.json") for p in path.parent.glob(pattern)]
             hint = nearest(str(path), siblings) if siblings else "; that folder holds no config"
-        if path.stem in named():
+        if path.stem in config_files():
             hint += f"; for the package's own config, give its name alone, --config={path.stem}"
         raise UserError(f"--config={spec}: no file {str(path)!r}{hint}")
     name, recipe, tree, origins = _read_json(path) if path.suffix == ".json" else _run_python(path, arg, spec)
@@ -61,7 +61,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(name, config, all_origins, recipe, workdir)
 
 
-def named() -> dict[str, pathlib.Path]:
+def config_files() -> dict[str, pathlib.Path]:
     """Returns the package's own config files by name; they are in an installed package, or beside it in a checkout."""
     package = pathlib.Path(__file__).parents[1]
     files = sorted((package / "configs").glob("*.py")) or sorted((package.parent / "configs").glob("*.py"))
@@ -80,7 +80,7 @@ def _file_and_argument(spec: str) -> tuple[pathlib.Path, str]:
     """
     path, arg = _split_after_py(spec)
     name, _, name_arg = spec.partition(":")
-    configs = named()
+    configs = config_files()
     is_file = path.suffix in (".py", ".json") and (name not in configs or os.path.isfile(path))
     if is_file or not name or os.sep in name:
         return path, arg

@@ -10,7 +10,7 @@ import ml_collections
 from mnv2_jax.config.schema import STRUCTURE, Config, flatten
 
 FROM_WEIGHTS = (*(f"model.{key}" for key in STRUCTURE if key != "width"), "norm.epsilon", "data.mean", "data.std")
-"""Keys whose values a training takes from `init.weights`, unless they are `Loaded.said`. (The width must agree.)"""
+"""Keys whose values a training takes from `init.weights`, except `Loaded.explicit_keys`. (The width must agree.)"""
 
 Origin: TypeAlias = Literal["default", "recipe", "file", "json", "argument", "flag"]
 """Origin of a value. default: `schema`. recipe: the recipe, adapted to the network and the batch size. file: a .py
@@ -33,14 +33,14 @@ class Loaded(NamedTuple):
     """Default run folder: runs/ and the name; for a config.json, its folder."""
 
     @property
-    def said(self) -> frozenset[str]:
+    def explicit_keys(self) -> frozenset[str]:
         """Keys that the command line or a .json file sets. Values of other keys give way to those of the weights."""
         return frozenset(key for key, origin in self.origins.items() if origin in ("argument", "flag", "json"))
 
     @property
     def from_weights(self) -> frozenset[str]:
         """Keys whose values the training will take from `init.weights`."""
-        return frozenset() if self.config.init.weights is None else frozenset(FROM_WEIGHTS) - self.said
+        return frozenset() if self.config.init.weights is None else frozenset(FROM_WEIGHTS) - self.explicit_keys
 
 
 class Source(NamedTuple):

@@ -74,7 +74,7 @@ FLAGS = {word: flag for flag, words in _BY_FLAG.items() for word in words.split(
 """Our flags, and settings that have no flag, by other libraries' names."""
 
 
-def called(word: str) -> str | None:
+def synonym_of(word: str) -> str | None:
     """Returns our name, as typed on a command line, for a name from another library; None for an unknown one.
 
     Args:

@@ -427,7 +427,7 @@ class FileReader:
             raise UserError(f"{path}: can't be read ({error.strerror}); restore the file and start again") from error
         return EncodedImage(content, path)
 
-    def where(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Returns the absolute path of an image's file."""
         return os.path.abspath(os.path.join(self.root, os.fsdecode(self.names[index])))
 
@@ -549,7 +549,7 @@ class TarReader:
             raise UserError(f"{self.path}: can't be read ({error.strerror}); restore it and start again") from error
         return EncodedImage(content, f"{self.path}: {os.fsdecode(self.names[index])}")
 
-    def where(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Returns the absolute path of the tar, and the path of the image inside."""
         return f"{os.path.abspath(self.path)}: {os.fsdecode(self.names[index])}"
 

@@ -1,8 +1,8 @@
 """Inspects each image of a source once: its format and size, whether it can be decoded, and whether it has duplicates.
 
-    split.Inventory ──► look_through: one `Look` per image ──► TABLES ──► text, JSON, a page
+    split.Inventory ──► inspect_images: one `Finding` per image ──► TABLES ──► text, JSON, a page
 
-A task with other targets than classes adds its findings to `Look`, and a function to `TABLES`.
+A task with other targets than classes adds fields to `Finding`, and a function to `TABLES`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TRAITS: Mapping[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class Finding:
     """The findings on one image."""
 
     split: str
@@ -86,24 +86,24 @@ class Inspection:
     """The findings on a source."""
 
     inventory: Inventory
-    looks: Sequence[Look]
+    findings: Sequence[Finding]
     """Findings on the images that were inspected, in the order of the splits."""
     pictures: Mapping[tuple[str, int], bytes]
     """Thumbnails of some images, JPEG files by split and index."""
 
     @property
-    def sound(self) -> Iterator[Look]:
+    def sound(self) -> Iterator[Finding]:
         """The findings on the images that can be decoded."""
-        return (look for look in self.looks if not look.problem)
+        return (finding for finding in self.findings if not finding.problem)
 
     @property
     def num_images(self) -> int:
         """The number of all images in the source, inspected or not."""
         return sum(map(len, self.inventory.splits.values()))
 
-    def class_of(self, look: Look) -> str:
+    def class_of(self, finding: Finding) -> str:
         """Returns the name of an image's class."""
-        return "no class" if look.label == NO_CLASS else self.inventory.class_names[look.label]
+        return "no class" if finding.label == NO_CLASS else self.inventory.class_names[finding.label]
 
 
 class Table(NamedTuple):
@@ -119,7 +119,7 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def look_through(inventory: Inventory, limit: int, with_pictures: bool, advance: Callable[[int], None]) -> Inspection:
+def inspect_images(inventory: Inventory, limit: int, with_pictures: bool, advance: Callable[[int], None]) -> Inspection:
     """Reads and decodes images once each, in threads.
 
     Args:
@@ -131,24 +131,24 @@ def look_through(inventory: Inventory, limit: int, with_pictures: bool, advance:
     chosen = _choose(inventory, limit)
     pictured = _choose_pictures(inventory, chosen) if with_pictures else frozenset[tuple[str, int]]()
     chunks = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
-    looks: list[Look] = []
+    findings: list[Finding] = []
     pictures: dict[tuple[str, int], bytes] = {}
 
-    def look_at(chunk: Sequence[tuple[str, int]]) -> list[tuple[Look, bytes]]:
-        return [_look(inventory, split, index, (split, index) in pictured) for split, index in chunk]
+    def inspect(chunk: Sequence[tuple[str, int]]) -> list[tuple[Finding, bytes]]:
+        return [_inspect(inventory, split, index, (split, index) in pictured) for split, index in chunk]
 
     # All threads share the warning filters, and one would undo what another sets; so warnings are ignored here.
     with warnings.catch_warnings(action="ignore"):
         threads = 2 * num_cores()
         pool = concurrent.futures.ThreadPoolExecutor(threads)
         try:
-            for results in _in_order(pool, look_at, chunks, _WAITING * threads):
-                looks += [look for look, _ in results]
-                pictures |= {(look.split, look.index): picture for look, picture in results if picture}
+            for results in _in_order(pool, inspect, chunks, _WAITING * threads):
+                findings += [finding for finding, _ in results]
+                pictures |= {(finding.split, finding.index): picture for finding, picture in results if picture}
                 advance(len(results))
         finally:
             pool.shutdown(cancel_futures=True)
-    return Inspection(inventory, looks, pictures)
+    return Inspection(inventory, findings, pictures)
 
 
 def _in_order(
@@ -191,7 +191,7 @@ def _choose_pictures(inventory: Inventory, chosen: Sequence[tuple[str, int]]) ->
     return frozenset(rows[place] for rows in groups for place in _spread(len(rows), count))
 
 
-def _look(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tuple[Look, bytes]:
+def _inspect(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tuple[Finding, bytes]:
     """Inspects one image; returns the findings and its thumbnail, b"" where none is wanted."""
 
     def below(path: str) -> str:
@@ -208,10 +208,10 @@ def _look(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tup
     except UserError as error:
         problem = below(str(error)).rpartition("; ")[0]  # drops the advice, which is the same for all images
         is_damaged = isinstance(error, DamagedImageError)
-        return Look(split=name, index=index, label=label, problem=problem, is_damaged=is_damaged), b""
+        return Finding(split=name, index=index, label=label, problem=problem, is_damaged=is_damaged), b""
     pixels = small.resize((_COMPARED, _COMPARED), Image.Resampling.BOX).tobytes()
     form, traits = _header(image.content, np.asarray(small))
-    look = Look(
+    finding = Finding(
         split=name,
         index=index,
         label=label,
@@ -223,7 +223,7 @@ def _look(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tup
         content=_digest(image.content),
         pixels=_digest(f"{height} {width} ".encode() + pixels),
     )
-    return look, picture
+    return finding, picture
 
 
 def _digest(content: bytes) -> bytes:
@@ -276,12 +276,12 @@ def _is_animated(image: Image.Image) -> bool:
 
 
 def _by_split(
-    inspection: Inspection, words_of: Callable[[Look], Iterable[str]]
+    inspection: Inspection, words_of: Callable[[Finding], Iterable[str]]
 ) -> Mapping[str, collections.Counter[str]]:
     """Counts the words that describe images, in a column for all images and, with several splits, one for each."""
     counts = {name: collections.Counter[str]() for name in inspection.inventory.splits}
-    for look in inspection.sound:
-        counts[look.split].update(words_of(look))
+    for finding in inspection.sound:
+        counts[finding.split].update(words_of(finding))
     whole = sum(counts.values(), collections.Counter[str]())
     return {**(counts if len(counts) > 1 else {}), "images": whole}
 
@@ -321,9 +321,9 @@ def classes(inspection: Inspection) -> Table:
 
 def sizes(inspection: Inspection) -> Table:
     """Makes the table of the quantiles of the images' sides and of the files' sizes."""
-    looks = list(inspection.sound)
-    height, width = np.array([look.size for look in looks], float).reshape(-1, 2).T
-    kilobytes = np.array([look.num_bytes for look in looks]) / 1000
+    findings = list(inspection.sound)
+    height, width = np.array([finding.size for finding in findings], float).reshape(-1, 2).T
+    kilobytes = np.array([finding.num_bytes for finding in findings]) / 1000
     quantities = {
         "width": width,
         "height": height,
@@ -342,11 +342,11 @@ def sizes(inspection: Inspection) -> Table:
 
 def formats(inspection: Inspection) -> Table:
     """Makes the table of the images' formats, with the extensions of the files."""
-    counts = _by_split(inspection, lambda look: [look.form])
+    counts = _by_split(inspection, lambda finding: [finding.form])
     endings: dict[str, collections.Counter[str]] = {}
-    for look in inspection.sound:
-        ending = posixpath.splitext(look.name)[1].lower() or "none"
-        endings.setdefault(look.form, collections.Counter())[ending] += 1
+    for finding in inspection.sound:
+        ending = posixpath.splitext(finding.name)[1].lower() or "none"
+        endings.setdefault(finding.form, collections.Counter())[ending] += 1
     rows = [
         (form, *(column[form] for column in counts.values()), ", ".join(ending for ending, _ in count.most_common()))
         for form, count in sorted(endings.items(), key=lambda item: -item[1].total())
@@ -356,26 +356,26 @@ def formats(inspection: Inspection) -> Table:
 
 def traits(inspection: Inspection) -> Table:
     """Makes the table of how many images have each of the `TRAITS`, and what that means."""
-    counts = _by_split(inspection, lambda look: look.traits)
+    counts = _by_split(inspection, lambda finding: finding.traits)
     rows = [(trait, *(column[trait] for column in counts.values()), note) for trait, note in TRAITS.items()]
     return Table("traits", "Special images", ("kind", *counts, "meaning"), rows)
 
 
 def duplicates(inspection: Inspection) -> Table:
     """Makes the table of duplicate images: those in several splits first, then those of several classes."""
-    by_content: dict[bytes, list[Look]] = {}
-    by_pixels: dict[bytes, list[Look]] = {}
-    for look in inspection.sound:
-        by_content.setdefault(look.content, []).append(look)
-        by_pixels.setdefault(look.pixels, []).append(look)
+    by_content: dict[bytes, list[Finding]] = {}
+    by_pixels: dict[bytes, list[Finding]] = {}
+    for finding in inspection.sound:
+        by_content.setdefault(finding.content, []).append(finding)
+        by_pixels.setdefault(finding.pixels, []).append(finding)
     groups = [("file", group) for group in by_content.values() if len(group) > 1]
-    groups += [("pixels", group) for group in by_pixels.values() if len({look.content for look in group}) > 1]
+    groups += [("pixels", group) for group in by_pixels.values() if len({finding.content for finding in group}) > 1]
 
     rows = []
     for same, group in groups:
-        splits, labels = {look.split for look in group}, {look.label for look in group} - {NO_CLASS}
+        splits, labels = {finding.split for finding in group}, {finding.label for finding in group} - {NO_CLASS}
         across = [word for word, values in (("splits", splits), ("classes", labels)) if len(values) > 1]
-        rows.append((same, " and ".join(across) or "none", len(group), " = ".join(look.name for look in group)))
+        rows.append((same, " and ".join(across) or "none", len(group), " = ".join(finding.name for finding in group)))
     rows.sort(key=lambda row: ("splits" not in row[1], "classes" not in row[1], row[0] != "file", row[3]))
     leaks = sum("splits" in across for _, across, *_ in rows)
     note = f"{len(rows):,} {'group' if len(rows) == 1 else 'groups'}, of which {leaks:,} across splits" if rows else ""
@@ -384,14 +384,18 @@ def duplicates(inspection: Inspection) -> Table:
 
 def damaged(inspection: Inspection) -> Table:
     """Makes the table of the images that can't be decoded."""
-    rows = [(look.split, look.problem) for look in inspection.looks if look.is_damaged]
+    rows = [(finding.split, finding.problem) for finding in inspection.findings if finding.is_damaged]
     note = f"{len(rows):,} can't be decoded; a training stops at them, unless --config.data.skip_corrupt=True"
     return Table("damaged", "Damaged images", ("split", "file"), rows, note if rows else "")
 
 
 def unread(inspection: Inspection) -> Table:
     """Makes the table of the files that this machine couldn't read, though their images may be sound."""
-    rows = [(look.split, look.problem) for look in inspection.looks if look.problem and not look.is_damaged]
+    rows = [
+        (finding.split, finding.problem)
+        for finding in inspection.findings
+        if finding.problem and not finding.is_damaged
+    ]
     return Table("unread", "Files that can't be read", ("split", "file"), rows)
 
 

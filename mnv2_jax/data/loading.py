@@ -86,7 +86,7 @@ class Data:
         with contextlib.closing(streams.without_damaged(view, self.eval, batches, damaged)) as masked:
             for batch in masked:
                 if damaged and not self.config.skip_corrupt:
-                    raise streams.damage(self.eval, damaged)
+                    raise streams.damage_error(self.eval, damaged)
                 yield batch
 
 

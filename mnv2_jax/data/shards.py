@@ -201,7 +201,7 @@ class ShardReader:
         path, name, content = self._read(index)
         return EncodedImage(content, f"{path}: {name}")
 
-    def where(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Returns the path of the shard and the name of the image's original file, which is read from the record."""
         path, name, _ = self._read(index)
         return f"{os.path.abspath(path)}: {name}"

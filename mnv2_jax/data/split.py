@@ -51,7 +51,7 @@ class Identified(Protocol):
 class Located(Protocol):
     """A reader that can say in which file an image lies."""
 
-    def where(self, index: int) -> str | None:
+    def path_of(self, index: int) -> str | None:
         """Returns the absolute path of an image's file; in an archive, the archive's path, ": " and the name inside.
 
         Returns None for an image that has no file.
@@ -107,7 +107,7 @@ class Split:
         labels = {"labels": sha256_of(self.labels)} if isinstance(self.labels, np.ndarray) else {}
         return labels | _digest(self.read, slice(len(self)))
 
-    def where(self, index: int) -> str | None:
+    def path_of(self, index: int) -> str | None:
         """Returns the file of an image, as in `Located.where`; None for the images of arrays."""
         return _where(self.read, index)
 
@@ -171,7 +171,7 @@ class _Subset:
     def digest(self, rows: Rows) -> dict[str, str]:
         return _digest(self.read, self.indices[rows])
 
-    def where(self, index: int) -> str | None:
+    def path_of(self, index: int) -> str | None:
         return _where(self.read, int(self.indices[index]))
 
 
@@ -180,7 +180,7 @@ def _digest(read: Callable[[int], Picture], rows: Rows) -> dict[str, str]:
 
 
 def _where(read: Callable[[int], Picture], index: int) -> str | None:
-    return read.where(index) if isinstance(read, Located) else None
+    return read.path_of(index) if isinstance(read, Located) else None
 
 
 class OpenedSplits(NamedTuple):

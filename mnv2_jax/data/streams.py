@@ -171,7 +171,7 @@ def load_arrays(
     if damaged is not None:
         damaged.update(lines)
     elif lines:
-        raise damage(split, lines)
+        raise damage_error(split, lines)
     return whole
 
 
@@ -409,12 +409,12 @@ def _describe_damage(indices: Iterable[int], read: Callable[[int], Any]) -> dict
     return lines
 
 
-def damage(split: Split, lines: Mapping[int, str]) -> DamagedImageError:
+def damage_error(split: Split, lines: Mapping[int, str]) -> DamagedImageError:
     """Returns an error that names the images of a split which can't be decoded, from lines as in `without_damaged`."""
     return damaged_images([lines[index] for index in sorted(lines)], f"{len(split):,} images of {split.name}")
 
 
-def all_damage(data: DataConfig, split: Split, first: DamagedImageError) -> DamagedImageError:
+def all_damage_error(data: DataConfig, split: Split, first: DamagedImageError) -> DamagedImageError:
     """Searches a split for further images that can't be decoded, for half a minute at most.
 
     Args:
@@ -423,7 +423,7 @@ def all_damage(data: DataConfig, split: Split, first: DamagedImageError) -> Dama
       first: the error that was raised first.
 
     Returns:
-      `damage` of all such images; where the time doesn't suffice, ``first`` and those that were found.
+      `damage_error` of all such images; where the time doesn't suffice, ``first`` and those that were found.
     """
     deadline, num_checked, lines = time.monotonic() + _SEARCH_S, 0, dict[int, str]()
     num_batches = -(-len(split) // _SEARCH_IMAGES)
@@ -434,7 +434,7 @@ def all_damage(data: DataConfig, split: Split, first: DamagedImageError) -> Dama
             if time.monotonic() > deadline:
                 break
     if num_checked == len(split) and lines:
-        return damage(split, lines)
+        return damage_error(split, lines)
     further = [line for line in lines.values() if line != str(first)]
     return DamagedImageError(
         f"of the {len(split):,} images of {split.name} {num_checked:,} were checked, {len(lines):,} can't be decoded:"
@@ -448,7 +448,7 @@ def naming_all_damaged(data: DataConfig, split: Split) -> Iterator[None]:
     try:
         yield
     except DamagedImageError as error:
-        raise UserError(f"{all_damage(data, split, error)}{OR_SKIP}") from error
+        raise UserError(f"{all_damage_error(data, split, error)}{OR_SKIP}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,7 +163,7 @@ class TfdsReader:
         builder_dir, split, image_key, _ = self._arguments
         return EncodedImage(self._record(index)[image_key], f"{builder_dir}: image {index} of {split}")
 
-    def where(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Returns the folder of the copy and the number of the image in its split."""
         builder_dir, split, *_ = self._arguments
         return f"{os.path.abspath(builder_dir)}: image {index} of {split}"

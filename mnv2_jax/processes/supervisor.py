@@ -93,7 +93,7 @@ class Supervisor:
             self._alive += 1
             self._limit_s, self._compiles = before
 
-    def heard(self, number: int) -> None:
+    def on_signal(self, number: int) -> None:
         """Prints, from a thread, why a signal to stop has no effect yet."""
         if number in _STOPPING and self._compiles and not self._leaves_waiting:
             name = signal.Signals(number).name
@@ -152,7 +152,7 @@ def supervise(faults: FaultsConfig) -> Iterator[Supervisor]:
     over = threading.Event()
     threading.Thread(target=supervisor.watch, args=(over,), daemon=True, name="watchdog").start()
     try:
-        with interrupts.second_ends("interrupted", 130), interrupts.listening(supervisor.heard):
+        with interrupts.ending_at_second_interrupt("interrupted", 130), interrupts.listening(supervisor.on_signal):
             yield supervisor
     finally:
         over.set()

@@ -224,7 +224,7 @@ def _keep_stdout_clean() -> None:
     sys.stdout.flush()
     descriptor = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = outputs.opened(descriptor, sys.stdout)
+    sys.stdout = outputs.open_descriptor(descriptor, sys.stdout)
 
 
 # --- facts -------------------------------------------------------------------------------------------------

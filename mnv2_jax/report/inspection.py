@@ -84,11 +84,11 @@ def _cell(value: Any) -> str:
 
 def _pictures(inspection: Inspection) -> str:
     by_class: dict[str, list[str]] = {}
-    for look in inspection.looks:
-        if (content := inspection.pictures.get((look.split, look.index))) is not None:
-            caption = f"<figcaption>{text(pathlib.Path(look.name).name)}</figcaption>"
+    for finding in inspection.findings:
+        if (content := inspection.pictures.get((finding.split, finding.index))) is not None:
+            caption = f"<figcaption>{text(pathlib.Path(finding.name).name)}</figcaption>"
             card = f"<figure>{picture(content, 'jpeg')}{caption}</figure>"
-            by_class.setdefault(inspection.class_of(look), []).append(card)
+            by_class.setdefault(inspection.class_of(finding), []).append(card)
     if not by_class:
         return ""
     classes = "".join(

@@ -12,7 +12,7 @@ from mnv2_jax.registry import TASKS
 from mnv2_jax.runs.checkpoint import restore_variables
 from mnv2_jax.runs.folder import read_run
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
-from mnv2_jax.weights.hub import is_name
+from mnv2_jax.weights.hub import is_published_name
 from mnv2_jax.weights.load import Head, kind_of, load_weights
 
 
@@ -55,7 +55,7 @@ def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weight
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return read_run_weights(pathlib.Path(path))
-    if is_name(source) or kind_of(pathlib.Path(path)) == "ours":
+    if is_published_name(source) or kind_of(pathlib.Path(path)) == "ours":
         return load_weights(source)
     default = ModelConfig()
     keys = ("width", "width_rule", "depth", "activation")  # not the padding: the file's library decides it

@@ -175,12 +175,12 @@ class Kind:
     and can be used without the variant's module. Unset: they are saved as this task's."""
     page: Page = PLAIN
     """Parts that this task adds to the report."""
-    as_known: Callable[[Dataset, WeightsInfo, int], Dataset] = _same_dataset
+    with_known_classes: Callable[[Dataset, WeightsInfo, int], Dataset] = _same_dataset
     """Adapts the data to the classes of weights with this many classes, for their evaluation. Raises `UserError` if the
     classes don't fit."""
     check_head: Callable[[Config, Weights, Dataset], None] = _accept_any_head
     """Raises `UserError` if the head of the weights can't be trained further on these data."""
-    arranged: Callable[[Weights, Dataset], Weights] = _same_weights
+    arrange_weights: Callable[[Weights, Dataset], Weights] = _same_weights
     """Puts the head of the weights into the order of the data's classes; called after `check_head`."""
 
 

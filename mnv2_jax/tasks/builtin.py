@@ -16,7 +16,7 @@ from mnv2_jax.registry import TASKS, module_of
 from mnv2_jax.report.sections import CLASSIFICATION, absent_classes
 from mnv2_jax.tasks.answers import top_classes
 from mnv2_jax.tasks.base import Kind, Task
-from mnv2_jax.tasks.classes import arranged, check_head, relabel
+from mnv2_jax.tasks.classes import arrange_weights, check_head, relabel
 from mnv2_jax.tasks.classification import Classification, make_task
 from mnv2_jax.tasks.distillation import Distillation
 from mnv2_jax.tasks.teacher import open_teacher
@@ -75,9 +75,9 @@ def _kind(name: str, variant: Callable[..., Classification]) -> Kind:
         answers=top_classes,
         saved_as="classification",
         page=CLASSIFICATION,
-        as_known=relabel,
+        with_known_classes=relabel,
         check_head=check_head,
-        arranged=arranged,
+        arrange_weights=arrange_weights,
     )
 
 

@@ -111,7 +111,7 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
         ) from error
 
 
-def arranged(weights: Weights, dataset: Dataset) -> Weights:
+def arrange_weights(weights: Weights, dataset: Dataset) -> Weights:
     """Reorders the classes of the weights to the data's order. `check_head` must have accepted them before."""
     columns = columns_of(weights.info, weights.model.num_classes, dataset)
     params = weights.variables["params"]

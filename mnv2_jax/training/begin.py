@@ -62,7 +62,7 @@ def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
             )
             weights = unfolded(experiment, weights)
         if config.init.head == "load":
-            weights = experiment.kind.arranged(weights, experiment.dataset)
+            weights = experiment.kind.arrange_weights(weights, experiment.dataset)
         state = meshes.put(mesh, together.broadcast(with_weights(state, weights, config.init.head)))
     if together.are_several():
         agree_on(state, 0, "start all with the same weights, on the same kind of machine")

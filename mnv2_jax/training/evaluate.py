@@ -70,7 +70,7 @@ def make_evaluate(setup: Setup, supervisor: Supervisor | None = None) -> Callabl
             damaged = dict(sorted((index, line) for lines in reports for index, line in lines))
             if not skips or not counts.any():
                 mend = "" if skips else streams.OR_SKIP
-                raise DamagedImageError(f"{streams.damage(split, damaged)}{mend}")
+                raise DamagedImageError(f"{streams.damage_error(split, damaged)}{mend}")
         evaluation = task.summarise(jax.device_get(sums), {name: array[counts] for name, array in columns.items()})
         return evaluation._replace(skipped=list(damaged.values()))
 

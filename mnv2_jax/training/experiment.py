@@ -91,7 +91,7 @@ def open_setup(
     if classes is not None:
         weights_name, info, num_classes = classes
         try:
-            dataset = kind.as_known(dataset, info, num_classes)
+            dataset = kind.with_known_classes(dataset, info, num_classes)
         except UserError as error:
             raise UserError(f"{weights_name}: {error}") from error
     mesh = meshes.make_mesh(devices)

@@ -30,7 +30,7 @@ def resolve_weights(
 ) -> tuple[Config, Weights | None]:
     """Opens `init.weights`, where they are set, and completes the config with the options that the weights decide.
 
-    Unless `Loaded.said` has them, these options come from the weights: padding, width rule, epsilon of the norms, and
+    These options come from the weights, except `Loaded.explicit_keys`: padding, width rule, epsilon of the norms, and
     the mean and std of the pixels. If the weights are evaluated, the strides, the resolution and the crop do too.
 
     Args:
@@ -44,7 +44,7 @@ def resolve_weights(
     Raises:
       UserError: if the weights can't be opened, or belong to another network than the config's.
     """
-    config, explicit_keys = loaded.config, loaded.said
+    config, explicit_keys = loaded.config, loaded.explicit_keys
     import_modules(config.modules)  # before the weights are opened: their network may be registered there
     if evaluates and "data.eval_resolution" not in explicit_keys:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))

@@ -41,7 +41,7 @@ class Point(NamedTuple):
     smoothed: float
 
 
-class Found(NamedTuple):
+class RangeTest(NamedTuple):
     """Result of a range test."""
 
     points: Sequence[Point]
@@ -56,7 +56,7 @@ def range_test(
     steps: int,
     say: Callable[[str], None] = lambda line: None,
     advance: Callable[[], object] = lambda: None,
-) -> Found:
+) -> RangeTest:
     """Trains a fresh state, which is then thrown away, with the config's own steps but a growing learning rate.
 
     If there are several stages of fine-tuning, the first is tested. `finetune.backbone_lr_factor` still applies.
@@ -102,13 +102,13 @@ def range_test(
                 mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
                 smoothed = mean / (1 - SMOOTHING ** (len(points) + 1))
                 if not math.isfinite(smoothed):
-                    return Found(points, diverged=True)
+                    return RangeTest(points, diverged=True)
                 points.append(Point(float(rate), loss, smoothed))
                 advance()
                 least = min(least, smoothed)
                 if smoothed > DIVERGED * least:
-                    return Found(points, diverged=True)
-    return Found(points, diverged=False)
+                    return RangeTest(points, diverged=True)
+    return RangeTest(points, diverged=False)
 
 
 class Advice(NamedTuple):

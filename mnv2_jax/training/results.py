@@ -21,30 +21,32 @@ from mnv2_jax.tasks.base import Evaluation
 from mnv2_jax.training.experiment import Setup
 
 
-def located(evaluation: Evaluation, split: Split) -> Evaluation:
+def with_paths(evaluation: Evaluation, split: Split) -> Evaluation:
     """Adds the "path" of each example, where the split knows it."""
     return evaluation._replace(examples=[_located(example, split) for example in evaluation.examples])
 
 
 def _located(example: Mapping[str, Any], split: Split) -> Mapping[str, Any]:
-    path = split.where(example["index"])
+    path = split.path_of(example["index"])
     return example if path is None else {**example, "path": path}
 
 
-def file_of(split: str, data: str, own_data: str) -> str:
+def evaluation_file(split: str, data: str, own_data: str) -> str:
     """Returns the file name of an evaluation made after training: evaluation-<split>.json if it used the run's own data
     set, otherwise evaluation-<data>-<split>.json."""
     name = re.sub(r"[^\w.-]+", "_", split if data == own_data else f"{data}-{split}")
     return f"{pathlib.Path(EVALUATION).stem}-{name}.json"
 
 
-def keep(path: pathlib.Path, setup: Setup, evaluation: Evaluation, *, step: int, checkpoint: str, **facts: Any) -> None:
+def save_evaluation(
+    path: pathlib.Path, setup: Setup, evaluation: Evaluation, *, step: int, checkpoint: str, **facts: Any
+) -> None:
     """Writes an evaluation and the pictures of its examples.
 
     Args:
       path: path of the file, in a run folder; an existing file is replaced.
       setup: the setup of the evaluation.
-      evaluation: the evaluation, after `located`.
+      evaluation: the evaluation, after `with_paths`.
       step: step of the checkpoint.
       checkpoint: latest or best.
       facts: further keys and values of the file.
@@ -76,7 +78,7 @@ def write_predictions(path: pathlib.Path, split: Split, evaluation: Evaluation) 
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", "path", *columns])
     for index, *row in zip(indices, *columns.values(), strict=True):
-        writer.writerow([index, split.where(index) or "", *map(_cell, row)])
+        writer.writerow([index, split.path_of(index) or "", *map(_cell, row)])
     write_text(path, file.getvalue())
 
 

@@ -64,6 +64,6 @@ def store_logits(path: pathlib.Path, weights: Weights, config: Config) -> int:
         logits[rows] = np.asarray(compiled(variables, feed(batch)))[mask]
         labels[rows] = batch["label"][mask]
     if damaged:
-        raise streams.damage(split, damaged)
+        raise streams.damage_error(split, damaged)
     write_logits(path, dataset, logits, labels)
     return len(split)

@@ -172,8 +172,8 @@ class FolderWriter:
                 "step": self._checkpoints.step_of(usual),
             },  # used by commands that name no checkpoint
         }
-        located = results.located(evaluation, split)
-        results.keep(workdir / EVALUATION, experiment, located, step=step, checkpoint="latest")
+        located = results.with_paths(evaluation, split)
+        results.save_evaluation(workdir / EVALUATION, experiment, located, step=step, checkpoint="latest")
         # A run counts as finished when it has a summary and a report, so a report of the unfinished run must go first.
         with writing(workdir / REPORT):
             (workdir / REPORT).unlink(missing_ok=True)

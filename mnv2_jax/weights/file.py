@@ -169,7 +169,7 @@ def preprocessing_from(tree: Mapping[str, Any], base: Preprocessing) -> Preproce
     return _preprocessing(dataclasses.asdict(base) | dict(tree))
 
 
-def is_ours(path: str | os.PathLike[str]) -> bool:
+def is_written_by_us(path: str | os.PathLike[str]) -> bool:
     """Whether `save_weights` wrote this safetensors file.
 
     Raises:

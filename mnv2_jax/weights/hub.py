@@ -75,7 +75,7 @@ TORCHVISION = {name: _Torchvision(**entry) for name, entry in _LIST["torchvision
 """torchvision's weights by name; v1 and v2 stand for its IMAGENET1K_V1 and IMAGENET1K_V2."""
 
 
-def is_name(text: str) -> bool:
+def is_published_name(text: str) -> bool:
     """Whether a text names published weights. A file or folder of that name has precedence."""
     return text.startswith(("timm/", "torchvision/")) and not os.path.exists(text)
 
@@ -105,7 +105,7 @@ def is_tensorflow(architecture: str) -> bool:
     return _base_name(architecture).startswith(tuple(name for name in TIMM if name.startswith("tf_")))
 
 
-def named(architecture: str, source: str, path: pathlib.Path) -> Fetched | None:
+def of_architecture(architecture: str, source: str, path: pathlib.Path) -> Fetched | None:
     """Returns the model and options for a file whose architecture has this name.
 
     Args:
@@ -163,7 +163,7 @@ def _fetch_timm(name: str, architecture: str, tag: str) -> Fetched:
     return _of_timm(weights, architecture, _read_config(config), str(config))
 
 
-def beside(path: pathlib.Path) -> Fetched | None:
+def read_config_beside(path: pathlib.Path) -> Fetched | None:
     """Reads the ``config.json`` beside a timm weights file and returns the same facts as `fetch`.
 
     It names the network, tells whether that uses TensorFlow's padding, and gives the preprocessing. The weights file

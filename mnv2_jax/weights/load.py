@@ -30,7 +30,7 @@ from mnv2_jax.weights.file import (
     Preprocessing,
     Weights,
     WeightsInfo,
-    is_ours,
+    is_written_by_us,
     preprocessing_from,
     read_weights,
     unflatten,
@@ -88,7 +88,7 @@ def load_weights(
     path = pathlib.Path(os.path.expanduser(text))
     if fixed := {"num_classes", "norm"} & set(options):
         raise UserError(f"{text}: {min(fixed)} is read from the file; leave {min(fixed)} out")
-    is_name = hub.is_name(text)
+    is_name = hub.is_published_name(text)
     if not is_name and os.path.isdir(path):
         raise UserError(f"{path}: is a folder, not a weights file; to use a run folder, give it as --workdir")
     if not is_name and kind_of(path) == "ours":
@@ -98,7 +98,7 @@ def load_weights(
             )
         return read_weights(path)
     class_names = None if labels is None else {"labels": tuple(labels)}
-    published = hub.fetch(text) if is_name else hub.beside(path)
+    published = hub.fetch(text) if is_name else hub.read_config_beside(path)
     path = published.path if published else path
     foreign = _read(path, take)
     file_notes = list(foreign.notes) if isinstance(foreign, StateDict) else []
@@ -303,7 +303,7 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
         return "keras" if "model.weights.h5" in members else "state dict"
     form = form_of(head)
     if form == "safetensors" or (form is None and path.suffix == ".safetensors"):
-        return "ours" if is_ours(path) else "state dict"
+        return "ours" if is_written_by_us(path) else "state dict"
     if form == "torch" or path.suffix in (".pth", ".pt", ".bin"):
         return "state dict"
     raise UserError(
@@ -314,7 +314,7 @@ def kind_of(path: pathlib.Path) -> Literal["ours", "keras", "tflite", "state dic
 
 def _named_architecture(path: pathlib.Path, foreign: StateDict) -> tuple[str, hub.Fetched | None]:
     """Finds the first architecture named in the file that is known of its library, with its model and options."""
-    candidates = ((each, hub.named(each, foreign.source, path)) for each in foreign.architectures)
+    candidates = ((each, hub.of_architecture(each, foreign.source, path)) for each in foreign.architectures)
     return next((pair for pair in candidates if pair[1] is not None), ("", None))
 
 

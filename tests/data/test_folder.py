@@ -68,10 +68,10 @@ def test_where_an_image_lies_is_known_wherever_one_is(photos, photos_tar, monkey
     for fields in ({}, {"holdout_fraction": 0.3}):
         on_disk, in_tar = (opened(path, **fields).eval for path in (photos.name, photos_tar))
         for i in range(len(on_disk)):
-            path = pathlib.Path(on_disk.where(i))
+            path = pathlib.Path(on_disk.path_of(i))
             assert path.is_absolute()
             np.testing.assert_array_equal(np.asarray(Image.open(path).convert("RGB")), on_disk.read(i))
-            assert in_tar.where(i) == f"{photos_tar}: {path.relative_to(photos)}"
+            assert in_tar.path_of(i) == f"{photos_tar}: {path.relative_to(photos)}"
     assert open_dataset(DataConfig(name="digits", holdout_fraction=0.2)).eval.where(0) is None
 
 

@@ -474,7 +474,7 @@ def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
     monkeypatch.setattr(images, "MOST_NAMED", len(damaged))
     with pytest.raises(DamagedImageError) as met:
         take(train_batches(data, split, seed=0), 3)
-    errors = [str(streams.all_damage(data, split, met.value))]
+    errors = [str(streams.all_damage_error(data, split, met.value))]
     with pytest.raises(DamagedImageError) as caught:
         load_arrays(data, split)
     errors += [str(caught.value)]
@@ -484,10 +484,10 @@ def test_all_damaged_images_are_named_at_once(spoilt, monkeypatch):
         assert "more;" not in error
         assert "\n" not in error
     monkeypatch.setattr(images, "MOST_NAMED", 1)
-    assert "; and 2 more; replace" in str(streams.all_damage(data, split, met.value))
+    assert "; and 2 more; replace" in str(streams.all_damage_error(data, split, met.value))
     monkeypatch.setattr(streams, "_SEARCH_S", -1.0)  # no time for all
     monkeypatch.setattr(streams, "_SEARCH_IMAGES", 5)
-    some = str(streams.all_damage(data, split, met.value))
+    some = str(streams.all_damage_error(data, split, met.value))
     assert some.endswith(str(met.value))  # which says what to do, so that a caller can add to it
     assert re.search(r"^of the 17 images of train 5 .* 1 can't be decoded: ", some)
 

@@ -113,7 +113,7 @@ import os, signal, sys, time
 from mnv2_jax import interrupts
 interrupts.GRACE_S, *pauses_s = map(float, sys.argv[1:])
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with interrupts.second_ends("interrupted", 130):
+with interrupts.ending_at_second_interrupt("interrupted", 130):
     for pause_s in pauses_s:
         try:
             os.kill(os.getpid(), signal.SIGINT)

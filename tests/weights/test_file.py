@@ -89,7 +89,7 @@ def test_what_is_saved_is_read_to_the_bit(model, dtype, tmp_path):
 
 def test_info_is_read_as_it_was_saved(saved):
     assert read_weights(saved).info == INFO
-    assert weights.is_ours(saved)
+    assert weights.is_written_by_us(saved)
     assert saved.stat().st_mode & 0o777 == 0o644
 
 
@@ -196,7 +196,7 @@ def test_a_truncated_file_is_refused(saved):
     content = saved.read_bytes()
     for size in [*range(10), *np.linspace(10, len(content) - 1, 20).astype(int)]:
         saved.write_bytes(content[:size])
-        for call in (read_weights, weights.is_ours):
+        for call in (read_weights, weights.is_written_by_us):
             assert message_of(call, saved).startswith(f"{saved}: isn't a complete safetensors file (")
 
 

@@ -225,7 +225,7 @@ def test_a_damaged_preprocessing_is_one_line(key, tmp_path):
         assert len(str(error.value)) < 200
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=rf"config\.json: .*\.{key}="):
-            hub.beside(tmp_path / "model.safetensors")
+            hub.read_config_beside(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_preprocessing_that_is_not_whole_is_none(pretrained_cfg):
 def test_the_config_beside_says_what_the_name_would(hugging_face, tmp_path, architecture, file):
     named = hub.fetch(f"timm/{architecture}.any")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"architecture": architecture}))
-    read = hub.beside(tmp_path / file)
+    read = hub.read_config_beside(tmp_path / file)
     assert read == dataclasses.replace(named, path=tmp_path / file)
     assert read.source == ("timm_tf" if architecture.startswith("tf_") else "timm")
 
@@ -263,19 +263,19 @@ def test_the_config_beside_says_what_the_name_would(hugging_face, tmp_path, arch
 )  # fmt: skip
 def test_a_config_beside_that_is_not_timms(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
-    assert hub.beside(tmp_path / "model.safetensors") is None
+    assert hub.read_config_beside(tmp_path / "model.safetensors") is None
 
 
 def test_nothing_beside(tmp_path, monkeypatch):
-    assert hub.beside(tmp_path / "model.safetensors") is None
+    assert hub.read_config_beside(tmp_path / "model.safetensors") is None
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     for other in ("model.h5", "model.tflite", "model.keras", "model.pth", "config.json"):
-        assert hub.beside(tmp_path / other) is None
+        assert hub.read_config_beside(tmp_path / other) is None
     monkeypatch.chdir(tmp_path)
-    assert hub.beside(pathlib.Path("model.safetensors")).model == {"name": "mobilenet_v2", "width": 1.4}
+    assert hub.read_config_beside(pathlib.Path("model.safetensors")).model == {"name": "mobilenet_v2", "width": 1.4}
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").mkdir()
-    assert hub.beside(tmp_path / "model.safetensors") is None
+    assert hub.read_config_beside(tmp_path / "model.safetensors") is None
 
 
 def test_weights_that_hugging_face_does_not_have(monkeypatch):
@@ -331,13 +331,13 @@ def test_architectures_without_weights():
 
 def test_what_is_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert all(hub.is_name(name) for name in hub.known_names())
-    assert not hub.is_name("weights.safetensors")
-    assert not hub.is_name("./timm/mobilenetv2_100")
-    assert hub.is_name("timm/mine")
+    assert all(hub.is_published_name(name) for name in hub.known_names())
+    assert not hub.is_published_name("weights.safetensors")
+    assert not hub.is_published_name("./timm/mobilenetv2_100")
+    assert hub.is_published_name("timm/mine")
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "mine").touch()
-    assert not hub.is_name("timm/mine")
+    assert not hub.is_published_name("timm/mine")
 
 
 def test_files_are_named_after_their_hash():
@@ -413,7 +413,7 @@ def test_the_list_is_of_networks_that_we_have():
     assert {name.partition("/")[0] for name in names} == {"timm", "torchvision"}
     assert hub.list_weights("*mobilenet_v2*") == ["torchvision/mobilenet_v2.v1", "torchvision/mobilenet_v2.v2"]
     for name in names:
-        assert hub.is_name(name)
+        assert hub.is_published_name(name)
         assert create_model(num_classes=1000, **hub.model_of(name)).num_classes == 1000
     printed = cli.here("convert", "--list").stdout
     assert all(name in printed for name in names)
