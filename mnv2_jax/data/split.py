@@ -108,7 +108,7 @@ class Split:
         return labels | _digest(self.read, slice(len(self)))
 
     def path_of(self, index: int) -> str | None:
-        """Returns the file of an image, as in `Located.where`; None for the images of arrays."""
+        """Returns the file of an image, as in `Located.path_of`; None for the images of arrays."""
         return _where(self.read, index)
 
     @staticmethod

@@ -72,7 +72,7 @@ def test_where_an_image_lies_is_known_wherever_one_is(photos, photos_tar, monkey
             assert path.is_absolute()
             np.testing.assert_array_equal(np.asarray(Image.open(path).convert("RGB")), on_disk.read(i))
             assert in_tar.path_of(i) == f"{photos_tar}: {path.relative_to(photos)}"
-    assert open_dataset(DataConfig(name="digits", holdout_fraction=0.2)).eval.where(0) is None
+    assert open_dataset(DataConfig(name="digits", holdout_fraction=0.2)).eval.path_of(0) is None
 
 
 def test_corenets_names(own):

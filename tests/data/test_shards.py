@@ -62,9 +62,9 @@ def test_the_same_as_from_the_folder_source(sharded, folders):
         assert np.asarray(in_shards.labels).dtype == np.int32
         for i in range(len(in_shards)):
             np.testing.assert_array_equal(np.asarray(in_shards.read(i)), np.asarray(in_folders.read(i)))
-            shard, _, name = in_shards.where(i).rpartition(": ")
+            shard, _, name = in_shards.path_of(i).rpartition(": ")
             assert os.path.isfile(shard)
-            assert name == os.path.basename(in_folders.where(i))
+            assert name == os.path.basename(in_folders.path_of(i))
 
 
 def test_batches_don_t_depend_on_the_workers(sharded, folders):

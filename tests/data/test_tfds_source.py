@@ -105,7 +105,7 @@ def test_holdout(data_dir):
     dataset = open_dataset(config(data_dir, holdout_fraction=0.25))
     np.testing.assert_array_equal(np.bincount(dataset.eval.labels), [1, 1, 1])
     assert len(dataset.train) == 8
-    assert re.fullmatch(rf"{data_dir}/.*: image \d+ of train", dataset.eval.where(0))
+    assert re.fullmatch(rf"{data_dir}/.*: image \d+ of train", dataset.eval.path_of(0))
 
 
 def test_a_copy_is_known_by_its_description(data_dir, tmp_path):
