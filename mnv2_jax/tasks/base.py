@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     """Tables for evaluation.json and the report."""
     examples: Sequence[Mapping[str, Any]] = ()
     """At most `MOST_EXAMPLES` interesting images, whose pictures the report shows: their "index" in the split, and
-    further facts. "path" (`Split.where`) is added before they are written or printed."""
+    further facts. "path" (`Split.path_of`) is added before they are written or printed."""
     skipped: Sequence[str] = ()
     """One line for each image that was left out because it can't be decoded."""
     notes: Sequence[str] = ()
