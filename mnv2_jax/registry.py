@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pathlib
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mnv2_jax.errors import UserError, nearest
+
+OR_MODULE = "; or name the module that registers it, as in --config.modules=my_module (predict: --modules)"
+"""Advice for a name that nothing has registered."""
 
 
 class Registry:
@@ -53,10 +58,7 @@ class Registry:
         if name in self._own_modules and name not in self._registered:
             importlib.import_module(self._own_modules[name])
         if name not in self._registered:
-            raise UserError(
-                f"{self._key}={name!r} is not registered{nearest(name, self.names())}; or name the module that"
-                " registers it, as in --config.modules=my_package.my_task (predict: --modules)"
-            )
+            raise UserError(f"{self._key}={name!r} is not registered{nearest(name, self.names())}{OR_MODULE}")
         return self._registered[name][0]
 
     def names(self) -> list[str]:
@@ -87,10 +89,23 @@ def _import(module: str) -> None:
         raise
     except Exception as error:  # a user's module may raise anything
         reason = " ".join(str(error).split())[:160]
-        mend = "start in the folder of the module, or put that folder on PYTHONPATH"
+        mend = f"mend that{line_of(error)}"
         if "," in module:
             mend = f"write several modules in brackets, --config.modules=[{module}]"
+        elif module.endswith(".py"):
+            mend = f"write it without .py, --config.modules={module.removesuffix('.py')}"
+        elif isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name)):
+            mend = "start in the folder of the module, or put that folder on PYTHONPATH"
         raise UserError(f"modules: {module!r} can't be imported ({type(error).__name__}: {reason}); {mend}") from error
+
+
+def line_of(error: BaseException) -> str:
+    """Returns `` (FILE:LINE)`` of the innermost line that raised an error, without Python's importer; "" if unknown."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}:{error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    own = [frame for frame in frames if pathlib.Path(frame.filename) != pathlib.Path(__file__)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def module_of(function: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from mnv2_jax.config import NormConfig
 from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.network import part_of
-from mnv2_jax.models.registry import Model, create_model, variable_shapes
+from mnv2_jax.models.registry import Model, create_model, options_of, variable_shapes
 from mnv2_jax.nn.forms import LIBRARY
 from mnv2_jax.types import Variables
 
@@ -45,6 +45,7 @@ def check_model(name: str, **options: Any) -> None:
     _check_variables(model, variables)
     _check_endpoints(model, variables)
     _check_dilation(name, options, variables)
+    _check_options(model, options)
     summary = count_layers(model, 64)
     held = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     assert summary.params == held, f"{name}: {summary.params} parameters are counted, {held} are held"
@@ -74,6 +75,9 @@ def _check_endpoints(model: Model, variables: Variables) -> None:
         expected = 2, -(-65 // stride), -(-97 // stride)
         shape = points[point].shape
         assert shape[:3] == expected, f"{model.name}: {point} has the shape {shape}; expected {(*expected, 'c')}"
+    for number, block in enumerate(model.plan.blocks, 1):
+        channels, features = points[f"block_{number}"].shape[-1], block.options.get("features")
+        assert features in (None, channels), f"{model.name}: block_{number} has {channels} channels, not {features=}"
     logits = points["logits"]
     assert (logits.shape, logits.dtype) == ((2, _CLASSES), jnp.float32), f"{model.name}: the logits are {logits}"
 
@@ -85,6 +89,19 @@ def _check_dilation(name: str, options: dict[str, Any], variables: Variables) ->
         assert variable_shapes(changed) == variables, f"{name}: {change} changes the variables"
     dilated = create_model(name, _CLASSES, **options | {"output_stride": 8})
     assert max(dilated.endpoint_strides.values()) <= 8, f"{name}: output_stride=8 still gives a larger stride"
+
+
+def _check_options(model: Model, options: dict[str, Any]) -> None:
+    """Checks that each option with which the network was registered changes its plan."""
+    current = model.options
+    others = {
+        "width": 2 * current.width,
+        "depth": 0.25 if current.depth == 1 else 1.0,
+        "activation": "relu" if current.activation == "hard_swish" else "hard_swish",
+    }
+    for option in options_of(model.name):
+        changed = create_model(model.name, _CLASSES, **options | {option: others[option]})
+        assert changed.plan != model.plan, f"{model.name}: {option}={others[option]} changes nothing in its plan"
 
 
 def _check_values(model: Model) -> None:

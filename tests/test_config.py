@@ -555,8 +555,17 @@ def test_files_that_are_not_there_or_not_configs(tmp_path):
             config.load(spec)
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(arg):\n    return 1 / 0\n")
-    with pytest.raises(UserError, match="ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"ZeroDivisionError.*broken\.py:2"):
         config.load(str(broken))
+    for text, message in (
+        ("def get_confg(arg): ...", "'get_confg'"),
+        ("def get_config(arg): ...", "returned None"),
+        ("def get_config(arg): return {}", "returned {}"),
+        ("from mnv2_jax import presets\n\ndef get_config(arg):\n    presets.preset(arg, data='digits', recipe='digits').trian.epochs = 1", "train"),
+    ):
+        broken.write_text(text)
+        with pytest.raises(UserError, match=message):
+            config.load(str(broken))
     torn = tmp_path / "torn.json"
     torn.write_text('{"seed": ')
     with pytest.raises(UserError, match=r"torn\.json"):

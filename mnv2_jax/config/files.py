@@ -11,6 +11,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import ml_collections
+
 from mnv2_jax.config.build import build, from_text
 from mnv2_jax.config.checks import check_read
 from mnv2_jax.config.options import OPTIONS
@@ -18,7 +20,7 @@ from mnv2_jax.config.origins import Loaded, Origin, Preset, Source
 from mnv2_jax.config.schema import flatten, linear_lr, to_dict
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
-from mnv2_jax.registry import modules_for
+from mnv2_jax.registry import line_of, modules_for
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Loaded:
@@ -109,7 +111,13 @@ def _run_python(path: pathlib.Path, arg: str, spec: str) -> _ConfigFile:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        returned = module.get_config(arg)
+        function = getattr(module, "get_config", None)
+        if function is None:
+            functions = [name for name, value in vars(module).items() if callable(value)]
+            raise UserError(f"it defines no get_config(arg){nearest('get_config', functions) if functions else ''}")
+        returned = function(arg)
+        if not isinstance(returned, ml_collections.ConfigDict):
+            raise UserError(f"get_config returned {returned!r:.60}; let it return the ConfigDict of presets.preset")
         tree = typing.cast(dict[str, Any], returned.to_dict())
     except UserError as error:
         raise UserError(f"--config={spec}: {error}") from error
@@ -117,7 +125,9 @@ def _run_python(path: pathlib.Path, arg: str, spec: str) -> _ConfigFile:
         mend = ""
         if isinstance(error, ImportError):
             mend = "; start in the folder of that module, or put that folder on PYTHONPATH"
-        raise UserError(f"--config={path}: {type(error).__name__} in the config file: {error}{mend}") from error
+        text = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
+        reason = f"{type(error).__name__} in the file: {' '.join(str(text).split())}"
+        raise UserError(f"--config={path}: {reason}{mend}{line_of(error)}") from error
     source = returned.source if isinstance(returned, Preset) else Source()
     return path.stem + source.variant, source.recipe, tree, source.origins_in(tree)
 

@@ -19,7 +19,7 @@ from mnv2_jax.config import DataConfig
 from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, shards, synthetic, tfds_source
 from mnv2_jax.data.split import Inventory, OpenedSplits, Split, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
-from mnv2_jax.registry import DATASETS, module_of
+from mnv2_jax.registry import DATASETS, OR_MODULE, module_of
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME", "synthetic")
@@ -70,7 +70,8 @@ def register_dataset(
       UserError: if the name is taken or isn't allowed.
     """
     if name in NAMES or ":" in name or not name:
-        raise UserError(f"data.name={name!r} belongs to the package, is empty or has a colon; choose another name")
+        fault = "belongs to the package" if name in NAMES else "has a colon" if name else "is empty"
+        raise UserError(f"data.name={name!r} {fault}; choose another name")
     DATASETS.add(name, Source(open_it, num_classes), module_of(open_it))
 
 
@@ -202,7 +203,7 @@ def _find_opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
         mend = (
             f"; for that folder: data=folder:{data.name}"
             if is_folder
-            else nearest(data.name, [*NAMES, *DATASETS.names()])
+            else f"{nearest(data.name, [*NAMES, *DATASETS.names()])}{OR_MODULE}"
         )
         raise UserError(f"data.name={data.name!r} is not a data set{mend}")
     return openers[data.name]
@@ -231,8 +232,13 @@ def _open_registered(data: DataConfig, evaluates: bool) -> Dataset:
         if isinstance(labels, np.ndarray) and len(labels) and not (labels.min() >= 0 and labels.max() < count):
             raise UserError(
                 f"data.name={data.name!r}: labels of {split.name} run from {labels.min()} to {labels.max()}; for"
-                f" {count} classes they must be 0 to {count - 1}"
+                f" {count} classes they must be 0 to {count - 1}; correct them, or name all classes in the Dataset"
             )
+    if source.num_classes not in (None, count):
+        raise UserError(
+            f"data.name={data.name!r}: its Dataset has {count} names of classes, but it is registered with"
+            f" num_classes={source.num_classes}; correct one of them"
+        )
     return dataset
 
 

@@ -85,6 +85,11 @@ class Split:
     in_memory: bool = False
     """Whether reading an image is only a copy in memory, so that worker processes would gain nothing."""
 
+    def __post_init__(self) -> None:
+        """Raises a `UserError` for labels in an array that aren't integers."""
+        if isinstance(self.labels, np.ndarray) and self.labels.dtype.kind not in "iu":
+            raise UserError(f"labels of {self.name} are {self.labels.dtype}; give integers from 0")
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -95,6 +100,10 @@ class Split:
           UserError: naming the file, if it can't be read. Damaged pixels may raise only later, when they are decoded.
         """
         image = self.read(index)  # before the label, so that a record which holds both is read once
+        if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
+            raise UserError(
+                f"image {index} of {self.name} is {image.dtype} {list(image.shape)}; let read(i) return uint8 [h, w, 3]"
+            )
         return {"image": image, "label": int(self.labels[index])}
 
     def digest(self) -> dict[str, str]:

@@ -15,11 +15,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig, NormConfig
+from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models.classifier import Classifier
-from mnv2_jax.nn.activations import Activation, activate
+from mnv2_jax.nn.activations import ACTIVATIONS, Activation, activate
 from mnv2_jax.nn.blocks import Layers, MobileAttention, bind_layers, drop_path, max_pool
 from mnv2_jax.nn.conv import Conv, DepthwiseConv
 from mnv2_jax.nn.forms import AUTO, Forms
@@ -92,6 +94,42 @@ def places(plan: Plan, model: ModelConfig) -> tuple[Place, ...]:
         ratio *= stride
         result.append(Place(stride, block_dilation, ratio))
     return tuple(result)
+
+
+def check_plan(name: str, plan: Plan) -> None:
+    """Checks the plan of a registered network.
+
+    Raises:
+      UserError: in one line, for what no network can be built from.
+    """
+    if not isinstance(plan, Plan):
+        raise UserError(f"model.name={name!r}: its function returned {plan!r:.60}; let it return a Plan")
+    halvings = 1 + plan.stem_pool + sum(block.stride == 2 for block in plan.blocks)
+    if halvings != STRIDES:
+        raise UserError(
+            f"model.name={name!r}: its plan halves the map {halvings} times, with the stem; it must be {STRIDES} times,"
+            " and model.strides turns some of them off, as in --config.model.strides=(1,1,2,2,2)"
+        )
+    channels = {"stem": plan.stem, "head": plan.head, "hidden": plan.hidden}
+    acts = {"act": plan.act}
+    for number, block in enumerate(plan.blocks, 1):
+        fields = set(block.module.__dataclass_fields__) - {"parent", "name"}
+        for key, value in block.options.items():
+            if key not in fields:
+                raise UserError(
+                    f"model.name={name!r}: block {number}: {block.module.__name__} has no field {key!r}"
+                    f"{nearest(key, fields)}"
+                )
+            if key in ("features", "hidden", "squeezed"):
+                channels[f"block {number}: {key}"] = value
+            elif key == "act":
+                acts[f"block {number}: act"] = value
+    for place, count in channels.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
+            raise UserError(f"model.name={name!r}: {place}={count!r} must be a whole number of channels, at least 1")
+    for place, act in acts.items():
+        if act is not None and act not in ACTIVATIONS:
+            raise UserError(f"model.name={name!r}: {place}={act!r} is no activation{nearest(str(act), ACTIVATIONS)}")
 
 
 def _grown(plan: Plan, index: int) -> float:

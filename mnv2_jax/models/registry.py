@@ -16,10 +16,10 @@ from mnv2_jax import config
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models import base, mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
-from mnv2_jax.models.network import Network, Plan, part_of
+from mnv2_jax.models.network import Network, Plan, check_plan, part_of
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.nn.norm import INPUTS
-from mnv2_jax.registry import MODELS, module_of
+from mnv2_jax.registry import MODELS, OR_MODULE, module_of
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
 
@@ -93,10 +93,13 @@ def register_model(
       width_rules: the width rules that ``plan`` knows.
 
     Raises:
-      UserError: if the name is taken or invalid.
+      UserError: if the name is taken or invalid, or an option is none of these.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise UserError(f"model name {name!r} is invalid; use lower-case letters, digits and underscores")
+    known = ("width", "depth", "activation")
+    if isinstance(options, str) or not set(options) <= set(known):
+        raise UserError(f"model.name={name!r}: options={options!r} must be a tuple of some of {', '.join(known)}")
     if name in _MODELS:
         raise UserError(f"model.name={name!r} is the package's own model; give yours another name")
     MODELS.add(name, Architecture(plan, options, width_rules), module_of(plan))
@@ -104,7 +107,7 @@ def register_model(
 
 def _architecture(name: str) -> Architecture:
     if name not in list_models():
-        raise UserError(f"unknown model {name!r}{nearest(name, list_models())}")
+        raise UserError(f"unknown model {name!r}{nearest(name, list_models())}{OR_MODULE}")
     architecture: Architecture = _MODELS[name] if name in _MODELS else MODELS.find(name)
     return architecture
 
@@ -239,6 +242,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter([*_MODELS, *MODELS.names()], pattern))
 
 
+def options_of(name: str) -> tuple[str, ...]:
+    """Returns which of width, depth and activation a model follows."""
+    return _architecture(name).options
+
+
 def create_model(name: str, num_classes: int, *, norm: NormConfig = _DEFAULT_NORM, **overrides: Any) -> Model:
     """Builds a model by name.
 
@@ -270,6 +278,8 @@ def from_config(model: ModelConfig, norm: NormConfig) -> Model:
     if model.num_classes is None:
         raise UserError("model.num_classes is not set; a network needs the number of classes")
     _check_options(model, architecture)
+    if model.name not in _MODELS:
+        check_plan(model.name, architecture.plan(model))
     return Model(model.name, model.num_classes, Network(model, norm, architecture.plan))
 
 

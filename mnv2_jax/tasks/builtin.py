@@ -10,7 +10,7 @@ import numpy as np
 
 from mnv2_jax.config import Config, ModelConfig, NormConfig
 from mnv2_jax.data.sources import Dataset
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models.registry import Model, from_config
 from mnv2_jax.registry import TASKS, module_of
 from mnv2_jax.report.sections import CLASSIFICATION, absent_classes
@@ -93,8 +93,15 @@ def register_classification(name: str, variant: Callable[..., Classification]) -
         `functools.partial` of a subclass that has fields of its own.
 
     Raises:
-      UserError: if the name is already registered, or the module can't be imported again.
+      UserError: if the name is already registered, the module can't be imported again, or the subclass overrides
+        nothing.
     """
+    if isinstance(variant, type) and variant is not Classification:
+        own = {key for key in vars(variant) if not key.startswith("__")}
+        inherited = {key for key in dir(Classification) if not key.startswith("_")}
+        if not own & inherited:
+            hint = "".join(nearest(key, inherited) for key in sorted(own)[:1])
+            raise UserError(f"task={name!r}: {variant.__name__} overrides nothing of Classification{hint}")
     TASKS.add(name, _kind(name, variant), module_of(variant))
 
 

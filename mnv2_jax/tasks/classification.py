@@ -217,6 +217,11 @@ class Classification:
 
     def _weighed(self, logits: Array, labels: Array) -> Array:
         each = self.label_loss(logits, labels)
+        if each.shape != labels.shape:
+            raise UserError(
+                f"{type(self).__name__}.label_loss returned an array {list(each.shape)} for {len(labels)} images;"
+                f" return the loss of each image, [{len(labels)}]"
+            )
         return each if self.class_weights is None else jnp.asarray(self.class_weights, each.dtype)[labels] * each
 
     def _normalised(self, images: Array) -> Array:
