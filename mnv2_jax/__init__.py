@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from mnv2_jax.models.registry import list_models as list_models
     from mnv2_jax.models.registry import register_model as register_model
     from mnv2_jax.ops.augment import normalise as normalise
+    from mnv2_jax.runs.weights import load_weights as load_weights
     from mnv2_jax.tasks.base import register_task as register_task
     from mnv2_jax.tasks.builtin import register_classification as register_classification
     from mnv2_jax.tasks.classification import Classification as Classification
+    from mnv2_jax.tasks.predictor import Predictor as Predictor
     from mnv2_jax.weights.file import Preprocessing as Preprocessing
     from mnv2_jax.weights.file import Weights as Weights
     from mnv2_jax.weights.file import WeightsInfo as WeightsInfo
     from mnv2_jax.weights.file import save_weights as save_weights
     from mnv2_jax.weights.hub import list_weights as list_weights
-    from mnv2_jax.weights.load import load_weights as load_weights
 
 _EXPORTS = {
     "Classification": "mnv2_jax.tasks.classification",
@@ -41,6 +42,7 @@ _EXPORTS = {
     "ModelConfig": "mnv2_jax.config",
     "ModelInfo": "mnv2_jax.models.info",
     "NormConfig": "mnv2_jax.config",
+    "Predictor": "mnv2_jax.tasks.predictor",
     "Preprocessing": "mnv2_jax.weights.file",
     "Split": "mnv2_jax.data.split",
     "UserError": "mnv2_jax.errors",
@@ -49,7 +51,7 @@ _EXPORTS = {
     "create_model": "mnv2_jax.models.registry",
     "list_models": "mnv2_jax.models.registry",
     "list_weights": "mnv2_jax.weights.hub",
-    "load_weights": "mnv2_jax.weights.load",
+    "load_weights": "mnv2_jax.runs.weights",
     "model_info": "mnv2_jax.models.info",
     "normalise": "mnv2_jax.ops.augment",
     "open_data": "mnv2_jax.data.loading",

@@ -6,19 +6,18 @@ With ``--store-logits`` it stores a teacher's logits for all training images of 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import codecs
+import csv
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mnv2_jax import config, outputs
 from mnv2_jax.data import folder
-from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, evaluation_view
+from mnv2_jax.data.cores import num_cores
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, folder_type, run_folder_type
 
@@ -26,16 +25,14 @@ if TYPE_CHECKING:
     from mnv2_jax.tasks.base import Answers
     from mnv2_jax.weights.file import Weights
 
-BATCH = 32
-"""Largest number of images in a batch."""
-
 _HELP_AFTER = """\
 Images are preprocessed as in evaluation: resized, cropped and normalised as the run's config or the weights file says.
-Nothing is printed until every image has been read. If one is missing or damaged, the command names it on standard
-error, prints no predictions and exits with code 2. With --workdir, standard error names the checkpoint that was used.
+Rows are printed as they come. A file that can't be read or decoded is a row with its error; the command goes on, and
+exits with code 2 at the end. With --workdir, standard error names the checkpoint that was used.
 
---json prints one list to standard output:
-  [{"path": "a.jpg", "top": [{"index": 3, "label": "cat", "probability": 0.98}, ...]}, ...]
+--json prints one list to standard output, an element a line:
+  [{"path": "a.jpg", "top": [{"index": 3, "label": "cat", "probability": 0.98}, ...]}, {"path": ..., "error": ...}]
+--csv prints a line for each class of an image: path, error, index, label, probability.
 
 --store-logits writes the logits of every training image of --config to a file for --config.distill.logits. The images
 are preprocessed as in evaluation, and only the data section of the config is used.
@@ -66,7 +63,24 @@ def main() -> None:
         "--top", type=_at_least_one, metavar="K", help="classes to print for each image (default: 5; at most all)"
     )
     parser.add_argument(
+        "--min-confidence",
+        type=_share,
+        default=0.0,
+        metavar="P",
+        help="leave out answers less probable than P (0 to 1)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print a JSON list to standard output, and nothing else there"
+    )
+    parser.add_argument("--csv", action="store_true", help="print CSV to standard output, and nothing else there")
+    parser.add_argument(
+        "--from-list", metavar="FILE", help="read the paths of the images from a file, one a line; -: standard input"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_whole,
+        metavar="N",
+        help=f"processes that decode images (default: 0 for up to {_FEW_IMAGES} images, the number of cores for more)",
     )
     parser.add_argument(
         "--store-logits",
@@ -107,20 +121,43 @@ def main() -> None:
         raise UserError(
             f"--config{setting} is used with --store-logits only, as the weights define how they predict; leave it out"
         )
-    if not args.images:
-        raise UserError("no image is given; name image files or folders after the flags")
-    paths, other_files = find_images(args.images)
+    if bool(args.images) == (args.from_list is not None):
+        raise UserError("give either images and folders after the flags, or a list of paths with --from-list")
+    if args.from_list is not None:
+        paths, other_files = list_images(args.from_list), list[str]()
+    else:
+        paths, other_files = find_images(args.images)
     for line in folder.left_out(other_files):
         print(line, file=sys.stderr)
     weights = _open(args)
-    decoder, answers = answers_for(weights, paths, args.top)
+
+    from mnv2_jax.tasks.predictor import Predictor
+
+    predictor = Predictor(weights, top=args.top)
     if args.workdir is not None:
         print(*weights.info.notes, sep="\n", file=sys.stderr)  # which checkpoint was used
-    if args.json:
-        print(json.dumps(_as_json(decoder, paths, answers)))
-        return
-    for path, answer in zip(paths, answers, strict=True):
-        print(path, *(f"  {line}" for line in decoder.to_text(answer)), sep="\n")
+    failed: list[str] = []
+
+    def rows() -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+        for path, answer in predictor.stream(paths, _num_workers(args.workers, len(paths))):
+            if isinstance(answer, UserError):
+                failed.append(path)
+            yield path, answer
+
+    print_rows = _print_json if args.json else _print_csv if args.csv else _print_text
+    print_rows(rows(), predictor.answers, args.min_confidence)
+    if failed:
+        raise UserError(
+            f"{len(failed):,} of {len(paths):,} images can't be read (the first: {failed[0]}); their rows say why"
+        )
+
+
+_FEW_IMAGES = 200
+"""Number of images up to which starting processes takes longer than it saves."""
+
+
+def _num_workers(requested: int | None, num_images: int) -> int:
+    return requested if requested is not None else num_cores() if num_images > _FEW_IMAGES else 0
 
 
 def _open(args: argparse.Namespace) -> Weights:
@@ -140,7 +177,15 @@ def _open(args: argparse.Namespace) -> Weights:
 
 
 def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    unused = [("--top", args.top), ("--json", args.json), (str(args.images[0]) if args.images else "", args.images)]
+    unused = [
+        ("--top", args.top),
+        ("--json", args.json),
+        ("--csv", args.csv),
+        ("--from-list", args.from_list),
+        ("--min-confidence", args.min_confidence),
+        ("--workers", args.workers is not None),
+        (str(args.images[0]) if args.images else "", args.images),
+    ]
     if unused_flags := [flag for flag, value in unused if value]:
         raise UserError(f"--store-logits uses the training images of --config; leave {unused_flags[0]} out")
     if args.config is None:
@@ -183,90 +228,106 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     return images, other_files
 
 
-def predict(weights: Weights, paths: Sequence[str], top: int | None = None) -> list[dict[str, Any]]:
-    """Predicts the classes of image files; see `answers_for` for arguments and errors.
-
-    Returns:
-      A dict for each image: its "path", and the entries of `Answers.to_json`. For classification these are ``"top":
-      [{"index", "label", "probability"}]``, the most probable class first.
-    """
-    decoder, answers = answers_for(weights, paths, top)
-    return _as_json(decoder, paths, answers)
-
-
-def _as_json(decoder: Answers, paths: Sequence[str], answers: Sequence[Any]) -> list[dict[str, Any]]:
-    return [{"path": path, **decoder.to_json(answer)} for path, answer in zip(paths, answers, strict=True)]
-
-
-def answers_for(weights: Weights, paths: Sequence[str], top: int | None = None) -> tuple[Answers, list[Any]]:
-    """Runs the network on image files and decodes its outputs.
-
-    Args:
-      weights: the model, its variables, and how it wants images preprocessed.
-      paths: paths of image files, at least one.
-      top: largest number of answers for each image, for tasks that give several; None: the default of the task.
-
-    Returns:
-      The decoder, which turns answers into JSON and text, and the answer for each image.
+def list_images(file: str) -> list[str]:
+    """Reads paths of images, one a line; ``-`` stands for standard input.
 
     Raises:
-      UserError: if images can't be read (it names all that can't be decoded), or if outputs are NaN or infinite.
+      UserError: if the file can't be read, or lists nothing.
     """
-    import jax  # takes seconds; a mistyped flag or path should fail before that
-    import jax.numpy as jnp
-
-    from mnv2_jax.ops.augment import normalise
-    from mnv2_jax.processes import runtime
-    from mnv2_jax.registry import TASKS
-
-    runtime.configure()
-    model, variables, info = weights
-    data = config.build({"data": dataclasses.asdict(info.preprocessing)}).data
-    decoder: Answers = TASKS.find(info.task).answers(weights, top)
-    variables = jax.device_put(variables)
-
-    @jax.jit
-    def answer(variables: Any, images: Any) -> Any:
-        outputs, _ = model.apply(variables, normalise(images, data.mean, data.std))
-        finite = [jnp.isfinite(leaf.reshape(len(images), -1)).all(axis=1) for leaf in jax.tree.leaves(outputs)]
-        return decoder.decode(outputs), jnp.stack(finite).all(axis=0)
-
-    answers: list[Any] = []
-    damaged: list[str] = []
-    # All batches have one size, a power of two, so that one program is compiled and is often in the cache already.
-    size = min(BATCH, 1 << (len(paths) - 1).bit_length())
-    for start in range(0, len(paths), size):
-        chunk = paths[start : start + size]
-        images = np.zeros((size, data.resolution, data.resolution, 3), np.uint8)
-        for row, path in enumerate(chunk):
-            try:
-                images[row] = _read(path, data)
-            except DamagedImageError as error:
-                damaged.append(str(error))
-        if damaged:  # there will be no answer; read the other images only to name all that are damaged
-            continue
-        decoded, is_finite = jax.device_get(answer(variables, images))
-        for row, path in enumerate(chunk):
-            if not is_finite[row]:
-                raise UserError(f"{path}: the network's outputs are NaN or infinite; its weights are bad, give others")
-            answers.append(jax.tree.map(lambda leaf, row=row: leaf[row], decoded))
-    if damaged:
-        raise damaged_images(damaged, f"{len(paths):,} images")
-    return decoder, answers
-
-
-def _read(path: str, data: config.DataConfig) -> np.ndarray:
+    name = "standard input" if file == "-" else file
     try:
-        content = pathlib.Path(path).read_bytes()
+        text = sys.stdin.buffer.read() if file == "-" else pathlib.Path(file).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); restore it or leave it out") from error
-    return evaluation_view(decode(content, path), data)
+        raise UserError(f"--from-list={file}: can't be read ({error.strerror}); correct the path") from error
+    lines = text.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    paths = [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+    if not paths:
+        raise UserError(f"--from-list={file}: {name} lists no path; give one a line")
+    return paths
+
+
+Rows: TypeAlias = Iterable[tuple[str, "dict[str, Any] | UserError"]]
+"""Paths, each with the entries of `tasks.base.Answers.to_json`, or with the error if the file can't be read."""
+
+
+def _confident(entries: dict[str, Any], least: float) -> dict[str, Any]:
+    """Leaves out the answers whose probability is below ``least``."""
+
+    def kept(value: Any) -> Any:
+        return [row for row in value if row.get("probability", 1) >= least] if _is_rows(value) else value
+
+    return {key: kept(value) for key, value in entries.items()}
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _print_text(rows: Rows, answers: Answers, least: float) -> None:
+    for path, answer in rows:
+        if isinstance(answer, UserError):
+            lines = [f"error: {str(answer).removeprefix(f'{path}: ')}"]
+        else:
+            lines = answers.to_text(_confident(answer, least)) or [f"no answer of probability {least:g} or more"]
+        print(path, *(f"  {line}" for line in lines), sep="\n", flush=True)
+
+
+def _print_json(rows: Rows, answers: Answers, least: float) -> None:
+    """Prints a list with an element a line, so that a reader of lines gets each as soon as it is there."""
+    del answers
+    start = "["
+    for path, answer in rows:
+        entries = {"error": str(answer)} if isinstance(answer, UserError) else _confident(answer, least)
+        print(start, json.dumps({"path": path, **entries}), sep="\n", end="", flush=True)
+        start = ","
+    print("\n]")
+
+
+def _print_csv(rows: Rows, answers: Answers, least: float) -> None:
+    """Prints a line for each answer of an image, and one for an image without an answer."""
+    del answers
+    writer, head = csv.writer(sys.stdout, lineterminator="\n"), list[str]()
+    waiting: list[tuple[str, str]] = []  # rows before the first answer, whose keys become the head
+    for path, answer in rows:
+        entries = {} if isinstance(answer, UserError) else answer
+        single = {key: value for key, value in entries.items() if not _is_rows(value)}
+        several = [row for value in entries.values() if _is_rows(value) for row in value]
+        values = [{**single, **row} for row in several] or ([single] if single else [])
+        if values and not head:
+            head = list(values[0])
+            writer.writerow(["path", "error", *head])
+        values = [row for row in values if row.get("probability", 1) >= least]
+        if not values:
+            waiting.append((path, str(answer) if isinstance(answer, UserError) else ""))
+        if head:
+            writer.writerows([*row, *([""] * len(head))] for row in waiting)
+            waiting = []
+        writer.writerows([path, "", *(row.get(key, "") for key in head)] for row in values)
+        sys.stdout.flush()
+    if not head:
+        writer.writerows([("path", "error"), *waiting])
 
 
 def _at_least_one(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
     return value
 
 

@@ -19,6 +19,7 @@ ROOMS = (
     {"types", "errors", "interrupts", "json_files", "outputs", "registry"},
     {"config", "recipes", "presets", "flags"},
     {"nn", "ops", "processes"},
+    {"graph"},
     {"models"},
     {"data"},
     {"weights"},

@@ -538,6 +538,9 @@ def test_recipes_that_can_not_be(tmp_path, name, arg):
         config.load(f"{path}:recipe={arg}")
 
 
+PRESET = "from mnv2_jax.presets import preset\ndef get_config(arg):\n"
+
+
 def test_files_that_are_not_there_or_not_configs(tmp_path):
     for spec, message in [
         (str(ROOT / "configs" / "w1.py"), "no file"),
@@ -561,7 +564,7 @@ def test_files_that_are_not_there_or_not_configs(tmp_path):
         ("def get_confg(arg): ...", "'get_confg'"),
         ("def get_config(arg): ...", "returned None"),
         ("def get_config(arg): return {}", "returned {}"),
-        ("from mnv2_jax import presets\n\ndef get_config(arg):\n    presets.preset(arg, data='digits', recipe='digits').trian.epochs = 1", "train"),
+        (f"{PRESET}    preset(arg, data='digits', recipe='digits').trian.n = 1", "train"),
     ):
         broken.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -1,11 +1,13 @@
 """Prediction through the command line, on images as evaluation sees them."""
 
 import csv
+import io
 import json
+import os
 import pathlib
 import shutil
-from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,8 +15,10 @@ from PIL import Image
 from mnv2_jax import config, predict, verbs
 from mnv2_jax.data.sources import open_dataset
 from mnv2_jax.errors import UserError
-from mnv2_jax.runs.weights import read_run_weights
-from mnv2_jax.weights.file import Weights, WeightsInfo
+from mnv2_jax.ops.augment import normalise
+from mnv2_jax.runs.weights import load_weights
+from mnv2_jax.tasks.predictor import Predictor
+from mnv2_jax.weights.file import Weights
 from tests import cli
 
 
@@ -69,48 +73,95 @@ def test_table_for_people(run):
     assert all(0 <= float(row.split()[1]) <= 1 for row in rows)
 
 
-def test_an_image_does_not_depend_on_its_neighbours(run):
+def test_an_image_does_not_depend_on_its_neighbours_nor_on_how_it_is_given(run):
     workdir, images = run
-    paths = [str(path) for path in sorted((images / "5").iterdir())[:35]]  # more than one batch
-    weights = read_run_weights(workdir, "latest")
-    together = predict.predict(weights, paths)
-    alone = predict.predict(weights, paths[-1:])[0]
-    assert [row["index"] for row in together[-1]["top"]] == [row["index"] for row in alone["top"]]
-    for ours, its in zip(together[-1]["top"], alone["top"], strict=True):
-        assert ours["probability"] == pytest.approx(its["probability"], rel=1e-5)
+    paths = sorted((images / "5").iterdir())[:35]  # more than one batch
+    predictor = Predictor(workdir)
+    together, alone = predictor(paths), predictor(paths[-1])
+    opened = Image.open(paths[-1])
+    for other in (predictor([paths[-1]])[0], predictor(opened), predictor(np.asarray(opened.convert("RGB"))), alone):
+        assert [row["index"] for row in together[-1]["top"]] == [row["index"] for row in other["top"]]
+        for ours, its in zip(together[-1]["top"], other["top"], strict=True):
+            assert ours["probability"] == pytest.approx(its["probability"], rel=1e-5)
+    assert predictor.labels == tuple("0123456789")
+    features = predictor.features(paths[:3])
+    model, variables, _ = load_weights(workdir)
+    given = predictor.weights.info.preprocessing
+    images = jax.numpy.stack([predictor.preprocess(path) for path in paths[:3]])
+    pixels = normalise(images, given.mean, given.std)
+    np.testing.assert_allclose(
+        features, model.endpoints(jax.tree.map(jax.numpy.asarray, variables), pixels)["pooled"], rtol=1e-5, atol=1e-6
+    )
+    assert model.num_classes == len(predictor.labels)
+
+
+def test_a_loop_over_single_images_compiles_once(run):
+    workdir, images = run
+    predictor, compiled = Predictor(workdir, top=1), []
+    predictor(sorted((images / "5").iterdir())[0])
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax._src.interpreters.pxla.logger, "log", lambda *args: compiled.append(args))
+        for path in sorted((images / "6").iterdir())[:5]:
+            predictor(path)
+    assert not compiled
+
+
+def test_what_is_no_image_is_refused(run, tmp_path):
+    predictor = Predictor(run[0])
+    (tmp_path / "cut.png").write_bytes(b"x")
+    for bad in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), tmp_path / "none.png"):
+        with pytest.raises(UserError):
+            predictor(bad)
+    with pytest.raises(UserError, match=r"1 of the 2 images.*cut\.png"):
+        predictor([tmp_path / "cut.png", np.zeros((4, 4, 3), np.uint8)])
 
 
 def test_weights_whose_outputs_are_not_numbers_predict_nothing(run):
-    broken = SimpleNamespace(num_classes=3, apply=lambda v, x: (x.mean((1, 2)) * v["params"], {}))
-    weights = Weights(broken, {"params": np.float32([[1, np.nan, 2]])}, WeightsInfo())
-    path = str(sorted((run[1] / "5").iterdir())[0])
-    with pytest.raises(UserError, match=path):
-        predict.predict(weights, [path])
+    model, variables, info = load_weights(run[0])
+    variables["params"]["classifier"]["bias"][1] = np.nan
+    path = sorted((run[1] / "5").iterdir())[0]
+    with pytest.raises(UserError, match=str(path)):
+        Predictor(Weights(model, variables, info))(path)
 
 
-def test_a_damaged_image_among_good_ones_stops_it_before_any_answer(run, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_rows_and_the_others_are_answered(run, tmp_path, workers):
     workdir, images = run
     good = sorted((images / "7").iterdir())
     (tmp_path / "cut.png").write_bytes(good[0].read_bytes()[:60])
     (tmp_path / "empty.png").touch()
-    result = cli.run("predict", f"--workdir={workdir}", "--json", tmp_path / "empty.png", images / "7", tmp_path)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.count("\n") == 1
-    assert "3 of the 39 images" in result.stderr
-    assert "cut.png" in result.stderr
-    assert "empty.png" in result.stderr
+    listed = [tmp_path / "empty.png", *good, tmp_path / "ä\udcff.png", tmp_path / "cut.png"]
+    (tmp_path / "list.txt").write_bytes(b"\r\n".join(map(os.fsencode, listed)))
+    flags = (f"--workdir={workdir}", f"--workers={workers}", f"--from-list={tmp_path / 'list.txt'}", "--top=2")
+    result = cli.here("predict", *flags, "--json")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 2)  # the checkpoint, and how many can't be read
+    answers = json.loads(result.stdout)
+    assert [answer["path"] for answer in answers] == list(map(str, listed))
+    assert [place for place, answer in enumerate(answers) if "error" in answer] == [0, len(good) + 1, len(good) + 2]
+    for ours, its in zip(answers[1:-2], Predictor(workdir, top=2)(good), strict=True):
+        assert [row["probability"] for row in ours["top"]] == pytest.approx([row["probability"] for row in its["top"]])
+    table = cli.here("predict", *flags, "--csv", "--min-confidence=0.5")
+    assert table.returncode == 2
+    rows = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert {row["path"] for row in rows} == set(map(str, listed))
+    assert all(bool(row["error"]) != bool(row["label"]) or not row["error"] for row in rows)
+    assert all(float(row["probability"]) >= 0.5 for row in rows if row["probability"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--workdir"),
-        (["--workdir=.", "--json"], "image files"),
+        (["--workdir=.", "--json"], "give either images"),
         (["--wrokdir=.", "x.png"], "did you mean '--workdir'"),
         (["--workdir=.", "nowhere.png"], "nowhere.png: no such image or folder"),
         (["--workdir=.", "--top=0", "nowhere.png"], "--top: '0' must be a whole number"),
         (["--workdir=.", "--top=many", "nowhere.png"], "--top: 'many' must be a whole number"),
         (["--workdir=.", "--checkpoint=oldest", "nowhere.png"], "oldest"),
+        (["--workdir=.", "--min-confidence=2", "x.png"], "number from 0 to 1"),
+        (["--workdir=.", "--workers=-1", "x.png"], "--workers: '-1' must be a whole number"),
+        (["--workdir=.", "--from-list=nowhere"], "--from-list=nowhere: can't be read"),
+        (["--workdir=.", "--from-list=nowhere", "x.png"], "give either"),
         (["--workdir=.", "--config.seed=3", "nowhere.png"], "leave it out"),
         (["--workdir=.", "--config=x.py", "nowhere.png"], "--config=x.py"),
         (["--workdir=.", "--store-logits=x.npz"], "--store-logits needs --config"),
@@ -155,7 +206,7 @@ def test_stored_logits_are_those_of_the_predictions_in_the_order_of_the_split(ru
     for place in (3, 700, 1436):
         paths.append(str(tmp_path / f"{place}.png"))
         Image.fromarray(np.asarray(train.read(place))).save(paths[-1])
-    answers = predict.predict(read_run_weights(workdir, "best"), paths, top=10)
+    answers = Predictor(workdir, top=10, checkpoint="best")(paths)
     for place, answer in zip((3, 700, 1436), answers, strict=True):
         expected = np.empty(10)
         for row in answer["top"]:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
+from mnv2_jax import graph
 from mnv2_jax.models.registry import Model, variable_shapes
 from mnv2_jax.nn.forms import DEPTHWISE, IMAGE, LIBRARY, POINTWISE, Form, triton_form
 from mnv2_jax.nn.window import Window
@@ -79,27 +79,14 @@ def shapes_of(model: Model, resolution: int) -> dict[str, list[Shape]]:
     """Returns a network's convolutions by kind (depthwise, pointwise, image, dense): each shape once, in order."""
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     plain = model.with_forms(LIBRARY)
-    closed = jax.make_jaxpr(lambda v, x: plain.apply(v, x)[0])(variable_shapes(plain), image)
+    traced = graph.abstract(lambda held: graph.trace(lambda x: plain.apply(held, x)[0], image), variable_shapes(plain))
     by_kind: dict[str, dict[Shape, None]] = {kind: {} for kind in (*KINDS, "dense")}
-    for eqn in _convolutions(closed.jaxpr):
-        (_, height, width, channels), kernel = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
-        stride, dilation = eqn.params["window_strides"][0], eqn.params["rhs_dilation"][0]
+    for node in (node for node in traced.nodes if node.op == graph.CONV):
+        (_, height, width, channels), kernel = map(jnp.shape, node.operands)
+        stride, dilation = node.params["window_strides"][0], node.params["rhs_dilation"][0]
         shape = Shape(height, width, channels, kernel[3], kernel[0], stride, dilation)
-        by_kind["depthwise" if eqn.params["feature_group_count"] > 1 else shape.kind][shape] = None
+        by_kind["depthwise" if node.params["feature_group_count"] > 1 else shape.kind][shape] = None
     return {kind: list(shapes) for kind, shapes in by_kind.items()}
-
-
-def _convolutions(jaxpr: Any) -> Iterator[Any]:
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated":
-            yield eqn
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                yield from _convolutions(getattr(inner, "jaxpr", inner))
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

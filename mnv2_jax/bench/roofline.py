@@ -49,11 +49,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import DTypeLike
 
+from mnv2_jax import graph
 from mnv2_jax.config import Config
-from mnv2_jax.models.counting import PRODUCTS, branch_that_runs, jaxprs_in, madds_of
 from mnv2_jax.models.registry import Model, from_config, variable_shapes
 
 
@@ -89,9 +88,7 @@ def needs(model: Model, resolution: int, dtype: DTypeLike) -> Needs:
 
 def needs_of(apply: Callable[[Any, Any], Any], variables: Any, image: jax.ShapeDtypeStruct) -> Needs:
     """Counts any inference function of variables and an image [1, h, w, c] whose maps have that shape too."""
-    closed = jax.make_jaxpr(apply)(variables, image)
-    walk = _Walk()
-    walk.follow(closed.jaxpr, [*[_NOTHING] * len(jax.tree.leaves(variables)), _IMAGE])
+    walk = _Walk(graph.abstract(lambda held: graph.trace(lambda x: apply(held, x), image), variables))
     train = infer = madds = train_madds = 0
     for layer in walk.layers:
         read, written = layer.input_bytes, layer.output_bytes
@@ -131,60 +128,45 @@ class _Layer:
 class _Walk:
     """Walks through a traced network and records its layers, additions and means, and how they are connected."""
 
-    def __init__(self) -> None:
+    def __init__(self, traced: graph.Graph) -> None:
         self.layers: list[_Layer] = []
         self.added_bytes: list[int] = []
         self.averaged_bytes: list[int] = []
+        origins: dict[Any, _Origin] = dict.fromkeys(traced.inputs, _IMAGE)
+        for node in traced.nodes:
+            operands = [origins.get(x, _NOTHING) if isinstance(x, graph.Value) else _NOTHING for x in node.operands]
+            origins.update(dict.fromkeys(node.outputs, self._output_origin(node, operands)))
 
-    def follow(self, jaxpr: core.Jaxpr, input_origins: Sequence[_Origin]) -> list[_Origin]:
-        """Records the layers of a program; returns the origins of its outputs."""
-        origins = dict(zip(jaxpr.invars, input_origins, strict=True))
-
-        def origin(var: Any) -> _Origin:
-            return _NOTHING if isinstance(var, core.Literal) else origins.get(var, _NOTHING)
-
-        for eqn in jaxpr.eqns:
-            operands = [origin(var) for var in eqn.invars]
-            for var, output_origin in zip(eqn.outvars, self._output_origins(eqn, operands), strict=True):
-                origins[var] = output_origin
-        return [origin(var) for var in jaxpr.outvars]
-
-    def _output_origins(self, eqn: Any, operands: list[_Origin]) -> list[_Origin]:
-        kind, union = eqn.primitive.name, _NOTHING.union(*operands)
-        if union and (kind in PRODUCTS or kind.startswith("reduce_window")):
-            self._record(eqn, operands)
-            return [frozenset([len(self.layers) - 1])]
-        if kind == "cond":
-            return self.follow(branch_that_runs(eqn), operands[1:])
-        inner = jaxprs_in(eqn)
-        if inner and len(inner[0].invars) == len(operands) and len(inner[0].outvars) == len(eqn.outvars):
-            return self.follow(inner[0], operands)
-        if kind == "add" and all(operands) and operands[0] != operands[1]:
-            self.added_bytes.append(_bytes(eqn.outvars[0]))
+    def _output_origin(self, node: graph.Node, operands: list[_Origin]) -> _Origin:
+        union = _NOTHING.union(*operands)
+        if node.op in (graph.CONV, graph.DOT) or node.op.startswith("reduce_window"):
+            self._record(node, operands)
+            return frozenset([len(self.layers) - 1])
+        if node.op == "add" and all(operands) and operands[0] != operands[1]:
+            self.added_bytes.append(_bytes(node.output))
         # Only sums over the spatial axes are means of a map; softmax sums too.
-        if kind == "reduce_sum" and union and len(eqn.invars[0].aval.shape) == 4 and eqn.params["axes"] == (1, 2):
+        if node.op == "reduce_sum" and len(jnp.shape(node.operands[0])) == 4 and node.params["axes"] == (1, 2):
             # The sum converts the values that it loads, so their size is that in which the layer before wrote them.
             value_bytes = min(self.layers[i].value_bytes for i in union if i >= 0)
-            self.averaged_bytes.append(value_bytes * math.prod(eqn.invars[0].aval.shape))
-        return [union] * len(eqn.outvars)
+            self.averaged_bytes.append(value_bytes * math.prod(jnp.shape(node.operands[0])))
+        return union
 
-    def _record(self, eqn: Any, operands: list[_Origin]) -> None:
+    def _record(self, node: graph.Node, operands: list[_Origin]) -> None:
         is_of_maps = len(operands) > 1 and all(operands[:2])
         input_bytes = 0
-        for var, origin in zip(eqn.invars, operands, strict=True):
+        for operand, origin in zip(node.operands, operands, strict=True):
             sources = [self.layers[i] for i in origin if i >= 0]
             if is_of_maps and len(sources) == 1 and sources[0].is_of_maps:
                 sources[0].output_bytes = 0  # attention scores stay on chip
             elif origin:
-                input_bytes += math.prod(var.aval.shape) if origin == _IMAGE else _bytes(var)
-        madds = madds_of(eqn) if eqn.primitive.name in PRODUCTS else 0
+                input_bytes += math.prod(jnp.shape(operand)) if origin == _IMAGE else _bytes(operand)
         is_first = _NOTHING.union(*operands) == _IMAGE
-        result = eqn.outvars[0]
-        self.layers.append(_Layer(input_bytes, _bytes(result), result.aval.dtype.itemsize, madds, is_first, is_of_maps))
+        value_bytes, madds = jnp.dtype(node.output.dtype).itemsize, graph.madds_of(node)
+        self.layers.append(_Layer(input_bytes, _bytes(node.output), value_bytes, madds, is_first, is_of_maps))
 
 
-def _bytes(var: Any) -> int:
-    return math.prod(var.aval.shape) * var.aval.dtype.itemsize
+def _bytes(value: Any) -> int:
+    return math.prod(value.shape) * jnp.dtype(value.dtype).itemsize
 
 
 # --- the device ---------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class EncodedImage:
             image.load()
             if (top, left, height, width) != (0, 0, image.height, image.width):
                 image = image.crop((left, top, left + width, top + height))
-            return _to_rgb(image)
+            return rgb(image)
 
     def part(self, top: int, left: int, height: int, width: int, enough: int | None = None) -> np.ndarray:
         """Decodes a part as `crop` does, to uint8 [h, w, 3]; most JPEGs avoid the detour through Pillow's memory.
@@ -267,7 +267,12 @@ def _named(name: str) -> Iterator[None]:
         raise DamagedImageError(f"{name}: can't be decoded ({reason}); replace or remove it") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """Converts a Pillow image of any mode to 8-bit RGB; transparency is dropped.
+
+    Raises:
+      DamagedImageError: for floating-point values, whose range is unknown.
+    """
     if image.mode in _DEEP_GREY:
         # 257 = 65535 / 255. Pillow's own conversion clips at 255, which would turn nearly everything white.
         deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
+from mnv2_jax import graph
 from mnv2_jax.models.base import Model
 from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.nn.forms import LIBRARY
@@ -45,18 +43,19 @@ def count_layers(model: Model, resolution: int) -> Summary:
     """Counts parameters and multiply-adds of each layer, for one image [resolution, resolution, 3]."""
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
     variables = variable_shapes(model)
-    plain = model.with_forms(LIBRARY)  # each convolution is one equation; the counts are the same in any form
-    closed = jax.make_jaxpr(lambda v, x: plain.apply(v, x)[0])(variables, image)
+    plain = model.with_forms(LIBRARY)  # each convolution is one operator; the counts are the same in any form
+    traced = graph.abstract(lambda held: graph.trace(lambda x: plain.apply(held, x)[0], image), variables)
     params: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         name = "/".join(key.key for key in path[:-1])
         params[name] = params.get(name, 0) + math.prod(leaf.shape)
     shapes: dict[str, tuple[int, ...]] = {}
     madds: dict[str, int] = {}
-    for scope, shape, count in _products(closed.jaxpr, ()):
-        name = _layer_of(scope, params)
-        shapes[name] = shape[1:]  # the last product of a layer gives its output
-        madds[name] = madds.get(name, 0) + count
+    for node in traced.nodes:
+        if count := graph.madds_of(node):
+            name = _layer_of(node.scope, params)
+            shapes[name] = node.outputs[0].shape[1:]  # the last product of a layer gives its output
+            madds[name] = madds.get(name, 0) + count
     # Layers are in the order in which they compute. A norm comes after the layer that its name refers to. A layer that
     # has no product and follows none, such as a norm at the start of a block, comes after the last layer of its block.
     names = list(madds) + [name for name in params if name not in madds]
@@ -82,57 +81,3 @@ def _layer_of(scope: tuple[str, ...], params: dict[str, int]) -> str:
     layers = ["/".join(run) for run, _ in runs if "/".join(run) in params]
     layers = layers or ["/".join(longer) for run, longer in runs if "/".join(run) in parents]
     return max(layers, key=len, default="/".join(scope))
-
-
-def _products(jaxpr: Any, scope: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...], int]]:
-    """Yields scope, output shape and multiply-adds of every convolution and matrix product that runs, in order."""
-    for eqn in jaxpr.eqns:
-        eqn_scope = scope + tuple(part for part in str(eqn.source_info.name_stack).split("/") if part)
-        if eqn.primitive.name in PRODUCTS:
-            yield eqn_scope, eqn.outvars[0].aval.shape, madds_of(eqn)
-        elif eqn.primitive.name == "cond":
-            yield from _products(branch_that_runs(eqn), eqn_scope)
-        else:
-            turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            for inner in jaxprs_in(eqn):
-                for inner_scope, shape, count in _products(inner, eqn_scope):
-                    yield inner_scope, shape, turns * count
-
-
-PRODUCTS = ("conv_general_dilated", "dot_general")
-"""Names of the primitives that have multiply-adds."""
-
-
-def madds_of(eqn: Any) -> int:
-    """Counts the multiply-adds of an equation whose primitive is one of `PRODUCTS`."""
-    size = math.prod(eqn.outvars[0].aval.shape)
-    if eqn.primitive.name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval.shape
-        # The kernel's axis of input channels has the size of one group already.
-        return size * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    return size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-
-
-def branch_that_runs(eqn: Any) -> core.Jaxpr:
-    """Returns the branch of a ``cond`` whose products are counted.
-
-    If the platform chooses the branch, all branches compute the same sums. The branch with the most multiply-adds, and
-    of those the one that is a convolution over all axes, is returned.
-    """
-
-    def cost(branch: core.Jaxpr) -> tuple[int, list[int]]:
-        products = list(_products(branch, ()))
-        return sum(count for *_, count in products), [len(shape) for _, shape, _ in products]
-
-    return max((branch.jaxpr for branch in eqn.params["branches"]), key=cost)
-
-
-def jaxprs_in(eqn: Any) -> list[core.Jaxpr]:
-    """Returns the jaxprs that an equation calls."""
-    values: list[Any] = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
-    return [getattr(value, "jaxpr", value) for value in values if _is_jaxpr(value)]
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

@@ -102,6 +102,8 @@ class GroupedBatchNorm(nn.Module):
 
         def of_each_image(of_group: Array) -> Array:
             groups = of_group.shape[0]
+            if not train:  # [1, 1, 1, c] for any batch, so that `graph.fold` finds a factor per channel
+                return of_group.reshape(1, *(1 for _ in space), channels)
             repeated = jnp.broadcast_to(of_group[:, None], (groups, batch // groups, channels))
             return repeated.reshape(batch, *(1 for _ in space), channels)
 

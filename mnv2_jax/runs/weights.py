@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 from mnv2_jax.config import ModelConfig
+from mnv2_jax.errors import UserError
 from mnv2_jax.registry import TASKS
 from mnv2_jax.runs.checkpoint import restore_variables
 from mnv2_jax.runs.folder import read_run
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
 from mnv2_jax.weights.hub import is_published_name
-from mnv2_jax.weights.load import Head, kind_of, load_weights
+from mnv2_jax.weights.load import Head, kind_of
+from mnv2_jax.weights.load import load_weights as load_file
 
 
 def read_run_weights(workdir: pathlib.Path, checkpoint: Literal["latest", "best"] | None = None) -> Weights:
@@ -41,6 +43,39 @@ def read_run_weights(workdir: pathlib.Path, checkpoint: Literal["latest", "best"
     return Weights(model, variables, info)
 
 
+def load_weights(
+    source: str | os.PathLike[str],
+    model: str | None = None,
+    *,
+    checkpoint: Literal["latest", "best"] | None = None,
+    **options: Any,
+) -> Weights:
+    """Reads the weights of a run, or weights of any other kind.
+
+    Args:
+      source: a run folder, a file, or the name of published weights, as in `weights.load.load_weights`.
+      model: the network that another library's file holds, one of `list_models`.
+      checkpoint: which checkpoint of a run; None for `config.Config.usual_checkpoint`.
+      **options: arguments of `weights.load.load_weights`: ``library``, ``preprocessing``, ``labels``, ``take``, and
+        those of `create_model`, such as ``width=0.35``. A run and our own files need none of them.
+
+    Returns:
+      ``(model, variables, info)``; the variables are NumPy arrays.
+
+    Raises:
+      UserError: in one line, if the source can't be downloaded or read, or doesn't hold exactly the weights of the
+        model.
+    """
+    path = pathlib.Path(os.path.expanduser(os.fspath(source)))
+    if is_published_name(os.fspath(source)) or not path.is_dir():
+        if checkpoint is not None:
+            raise UserError(f"checkpoint={checkpoint!r} is used with a run folder only; leave it out")
+        return load_file(source, model, **options)
+    if model is not None or options:
+        raise UserError(f"{source}: a run records its own model; leave the model and its options out")
+    return read_run_weights(path, checkpoint)
+
+
 def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weights:
     """Opens the weights that ``init.weights`` names.
 
@@ -56,8 +91,8 @@ def open_weights(source: str, model: ModelConfig, head: Head = "load") -> Weight
     if os.path.isdir(path):
         return read_run_weights(pathlib.Path(path))
     if is_published_name(source) or kind_of(pathlib.Path(path)) == "ours":
-        return load_weights(source)
+        return load_file(source)
     default = ModelConfig()
     keys = ("width", "width_rule", "depth", "activation")  # not the padding: the file's library decides it
     options = {key: getattr(model, key) for key in keys if getattr(model, key) != getattr(default, key)}
-    return load_weights(source, model.name, head=head, **options)
+    return load_file(source, model.name, head=head, **options)

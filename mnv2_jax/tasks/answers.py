@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,10 +32,10 @@ class TopClasses:
         rows = zip(answer["class"].tolist(), answer["probability"].tolist(), strict=True)
         return {"top": [{"index": i, "label": self.labels[i], "probability": p} for i, p in rows]}
 
-    def to_text(self, answer: PyTree) -> list[str]:
-        """The answer for one image as text, one line per class."""
-        rows = self.to_json(answer)["top"]
-        width = max(len(row["label"]) for row in rows)
+    def to_text(self, entries: Mapping[str, Any]) -> list[str]:
+        """The entries of `to_json` as text, one line per class."""
+        rows = entries["top"]
+        width = max((len(row["label"]) for row in rows), default=0)
         return [f"{row['label']:<{width}}  {row['probability']:8.4f}" for row in rows]
 
 

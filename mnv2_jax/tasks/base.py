@@ -135,10 +135,14 @@ class Answers(Protocol):
         """Turns outputs [b, ...] into answers of fixed shapes, a pytree of [b, ...]. Pure and traced."""
 
     def to_json(self, answer: PyTree) -> dict[str, Any]:
-        """Turns the answer for one image, whose arrays have no batch axis, into values for JSON."""
+        """Turns the answer for one image, whose arrays have no batch axis, into values for JSON.
 
-    def to_text(self, answer: PyTree) -> list[str]:
-        """Turns the answer for one image into lines for the terminal."""
+        What an image can have several of is a list of dicts with equal keys; each dict with a "probability" can be left
+        out where that is too low.
+        """
+
+    def to_text(self, entries: Mapping[str, Any]) -> list[str]:
+        """Turns the entries of `to_json` into lines for the terminal."""
 
 
 def _same_dataset(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:

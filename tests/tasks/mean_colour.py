@@ -155,8 +155,8 @@ class Answer:
     def to_json(self, answer):
         return {"rgb": answer["rgb"].tolist()}
 
-    def to_text(self, answer):
-        return ["#" + "".join(f"{value:02x}" for value in answer["rgb"].tolist())]
+    def to_text(self, entries):
+        return ["#" + "".join(f"{value:02x}" for value in entries["rgb"])]
 
 
 def _sections(evaluation, dataset, pictures):
