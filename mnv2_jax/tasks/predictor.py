@@ -109,14 +109,14 @@ class Predictor:
         rows = [jax.device_get(self._describe(self.weights.variables, batch))[:count] for batch, count in batches]
         return np.concatenate(rows)
 
-    def preprocess(self, image: ImageLike) -> np.ndarray:
-        """Prepares an image as in evaluation: uint8 [resolution, resolution, 3], RGB.
+    def preprocess(self, image: ImageLike, resolution: int | None = None) -> np.ndarray:
+        """Prepares an image as in evaluation: uint8 [resolution, resolution, 3], RGB; unset: the network's resolution.
 
         Raises:
           UserError: if a file can't be read.
           DamagedImageError: if it can't be decoded.
         """
-        return evaluation_view(_pixels_of(image), self._data)
+        return evaluation_view(_pixels_of(image), self._data, resolution)
 
     def decode(self, images: np.ndarray, names: Sequence[str]) -> Iterator[PyTree]:
         """Yields the answer for each prepared image, as `tasks.base.Answers` takes it.

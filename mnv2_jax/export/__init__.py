@@ -1,0 +1,1 @@
+"""Writes networks in the formats of other runtimes, and checks the files that were written."""

@@ -1,0 +1,82 @@
+"""The function that every exported file computes: from images to outputs, in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from mnv2_jax import graph as graphs
+from mnv2_jax.nn.forms import LIBRARY, Forms
+from mnv2_jax.ops.augment import normalise
+from mnv2_jax.registry import TASKS
+from mnv2_jax.types import Array, PyTree
+from mnv2_jax.weights.file import Weights
+
+Pixels: TypeAlias = Literal["uint8", "float32"]
+Outputs: TypeAlias = Literal["raw", "answers"]
+INPUT = "images"
+"""Name of the input in every format."""
+
+
+class Exportable(NamedTuple):
+    """What is exported of weights, besides the format."""
+
+    weights: Weights
+    resolution: int
+    pixels: Pixels
+    """Type of the input, [b, resolution, resolution, 3], RGB: uint8 in 0..255, or float32 in 0..1."""
+    outputs: Outputs
+    """raw: the network's outputs, such as logits. answers: those of `tasks.base.Answers.decode`, as top classes."""
+
+    @property
+    def variables(self) -> PyTree:
+        """Variables of the network."""
+        return self.weights.variables
+
+    def spec(self, batch: Any = 1) -> jax.ShapeDtypeStruct:
+        """Returns the shape and type of the input."""
+        return jax.ShapeDtypeStruct((batch, self.resolution, self.resolution, 3), jnp.dtype(self.pixels))
+
+    def apply(self, variables: PyTree, images: Array, forms: Forms = LIBRARY) -> dict[str, Array]:
+        """Computes the outputs by their names. By default by XLA's convolutions; those of the CPU are none."""
+        info, model = self.weights.info, self.weights.model.with_forms(forms)
+        raw, _ = model.apply(variables, normalise(images, info.preprocessing.mean, info.preprocessing.std))
+        decoded = raw if self.outputs == "raw" else TASKS.find(info.task).answers(self.weights, None).decode(raw)
+        return decoded if isinstance(decoded, dict) else {"logits": decoded}
+
+    def graph(self) -> graphs.Graph:
+        """Traces the function at batch 1, with norms folded; the known values are arrays."""
+        template = graphs.abstract(self._folded, self.variables)
+        arrays = jax.jit(lambda held: graphs.known(self._folded(held)))(self.variables)
+        return graphs.with_known(template, jax.device_get(arrays))
+
+    def _folded(self, variables: PyTree) -> graphs.Graph:
+        return graphs.fold(graphs.trace(lambda images: self.apply(variables, images), self.spec()))
+
+    def facts(self) -> Mapping[str, str]:
+        """Texts that are stored in or beside a file: labels, preprocessing, source, and what the input is."""
+        info = self.weights.info
+        preprocessing = dataclasses.asdict(info.preprocessing) | {"resolution": self.resolution}
+        return {
+            "labels": json.dumps(info.labels),
+            "preprocessing": json.dumps(preprocessing),
+            "input": json.dumps({"name": INPUT, "layout": "NHWC", "channels": "RGB", "range": _RANGES[self.pixels]}),
+            "task": info.task,
+            "source": info.source,
+            "notes": json.dumps(info.notes),
+        }
+
+
+_RANGES = {"uint8": [0, 255], "float32": [0.0, 1.0]}
+
+
+def in_float32(weights: Weights) -> Weights:
+    """Returns the weights with a network that computes in float32."""
+    kind = TASKS.find(weights.info.task)
+    options = dataclasses.replace(weights.model.options, dtype="float32")
+    return weights._replace(model=kind.model(options, weights.model.norm, weights.model.num_classes))
