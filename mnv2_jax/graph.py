@@ -155,9 +155,13 @@ class _Tracer:
                 arrays = list(jnp.broadcast_arrays(*arrays))
             results = _bind(eqn.primitive, arrays, eqn.params)
             return [_Item(result, shape) for result, shape in zip(results, shapes, strict=True)]
-        outputs = tuple(Value(var.aval.shape, var.aval.dtype) for var in eqn.outvars)
+        computed = shapes  # an operator of operands that are all to be broadcast is computed before the broadcast
+        if op in ELEMENTWISE:
+            computed = [jnp.broadcast_shapes(*(jnp.shape(item.operand) for item in operands))]
+        dtypes = (var.aval.dtype for var in eqn.outvars)
+        outputs = tuple(Value(shape, dtype) for shape, dtype in zip(computed, dtypes, strict=True))
         self.nodes.append(Node(eqn.primitive, tuple(item.operand for item in operands), outputs, eqn.params, scope))
-        return [_Item(output, output.shape) for output in outputs]
+        return [_Item(output, shape) for output, shape in zip(outputs, shapes, strict=True)]
 
     def _call(self, closed: core.ClosedJaxpr, operands: Sequence[_Item], scope: tuple[str, ...]) -> list[_Item]:
         constants = [_Item(value, jnp.shape(value)) for value in closed.consts]

@@ -1,6 +1,7 @@
 """The network as a list of operators: the same function as the network's, folded or not, and nothing left to fold."""
 
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,18 @@ def test_known_values_are_computed_choices_by_platform_are_the_library_s_and_gra
     np.testing.assert_array_equal(result["constant"], [2, 2, 2])
     slope = jax.grad(lambda scale: graph.run(graph.trace(lambda x: function(scale, x), spec), x)["y"].sum())(1.0)
     np.testing.assert_allclose(slope, jnp.clip(x, 0, 6).sum() * np.e, rtol=1e-5)
+
+
+def test_a_broadcast_waits_until_something_needs_it():
+    def function(x):
+        mean = x.mean((1, 2), keepdims=True)  # [b, 1, 1, c]
+        wide, shifted = (jnp.broadcast_to(y, x.shape) for y in (mean, mean + 1))
+        return {"product": wide * shifted, "sum": (wide * shifted + x).sum((1, 2)), "turned": (wide * 2).T}
+
+    spec = jax.ShapeDtypeStruct((1, 3, 5, 2), "float32")
+    traced, x = graph.trace(function, spec), jnp.arange(30.0).reshape(spec.shape)
+    assert [node.output.shape for node in traced.nodes if node.op == "mul"] == [(1, 1, 1, 2)] * 3
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), graph.run(traced, x), function(x))
 
 
 def test_loops_and_choices_by_value_count():
