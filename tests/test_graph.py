@@ -38,11 +38,11 @@ def drawn(model):
     ("name", "batch", "options"),
     [
         ("mobilenet_v2", 1, {"width": 0.35}),
-        ("mobilenet_v2", 2, {"width": 0.35, "padding": "symmetric", "output_stride": 16}),
+        pytest.param("mobilenet_v2", 2, {"padding": "symmetric", "output_stride": 16}, marks=pytest.mark.slow),
         ("mobilenet_v1", 1, {"width": 0.25, "padding": "keras_v1"}),
         ("mobilenet_v3_small", 2, {"width": 0.35}),
-        ("mobilenet_v4_hybrid_medium", 1, {"width": 0.25}),
-        ("resnet50", 1, {}),
+        pytest.param("mobilenet_v4_hybrid_medium", 1, {"width": 0.25}, marks=pytest.mark.slow),
+        pytest.param("resnet50", 1, {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_folded_network_is_the_same_function_without_norms(name, batch, options):

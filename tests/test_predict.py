@@ -36,7 +36,7 @@ def run(trained, tmp_path_factory):
 
 def test_predictions_are_those_of_the_evaluation(run):
     workdir, images = run
-    answers = cli.answer(cli.run("predict", f"--workdir={workdir}", "--top=10", "--json", images))
+    answers = cli.answer(cli.here("predict", f"--workdir={workdir}", "--top=10", "--json", images))
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     confusion, losses = np.zeros((10, 10), int), []
     for answer in answers:
@@ -51,7 +51,7 @@ def test_predictions_are_those_of_the_evaluation(run):
 def test_answer_has_what_scripts_rely_on(run):
     workdir, images = run
     paths = [images / "3", sorted((images / "1").iterdir())[0]]
-    answers = cli.answer(cli.run("predict", f"--workdir={workdir}", "--top=99", "--json", "--checkpoint=best", *paths))
+    answers = cli.answer(cli.here("predict", f"--workdir={workdir}", "--top=99", "--json", "--checkpoint=best", *paths))
     assert [answer["path"] for answer in answers] == [*map(str, sorted((images / "3").iterdir())), str(paths[1])]
     for answer in answers:
         assert set(answer) == {"path", "top"}

@@ -47,7 +47,7 @@ def run_onnx(model, images):
         ("mobilenet_v2", 64, "float32", "raw", {"width": 0.35, "padding": "symmetric", "output_stride": 16}),
         ("mobilenet_v3_small", 64, "uint8", "raw", {"width": 0.35}),
         pytest.param("mobilenet_v4_conv_small", 64, "uint8", "raw", {"width": 0.5}, marks=pytest.mark.slow),
-        ("mobilenet_v4_hybrid_medium", 64, "uint8", "answers", {"width": 0.25}),
+        pytest.param("mobilenet_v4_hybrid_medium", 64, "uint8", "answers", {"width": 0.25}, marks=pytest.mark.slow),
         pytest.param("resnet50", 64, "uint8", "raw", {}, marks=pytest.mark.slow),
     ],
 )

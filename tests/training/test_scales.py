@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax import config as configs
-from mnv2_jax.bench.synthetic import abstract_batch, unopened
+from mnv2_jax.bench.synthetic import abstract_batch, without_data
 from mnv2_jax.config import Config, DataConfig, NormConfig, OptimConfig
 from mnv2_jax.config.checks import batch_shapes, check, check_devices, spanning_groups
 from mnv2_jax.errors import UserError
@@ -155,14 +155,14 @@ def test_corenets_recipe_is_level(batch):
 
 def every_command():
     """Lists each config, and each training command of the documentation, with their overrides."""
-    found = {(name, ()) for name in configs.named()}
+    found = {(name, ()) for name in configs.config_files()}
     for words in (words for page in docs.PAGES for words in docs.commands(page) if words[:2] == ["mnv2", "train"]):
         flags = dict(word.partition("=")[::2] for word in words[2:])
         spec = flags.pop("--config", "")
-        if spec.partition(":")[0] in configs.named() and "--mode" not in flags:
+        if spec.partition(":")[0] in configs.config_files() and "--mode" not in flags:
             overrides = (f"{flag}={value}" for flag, value in flags.items() if flag.startswith("--config."))
             found.add((spec, tuple(override.removeprefix("--config.") for override in overrides)))
-    assert len(found) > len(configs.named()) + 5
+    assert len(found) > len(configs.config_files()) + 5
     return sorted(found)
 
 
@@ -184,7 +184,7 @@ def test_every_command_trains_on_1_2_4_and_8_devices(spec, overrides):
 def test_every_step_traces_on_8_devices(spec, overrides):
     config = configs.load(spec, overrides).config
     model = dataclasses.replace(config.model, num_classes=10)
-    opened = unopened(dataclasses.replace(config, model=model))
+    opened = without_data(dataclasses.replace(config, model=model))
     state = jax.eval_shape(opened.init_state)
     jax.eval_shape(opened.train_step(0), state, {}, abstract_batch(opened))
 
