@@ -39,8 +39,8 @@ def drawn(model):
     [
         ("mobilenet_v2", 1, {"width": 0.35}),
         pytest.param("mobilenet_v2", 2, {"padding": "symmetric", "output_stride": 16}, marks=pytest.mark.slow),
-        ("mobilenet_v1", 1, {"width": 0.25, "padding": "keras_v1"}),
-        ("mobilenet_v3_small", 2, {"width": 0.35}),
+        pytest.param("mobilenet_v1", 1, {"width": 0.25, "padding": "keras_v1"}, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", 2, {"width": 0.35}, marks=pytest.mark.slow),
         pytest.param("mobilenet_v4_hybrid_medium", 1, {"width": 0.25}, marks=pytest.mark.slow),
         pytest.param("resnet50", 1, {}, marks=pytest.mark.slow),
     ],
