@@ -121,6 +121,8 @@ def main() -> None:
         raise UserError(
             f"--config{setting} is used with --store-logits only, as the weights define how they predict; leave it out"
         )
+    if args.json and args.csv:
+        raise UserError("--json and --csv both describe standard output; give one of them")
     if bool(args.images) == (args.from_list is not None):
         raise UserError("give either images and folders after the flags, or a list of paths with --from-list")
     if args.from_list is not None:

@@ -94,17 +94,18 @@ def _import(module: str) -> None:
             mend = f"write several modules in brackets, --config.modules=[{module}]"
         elif module.endswith(".py"):
             mend = f"write it without .py, --config.modules={module.removesuffix('.py')}"
-        elif isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name)):
+        elif isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             mend = "start in the folder of the module, or put that folder on PYTHONPATH"
         raise UserError(f"modules: {module!r} can't be imported ({type(error).__name__}: {reason}); {mend}") from error
 
 
 def line_of(error: BaseException) -> str:
-    """Returns `` (FILE:LINE)`` of the innermost line that raised an error, without Python's importer; "" if unknown."""
+    """Returns `` (FILE:LINE)`` of the innermost line of the user's own code that raised an error; "" if none did."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    own = [frame for frame in frames if pathlib.Path(frame.filename) != pathlib.Path(__file__)]
+    others = ("importlib", "site-packages", str(pathlib.Path(__file__).parent))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(other in frame.filename for other in others)]
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 

@@ -128,6 +128,8 @@ def test_a_variant_of_classification_may_have_fields_and_a_teacher(monkeypatch):
     taught = kind.make(config.Config(distill=config.DistillConfig(teacher="x")), dataset, False)
     for made in (task, task.training_from("classifier").with_forms(LIBRARY), taught.student):
         assert (type(made), made.factor) == (Scaled, 3.0)
+    parent = type("Parent", (Classification,), {"label_loss": lambda self, logits, labels: labels})
+    register_classification("again", type("Again", (parent,), {"extra": 1}))  # its parent overrides something
     with pytest.raises(UserError, match="task='classification'"):
         register_classification("classification", Scaled)
 

@@ -70,7 +70,7 @@ def check(path: pathlib.Path, form: str, images: np.ndarray, expected: Mapping[s
     same = [_first_answer(name, actual) == _first_answer(name, expected) for name in expected]
     agreement = float(np.mean(np.stack([np.broadcast_to(each, len(images)) for each in same]).all(axis=0)))
     size_mb = path.stat().st_size / 1e6
-    return Checked(size_mb, max(differences, default=0.0), agreement, ms_one_core, ms_all_cores)
+    return Checked(size_mb, float(np.max([0.0, *differences])), agreement, ms_one_core, ms_all_cores)
 
 
 def _first_answer(name: str, outputs: Mapping[str, np.ndarray]) -> Any:

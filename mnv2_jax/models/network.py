@@ -120,6 +120,8 @@ def check_plan(name: str, plan: Plan) -> None:
                     f"model.name={name!r}: block {number}: {block.module.__name__} has no field {key!r}"
                     f"{nearest(key, fields)}"
                 )
+            if block.module.__module__ != MobileAttention.__module__:
+                continue  # a block of the user's own, whose fields may mean something else
             if key in ("features", "hidden", "squeezed"):
                 channels[f"block {number}: {key}"] = value
             elif key == "act":

@@ -97,10 +97,13 @@ def register_classification(name: str, variant: Callable[..., Classification]) -
         nothing.
     """
     if isinstance(variant, type) and variant is not Classification:
-        own = {key for key in vars(variant) if not key.startswith("__")}
-        inherited = {key for key in dir(Classification) if not key.startswith("_")}
+        classes = [each for each in variant.__mro__ if each not in Classification.__mro__]
+        own = {key for each in classes for key in vars(each) if not key.startswith("__")}
+        inherited = {*dir(Classification), *(field.name for field in dataclasses.fields(Classification))}
         if not own & inherited:
-            hint = "".join(nearest(key, inherited) for key in sorted(own)[:1])
+            names = sorted(key for key in own if not key.startswith("_"))
+            public = {key for key in inherited if not key.startswith("_")}
+            hint = nearest(names[0], public) if names else ""
             raise UserError(f"task={name!r}: {variant.__name__} overrides nothing of Classification{hint}")
     TASKS.add(name, _kind(name, variant), module_of(variant))
 

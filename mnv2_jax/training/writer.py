@@ -167,10 +167,8 @@ class FolderWriter:
             **({"eval_skipped": len(evaluation.skipped)} if skips else {}),
             "eval": dict(evaluation.scalars),  # of the last step
             "best": {"step": best_step, task.score: best_score},
-            "checkpoint": {
-                "taken": usual,
-                "step": self._checkpoints.step_of(usual),
-            },  # used by commands that name no checkpoint
+            # used by commands that name no checkpoint
+            "checkpoint": {"taken": usual, "step": self._checkpoints.step_of(usual)},
         }
         located = results.with_paths(evaluation, split)
         results.save_evaluation(workdir / EVALUATION, experiment, located, step=step, checkpoint="latest")
