@@ -31,6 +31,7 @@ ELEMENTWISE = frozenset(
         *("exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic"),
         *("lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign"),
         *("sin", "sqrt", "square", "sub", "tanh", "xor"),
+        *("clip", "gelu", "hard_swish"),  # of export/idioms.py
     }
 )
 """Operators whose operands are broadcast to the shape of the output."""
@@ -51,17 +52,31 @@ Operand: TypeAlias = Value | Array
 """An array that depends on the input, or a known array."""
 
 
+class Idiom(NamedTuple):
+    """What several primitives compute together, under a name; used as a primitive is."""
+
+    name: str
+    function: Callable[..., Array]
+    multiple_results: bool = False
+
+    def bind(self, *operands: Array, **params: Any) -> Array:
+        """Computes it."""
+        return self.function(*operands, **params)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """An operator of the graph."""
 
-    primitive: core.Primitive
+    primitive: core.Primitive | Idiom
     operands: tuple[Operand, ...]
     outputs: tuple[Value, ...]
     params: Mapping[str, Any]
     """Parameters of the primitive. Only nodes that hold programs of their own (loops) have jaxprs in them."""
     scope: tuple[str, ...]
     """Names of the modules that contain the operator, outermost first."""
+    clip: tuple[float, float] | None = None
+    """Bounds of the output, such as those of an activation; None: it has none."""
 
     @property
     def op(self) -> str:
@@ -212,7 +227,7 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
-def _bind(primitive: core.Primitive, operands: Iterable[Array], params: Mapping[str, Any]) -> list[Array]:
+def _bind(primitive: core.Primitive | Idiom, operands: Iterable[Array], params: Mapping[str, Any]) -> list[Array]:
     results = primitive.bind(*operands, **params)
     return list(results) if primitive.multiple_results else [results]
 
@@ -249,6 +264,22 @@ def abstract(make: Callable[[PyTree], Graph], variables: PyTree) -> Graph:
 
     jax.eval_shape(record, variables)
     return graphs[0]
+
+
+def readers_of(graph: Graph) -> collections.Counter[Value]:
+    """Counts how often each value is read, by operators or as an output."""
+    return collections.Counter(operand for operand in _operands(graph) if isinstance(operand, Value))
+
+
+def without_unread(graph: Graph) -> Graph:
+    """Returns the graph without the operators on which no output depends."""
+    read = {operand for operand in jax.tree.leaves(graph.outputs) if isinstance(operand, Value)}
+    kept = []
+    for node in reversed(graph.nodes):
+        if read.intersection(node.outputs):
+            read.update(operand for operand in node.operands if isinstance(operand, Value))
+            kept.append(node)
+    return graph._replace(nodes=tuple(reversed(kept)))
 
 
 def _operands(graph: Graph) -> Iterator[Operand]:
@@ -294,7 +325,7 @@ def fold(graph: Graph) -> Graph:
 
     The function is the same up to rounding. A value that something else reads as well is left as it is.
     """
-    readers = collections.Counter(operand for operand in _operands(graph) if isinstance(operand, Value))
+    readers = readers_of(graph)
     nodes: list[Node] = []
     made: dict[Value, int] = {}  # place in `nodes` of the product that makes a value
     for node in graph.nodes:
@@ -312,7 +343,7 @@ def fold(graph: Graph) -> Graph:
 
 def _has_known_kernel(node: Node) -> bool:
     """Whether the node is a convolution or a dense layer whose output channels are the last axis of a known kernel."""
-    if node.op not in (CONV, DOT) or any(isinstance(operand, Value) for operand in node.operands[1:]):
+    if node.op not in (CONV, DOT) or node.clip or any(isinstance(operand, Value) for operand in node.operands[1:]):
         return False
     numbers = node.params["dimension_numbers"]
     if node.op == CONV:
@@ -353,7 +384,7 @@ def _folded(product: Node, node: Node, operand: Array) -> Node:
     else:
         offset = _last_axis(-each if node.op == "sub" else each, rank)
         biases = [biases[0] + offset] if biases else [offset]
-    return dataclasses.replace(product, operands=(x, kernel, *biases), outputs=node.outputs)
+    return dataclasses.replace(product, operands=(x, kernel, *biases), outputs=node.outputs, clip=node.clip)
 
 
 def _last_axis(each: Array, rank: int) -> Array:
@@ -365,14 +396,17 @@ def _last_axis(each: Array, rank: int) -> Array:
 
 def run(graph: Graph, *inputs: Array) -> PyTree:
     """Computes the outputs; convolutions use the fast forms of the platform for which the program is lowered."""
+    values = values_of(graph, *inputs)
+    return jax.tree.map(lambda operand: values[operand] if isinstance(operand, Value) else operand, graph.outputs)
+
+
+def values_of(graph: Graph, *inputs: Array) -> dict[Value, Array]:
+    """Computes every value of the graph."""
     values: dict[Value, Array] = dict(zip(graph.inputs, inputs, strict=True))
-
-    def array(operand: Operand) -> Array:
-        return values[operand] if isinstance(operand, Value) else operand
-
     for node in graph.nodes:
-        values.update(zip(node.outputs, compute(node, [array(operand) for operand in node.operands]), strict=True))
-    return jax.tree.map(array, graph.outputs)
+        operands = [values[operand] if isinstance(operand, Value) else operand for operand in node.operands]
+        values.update(zip(node.outputs, compute(node, operands), strict=True))
+    return values
 
 
 def compute(node: Node, operands: Sequence[Array]) -> list[Array]:
@@ -380,10 +414,12 @@ def compute(node: Node, operands: Sequence[Array]) -> list[Array]:
     if node.op in (CONV, DOT):
         x, kernel, *biases = operands
         y = _convolve(node, x, kernel) if node.op == CONV else _bind(node.primitive, (x, kernel), node.params)[0]
-        return [y + biases[0] if biases else y]
-    if node.op in ELEMENTWISE:
-        operands = [jnp.broadcast_to(operand, node.output.shape) for operand in operands]
-    return _bind(node.primitive, operands, node.params)
+        results = [y + biases[0] if biases else y]
+    else:
+        if node.op in ELEMENTWISE:
+            operands = [jnp.broadcast_to(operand, node.output.shape) for operand in operands]
+        results = _bind(node.primitive, operands, node.params)
+    return results if node.clip is None else [jnp.clip(result, *node.clip) for result in results]
 
 
 def _convolve(node: Node, x: Array, kernel: Array) -> Array:

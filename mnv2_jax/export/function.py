@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mnv2_jax import graph as graphs
+from mnv2_jax.export.idioms import recognise
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.registry import TASKS
@@ -50,10 +51,10 @@ class Exportable(NamedTuple):
         return decoded if isinstance(decoded, dict) else {"logits": decoded}
 
     def graph(self) -> graphs.Graph:
-        """Traces the function at batch 1, with norms folded; the known values are arrays."""
+        """Traces the function at batch 1, with norms folded and idioms recognised; the known values are arrays."""
         template = graphs.abstract(self._folded, self.variables)
         arrays = jax.jit(lambda held: graphs.known(self._folded(held)))(self.variables)
-        return graphs.with_known(template, jax.device_get(arrays))
+        return recognise(graphs.with_known(template, jax.device_get(arrays)))
 
     def _folded(self, variables: PyTree) -> graphs.Graph:
         return graphs.fold(graphs.trace(lambda images: self.apply(variables, images), self.spec()))

@@ -6,8 +6,9 @@ operator needs [b, h, w, c]. The batch is symbolic: no operator names its size.
 
 from __future__ import annotations
 
+import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from mnv2_jax import graph
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Exportable
+from mnv2_jax.export.shapes import with_free_batch
 from mnv2_jax.graph import Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 
@@ -53,24 +55,11 @@ def to_model(traced: Graph, facts: Mapping[str, str]) -> Any:
         writer.emit("Identity", [writer.name(operand)], name)
         outputs[name] = helper.make_tensor_value_info(name, _type(operand.dtype), [BATCH, *operand.shape[1:]])
     source = helper.make_tensor_value_info(INPUT, _type(image.dtype), [BATCH, *image.shape[1:]])
-    nodes = _read_by(outputs, writer.nodes)
-    read = {name for node in nodes for name in node.input}
-    constants = [constant for constant in writer.initializers if constant.name in read]
-    made = helper.make_graph(nodes, "mnv2_jax", [source], list(outputs.values()), constants)
+    made = helper.make_graph(writer.nodes, "mnv2_jax", [source], list(outputs.values()), writer.initializers)
     model = helper.make_model(made, producer_name="mnv2_jax", opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = 8  # of opset 17: older runtimes refuse a newer one
     helper.set_model_props(model, dict(facts))
     return model
-
-
-def _read_by(names: Iterable[str], nodes: Sequence[Any]) -> list[Any]:
-    """Returns the nodes on which the outputs of these names depend."""
-    wanted, kept = set(names), []
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            kept.append(node)
-    return kept[::-1]
 
 
 def _type(dtype: Any) -> int:
@@ -87,8 +76,6 @@ class _Writer:
         self.initializers: list[Any] = []
         self.names: dict[tuple[Value, str], str] = {}
         """Names of a value by its layout; NHWC is also that of arrays without four axes."""
-        self.relu_inputs: dict[Value, Value] = {}
-        """Operands of the maxima with 0, by their outputs."""
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def add(self, node: Node) -> None:
@@ -97,6 +84,9 @@ class _Writer:
         if rule is None:
             raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for the operator {node.op!r} here")
         rule(self, node)
+        if node.clip is not None:
+            layout = next(layout for value, layout in self.names if value is node.output)
+            self.names[node.output, layout] = self.clip(self.names[node.output, layout], *node.clip, node.output.dtype)
 
     def emit(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         """Adds an ONNX node; returns the name of its output."""
@@ -105,6 +95,13 @@ class _Writer:
         output = output or f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=f"n{len(self.nodes)}", **attributes))
         return output
+
+    def clip(self, name: str, low: float, high: float, dtype: Any) -> str:
+        """Adds the bounds of a value; returns its name."""
+        if (low, high) == (0, math.inf):
+            return self.emit("Relu", [name])
+        bounds = [self.constant(np.asarray(bound, dtype)) if math.isfinite(bound) else "" for bound in (low, high)]
+        return self.emit("Clip", [name, *bounds])
 
     def constant(self, value: Any) -> str:
         """Adds a constant, or finds an equal one; returns its name."""
@@ -161,34 +158,23 @@ def _derived(*ops: str) -> Callable[[_Writer, Node], None]:
     return rule
 
 
-def _max(writer: _Writer, node: Node) -> None:
-    value, bound = _bounded(node)
-    if bound == 0 and value is not None:
-        writer.relu_inputs[node.output] = value
-        layout = writer.layout_of([value])
-        writer.names[node.output, layout] = writer.emit("Relu", [writer.name(value, layout)])
-    else:
-        _elementwise("Max")(writer, node)
+def _clip(writer: _Writer, node: Node) -> None:
+    layout = writer.layout_of(node.operands)
+    x = writer.name(node.operands[0], layout)
+    writer.names[node.output, layout] = writer.clip(x, node.params["low"], node.params["high"], node.output.dtype)
 
 
-def _min(writer: _Writer, node: Node) -> None:
-    value, bound = _bounded(node)
-    if bound is not None and value in writer.relu_inputs:  # relu6; the Relu is dropped if nothing else reads it
-        x = writer.relu_inputs[value]
-        layout = writer.layout_of([x])
-        bounds = [writer.constant(np.asarray(number, node.output.dtype)) for number in (0, bound)]
-        writer.names[node.output, layout] = writer.emit("Clip", [writer.name(x, layout), *bounds])
-    else:
-        _elementwise("Min")(writer, node)
+def _gelu(writer: _Writer, node: Node) -> None:
+    layout = writer.layout_of(node.operands)
+    half, one, root = (writer.constant(np.asarray(x, node.output.dtype)) for x in (0.5, 1.0, math.sqrt(0.5)))
+    x = writer.name(node.operands[0], layout)
+    erf = writer.emit("Erf", [writer.emit("Mul", [x, root])])
+    halved = writer.emit("Mul", [x, half])
+    writer.names[node.output, layout] = writer.emit("Mul", [halved, writer.emit("Add", [erf, one])])
 
 
-def _bounded(node: Node) -> tuple[Value | None, float | None]:
-    """Returns the value of a maximum or minimum with a known number, and that number."""
-    values = [operand for operand in node.operands if isinstance(operand, Value)]
-    knowns = [operand for operand in node.operands if not isinstance(operand, Value)]
-    if len(values) != 1 or np.size(knowns[0]) != 1:
-        return None, None
-    return values[0], float(np.asarray(knowns[0]).reshape(()))
+def _softmax(writer: _Writer, node: Node) -> None:
+    writer.names[node.output, "NHWC"] = writer.emit("Softmax", [writer.name(node.operands[0])], axis=-1)
 
 
 def _erfc(writer: _Writer, node: Node) -> None:
@@ -295,15 +281,8 @@ def _max_pool(writer: _Writer, node: Node) -> None:
     )
 
 
-def _batched(node: Node, shape: Sequence[int]) -> list[int]:
-    """Returns a shape in which the axis of the batch, first and of size 1 at batch 1, keeps whatever size it has."""
-    if not (shape and shape[0] == 1 and np.shape(node.operands[0])[:1] == (1,)):
-        raise UserError(f"{'/'.join(node.scope)}: {node.op} moves the axis of the batch, which can't be exported")
-    return [0, *shape[1:]]
-
-
 def _reshape(writer: _Writer, node: Node) -> None:
-    shape = writer.constant(np.array(_batched(node, node.output.shape), np.int64))
+    shape = writer.constant(np.array(with_free_batch(node, node.output.shape), np.int64))
     writer.names[node.output, "NHWC"] = writer.emit("Reshape", [writer.name(node.operands[0]), shape])
 
 
@@ -338,8 +317,13 @@ RULES: Mapping[str, Callable[[_Writer, Node], None]] = {
     **{op: _derived(op.capitalize()) for op in ("neg", "exp", "log", "sqrt", "abs", "erf", "tanh", "sin", "cos")},
     "rsqrt": _derived("Sqrt", "Reciprocal"),
     "logistic": _derived("Sigmoid"),
-    "max": _max,
-    "min": _min,
+    "max": _elementwise("Max"),
+    "min": _elementwise("Min"),
+    "clip": _clip,
+    "hard_swish": _derived("HardSwish"),
+    "gelu": _gelu,
+    "softmax": _softmax,
+    "mean": _reduce("ReduceMean"),
     "erfc": _erfc,
     "convert_element_type": _cast,
     "integer_pow": _integer_pow,
