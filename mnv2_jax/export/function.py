@@ -20,6 +20,8 @@ from mnv2_jax.weights.file import Weights
 
 Pixels: TypeAlias = Literal["uint8", "float32"]
 Outputs: TypeAlias = Literal["raw", "answers"]
+Storage: TypeAlias = Literal["float32", "float16", "dynamic"]
+"""How the weights of a function in floats are stored: as they are, in half precision, or kernels in 8 bits."""
 INPUT = "images"
 """Name of the input in every format."""
 

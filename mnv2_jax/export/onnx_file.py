@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mnv2_jax import graph
 from mnv2_jax.errors import UserError
-from mnv2_jax.export.function import INPUT, Exportable
-from mnv2_jax.export.shapes import with_free_batch
-from mnv2_jax.graph import Graph, Node, Operand, Value
+from mnv2_jax.export.function import INPUT, Storage
+from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised, in_floats
+from mnv2_jax.export.shapes import integers_name, node_name, with_free_batch
+from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 
 OPSET = 17
@@ -26,34 +26,46 @@ BATCH = "batch"
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
-def write(exportable: Exportable, path: pathlib.Path) -> None:
+def write(
+    path: pathlib.Path, traced: Graph | Quantised, facts: Mapping[str, str], storage: Storage = "float32"
+) -> None:
     """Writes an ONNX file.
+
+    Args:
+      path: the file.
+      traced: a graph whose known values are arrays, or what `export.quantise.quantise` made of it.
+      facts: texts that are stored among the file's properties.
+      storage: how the weights of a graph in floats are stored: as they are, or in half precision.
 
     Raises:
       UserError: naming the operator and its layer, if there is no rule for it.
     """
     import onnx
 
-    model = to_model(exportable.graph(), exportable.facts())
+    model = to_model(traced, facts, storage)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
 
 
-def to_model(traced: Graph, facts: Mapping[str, str]) -> Any:
-    """Returns the ONNX model of a graph whose known values are arrays, with facts among its properties."""
+def to_model(traced: Graph | Quantised, facts: Mapping[str, str], storage: Storage = "float32") -> Any:
+    """Returns the ONNX model that `write` writes.
+
+    A quantised operator stands between DequantizeLinear and QuantizeLinear, as runtimes want it. Values are uint8,
+    kernels int8 and biases int32.
+    """
     from onnx import helper
 
-    writer = _Writer()
-    (image,) = traced.inputs
-    writer.names[image, "NHWC"] = INPUT
-    for node in traced.nodes:
-        writer.add(node)
+    quantised = traced if isinstance(traced, Quantised) else in_floats(traced)
+    writer, graph = _Writer(quantised, storage), quantised.graph
+    for number, node in enumerate(graph.nodes):
+        writer.add(node, number)
     outputs = {}
-    for name, operand in traced.outputs.items():
+    for name, operand in graph.outputs.items():
         if not isinstance(operand, Value):
             raise UserError(f"the output {name!r} doesn't depend on the image, so there is nothing to export")
         writer.emit("Identity", [writer.name(operand)], name)
         outputs[name] = helper.make_tensor_value_info(name, _type(operand.dtype), [BATCH, *operand.shape[1:]])
+    (image,) = graph.inputs
     source = helper.make_tensor_value_info(INPUT, _type(image.dtype), [BATCH, *image.shape[1:]])
     made = helper.make_graph(writer.nodes, "mnv2_jax", [source], list(outputs.values()), writer.initializers)
     model = helper.make_model(made, producer_name="mnv2_jax", opset_imports=[helper.make_opsetid("", OPSET)])
@@ -71,22 +83,73 @@ def _type(dtype: Any) -> int:
 class _Writer:
     """Collects the nodes and constants of an ONNX graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantised: Quantised, storage: Storage):
+        (image,) = quantised.graph.inputs
+        self.quantised, self.storage = quantised, storage
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self.names: dict[tuple[Value, str], str] = {}
+        self.names: dict[tuple[Value, str], str] = {(image, "NHWC"): INPUT}
         """Names of a value by its layout; NHWC is also that of arrays without four axes."""
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._rounded: set[Value] = set()
 
-    def add(self, node: Node) -> None:
+    def add(self, node: Node, number: int) -> None:
         """Writes a node by the rule for its operator."""
         rule = RULES.get(node.op)
         if rule is None:
             raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for the operator {node.op!r} here")
+        if node not in self.quantised.nodes:
+            rule(self, node)
+            if node.clip is not None:
+                layout = self._layouts(node.output)[0]
+                made = self.clip(self.names[node.output, layout], *node.clip, node.output.dtype)
+                self.names[node.output, layout] = made
+            return
+        if node.op == CAST:  # the pixels are integers already
+            grid = [self.constant(np.float32(1)), self.constant(np.uint8(0))]
+            self.names[node.output, "NHWC"] = self.emit("DequantizeLinear", [INPUT, *grid])
+            return
+        for operand in node.operands:  # those that were computed in floats
+            if isinstance(operand, Value) and operand not in self._rounded:
+                self._round(operand, f"{number}/operand")
         rule(self, node)
-        if node.clip is not None:
-            layout = next(layout for value, layout in self.names if value is node.output)
-            self.names[node.output, layout] = self.clip(self.names[node.output, layout], *node.clip, node.output.dtype)
+        self._round(node.output, node_name(node, number))  # to a grid that ends at the bounds of the node
+
+    def _layouts(self, value: Value) -> list[str]:
+        return [layout for layout in ("NHWC", "NCHW") if (value, layout) in self.names]
+
+    def _round(self, value: Value, name: str) -> None:
+        """Rounds a value to its grid: its name is that of the rounded one from now on."""
+        layout, grid = self._layouts(value)[0], self.quantised.grids[value]
+        numbers = [self.constant(np.float32(grid.scale)), self.constant(np.uint8(grid.zero_point + UNSIGNED))]
+        integers = self.emit("QuantizeLinear", [self.names.pop((value, layout)), *numbers], integers_name(name, layout))
+        for other in self._layouts(value):
+            del self.names[value, other]
+        self.names[value, layout] = self.emit("DequantizeLinear", [integers, *numbers])
+        self._rounded.add(value)
+
+    def known(self, node: Node, place: int, perm: Sequence[int] | None = None) -> str:
+        """Returns the name of a known operand as it is stored, in another order of its axes; a bias as [c]."""
+        stored = self.quantised.arrays.get((node, place))
+        array = np.asarray(node.operands[place], node.output.dtype) if stored is None else stored[0]
+        is_kernel, is_bias = node.op in (CONV, DOT) and place == 1, node.op in (CONV, DOT) and place == 2
+        array = array.reshape(-1) if is_bias else array.transpose(perm) if perm is not None else array
+        if stored is None:
+            if self.storage == "float16" and array.dtype == np.float32 and array.size > 1:
+                return self.emit("Cast", [self.constant(array.astype(np.float16))], to=_type(np.float32))
+            return self.constant(array)
+        grid = stored[1]
+        if is_kernel:
+            axis = array.ndim - 1 if perm is None else list(perm).index(array.ndim - 1)
+            zeros = np.zeros(np.shape(grid.scale), np.int8)
+            return self.emit(
+                "DequantizeLinear", [self.constant(array), self.constant(grid.scale), self.constant(zeros)], axis=axis
+            )
+        if is_bias:
+            return self.emit("DequantizeLinear", [self.constant(array), self.constant(grid.scale)], axis=0)
+        unsigned = (array.astype(np.int16) + UNSIGNED).astype(np.uint8)  # as the other operand is
+        numbers = [self.constant(np.float32(grid.scale)), self.constant(np.uint8(grid.zero_point + UNSIGNED))]
+        return self.emit("DequantizeLinear", [self.constant(unsigned), *numbers])
 
     def emit(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         """Adds an ONNX node; returns the name of its output."""
@@ -114,16 +177,20 @@ class _Writer:
             self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), self._constants[key]))
         return self._constants[key]
 
-    def name(self, operand: Operand, layout: str = "NHWC", like: Any = None) -> str:
-        """Returns the name of an operand in a layout. Known values get the type of ``like``, a dtype, if given."""
-        if not isinstance(operand, Value):
-            array = np.asarray(operand) if like is None else np.asarray(operand, like)
-            return self.constant(array.transpose(_TO_NCHW) if layout == "NCHW" and array.ndim == 4 else array)
-        if (operand, layout) not in self.names:
-            other = self.names[operand, "NCHW" if layout == "NHWC" else "NHWC"]
+    def read(self, node: Node, place: int, layout: str = "NHWC") -> str:
+        """Returns the name of an operand in a layout."""
+        operand = node.operands[place]
+        if isinstance(operand, Value):
+            return self.name(operand, layout)
+        return self.known(node, place, _TO_NCHW if layout == "NCHW" and len(np.shape(operand)) == 4 else None)
+
+    def name(self, value: Value, layout: str = "NHWC") -> str:
+        """Returns the name of a value in a layout."""
+        if (value, layout) not in self.names:
+            other = self.names[value, "NCHW" if layout == "NHWC" else "NHWC"]
             perm = _TO_NCHW if layout == "NCHW" else _TO_NHWC
-            self.names[operand, layout] = self.emit("Transpose", [other], perm=perm)
-        return self.names[operand, layout]
+            self.names[value, layout] = self.emit("Transpose", [other], perm=perm)
+        return self.names[value, layout]
 
     def layout_of(self, operands: Sequence[Operand]) -> str:
         """Returns the layout in which an operator without axes is written: that which most operands have already."""
@@ -138,8 +205,7 @@ class _Writer:
 def _elementwise(op: str) -> Callable[[_Writer, Node], None]:
     def rule(writer: _Writer, node: Node) -> None:
         layout = writer.layout_of(node.operands)
-        like = next(operand.dtype for operand in node.operands if isinstance(operand, Value))
-        inputs = [writer.name(operand, layout, like) for operand in node.operands]
+        inputs = [writer.read(node, place, layout) for place in range(len(node.operands))]
         writer.names[node.output, layout] = writer.emit(op, inputs)
 
     return rule
@@ -150,7 +216,7 @@ def _derived(*ops: str) -> Callable[[_Writer, Node], None]:
 
     def rule(writer: _Writer, node: Node) -> None:
         layout = writer.layout_of(node.operands)
-        name = writer.name(node.operands[0], layout)
+        name = writer.read(node, 0, layout)
         for op in ops:
             name = writer.emit(op, [name])
         writer.names[node.output, layout] = name
@@ -160,58 +226,58 @@ def _derived(*ops: str) -> Callable[[_Writer, Node], None]:
 
 def _clip(writer: _Writer, node: Node) -> None:
     layout = writer.layout_of(node.operands)
-    x = writer.name(node.operands[0], layout)
+    x = writer.read(node, 0, layout)
     writer.names[node.output, layout] = writer.clip(x, node.params["low"], node.params["high"], node.output.dtype)
 
 
 def _gelu(writer: _Writer, node: Node) -> None:
     layout = writer.layout_of(node.operands)
     half, one, root = (writer.constant(np.asarray(x, node.output.dtype)) for x in (0.5, 1.0, math.sqrt(0.5)))
-    x = writer.name(node.operands[0], layout)
+    x = writer.read(node, 0, layout)
     erf = writer.emit("Erf", [writer.emit("Mul", [x, root])])
     halved = writer.emit("Mul", [x, half])
     writer.names[node.output, layout] = writer.emit("Mul", [halved, writer.emit("Add", [erf, one])])
 
 
 def _softmax(writer: _Writer, node: Node) -> None:
-    writer.names[node.output, "NHWC"] = writer.emit("Softmax", [writer.name(node.operands[0])], axis=-1)
+    writer.names[node.output, "NHWC"] = writer.emit("Softmax", [writer.read(node, 0)], axis=-1)
 
 
 def _erfc(writer: _Writer, node: Node) -> None:
     layout = writer.layout_of(node.operands)
-    erf = writer.emit("Erf", [writer.name(node.operands[0], layout)])
+    erf = writer.emit("Erf", [writer.read(node, 0, layout)])
     writer.names[node.output, layout] = writer.emit("Sub", [writer.constant(np.float32(1)), erf])
 
 
 def _cast(writer: _Writer, node: Node) -> None:
     layout = writer.layout_of(node.operands)
     writer.names[node.output, layout] = writer.emit(
-        "Cast", [writer.name(node.operands[0], layout)], to=_type(node.params["new_dtype"])
+        "Cast", [writer.read(node, 0, layout)], to=_type(node.params["new_dtype"])
     )
 
 
 def _integer_pow(writer: _Writer, node: Node) -> None:
     layout = writer.layout_of(node.operands)
     exponent = writer.constant(np.asarray(node.params["y"], node.output.dtype))
-    writer.names[node.output, layout] = writer.emit("Pow", [writer.name(node.operands[0], layout), exponent])
+    writer.names[node.output, layout] = writer.emit("Pow", [writer.read(node, 0, layout), exponent])
 
 
 def _square(writer: _Writer, node: Node) -> None:
     layout = writer.layout_of(node.operands)
-    name = writer.name(node.operands[0], layout)
+    name = writer.read(node, 0, layout)
     writer.names[node.output, layout] = writer.emit("Mul", [name, name])
 
 
 def _conv(writer: _Writer, node: Node) -> None:
-    params, (x, kernel, *biases) = node.params, node.operands
+    params, (_, kernel, *biases) = node.params, node.operands
     usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
         raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for a convolution of this layout or dilated input")
     if isinstance(kernel, Value):
         raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for a kernel that depends on the image")
     (top, bottom), (left, right) = params["padding"]
-    inputs = [writer.name(x, "NCHW"), writer.constant(np.asarray(kernel).transpose(3, 2, 0, 1))]
-    inputs += [writer.constant(np.asarray(bias).reshape(-1)) for bias in biases]
+    inputs = [writer.read(node, 0, "NCHW"), writer.known(node, 1, (3, 2, 0, 1))]
+    inputs += [writer.known(node, 2)] * bool(biases)
     writer.names[node.output, "NCHW"] = writer.emit(
         "Conv",
         inputs,
@@ -227,8 +293,8 @@ def _dot(writer: _Writer, node: Node) -> None:
     (contracted_x, contracted_y), (batch_x, batch_y) = node.params["dimension_numbers"]
     ranks = len(np.shape(x)), len(np.shape(y))
     if ranks == (2, 2) and (tuple(contracted_x), tuple(contracted_y)) == ((1,), (0,)):
-        added = [writer.constant(np.asarray(bias).reshape(-1)) for bias in biases]
-        name = writer.emit("Gemm", [writer.name(x), writer.name(y), *added])
+        added = [writer.known(node, 2)] * bool(biases)
+        name = writer.emit("Gemm", [writer.read(node, 0), writer.read(node, 1), *added])
     else:
         letters = iter("abcdefghijklmnop")
         axes_x = [next(letters) for _ in range(ranks[0])]
@@ -239,20 +305,19 @@ def _dot(writer: _Writer, node: Node) -> None:
         free_y = [axes_y[j] for j in range(ranks[1]) if j not in (*contracted_y, *batch_y)]
         result = "".join([*(axes_x[i] for i in batch_x), *free_x, *free_y])
         equation = f"{''.join(axes_x)},{''.join(axes_y)}->{result}"
-        name = writer.emit("Einsum", [writer.name(x), writer.name(y)], equation=equation)
+        name = writer.emit("Einsum", [writer.read(node, 0), writer.read(node, 1)], equation=equation)
         if biases:
-            name = writer.emit("Add", [name, writer.name(biases[0])])
+            name = writer.emit("Add", [name, writer.known(node, 2)])
     writer.names[node.output, "NHWC"] = name
 
 
 def _reduce(op: str, axes_are_input: bool = False) -> Callable[[_Writer, Node], None]:
     def rule(writer: _Writer, node: Node) -> None:
-        (x,) = node.operands
         layout = writer.layout_of(node.operands)
         axes = [_TO_NHWC[axis] if layout == "NCHW" else axis for axis in node.params["axes"]]
         if layout == "NCHW" and set(node.params["axes"]) != {1, 2}:
             layout, axes = "NHWC", list(node.params["axes"])  # what is left would not be in order
-        name = writer.name(x, layout)
+        name = writer.read(node, 0, layout)
         if axes_are_input:
             name = writer.emit(op, [name, writer.constant(np.array(axes, np.int64))], keepdims=0)
         else:
@@ -263,7 +328,7 @@ def _reduce(op: str, axes_are_input: bool = False) -> Callable[[_Writer, Node], 
 
 
 def _max_pool(writer: _Writer, node: Node) -> None:
-    params, (x,) = node.params, node.operands
+    params = node.params
     if (
         params["window_dimensions"][0] != 1
         or params["window_dimensions"][3] != 1
@@ -273,7 +338,7 @@ def _max_pool(writer: _Writer, node: Node) -> None:
     _, (top, bottom), (left, right), _ = params["padding"]
     writer.names[node.output, "NCHW"] = writer.emit(
         "MaxPool",
-        [writer.name(x, "NCHW")],
+        [writer.read(node, 0, "NCHW")],
         kernel_shape=params["window_dimensions"][1:3],
         strides=params["window_strides"][1:3],
         dilations=params["window_dilation"][1:3],
@@ -283,21 +348,21 @@ def _max_pool(writer: _Writer, node: Node) -> None:
 
 def _reshape(writer: _Writer, node: Node) -> None:
     shape = writer.constant(np.array(with_free_batch(node, node.output.shape), np.int64))
-    writer.names[node.output, "NHWC"] = writer.emit("Reshape", [writer.name(node.operands[0]), shape])
+    writer.names[node.output, "NHWC"] = writer.emit("Reshape", [writer.read(node, 0), shape])
 
 
 def _expand(writer: _Writer, node: Node) -> None:
     shape = writer.constant(np.array([1, *node.output.shape[1:]], np.int64))
-    writer.names[node.output, "NHWC"] = writer.emit("Expand", [writer.name(node.operands[0]), shape])
+    writer.names[node.output, "NHWC"] = writer.emit("Expand", [writer.read(node, 0), shape])
 
 
 def _transpose(writer: _Writer, node: Node) -> None:
     perm = list(node.params["permutation"])
-    writer.names[node.output, "NHWC"] = writer.emit("Transpose", [writer.name(node.operands[0])], perm=perm)
+    writer.names[node.output, "NHWC"] = writer.emit("Transpose", [writer.read(node, 0)], perm=perm)
 
 
 def _concatenate(writer: _Writer, node: Node) -> None:
-    inputs = [writer.name(operand) for operand in node.operands]
+    inputs = [writer.read(node, place) for place in range(len(node.operands))]
     writer.names[node.output, "NHWC"] = writer.emit("Concat", inputs, axis=node.params["dimension"])
 
 
@@ -306,7 +371,7 @@ def _top_k(writer: _Writer, node: Node) -> None:
 
     values, indices = node.outputs
     names = [f"v{len(writer.nodes)}", f"v{len(writer.nodes)}_places"]
-    inputs = [writer.name(node.operands[0]), writer.constant(np.array([node.params["k"]], np.int64))]
+    inputs = [writer.read(node, 0), writer.constant(np.array([node.params["k"]], np.int64))]
     writer.nodes.append(helper.make_node("TopK", inputs, names, name=f"n{len(writer.nodes)}", axis=-1))
     writer.names[values, "NHWC"] = names[0]
     writer.names[indices, "NHWC"] = writer.emit("Cast", [names[1]], to=_type(indices.dtype))
@@ -325,11 +390,11 @@ RULES: Mapping[str, Callable[[_Writer, Node], None]] = {
     "softmax": _softmax,
     "mean": _reduce("ReduceMean"),
     "erfc": _erfc,
-    "convert_element_type": _cast,
+    CAST: _cast,
     "integer_pow": _integer_pow,
     "square": _square,
-    graph.CONV: _conv,
-    graph.DOT: _dot,
+    CONV: _conv,
+    DOT: _dot,
     "reduce_sum": _reduce("ReduceSum", axes_are_input=True),
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),

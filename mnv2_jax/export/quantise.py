@@ -6,6 +6,7 @@ point 0 and a scale for each output channel; a bias has the scale of its product
 specification of TFLite has it.
 
     graph ──► products of channels instead of factors ──► ranges on images ──► grids ──► kernels, biases ──► Quantised
+                                                                            `export.biases` ──► corrected biases
 
 What follows the last convolution or product, such as a softmax over classes, stays in floats, and so does an operator
 that has no integer form.
@@ -26,6 +27,10 @@ from mnv2_jax.graph import CONV, DOT, Graph, Node, Value
 
 _LARGEST_BIAS = 2**30
 """Largest integer of a bias; half of what fits, so that the sum of products can be added to it."""
+
+
+UNSIGNED = 128
+"""What is added to int8 where a format has uint8."""
 
 
 class Grid(NamedTuple):
@@ -58,8 +63,13 @@ class Quantised(NamedTuple):
     """Integers of the known operands of those nodes, by node and place."""
 
 
+def in_floats(graph: Graph) -> Quantised:
+    """Returns a graph of which nothing is computed in integers."""
+    return Quantised(graph, {}, frozenset(), {})
+
+
 def quantise(graph: Graph, images: Iterable[np.ndarray]) -> Quantised:
-    """Quantises a graph whose known values are arrays.
+    """Quantises a graph whose known values are arrays. `export.biases` then corrects its biases.
 
     Args:
       graph: what `export.function.Exportable.graph` returns.
@@ -111,7 +121,16 @@ def _with_channel_products(graph: Graph) -> Graph:
                 nodes[place] = dataclasses.replace(
                     node, primitive=product.primitive, params=product.params, operands=operands
                 )
-    return graphs.fold(graph._replace(nodes=tuple(nodes)))
+    folded = graphs.fold(graph._replace(nodes=tuple(nodes)))
+    return folded._replace(nodes=tuple(map(_with_bias, folded.nodes)))
+
+
+def _with_bias(node: Node) -> Node:
+    """Gives a product with a known kernel a bias of zeros if it has none, so that it can be corrected."""
+    if node.op not in (CONV, DOT) or len(node.operands) > 2 or isinstance(node.operands[1], Value):
+        return node
+    zeros: Any = np.zeros((1,) * (len(node.output.shape) - 1) + node.output.shape[-1:], node.output.dtype)
+    return dataclasses.replace(node, operands=(*node.operands, zeros))
 
 
 def _channel_product(x: Value) -> Node:

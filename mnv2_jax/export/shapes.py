@@ -15,6 +15,11 @@ def node_name(node: Node, number: int) -> str:
     return f"{number}/{'/'.join((*node.scope, node.op))}"
 
 
+def integers_name(name: str, layout: str) -> str:
+    """Returns the name of the integers of an output, by its layout: NHWC, which the graph has, or NCHW."""
+    return name if layout == "NHWC" else f"{name}:{layout}"
+
+
 def with_free_batch(node: Node, shape: Sequence[int]) -> list[int]:
     """Returns the shape to which a node reshapes, with -1 for its first axis, that of the batch.
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.export.function import INPUT
-from mnv2_jax.export.quantise import CAST, Grid, Quantised, kernel_grid
+from mnv2_jax.export.function import INPUT, Storage
+from mnv2_jax.export.quantise import CAST, Grid, Quantised, in_floats, kernel_grid
 from mnv2_jax.export.shapes import node_name, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
@@ -22,9 +22,6 @@ from mnv2_jax.nn.window import Window
 
 Form: TypeAlias = Literal["float", "int8"]
 """How a value is stored: in the type that it has in the graph, or as the integers of its grid."""
-
-Storage: TypeAlias = Literal["float32", "float16", "dynamic"]
-"""How the weights of a graph in floats are stored: as they are, in half precision, or kernels in 8 bits."""
 
 
 def write(
@@ -48,7 +45,7 @@ def to_bytes(traced: Graph | Quantised, facts: Mapping[str, str], storage: Stora
     """Returns the content of the file that `write` writes."""
     import flatbuffers
 
-    quantised = traced if isinstance(traced, Quantised) else Quantised(traced, {}, frozenset(), {})
+    quantised = traced if isinstance(traced, Quantised) else in_floats(traced)
     writer = _Writer(quantised, storage)
     for number, node in enumerate(quantised.graph.nodes):
         writer.add(node, number)
