@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, folder_type
 
 if TYPE_CHECKING:
-    from mnv2_jax.export.function import Exportable
-
-
-class _Format(NamedTuple):
-    ending: str
-    packages: tuple[str, ...]
-    """Packages of the extra `export` that writing and checking need."""
-    writer: Callable[[], Callable[[Exportable, pathlib.Path], None]]
-
-
-def _stablehlo() -> Callable[[Exportable, pathlib.Path], None]:
-    from mnv2_jax.export import stablehlo
-
-    return stablehlo.write
-
-
-def _onnx() -> Callable[[Exportable, pathlib.Path], None]:
-    from mnv2_jax.export import onnx_file
-
-    return onnx_file.write
-
-
-_FORMATS: Mapping[str, _Format] = {
-    "stablehlo": _Format(".stablehlo", (), _stablehlo),
-    "onnx": _Format(".onnx", ("onnx", "onnxruntime"), _onnx),
-}
+    from mnv2_jax.export.files import Row
 
 _HELP_AFTER = """\
-Every file is loaded in its own runtime in a fresh process, and compared with the JAX model on real images. If it
-differs, it is renamed *.rejected, and the exit code is 1. The input is [batch, height, width, 3], RGB; the size of the
-batch is free. Labels, preprocessing and source are in the ONNX file's properties, and in a .json beside StableHLO.
+Every file is loaded in its own runtime in a fresh process, and compared with the JAX model on images that calibration
+didn't use. If it differs, it is renamed *.rejected, and the exit code is 1. The input is [batch, height, width, 3],
+RGB. Labels, preprocessing and source are in the file, or in a .json beside StableHLO.
+
+formats (--format=A,B; default: all that have the precision): stablehlo, tflite (LiteRT), onnx
+precisions (--precision=A,B; default: float32):
+  float32  as the network was trained
+  float16  weights in half precision, computed in float32 (tflite, onnx)
+  dynamic  kernels in 8 bits, values in floats (tflite)
+  int8     kernels and values in 8 bits; calibrated on training images of the run or of --data (tflite, onnx)
 
 examples:
   python -m mnv2_jax.export runs/w0_35-digits --out=exported
-  python -m mnv2_jax.export v2.safetensors --format=onnx --outputs=answers --images=photos --out=exported
-  python -m mnv2_jax.export timm/mobilenetv2_100.ra_in1k --resolution=192 --pixels=float32 --out=exported
+  python -m mnv2_jax.export runs/finetune --format=tflite --precision=int8 --eval --out=exported
+  python -m mnv2_jax.export v2.safetensors --precision=int8 --data=folder:photos --out=exported
+  python -m mnv2_jax.export timm/mobilenetv2_100.ra_in1k --format=onnx --resolution=192 --outputs=answers --out=exported
+  python -m mnv2_jax.export benchmark runs/finetune
 """
 _CHECKED = 256
 """Most images on which a file is checked."""
@@ -57,12 +41,42 @@ _CHECKED = 256
 
 def main() -> None:
     """Reads the flags, writes and checks the files, and prints a table."""
+    argv = sys.argv[1:]
+    is_benchmark = argv[:1] == ["benchmark"]
     parser = Parser("Exports a network for other runtimes, and checks each file that it writes.", _HELP_AFTER)
+    _add_flags(parser, is_benchmark)
+    args, overrides = parser.parse(argv[1:] if is_benchmark else argv)
+    if args.eval and args.outputs == "answers":
+        raise UserError("--eval needs the network's outputs; leave --outputs=answers out")
+
+    from mnv2_jax.export import files, formats  # JAX takes seconds to import
+
+    chosen = formats.choose(args.format, args.precision)
+    if args.out is not None:
+        paths = [files.path_of(args.out, _stem(args.source), *each) for each in chosen]
+        if not args.force:
+            files.refuse_existing(paths)
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out={args.out}: can't make this folder ({error.strerror}); give another") from error
+        return _print(_rows(args, overrides, chosen, args.out), args)
+    with tempfile.TemporaryDirectory() as folder:
+        _print(_rows(args, overrides, chosen, pathlib.Path(folder)), args)
+
+
+def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument("source", metavar="RUN_OR_FILE", help="a run folder, a file, or the name of published weights")
-    parser.add_argument("--out", required=True, type=folder_type, metavar="DIR", help="folder for the files")
     parser.add_argument(
-        "--format", default=",".join(_FORMATS), metavar="A,B", help=f"some of {', '.join(_FORMATS)} (default: all)"
+        "--out",
+        required=not is_benchmark,
+        type=folder_type,
+        metavar="DIR",
+        help="folder for the files (benchmark: none is kept by default)",
     )
+    parser.add_argument("--format", metavar="A,B", help="formats (default: all)")
+    precisions = "float32,float16,dynamic,int8" if is_benchmark else "float32"
+    parser.add_argument("--precision", default=precisions, metavar="A,B", help=f"precisions (default: {precisions})")
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="checkpoint of a run (default: as the other commands)"
     )
@@ -79,84 +93,80 @@ def main() -> None:
         help="raw: logits; answers: the most probable classes and their probabilities (default: raw)",
     )
     parser.add_argument(
+        "--data", metavar="DATA", help="data for int8 and --eval, as in folder:photos (default: those of the run)"
+    )
+    parser.add_argument("--config.KEY", metavar="VALUE", help="change them, as in --config.data.eval_split=test")
+    parser.add_argument(
+        "--calibration",
+        type=_count,
+        default=200,
+        metavar="N",
+        help="training images on which int8 is calibrated (default: 200)",
+    )
+    parser.add_argument(
+        "--eval",
+        action="store_true",
+        default=is_benchmark,
+        help="evaluate every file on the evaluation split, and compare with the JAX model",
+    )
+    parser.add_argument(
         "--images",
         nargs="+",
         default=(),
         metavar="PATH",
-        help=f"images or folders to check with, the first {_CHECKED} (default: crops of scikit-learn's two photos)",
+        help=f"images or folders to check with, the first {_CHECKED} (default: images of the evaluation split; without"
+        " data crops of scikit-learn's two photos)",
     )
     parser.add_argument(
         "--modules", default="", metavar="A,B", help="modules that register the task or model of a file"
     )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.add_json_flag()
-    args, overrides = parser.parse(sys.argv[1:])
-    if overrides:
-        raise UserError(f"--config.{overrides[0]}: export uses no config; leave it out")
-    formats = _chosen(args.format)
-    paths = {form: args.out / f"{_stem(args.source)}{_FORMATS[form].ending}" for form in formats}
-    for path in paths.values():
-        if path.exists() and not args.force:
-            raise UserError(f"{path}: already exists; give another --out, or --force to replace it")
 
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={args.out}: can't make this folder ({error.strerror}); give another") from error
 
-    from mnv2_jax.export import check
+def _rows(
+    args: argparse.Namespace, overrides: Sequence[str], chosen: Sequence[Any], folder: pathlib.Path
+) -> Iterator[Row]:
+    """Opens the source and its data, and yields a row for each file."""
+    from mnv2_jax.export import data, files
+    from mnv2_jax.export.formats import Source
     from mnv2_jax.export.function import Exportable, in_float32
     from mnv2_jax.tasks.predictor import Predictor
 
     predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=filter(None, args.modules.split(",")))
     weights = in_float32(predictor.weights)
     exportable = Exportable(weights, args.resolution or predictor.resolution, args.pixels, args.outputs)
-    images = check.to_input(_images(predictor, args.images, exportable.resolution), args.pixels)
-    expected = check.expected_outputs(exportable, images)
-    rows: dict[str, dict[str, Any]] = {}
-    for form, path in paths.items():
-        _FORMATS[form].writer()(exportable, path)
-        rows[form] = {"path": str(path), **_checked(path, form, images, expected)}
+    opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides)
+    source = Source(exportable, lambda: data.calibration_images(opened, predictor, exportable, args.calibration))
+    images = data.check_images(opened, predictor, exportable, args.images, _CHECKED)
+    evaluator = None
+    if args.eval:
+        if opened is None:
+            raise UserError("--eval needs labelled images; give --data, as in folder:photos")
+        setup = data.evaluation_setup(opened, weights, args.source)
+        evaluator = files.Evaluator(setup, data.evaluate_network(setup, weights))
+    yield from files.make(source, chosen, folder, _stem(args.source), images, evaluator)
+
+
+def _print(rows: Iterator[Row], args: argparse.Namespace) -> None:
     if args.json:
-        print(json.dumps({"images": len(images), "files": rows}))
-        return
-    print(
-        f"checked on {len(images)} images against JAX: difference as a share of the largest output, same first answers"
-    )
-    for row in rows.values():
-        print(
-            f"{row['path']}  {row['size_mb']:.2f} MB  difference {row['difference']:.1e}  agreement"
-            f" {row['agreement']:.2%}  {row['ms_one_core']:.2f} ms on one core, {row['ms_all_cores']:.2f} ms on all"
+        return print(json.dumps({"files": [row.to_json() for row in rows]}))
+    for number, row in enumerate(rows):
+        comparison, checked = row.comparison, row.checked
+        if not number:
+            print("difference: of the largest output; agreement: same first answer as JAX; ms: batch 1, one core / all")
+            if comparison is not None:
+                print(f"JAX model: {comparison.score} {comparison.network:.2%}")
+        line = (
+            f"{row.path.name}  {checked.size_mb:.2f} MB  difference {checked.difference:.1e}  agreement"
+            f" {checked.agreement:.2%}  {checked.ms_one_core:.2f} / {checked.ms_all_cores:.2f} ms"
         )
-
-
-def _checked(path: pathlib.Path, form: str, images: Any, expected: Mapping[str, Any]) -> dict[str, Any]:
-    from mnv2_jax.export import check
-
-    rejected = path.with_name(f"{path.name}.rejected")
-    try:
-        checked = check.check(path, form, images, expected)
-        if not check.is_right(checked):
-            raise check.RejectedError(
-                f"{path}: differs from the model by {checked.difference:.2g} of the largest output (at most"
-                f" {check.BOUND:g} is right), with the same first answer for {checked.agreement:.2%} of {len(images)}"
-                f" images; it is kept as {rejected.name}"
-            )
-    except check.RejectedError:
-        path.replace(rejected)
-        raise
-    return checked._asdict()
-
-
-def _chosen(text: str) -> list[str]:
-    formats = list(dict.fromkeys(text.split(",")))
-    for form in formats:
-        if form not in _FORMATS:
-            raise UserError(f"--format={text}: there is no format {form!r}; give some of {', '.join(_FORMATS)}")
-        missing = [name for name in _FORMATS[form].packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(f"--format={form} needs {' and '.join(missing)}: pip install 'mnv2_jax[export]'")
-    return formats
+        if comparison is not None:
+            line += f"  {comparison.score} {comparison.file:.2%} ({comparison.file - comparison.network:+.2%}"
+            if comparison.low is not None and comparison.high is not None:
+                line += f", 95 % interval {comparison.low:+.2%} to {comparison.high:+.2%}"
+            line += ")"
+        print(line, flush=True)
 
 
 def _stem(source: str) -> str:
@@ -164,35 +174,15 @@ def _stem(source: str) -> str:
     return path.stem if path.suffix in (".safetensors", ".pth", ".h5", ".keras", ".tflite") else path.name or "model"
 
 
-def _images(predictor: Any, paths: list[str], resolution: int) -> Any:
-    """Returns uint8 [n, resolution, resolution, 3]: the images that are given, else crops of two photos."""
-    import numpy as np
-
-    from mnv2_jax.data.folder import find_images
-
-    if not paths:
-        from sklearn.datasets import load_sample_images
-
-        rng = np.random.default_rng(0)
-        crops = []
-        for photo in load_sample_images().images:
-            for _ in range(_CHECKED // 4):
-                side = int(rng.integers(100, min(photo.shape[:2])))
-                top, left = (int(rng.integers(size - side + 1)) for size in photo.shape[:2])
-                crops.append(photo[top : top + side, left : left + side])
-        images: list[Any] = crops
-    else:
-        images = []
-        for path in paths:
-            images += find_images(path)[0] if pathlib.Path(path).is_dir() else [path]
-        if not images:
-            raise UserError(f"--images={paths[0]}: no image that can be read in this folder")
-    return np.stack([predictor.preprocess(image, resolution) for image in images[:_CHECKED]])
-
-
 def _size(text: str) -> int:
     if not text.isdecimal() or not 8 <= int(text) <= 4096:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of pixels from 8 to 4096")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
 
 

@@ -13,11 +13,36 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mnv2_jax import graph as graphs
 from mnv2_jax.errors import UserError
-from mnv2_jax.export.function import Exportable
+from mnv2_jax.export.biases import known_reals
+from mnv2_jax.export.formats import Precision
+from mnv2_jax.export.function import INPUT, Exportable
+from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised
+from mnv2_jax.export.shapes import names_of
+from mnv2_jax.graph import Node, Value
 
-BOUND = 1e-4
-"""Largest difference that a float32 file may have, as a share of the largest absolute value of the output, or of 1."""
+
+class Bound(NamedTuple):
+    """The most by which a file may differ from the network."""
+
+    difference: float
+    """Largest difference of an output, as a share of the largest absolute value of the output, or of 1."""
+    agreement: float
+    """Least share of images with the same first answer."""
+
+
+BOUNDS: Mapping[Precision, Bound] = {
+    "float32": Bound(1e-4, 1.0),
+    "float16": Bound(0.05, 0.97),
+    "dynamic": Bound(0.25, 0.9),
+    "int8": Bound(0.5, 0.8),  # loose: images may be ambiguous; what is strict is each operator on its own
+}
+"""Bounds by precision."""
+MOST_STEPS = 1
+"""Most steps of its grid by which an operator in integers may differ from the same operator in floats."""
+_STEP_IMAGES = 4
+"""Images on which every operator is checked."""
 
 
 class RejectedError(UserError):
@@ -56,7 +81,7 @@ def check(path: pathlib.Path, form: str, images: np.ndarray, expected: Mapping[s
       expected: the outputs of the JAX model.
 
     Raises:
-      UserError: if the runtime can't run the file.
+      RejectedError: if the runtime can't run the file, or its outputs have other names, shapes or types.
     """
     actual, ms_one_core = _run(path, form, images, "one")
     _, ms_all_cores = _run(path, form, images[:1], "all")
@@ -69,8 +94,74 @@ def check(path: pathlib.Path, form: str, images: np.ndarray, expected: Mapping[s
     ]
     same = [_first_answer(name, actual) == _first_answer(name, expected) for name in expected]
     agreement = float(np.mean(np.stack([np.broadcast_to(each, len(images)) for each in same]).all(axis=0)))
-    size_mb = path.stat().st_size / 1e6
-    return Checked(size_mb, float(np.max([0.0, *differences])), agreement, ms_one_core, ms_all_cores)
+    return Checked(_size_mb(path), float(np.max([0.0, *differences])), agreement, ms_one_core, ms_all_cores)
+
+
+def check_bound(path: pathlib.Path, precision: Precision, checked: Checked, count: int) -> None:
+    """Refuses a file that differs by more than its precision may.
+
+    Raises:
+      RejectedError: with the differences.
+    """
+    bound = BOUNDS[precision]
+    least = min(bound.agreement, 1 - 1 / count) if bound.agreement < 1 else 1.0  # one image may always differ
+    if not (checked.difference <= bound.difference and checked.agreement >= least):
+        raise RejectedError(
+            f"{path}: differs from the model by {checked.difference:.2g} of the largest output (at most"
+            f" {bound.difference:g} is right), with the same first answer for {checked.agreement:.2%} of {count} images"
+            f" (at least {least:.2%})"
+        )
+
+
+def check_steps(path: pathlib.Path, form: str, quantised: Quantised, images: np.ndarray) -> int:
+    """Compares every operator in integers with the same operator in floats, on the inputs that it has in the file.
+
+    From end to end a simulation can't agree: two kernels of one runtime don't.
+
+    Returns:
+      The largest difference, in steps of the operator's grid.
+
+    Raises:
+      RejectedError: if an operator differs by more than `MOST_STEPS`, or isn't computed in integers.
+    """
+    images, names = images[:_STEP_IMAGES], names_of(quantised.graph)
+    found, _ = _run(path, form, images, "integers")
+    for node in quantised.graph.nodes:
+        if node.op == CAST and node in quantised.nodes:  # the pixels themselves, which need no operator in some formats
+            found[names[node.output]] = images.astype(np.int16) - UNSIGNED
+    if images.dtype == np.float32:
+        (image,) = quantised.graph.inputs
+        found.setdefault(INPUT, quantised.grids[image].integers(images))
+    worst, layer = 0, ""
+    for node in quantised.graph.nodes:
+        if node not in quantised.nodes or node.op == CAST:
+            continue
+        read = [x for x in node.operands if isinstance(x, Value)]
+        if missing := [names[x] for x in (*read, node.output) if names[x] not in found]:
+            raise RejectedError(f"{path}: {missing[0]} isn't computed in integers")
+        steps = _steps(quantised, node, {x: found[names[x]] for x in (*read, node.output)})
+        if steps > worst:
+            worst, layer = steps, names[node.output]
+    if worst > MOST_STEPS:
+        raise RejectedError(f"{path}: {layer} differs by {worst} steps of its grid (at most {MOST_STEPS} is right)")
+    return worst
+
+
+def _steps(quantised: Quantised, node: Node, integers: Mapping[Value, np.ndarray]) -> int:
+    held = known_reals(quantised, node)
+    grid, (output,) = quantised.grids[node.output], node.outputs
+    compute = jax.jit(lambda operands: graphs.compute(node, operands)[0])
+    worst = 0
+    for row in range(len(integers[output])):
+        operands: list[Any] = []
+        for place, x in enumerate(node.operands):
+            if isinstance(x, Value):
+                operands.append(quantised.grids[x].reals(integers[x][row : row + 1]))
+            else:
+                operands.append(held[place])
+        right = grid.integers(np.asarray(compute(operands))).astype(int)
+        worst = max(worst, int(abs(right - integers[output][row : row + 1].astype(int)).max()))
+    return worst
 
 
 def _first_answer(name: str, outputs: Mapping[str, np.ndarray]) -> Any:
@@ -79,11 +170,12 @@ def _first_answer(name: str, outputs: Mapping[str, np.ndarray]) -> Any:
     return value[:, 0] if value.dtype.kind in "iu" else value.argmax(axis=1)
 
 
-def _run(path: pathlib.Path, form: str, images: np.ndarray, cores: str) -> tuple[dict[str, np.ndarray], float]:
+def _run(path: pathlib.Path, form: str, images: np.ndarray, what: str) -> tuple[dict[str, np.ndarray], float]:
+    """Runs a file in a fresh process; returns what `runtimes.main` writes: arrays by name, and milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         images_path, out = pathlib.Path(folder, "images.npy"), pathlib.Path(folder, "out.npz")
         np.save(images_path, images)
-        command = [sys.executable, "-m", "mnv2_jax.export.runtimes", form, str(path), str(images_path), str(out), cores]
+        command = [sys.executable, "-m", "mnv2_jax.export.runtimes", form, str(path), str(images_path), str(out), what]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -91,14 +183,9 @@ def _run(path: pathlib.Path, form: str, images: np.ndarray, cores: str) -> tuple
             raise RejectedError(f"{path}: its runtime can't run it ({reason[:300]})")
         with np.load(out) as archive:
             outputs = {key.removeprefix("output_"): archive[key] for key in archive.files if key != "ms"}
-            return outputs, float(archive["ms"])
+            return outputs, float(archive["ms"]) if "ms" in archive.files else 0.0
 
 
-def is_right(checked: Checked) -> bool:
-    """Whether a float32 file computes what the model computes."""
-    return checked.difference <= BOUND and checked.agreement == 1.0
-
-
-def to_input(images: np.ndarray, pixels: str) -> np.ndarray:
-    """Turns uint8 images into the input of a file."""
-    return images if pixels == "uint8" else (images / np.float32(255)).astype(np.float32)
+def _size_mb(path: pathlib.Path) -> float:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6

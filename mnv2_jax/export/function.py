@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mnv2_jax import graph as graphs
 from mnv2_jax.export.idioms import recognise
@@ -44,6 +45,10 @@ class Exportable(NamedTuple):
     def spec(self, batch: Any = 1) -> jax.ShapeDtypeStruct:
         """Returns the shape and type of the input."""
         return jax.ShapeDtypeStruct((batch, self.resolution, self.resolution, 3), jnp.dtype(self.pixels))
+
+    def to_input(self, images: np.ndarray) -> np.ndarray:
+        """Turns images, uint8 [n, resolution, resolution, 3], into the input."""
+        return images if self.pixels == "uint8" else (images / np.float32(255)).astype(np.float32)
 
     def apply(self, variables: PyTree, images: Array, forms: Forms = LIBRARY) -> dict[str, Array]:
         """Computes the outputs by their names. By default by XLA's convolutions; those of the CPU are none."""

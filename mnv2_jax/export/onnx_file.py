@@ -16,7 +16,8 @@ import numpy as np
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised, in_floats
-from mnv2_jax.export.shapes import integers_name, node_name, with_free_batch
+from mnv2_jax.export.runtimes import NCHW
+from mnv2_jax.export.shapes import names_of, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 
@@ -57,8 +58,8 @@ def to_model(traced: Graph | Quantised, facts: Mapping[str, str], storage: Stora
 
     quantised = traced if isinstance(traced, Quantised) else in_floats(traced)
     writer, graph = _Writer(quantised, storage), quantised.graph
-    for number, node in enumerate(graph.nodes):
-        writer.add(node, number)
+    for node in graph.nodes:
+        writer.add(node)
     outputs = {}
     for name, operand in graph.outputs.items():
         if not isinstance(operand, Value):
@@ -92,8 +93,9 @@ class _Writer:
         """Names of a value by its layout; NHWC is also that of arrays without four axes."""
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._rounded: set[Value] = set()
+        self._value_names = names_of(quantised.graph)
 
-    def add(self, node: Node, number: int) -> None:
+    def add(self, node: Node) -> None:
         """Writes a node by the rule for its operator."""
         rule = RULES.get(node.op)
         if rule is None:
@@ -111,18 +113,19 @@ class _Writer:
             return
         for operand in node.operands:  # those that were computed in floats
             if isinstance(operand, Value) and operand not in self._rounded:
-                self._round(operand, f"{number}/operand")
+                self._round(operand)
         rule(self, node)
-        self._round(node.output, node_name(node, number))  # to a grid that ends at the bounds of the node
+        self._round(node.output)  # to a grid that ends at the bounds of the node
 
     def _layouts(self, value: Value) -> list[str]:
         return [layout for layout in ("NHWC", "NCHW") if (value, layout) in self.names]
 
-    def _round(self, value: Value, name: str) -> None:
+    def _round(self, value: Value) -> None:
         """Rounds a value to its grid: its name is that of the rounded one from now on."""
         layout, grid = self._layouts(value)[0], self.quantised.grids[value]
         numbers = [self.constant(np.float32(grid.scale)), self.constant(np.uint8(grid.zero_point + UNSIGNED))]
-        integers = self.emit("QuantizeLinear", [self.names.pop((value, layout)), *numbers], integers_name(name, layout))
+        name = f"{self._value_names[value]}{NCHW if layout == 'NCHW' else ''}"
+        integers = self.emit("QuantizeLinear", [self.names.pop((value, layout)), *numbers], name)
         for other in self._layouts(value):
             del self.names[value, other]
         self.names[value, layout] = self.emit("DequantizeLinear", [integers, *numbers])

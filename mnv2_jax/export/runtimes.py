@@ -1,4 +1,4 @@
-"""Runs an exported file in its own runtime: ``python -m mnv2_jax.export.runtimes FORMAT FILE IMAGES OUT CORES``.
+"""Runs an exported file in its own runtime: ``python -m mnv2_jax.export.runtimes FORMAT FILE IMAGES OUT WHAT``.
 
 The check starts this in a fresh process, which imports the runtime and none of the package's models.
 """
@@ -15,41 +15,132 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+NCHW = ":NCHW"
+"""End of the name of an ONNX file's integers that are [b, c, h, w]."""
 Run: TypeAlias = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Computes the outputs of a batch."""
 
 _BUDGET_S, _MOST_RUNS = 1.0, 50
 """Seconds and runs after which timing ends."""
+INTEGERS, CONSTANT = ":int8", ":constant"
+"""Ends of names of a LiteRT file's tensors: those that hold the integers of another, and constants."""
 
 
-def _open_onnx(path: str) -> Run:
+def _open_onnx(path: str, cores: int) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores
+    return _session(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+
+
+def _session(session: Any) -> Run:
     names, image = [output.name for output in session.get_outputs()], session.get_inputs()[0].name
     return lambda images: dict(zip(names, session.run(None, {image: images}), strict=True))
 
 
-def _open_stablehlo(path: str) -> Run:
-    import jax
-    from jax import export
+def _open_tflite(path: str, cores: int) -> Run:
+    from ai_edge_litert.interpreter import Interpreter
 
-    exported = export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
-    call = jax.jit(exported.call)
+    interpreter = Interpreter(path, num_threads=cores)
+    (image,) = interpreter.get_input_details()
+    interpreter.allocate_tensors()
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        if interpreter.get_input_details()[0]["shape"][0] != len(images):
+            interpreter.resize_tensor_input(image["index"], images.shape)
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(image["index"], images)
+        interpreter.invoke()
+        return {output["name"]: interpreter.get_tensor(output["index"]) for output in interpreter.get_output_details()}
+
+    return run
+
+
+def _open_stablehlo(path: str, cores: int) -> Run:
+    import jax
+
+    call = jax.jit(read_stablehlo(pathlib.Path(path)).call)
     return lambda images: {name: np.asarray(value) for name, value in call(images).items()}
 
 
-RUNTIMES: Mapping[str, Callable[[str], Run]] = {"onnx": _open_onnx, "stablehlo": _open_stablehlo}
-"""Functions that open a file in the runtime of its format."""
+def read_stablehlo(path: pathlib.Path) -> Any:
+    """Returns the `jax.export.Exported` of a file."""
+    from jax import export
+
+    return export.deserialize(bytearray(path.read_bytes()))
+
+
+RUNTIMES: Mapping[str, Callable[[str, int], Run]] = {
+    "onnx": _open_onnx,
+    "stablehlo": _open_stablehlo,
+    "tflite": _open_tflite,
+}
+"""Functions that open a file in the runtime of its format, for a number of cores."""
+
+
+# --- integers -----------------------------------------------------------------------------------------------
+
+
+def _integers_of_onnx(path: str) -> Run:
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    run = _session(session)
+
+    def integers(images: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        for name, array in run(images).items():
+            plain = name.removesuffix(NCHW)
+            found[plain] = (array.transpose(0, 2, 3, 1) if name != plain else array).astype(np.int16) - 128
+        return found
+
+    return integers
+
+
+def _integers_of_tflite(path: str) -> Run:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    # Without delegates: they keep no values between operators
+    kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(path, experimental_op_resolver_type=kernels, experimental_preserve_all_tensors=True)
+    (image,) = interpreter.get_input_details()
+    interpreter.allocate_tensors()
+    details = interpreter.get_tensor_details()
+    tensors = [each for each in details if each["dtype"] is np.int8 and not each["name"].endswith(CONSTANT)]
+
+    def integers(images: np.ndarray) -> dict[str, np.ndarray]:
+        rows = []
+        for single in images:
+            interpreter.set_tensor(image["index"], single[None])
+            interpreter.invoke()
+            rows.append({tensor["name"]: interpreter.get_tensor(tensor["index"]) for tensor in tensors})
+        return {name.removesuffix(INTEGERS): np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    return integers
+
+
+INTEGERS_OF: Mapping[str, Callable[[str], Run]] = {"onnx": _integers_of_onnx, "tflite": _integers_of_tflite}
+"""Functions that open a quantised file so that it gives the integers of all its values, by name, as int8 counts them;
+the values are [b, h, w, c] or as the graph has them."""
 
 
 def main() -> None:
-    """Writes the outputs for the images, and the milliseconds at batch 1 on ``CORES``: one or all."""
-    form, path, images_path, out, cores = sys.argv[1:]
-    if cores == "one" and hasattr(os, "sched_setaffinity"):  # Linux; before the runtime starts its threads
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    run = RUNTIMES[form](path)
+    """Writes the outputs for the images and the milliseconds at batch 1 on one core or all, or all integers."""
+    form, path, images_path, out, what = sys.argv[1:]
     images = np.load(images_path)
+    if what == "integers":
+        arrays: dict[str, Any] = {f"output_{name}": value for name, value in INTEGERS_OF[form](path)(images).items()}
+        np.savez(out, **arrays)
+        return
+    if what == "one" and hasattr(os, "sched_setaffinity"):  # Linux; before the runtime starts its threads
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    run = RUNTIMES[form](path, 1 if what == "one" else os.cpu_count() or 1)
     outputs: dict[str, Any] = dict(run(images))
     single = images[:1]
     run(single)

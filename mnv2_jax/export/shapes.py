@@ -7,17 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.graph import Node
+from mnv2_jax.export.function import INPUT
+from mnv2_jax.graph import Graph, Node, Value
 
 
-def node_name(node: Node, number: int) -> str:
-    """Returns the name of a node's output: its number in the graph, its layer and its operator."""
-    return f"{number}/{'/'.join((*node.scope, node.op))}"
-
-
-def integers_name(name: str, layout: str) -> str:
-    """Returns the name of the integers of an output, by its layout: NHWC, which the graph has, or NCHW."""
-    return name if layout == "NHWC" else f"{name}:{layout}"
+def names_of(graph: Graph) -> dict[Value, str]:
+    """Returns a name for each value: `INPUT`, or the number, the layer and the operator of the node that makes it."""
+    names = dict.fromkeys(graph.inputs, INPUT)
+    for number, node in enumerate(graph.nodes):
+        names.update(dict.fromkeys(node.outputs, f"{number}/{'/'.join((*node.scope, node.op))}"))
+    return names
 
 
 def with_free_batch(node: Node, shape: Sequence[int]) -> list[int]:

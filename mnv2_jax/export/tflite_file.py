@@ -15,7 +15,8 @@ import numpy as np
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, Grid, Quantised, in_floats, kernel_grid
-from mnv2_jax.export.shapes import node_name, with_free_batch
+from mnv2_jax.export.runtimes import CONSTANT, INTEGERS
+from mnv2_jax.export.shapes import names_of, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 from mnv2_jax.nn.window import Window
@@ -47,8 +48,8 @@ def to_bytes(traced: Graph | Quantised, facts: Mapping[str, str], storage: Stora
 
     quantised = traced if isinstance(traced, Quantised) else in_floats(traced)
     writer = _Writer(quantised, storage)
-    for number, node in enumerate(quantised.graph.nodes):
-        writer.add(node, number)
+    for node in quantised.graph.nodes:
+        writer.add(node)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(writer.model(facts).Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -128,25 +129,28 @@ class _Writer:
         """Tensors of the values, by value and form."""
         self.makers = {value: node for node in quantised.graph.nodes for value in node.outputs}
         self._constants: dict[Any, int] = {}
+        self._value_names = names_of(quantised.graph)
         self._name = INPUT
         (image,) = quantised.graph.inputs
         grid = Grid(np.float32(1)) if quantised.nodes and image.dtype == np.uint8 else None
         self.places[image, "float"] = self.tensor(image.shape, image.dtype, grid)
+        self.tensors[0].name = INPUT
 
-    def add(self, node: Node, number: int) -> None:
+    def add(self, node: Node) -> None:
         """Writes a node by the rule for its operator."""
         rule = RULES.get(node.op)
         if rule is None:
             raise UserError(f"{'/'.join(node.scope)}: LiteRT has no rule for the operator {node.op!r} here")
-        self._name = node_name(node, number)
+        self._name = self._value_names[node.outputs[0]]
         rule(self, node)
 
     # --- tensors ---
 
     def tensor(self, shape: Sequence[int], dtype: Any, grid: Grid | None, buffer: int = 0, axis: int = 0) -> int:
-        """Adds a tensor, named as the node that is written; returns its number."""
+        """Adds a tensor; returns its number. Its name has that of the node which is written, and what it is."""
         tensor = self.schema.TensorT()
-        tensor.name, tensor.shape, tensor.buffer = self._name, [int(size) for size in shape], buffer
+        tensor.name = f"{self._name}:{len(self.tensors)}{CONSTANT if buffer else ''}"
+        tensor.shape, tensor.buffer = [int(size) for size in shape], buffer
         tensor.type = getattr(self.schema.TensorType, np.dtype(dtype).name.upper())
         if not buffer and shape:
             tensor.shapeSignature = [-1, *tensor.shape[1:]]
@@ -201,6 +205,7 @@ class _Writer:
             other = self.places[value, "float" if form == "int8" else "int8"]
             if form == "int8":
                 made = self.emit("QUANTIZE", [other], value.shape, np.int8, self.quantised.grids[value])
+                self.tensors[made].name = f"{self._value_names[value]}{INTEGERS}"
             else:
                 made = self.emit("DEQUANTIZE", [other], value.shape, value.dtype)
             self.places[value, form] = made
@@ -245,6 +250,7 @@ class _Writer:
         made = self.like(node, op, inputs, node.output.shape, **options)
         if node.clip and not self.is_int8(node) and not (can_fuse and bounds in _FUSED):
             made = self.clip(node, made, node.clip)
+        self.tensors[made].name = self._value_names[node.output]
         self.places[node.output, "int8" if self.is_int8(node) else "float"] = made
 
     def clip(self, node: Node, made: int, clip: tuple[float, float]) -> int:
@@ -276,7 +282,7 @@ class _Writer:
         model.version, model.description, model.subgraphs = 3, "mnv2_jax", [subgraph]
         model.operatorCodes = [self._code(op, version) for op, version in self.codes]
         signature.signatureKey, signature.subgraphIndex = "serving_default", 0
-        signature.inputs, signature.outputs = self._names(inputs), self._names(outputs)
+        signature.inputs, signature.outputs = self._entries(inputs), self._entries(outputs)
         model.signatureDefs = [signature]
         model.metadata = [self._metadata(name, text) for name, text in facts.items()]
         model.buffers = self.buffers
@@ -288,7 +294,7 @@ class _Writer:
         code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), version
         return code
 
-    def _names(self, tensors: Mapping[str, int]) -> list[Any]:
+    def _entries(self, tensors: Mapping[str, int]) -> list[Any]:
         names = []
         for name, number in tensors.items():
             entry = self.schema.TensorMapT()
