@@ -411,6 +411,7 @@ def values_of(graph: Graph, *inputs: Array) -> dict[Value, Array]:
 
 def compute(node: Node, operands: Sequence[Array]) -> list[Array]:
     """Computes the outputs of a node from its operands."""
+    operands = [jnp.asarray(operand) for operand in operands]
     if node.op in (CONV, DOT):
         x, kernel, *biases = operands
         y = _convolve(node, x, kernel) if node.op == CONV else _bind(node.primitive, (x, kernel), node.params)[0]

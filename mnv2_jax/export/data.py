@@ -215,7 +215,7 @@ class _FileModel:
     def apply(self, variables: PyTree, images: Array, train: bool = False) -> tuple[PyTree, PyTree]:
         """Computes the outputs for normalised images, float32 [b, h, w, 3], from the pixels that they were."""
         preprocessing = self.exportable.weights.info.preprocessing
-        mean, std = (jnp.asarray(x, jnp.float32) for x in (preprocessing.mean, preprocessing.std))
+        mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (preprocessing.mean, preprocessing.std))
         pixels = jnp.round((images * std + mean) * 255).astype(jnp.uint8)
         outputs = self.call(pixels if self.exportable.pixels == "uint8" else pixels / jnp.float32(255))
         return (outputs["logits"] if set(outputs) == {"logits"} else outputs), {}

@@ -272,7 +272,7 @@ def _square(writer: _Writer, node: Node) -> None:
 
 
 def _conv(writer: _Writer, node: Node) -> None:
-    params, (_, kernel, *biases) = node.params, node.operands
+    params, kernel = node.params, node.operands[1]
     usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
         raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for a convolution of this layout or dilated input")
@@ -280,7 +280,7 @@ def _conv(writer: _Writer, node: Node) -> None:
         raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for a kernel that depends on the image")
     (top, bottom), (left, right) = params["padding"]
     inputs = [writer.read(node, 0, "NCHW"), writer.known(node, 1, (3, 2, 0, 1))]
-    inputs += [writer.known(node, 2)] * bool(biases)
+    inputs += [writer.known(node, place) for place in range(2, len(node.operands))]
     writer.names[node.output, "NCHW"] = writer.emit(
         "Conv",
         inputs,
@@ -296,7 +296,7 @@ def _dot(writer: _Writer, node: Node) -> None:
     (contracted_x, contracted_y), (batch_x, batch_y) = node.params["dimension_numbers"]
     ranks = len(np.shape(x)), len(np.shape(y))
     if ranks == (2, 2) and (tuple(contracted_x), tuple(contracted_y)) == ((1,), (0,)):
-        added = [writer.known(node, 2)] * bool(biases)
+        added = [writer.known(node, place) for place in range(2, len(node.operands))]
         name = writer.emit("Gemm", [writer.read(node, 0), writer.read(node, 1), *added])
     else:
         letters = iter("abcdefghijklmnop")

@@ -10,28 +10,27 @@ import numpy as np
 import pytest
 from jax import export
 
-from mnv2_jax import create_model, graph
+from mnv2_jax import graph
 from mnv2_jax.errors import UserError
-from mnv2_jax.export import check, onnx_file, stablehlo
-from mnv2_jax.export.function import Exportable
-from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
+from mnv2_jax.export import check, data, onnx_file, stablehlo, tflite_file
+from mnv2_jax.weights.file import Preprocessing, WeightsInfo
 from tests import cli
-from tests.test_graph import drawn
+from tests.export.conftest import exportable, images_of
 
 onnx = pytest.importorskip("onnx", reason="pip install .[export]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install .[export]")
+Interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="pip install .[export]").Interpreter
 
 
-def exportable(name="mobilenet_v2", resolution=64, pixels="uint8", outputs="raw", **options):
-    model = create_model(name, 7, **options)
-    info = WeightsInfo(labels=tuple("abcdefg"), preprocessing=Preprocessing(mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4)))
-    return Exportable(Weights(model, drawn(model), info), resolution, pixels, outputs)
-
-
-def images_of(exported, batch):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, exported.resolution, exported.resolution, 3), np.uint8)
-    return check.to_input(images, exported.pixels)
+OPERATORS = {
+    "mobilenet_v1": {"CONV_2D": 14, "DEPTHWISE_CONV_2D": 13, "MEAN": 1, "FULLY_CONNECTED": 1, "PAD": 1},
+    "mobilenet_v2": {"CONV_2D": 35, "DEPTHWISE_CONV_2D": 17, "ADD": 11, "MEAN": 1, "FULLY_CONNECTED": 1},
+    "mobilenet_v3_small": {"CONV_2D": 23, "DEPTHWISE_CONV_2D": 11, "HARD_SWISH": 19, "MEAN": 10},
+    "mobilenet_v4_conv_small": {"CONV_2D": 30, "DEPTHWISE_CONV_2D": 15, "ADD": 11, "FULLY_CONNECTED": 2},
+    "mobilenet_v4_hybrid_medium": {"BATCH_MATMUL": 16, "SOFTMAX": 9, "CONV_2D": 80, "DEPTHWISE_CONV_2D": 39},
+    "resnet50": {"CONV_2D": 53, "MAX_POOL_2D": 1, "ADD": 17, "MEAN": 1, "FULLY_CONNECTED": 1},
+}
+"""Numbers of some operators of the LiteRT files: the layers of the papers' tables; a MUL and an ADD for the pixels."""
 
 
 def run_onnx(model, images):
@@ -39,34 +38,78 @@ def run_onnx(model, images):
     return dict(zip([out.name for out in session.get_outputs()], session.run(None, {"images": images}), strict=True))
 
 
+def open_tflite(content):
+    """Returns the function from images to outputs, and the operators' counts."""
+    interpreter = Interpreter(model_content=content, num_threads=2)
+    counts = collections.Counter(each["op_name"] for each in interpreter._get_ops_details())
+
+    def run(images):
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], images.shape)
+        return interpreter.get_signature_runner()(images=images)
+
+    return run, counts
+
+
 @pytest.mark.parametrize(
     ("name", "resolution", "pixels", "outputs", "options"),
     [
-        ("mobilenet_v1", 65, "uint8", "raw", {"width": 0.25, "padding": "keras_v1"}),
         ("mobilenet_v2", 97, "uint8", "answers", {"width": 0.35}),
-        ("mobilenet_v2", 64, "float32", "raw", {"width": 0.35, "padding": "symmetric", "output_stride": 16}),
-        ("mobilenet_v3_small", 64, "uint8", "raw", {"width": 0.35}),
+        ("mobilenet_v3_small", 64, "float32", "raw", {"width": 0.35}),
+        pytest.param(
+            "mobilenet_v1", 65, "uint8", "raw", {"width": 0.25, "padding": "keras_v1"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "mobilenet_v2",
+            64,
+            "float32",
+            "raw",
+            {"width": 0.35, "padding": "symmetric", "output_stride": 16},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("mobilenet_v4_conv_small", 64, "uint8", "raw", {"width": 0.5}, marks=pytest.mark.slow),
         pytest.param("mobilenet_v4_hybrid_medium", 64, "uint8", "answers", {"width": 0.25}, marks=pytest.mark.slow),
         pytest.param("resnet50", 64, "uint8", "raw", {}, marks=pytest.mark.slow),
     ],
 )
-def test_onnx_computes_what_the_model_does_at_any_batch(name, resolution, pixels, outputs, options):
+def test_a_file_computes_what_the_network_does_at_any_batch(name, resolution, pixels, outputs, options):
     exported = exportable(name, resolution, pixels, outputs, **options)
-    model = onnx_file.to_model(exported.graph(), exported.facts())
+    traced, facts, images = exported.graph(), exported.facts(), images_of(exported, 3)
+    expected = check.expected_outputs(exported, images)
+    assert expected.keys() == ({"logits"} if outputs == "raw" else {"class", "probability"})
+
+    model = onnx_file.to_model(traced, facts)
     onnx.checker.check_model(model, full_check=True)
     counts = collections.Counter(node.op_type for node in model.graph.node)
-    assert not {"BatchNormalization", "Min"} & set(counts), counts  # folded; and relu6 is a Clip
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(facts["labels"]) == list("abcdefg")
-    assert json.loads(facts["preprocessing"])["mean"] == [0.3, 0.4, 0.5]
-    for batch in (1, 3):
-        images = images_of(exported, batch)
-        ours, expected = run_onnx(model, images), check.expected_outputs(exported, images)
-        assert ours.keys() == expected.keys() == ({"logits"} if outputs == "raw" else {"class", "probability"})
-        for key, value in expected.items():
-            assert ours[key].dtype == value.dtype
-            np.testing.assert_allclose(ours[key], value, rtol=1e-4, atol=check.BOUND * max(1, abs(value).max()))
+    assert not {"BatchNormalization", "Min", "Max"} & set(counts), counts  # folded; and relu6 is a Clip
+    stored = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(stored["labels"]) == list("abcdefg")
+    assert json.loads(stored["preprocessing"])["mean"] == pytest.approx([0.3, 0.4, 0.5])
+
+    run, counts = open_tflite(tflite_file.to_bytes(traced, facts))
+    for op, count in OPERATORS[name].items():
+        assert counts[op] == count, (op, counts)
+    for call in (run, lambda batch: run_onnx(model, batch)):
+        for batch in (1, 3):
+            ours = call(images[:batch])
+            assert ours.keys() == expected.keys()
+            for key, value in expected.items():
+                assert ours[key].dtype == value.dtype
+                bound = check.BOUNDS["float32"].difference * max(1, abs(value).max())
+                np.testing.assert_allclose(ours[key], value[:batch], rtol=1e-4, atol=bound)
+    if outputs == "raw":
+        half = {"tflite": open_tflite(tflite_file.to_bytes(traced, facts, "float16"))[0](images)}
+        half["onnx"] = run_onnx(onnx_file.to_model(traced, facts, "float16"), images)
+        for each in half.values():
+            np.testing.assert_allclose(each["logits"], expected["logits"], atol=2e-3 * abs(expected["logits"]).max())
+
+
+def test_kernels_in_8_bits_make_a_quarter_of_the_file(v2):
+    sizes = {storage: len(tflite_file.to_bytes(v2.graph, {}, storage)) for storage in ("float32", "float16", "dynamic")}
+    assert sizes["float16"] < 0.56 * sizes["float32"]
+    assert sizes["dynamic"] < 0.37 * sizes["float32"]
+    run, _ = open_tflite(tflite_file.to_bytes(v2.graph, {}, "dynamic"))
+    logits = v2.expected["logits"]
+    np.testing.assert_allclose(run(v2.images)["logits"], logits, atol=0.05 * abs(logits).max())
 
 
 def test_stablehlo_is_one_file_for_all_platforms_and_batches(tmp_path):
@@ -81,21 +124,20 @@ def test_stablehlo_is_one_file_for_all_platforms_and_batches(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text())["labels"] == list("abcdefg")
 
 
-def test_an_operator_without_a_rule_is_named_with_its_layer():
-    def function(x):
+@pytest.mark.parametrize("make", [onnx_file.to_model, tflite_file.to_bytes])
+def test_what_a_format_lacks_is_named_with_its_layer(make):
+    def ranking(x):
         with jax.named_scope("head"), jax.named_scope("ranking"):
             return {"out": jnp.sort(x.mean((1, 2)))}
 
     with pytest.raises(UserError, match=r"head/ranking: .*'sort'"):
-        onnx_file.to_model(graph.trace(function, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
+        make(graph.trace(ranking, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
 
-
-def test_the_axis_of_the_batch_may_not_move():
-    def function(x):
+    def merging(x):
         return {"out": x.reshape(64, 3)}
 
     with pytest.raises(UserError, match="batch"):
-        onnx_file.to_model(graph.trace(function, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
+        make(graph.trace(merging, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
 
 
 # --- the door -----------------------------------------------------------------------------------------------
@@ -125,35 +167,57 @@ def tampered(monkeypatch):
     return plant
 
 
-def test_a_run_is_exported_and_checked(trained, tmp_path):
-    result = cli.here("export.__main__", trained[0], f"--out={tmp_path / 'files'}", "--json")
-    answer = cli.answer(result)
-    assert set(answer["files"]) == {"stablehlo", "onnx"}
-    for row in answer["files"].values():
+def test_a_run_is_exported_checked_and_evaluated(trained, tmp_path):
+    flags = [f"--out={tmp_path / 'files'}", "--precision=float32,int8", "--calibration=40", "--json"]
+    result = cli.here("export.__main__", trained[0], "--eval", *flags)
+    rows = cli.answer(result)["files"]
+    names = [(row["format"], row["precision"]) for row in rows]
+    assert names == [(form, each) for form in ("stablehlo", "tflite", "onnx") for each in PRECISIONS_OF[form]]
+    recorded = json.loads((trained[0] / "summary.json").read_text())["top1"]
+    for row in rows:
         assert pathlib.Path(row["path"]).is_file()
-        assert row["difference"] <= check.BOUND
-        assert row["agreement"] == 1
+        assert row["difference"] <= check.BOUNDS[row["precision"]].difference
         assert row["ms_one_core"] > 0
-    again = cli.here("export.__main__", trained[0], f"--out={tmp_path / 'files'}")
+        assert row["network"] == pytest.approx(recorded)
+        assert row["low"] <= row["file"] - row["network"] <= row["high"]
+        if row["precision"] == "float32":
+            assert (row["agreement"], row["file"]) == (1, row["network"])
+        else:
+            assert row["steps"] <= check.MOST_STEPS
+    again = cli.here("export.__main__", trained[0], *flags)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "--force" in again.stderr
 
 
-def test_a_file_that_computes_something_else_is_rejected(trained, tmp_path, tampered):
+PRECISIONS_OF = {"stablehlo": ["float32"], "tflite": ["float32", "int8"], "onnx": ["float32", "int8"]}
+
+
+def test_a_file_that_computes_something_else_is_rejected_and_the_old_one_stays(trained, tmp_path, tampered):
     tampered(swap_channels)
-    result = cli.here("export.__main__", trained[0], f"--out={tmp_path}", "--format=onnx")
+    old = tmp_path / f"{trained[0].name}.onnx"
+    old.write_text("the file of yesterday")
+    result = cli.here("export.__main__", trained[0], f"--out={tmp_path}", "--format=onnx", "--force")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".rejected"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [old.name, f"{old.name}.rejected"]
+    assert old.read_text() == "the file of yesterday"
 
 
-def test_exchanged_mean_and_std_are_found(tmp_path):
-    right = exportable(width=0.35, depth=0.3)
-    info = right.weights.info
+@pytest.mark.parametrize("form", ["tflite", "onnx"])
+def test_exchanged_mean_and_std_are_found(form, v2, tmp_path):
+    info = v2.exported.weights.info
     swapped = Preprocessing(mean=info.preprocessing.std, std=info.preprocessing.mean)
-    wrong = right._replace(weights=right.weights._replace(info=WeightsInfo(preprocessing=swapped)))
-    onnx_file.write(wrong, tmp_path / "x.onnx")
-    images = images_of(right, 4)
-    assert not check.is_right(check.check(tmp_path / "x.onnx", "onnx", images, check.expected_outputs(right, images)))
+    wrong = v2.exported._replace(weights=v2.exported.weights._replace(info=WeightsInfo(preprocessing=swapped)))
+    path = tmp_path / f"x.{form}"
+    {"tflite": tflite_file, "onnx": onnx_file}[form].write(path, wrong.graph(), {})
+    with pytest.raises(check.RejectedError, match="differs"):
+        check.check_bound(path, "float32", check.check(path, form, v2.images, v2.expected), len(v2.images))
+
+
+def test_paired_intervals_hold_the_difference_and_shrink():
+    assert data.paired_interval(0, 0, 100)[1] < 0.03
+    low, high = data.paired_interval(2, 8, 400)
+    assert low < -6 / 400 < high < 0.005
+    assert high - low > np.subtract(*data.paired_interval(20, 80, 4000)[::-1])
 
 
 @pytest.mark.parametrize(
@@ -162,8 +226,11 @@ def test_exchanged_mean_and_std_are_found(tmp_path):
         (["--out={}"], "RUN_OR_FILE"),
         (["nowhere.safetensors", "--out={}"], "nowhere.safetensors"),
         (["{}", "--out={}", "--format=caffe"], "'caffe'"),
+        (["{}", "--out={}", "--precision=int4"], "'int4'"),
+        (["{}", "--out={}", "--format=stablehlo", "--precision=int8"], "stablehlo"),
+        (["{}", "--out={}", "--calibration=0"], "--calibration"),
+        (["{}", "--out={}", "--eval", "--outputs=answers"], "--outputs=answers"),
         (["{}", "--out={}", "--resolution=4"], "--resolution"),
-        (["{}", "--out={}", "--config.seed=3"], "--config.seed"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message, tmp_path):
