@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +22,9 @@ class _Format(NamedTuple):
     ending: str
     packages: tuple[str, ...]
     """Packages of the extra `export` that writing and checking need."""
-    writer: Callable[[], Callable[[Exportable, pathlib.Path], None]]
+    writer: Callable[[], Callable[..., None]]
+    is_default: bool = True
+    """Whether it is written where no format is named."""
 
 
 def _stablehlo() -> Callable[[Exportable, pathlib.Path], None]:
@@ -36,10 +39,18 @@ def _onnx() -> Callable[[Exportable, pathlib.Path], None]:
     return onnx_file.write
 
 
+def _web() -> Callable[..., None]:
+    from mnv2_jax.export import web
+
+    return web.write
+
+
 _FORMATS: Mapping[str, _Format] = {
     "stablehlo": _Format(".stablehlo", (), _stablehlo),
     "onnx": _Format(".onnx", ("onnx", "onnxruntime"), _onnx),
+    "web": _Format("-web", ("onnx", "onnxruntime"), _web, is_default=False),
 }
+_DEFAULT = ",".join(name for name, form in _FORMATS.items() if form.is_default)
 
 _HELP_AFTER = """\
 Every file is loaded in its own runtime in a fresh process, and compared with the JAX model on real images. If it
@@ -49,6 +60,7 @@ batch is free. Labels, preprocessing and source are in the ONNX file's propertie
 examples:
   python -m mnv2_jax.export runs/w0_35-digits --out=exported
   python -m mnv2_jax.export v2.safetensors --format=onnx --outputs=answers --images=photos --out=exported
+  python -m mnv2_jax.export runs/w0_35-digits --format=web --out=exported
   python -m mnv2_jax.export timm/mobilenetv2_100.ra_in1k --resolution=192 --pixels=float32 --out=exported
 """
 _CHECKED = 256
@@ -61,7 +73,10 @@ def main() -> None:
     parser.add_argument("source", metavar="RUN_OR_FILE", help="a run folder, a file, or the name of published weights")
     parser.add_argument("--out", required=True, type=folder_type, metavar="DIR", help="folder for the files")
     parser.add_argument(
-        "--format", default=",".join(_FORMATS), metavar="A,B", help=f"some of {', '.join(_FORMATS)} (default: all)"
+        "--format",
+        default=_DEFAULT,
+        metavar="A,B",
+        help=f"some of {', '.join(_FORMATS)} (default: {_DEFAULT}); web is a folder with a page for browsers",
     )
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="checkpoint of a run (default: as the other commands)"
@@ -86,6 +101,12 @@ def main() -> None:
         help=f"images or folders to check with, the first {_CHECKED} (default: crops of scikit-learn's two photos)",
     )
     parser.add_argument(
+        "--runtime",
+        type=folder_type,
+        metavar="DIR",
+        help="with --format=web: an unpacked onnxruntime-web (default: npm fetches it)",
+    )
+    parser.add_argument(
         "--modules", default="", metavar="A,B", help="modules that register the task or model of a file"
     )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
@@ -94,6 +115,10 @@ def main() -> None:
     if overrides:
         raise UserError(f"--config.{overrides[0]}: export uses no config; leave it out")
     formats = _chosen(args.format)
+    if "web" not in formats and args.runtime:
+        raise UserError(f"--runtime={args.runtime}: only a page needs it; add --format=web, or leave it out")
+    if "web" in formats and (args.pixels, args.outputs) != ("uint8", "raw"):
+        raise UserError("--format=web: a page gives uint8 and takes raw outputs; leave out --pixels and --outputs")
     paths = {form: args.out / f"{_stem(args.source)}{_FORMATS[form].ending}" for form in formats}
     for path in paths.values():
         if path.exists() and not args.force:
@@ -103,6 +128,12 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={args.out}: can't make this folder ({error.strerror}); give another") from error
+
+    more: dict[str, dict[str, Any]] = {}
+    if "web" in formats:
+        from mnv2_jax.export import web
+
+        more["web"] = {"runtime": web.read_runtime(args.runtime)}
 
     from mnv2_jax.export import check
     from mnv2_jax.export.function import Exportable, in_float32
@@ -115,7 +146,7 @@ def main() -> None:
     expected = check.expected_outputs(exportable, images)
     rows: dict[str, dict[str, Any]] = {}
     for form, path in paths.items():
-        _FORMATS[form].writer()(exportable, path)
+        _FORMATS[form].writer()(exportable, path, **more.get(form, {}))
         rows[form] = {"path": str(path), **_checked(path, form, images, expected)}
     if args.json:
         print(json.dumps({"images": len(images), "files": rows}))
@@ -143,6 +174,8 @@ def _checked(path: pathlib.Path, form: str, images: Any, expected: Mapping[str, 
                 f" images; it is kept as {rejected.name}"
             )
     except check.RejectedError:
+        if path.is_dir():  # which replaces only an empty folder
+            shutil.rmtree(rejected, ignore_errors=True)
         path.replace(rejected)
         raise
     return checked._asdict()

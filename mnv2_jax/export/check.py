@@ -30,7 +30,7 @@ class Checked(NamedTuple):
     """Result of a check."""
 
     size_mb: float
-    """Size of the file in millions of bytes."""
+    """Size of the file, or of all in a folder, in millions of bytes."""
     difference: float
     """Largest difference of an output, as a share of its largest absolute value, or of 1 if that is larger."""
     agreement: float
@@ -69,7 +69,8 @@ def check(path: pathlib.Path, form: str, images: np.ndarray, expected: Mapping[s
     ]
     same = [_first_answer(name, actual) == _first_answer(name, expected) for name in expected]
     agreement = float(np.mean(np.stack([np.broadcast_to(each, len(images)) for each in same]).all(axis=0)))
-    size_mb = path.stat().st_size / 1e6
+    files = [path, *path.rglob("*")]  # some formats are folders
+    size_mb = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
     return Checked(size_mb, float(np.max([0.0, *differences])), agreement, ms_one_core, ms_all_cores)
 
 

@@ -25,7 +25,12 @@ _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 def write(exportable: Exportable, path: pathlib.Path) -> None:
-    """Writes an ONNX file.
+    """Writes an ONNX file; see `to_bytes`."""
+    write_bytes(path, to_bytes(exportable))
+
+
+def to_bytes(exportable: Exportable) -> bytes:
+    """Returns the content of an ONNX file.
 
     Raises:
       UserError: naming the operator and its layer, if there is no rule for it.
@@ -34,7 +39,7 @@ def write(exportable: Exportable, path: pathlib.Path) -> None:
 
     model = to_model(exportable.graph(), exportable.facts())
     onnx.checker.check_model(model, full_check=True)
-    write_bytes(path, model.SerializeToString())
+    return bytes(model.SerializeToString())
 
 
 def to_model(traced: Graph, facts: Mapping[str, str]) -> Any:

@@ -5,6 +5,8 @@ The check starts this in a fresh process, which imports the runtime and none of 
 
 from __future__ import annotations
 
+import base64
+import gzip
 import os
 import pathlib
 import statistics
@@ -22,12 +24,18 @@ _BUDGET_S, _MOST_RUNS = 1.0, 50
 """Seconds and runs after which timing ends."""
 
 
-def _open_onnx(path: str) -> Run:
+def _open_onnx(path: str | bytes) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names, image = [output.name for output in session.get_outputs()], session.get_inputs()[0].name
     return lambda images: dict(zip(names, session.run(None, {image: images}), strict=True))
+
+
+def _open_web(path: str) -> Run:
+    """Opens the ONNX file within the page's script; the page itself is tested in a browser."""
+    _, content, _ = pathlib.Path(path, "network.js").read_text().rsplit('"', 2)
+    return _open_onnx(gzip.decompress(base64.b64decode(content)))
 
 
 def _open_stablehlo(path: str) -> Run:
@@ -39,7 +47,11 @@ def _open_stablehlo(path: str) -> Run:
     return lambda images: {name: np.asarray(value) for name, value in call(images).items()}
 
 
-RUNTIMES: Mapping[str, Callable[[str], Run]] = {"onnx": _open_onnx, "stablehlo": _open_stablehlo}
+RUNTIMES: Mapping[str, Callable[[str], Run]] = {
+    "onnx": _open_onnx,
+    "stablehlo": _open_stablehlo,
+    "web": _open_web,
+}
 """Functions that open a file in the runtime of its format."""
 
 
