@@ -199,6 +199,20 @@ def test_the_page_computes_what_the_model_does(shown, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_picture_can_be_dropped(shown):
+    page, _, _ = shown
+    content = list(png(np.zeros((64, 64, 3), np.uint8)))
+    page.value("element('answers').replaceChildren(), fail('')")
+    page.value(
+        "const dropped = new DataTransfer();"
+        f"dropped.items.add(new File([new Uint8Array({content})], 'x.png'));"
+        "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: dropped, bubbles: true, cancelable: true}))"
+    )
+    page.until("element('answers').children.length === 5")
+    assert page.value("element('error').textContent") == ""
+
+
+@pytest.mark.slow
 def test_the_page_asks_for_its_own_files_only(shown):
     page, folder, _ = shown
     schemes = {url.partition(":")[0] for url in page.loaded}
