@@ -21,18 +21,20 @@ Every file is loaded in its own runtime in a fresh process, and compared with th
 didn't use. If it differs, it is renamed *.rejected, and the exit code is 1. The input is [batch, height, width, 3],
 RGB. Labels, preprocessing and source are in the file, or in a .json beside StableHLO.
 
-formats (--format=A,B; default: all that have the precision): stablehlo, tflite (LiteRT), onnx
+formats (--format=A,B; default: those of the first three that have the precision): stablehlo, tflite (LiteRT), onnx,
+web (a folder with a page that computes the network in a browser)
 precisions (--precision=A,B; default: float32):
   float32  as the network was trained
-  float16  weights in half precision, computed in float32 (tflite, onnx)
+  float16  weights in half precision, computed in float32 (tflite, onnx, web)
   dynamic  kernels in 8 bits, values in floats (tflite)
-  int8     kernels and values in 8 bits; calibrated on training images of the run or of --data (tflite, onnx)
+  int8     kernels and values in 8 bits; calibrated on training images of the run or of --data (tflite, onnx, web)
 
 examples:
   python -m mnv2_jax.export runs/w0_35-digits --out=exported
   python -m mnv2_jax.export runs/finetune --format=tflite --precision=int8 --eval --out=exported
   python -m mnv2_jax.export v2.safetensors --precision=int8 --data=folder:photos --out=exported
   python -m mnv2_jax.export timm/mobilenetv2_100.ra_in1k --format=onnx --resolution=192 --outputs=answers --out=exported
+  python -m mnv2_jax.export runs/w0_35-digits --format=web --out=exported
   python -m mnv2_jax.export benchmark runs/finetune
 """
 _CHECKED = 256
@@ -52,6 +54,11 @@ def main() -> None:
     from mnv2_jax.export import files, formats  # JAX takes seconds to import
 
     chosen = formats.choose(args.format, args.precision)
+    is_page = any(form == "web" for form, _ in chosen)
+    if args.runtime and not is_page:
+        raise UserError(f"--runtime={args.runtime}: only a page needs it; add --format=web, or leave it out")
+    if is_page and (args.pixels, args.outputs) != ("uint8", "raw"):
+        raise UserError("--format=web: a page gives uint8 and takes raw outputs; leave out --pixels and --outputs")
     if args.out is not None:
         paths = [files.path_of(args.out, _stem(args.source), *each) for each in chosen]
         if not args.force:
@@ -74,7 +81,7 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
         metavar="DIR",
         help="folder for the files (benchmark: none is kept by default)",
     )
-    parser.add_argument("--format", metavar="A,B", help="formats (default: all)")
+    parser.add_argument("--format", metavar="A,B", help="formats, as listed below")
     precisions = "float32,float16,dynamic,int8" if is_benchmark else "float32"
     parser.add_argument("--precision", default=precisions, metavar="A,B", help=f"precisions (default: {precisions})")
     parser.add_argument(
@@ -118,6 +125,12 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
         " data crops of scikit-learn's two photos)",
     )
     parser.add_argument(
+        "--runtime",
+        type=folder_type,
+        metavar="DIR",
+        help="with --format=web: an unpacked onnxruntime-web (default: npm fetches it)",
+    )
+    parser.add_argument(
         "--modules", default="", metavar="A,B", help="modules that register the task or model of a file"
     )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
@@ -128,16 +141,19 @@ def _rows(
     args: argparse.Namespace, overrides: Sequence[str], chosen: Sequence[Any], folder: pathlib.Path
 ) -> Iterator[Row]:
     """Opens the source and its data, and yields a row for each file."""
-    from mnv2_jax.export import data, files
+    from mnv2_jax.export import data, files, web
     from mnv2_jax.export.formats import Source
     from mnv2_jax.export.function import Exportable, in_float32
     from mnv2_jax.tasks.predictor import Predictor
 
+    runtime = web.read_runtime(args.runtime) if any(form == "web" for form, _ in chosen) else None
     predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=filter(None, args.modules.split(",")))
     weights = in_float32(predictor.weights)
     exportable = Exportable(weights, args.resolution or predictor.resolution, args.pixels, args.outputs)
     opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides)
-    source = Source(exportable, lambda: data.calibration_images(opened, predictor, exportable, args.calibration))
+    source = Source(
+        exportable, lambda: data.calibration_images(opened, predictor, exportable, args.calibration), runtime
+    )
     images = data.check_images(opened, predictor, exportable, args.images, _CHECKED)
     evaluator = None
     if args.eval:

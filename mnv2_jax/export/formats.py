@@ -13,6 +13,7 @@ import numpy as np
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import Exportable, Storage
 from mnv2_jax.export.quantise import Quantised
+from mnv2_jax.export.web import Runtime
 from mnv2_jax.graph import Graph
 
 Precision: TypeAlias = Literal["float32", "float16", "dynamic", "int8"]
@@ -28,9 +29,17 @@ PRECISIONS: Mapping[Precision, str] = {
 class Source:
     """What is written: the function, its graph, and the graph in integers, each made once, when it is needed."""
 
-    def __init__(self, exportable: Exportable, calibration: Callable[[], np.ndarray]):
-        """Keeps the function, and the function that reads the images for calibration, [n, h, w, 3]."""
-        self.exportable = exportable
+    def __init__(
+        self, exportable: Exportable, calibration: Callable[[], np.ndarray], browser_runtime: Runtime | None = None
+    ):
+        """Keeps its arguments.
+
+        Args:
+          exportable: the function.
+          calibration: reads the images for calibration, [n, h, w, 3].
+          browser_runtime: what a page for browsers needs.
+        """
+        self.exportable, self.browser_runtime = exportable, browser_runtime
         self._calibration = calibration
 
     @functools.cached_property
@@ -68,6 +77,8 @@ class Format(NamedTuple):
     extra: str
     """The extra of the project that brings them."""
     write: Writer
+    is_default: bool = True
+    """Whether it is written where no format is named."""
 
 
 def _stablehlo(path: pathlib.Path, source: Source, precision: Precision) -> None:
@@ -90,10 +101,20 @@ def _onnx(path: pathlib.Path, source: Source, precision: Precision) -> None:
     onnx_file.write(path, traced, source.exportable.facts(), storage)
 
 
+def _web(path: pathlib.Path, source: Source, precision: Precision) -> None:
+    from mnv2_jax.export import onnx_file, web
+
+    assert source.browser_runtime is not None
+    traced, storage = source.traced(precision)
+    network = onnx_file.to_bytes(traced, source.exportable.facts(), storage)
+    web.write(path, source.exportable, network, source.browser_runtime)
+
+
 FORMATS: Mapping[str, Format] = {
     "stablehlo": Format(".stablehlo", ("float32",), (), "export", _stablehlo),
     "tflite": Format(".tflite", tuple(PRECISIONS), ("ai_edge_litert",), "export", _tflite),
     "onnx": Format(".onnx", ("float32", "float16", "int8"), ("onnx", "onnxruntime"), "export", _onnx),
+    "web": Format("-web", ("float32", "float16", "int8"), ("onnx", "onnxruntime"), "export", _web, is_default=False),
 }
 """The formats by name."""
 
@@ -107,14 +128,15 @@ def choose(formats: str | None, precisions: str) -> list[tuple[str, Precision]]:
     """Returns the files to write, by format and precision.
 
     Args:
-      formats: names with commas; None: every format that has one of the precisions.
+      formats: names with commas; None: every usual format that has one of the precisions.
       precisions: names with commas.
 
     Raises:
       UserError: for a name that doesn't exist, a format that has none of the precisions, or packages that aren't
         installed.
     """
-    forms = _names("format", formats, list(FORMATS)) if formats is not None else list(FORMATS)
+    usual = [form for form, each in FORMATS.items() if each.is_default]
+    forms = usual if formats is None else _names("format", formats, list(FORMATS))
     wanted = _names("precision", precisions, list(PRECISIONS))
     chosen: list[tuple[str, Precision]] = []
     for form in forms:

@@ -41,11 +41,16 @@ def write(
     Raises:
       UserError: naming the operator and its layer, if there is no rule for it.
     """
+    write_bytes(path, to_bytes(traced, facts, storage))
+
+
+def to_bytes(traced: Graph | Quantised, facts: Mapping[str, str], storage: Storage = "float32") -> bytes:
+    """Returns the content of the file that `write` writes."""
     import onnx
 
     model = to_model(traced, facts, storage)
     onnx.checker.check_model(model, full_check=True)
-    write_bytes(path, model.SerializeToString())
+    return bytes(model.SerializeToString())
 
 
 def to_model(traced: Graph | Quantised, facts: Mapping[str, str], storage: Storage = "float32") -> Any:

@@ -5,6 +5,8 @@ The check starts this in a fresh process, which imports the runtime and none of 
 
 from __future__ import annotations
 
+import base64
+import gzip
 import os
 import pathlib
 import statistics
@@ -26,12 +28,22 @@ INTEGERS, CONSTANT = ":int8", ":constant"
 """Ends of names of a LiteRT file's tensors: those that hold the integers of another, and constants."""
 
 
-def _open_onnx(path: str, cores: int) -> Run:
+def _open_onnx(path: str | bytes, cores: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores
     return _session(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+
+
+def _open_web(path: str, cores: int) -> Run:
+    """Opens the ONNX file within the page's script; the page itself is tested in a browser."""
+    return _open_onnx(_network_of(path), cores)
+
+
+def _network_of(path: str) -> bytes:
+    _, content, _ = pathlib.Path(path, "network.js").read_text().rsplit('"', 2)
+    return gzip.decompress(base64.b64decode(content))
 
 
 def _session(session: Any) -> Run:
@@ -75,6 +87,7 @@ RUNTIMES: Mapping[str, Callable[[str, int], Run]] = {
     "onnx": _open_onnx,
     "stablehlo": _open_stablehlo,
     "tflite": _open_tflite,
+    "web": _open_web,
 }
 """Functions that open a file in the runtime of its format, for a number of cores."""
 
@@ -83,10 +96,19 @@ RUNTIMES: Mapping[str, Callable[[str, int], Run]] = {
 
 
 def _integers_of_onnx(path: str) -> Run:
+    return _integers(pathlib.Path(path).read_bytes())
+
+
+def _integers_of_web(path: str) -> Run:
+    return _integers(_network_of(path))
+
+
+def _integers(content: bytes) -> Run:
+    """Opens an ONNX file so that it gives the output of every QuantizeLinear."""
     import onnx
     import onnxruntime
 
-    model = onnx.load(path)
+    model = onnx.load_from_string(content)
     names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     if not names:
         return lambda images: {}
@@ -127,7 +149,11 @@ def _integers_of_tflite(path: str) -> Run:
     return integers
 
 
-INTEGERS_OF: Mapping[str, Callable[[str], Run]] = {"onnx": _integers_of_onnx, "tflite": _integers_of_tflite}
+INTEGERS_OF: Mapping[str, Callable[[str], Run]] = {
+    "onnx": _integers_of_onnx,
+    "tflite": _integers_of_tflite,
+    "web": _integers_of_web,
+}
 """Functions that open a quantised file so that it gives the integers of all its values, by name, as int8 counts them;
 the values are [b, h, w, c] or as the graph has them."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax import create_model
-from mnv2_jax.export import biases, check, quantise
+from mnv2_jax.export import biases, check, onnx_file, quantise
 from mnv2_jax.export.function import Exportable
 from mnv2_jax.graph import Graph
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
@@ -49,3 +49,29 @@ def small(*arguments, **options):
 def v2():
     """MobileNetV2 0.35 with fewer layers; the first norm's channel 3 has no kernel, but an offset."""
     return small(width=0.35, depth=0.3)
+
+
+def swap_channels(model):
+    """Exchanges two output channels of the first kernel of an ONNX model."""
+    onnx = pytest.importorskip("onnx")
+    kernel = next(x for x in model.graph.initializer if len(x.dims) == 4 and x.dims[0] > 1)
+    array = onnx.numpy_helper.to_array(kernel).copy()
+    array[[0, 1]] = array[[1, 0]]
+    kernel.CopyFrom(onnx.numpy_helper.from_array(array, kernel.name))
+
+
+@pytest.fixture
+def tampered(monkeypatch):
+    """Changes what the writer of ONNX makes."""
+
+    def plant(change):
+        to_model = onnx_file.to_model
+
+        def changed(*args):
+            model = to_model(*args)
+            change(model)
+            return model
+
+        monkeypatch.setattr(onnx_file, "to_model", changed)
+
+    return plant
