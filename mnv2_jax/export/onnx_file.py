@@ -16,7 +16,7 @@ import numpy as np
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised, in_floats
-from mnv2_jax.export.runtimes import NCHW
+from mnv2_jax.export.runtimes import INTEGERS, NCHW
 from mnv2_jax.export.shapes import names_of, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
@@ -129,7 +129,7 @@ class _Writer:
         """Rounds a value to its grid: its name is that of the rounded one from now on."""
         layout, grid = self._layouts(value)[0], self.quantised.grids[value]
         numbers = [self.constant(np.float32(grid.scale)), self.constant(np.uint8(grid.zero_point + UNSIGNED))]
-        name = f"{self._value_names[value]}{NCHW if layout == 'NCHW' else ''}"
+        name = f"{self._value_names[value]}{INTEGERS}{NCHW if layout == 'NCHW' else ''}"
         integers = self.emit("QuantizeLinear", [self.names.pop((value, layout)), *numbers], name)
         for other in self._layouts(value):
             del self.names[value, other]

@@ -17,15 +17,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-NCHW = ":NCHW"
-"""End of the name of an ONNX file's integers that are [b, c, h, w]."""
 Run: TypeAlias = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Computes the outputs of a batch."""
 
 _BUDGET_S, _MOST_RUNS = 1.0, 50
 """Seconds and runs after which timing ends."""
-INTEGERS, CONSTANT = ":int8", ":constant"
-"""Ends of names of a LiteRT file's tensors: those that hold the integers of another, and constants."""
+INTEGERS, CONSTANT, NCHW = ":int8", ":constant", ":NCHW"
+"""Ends of names: of a tensor that holds the integers of a value; of LiteRT's constants; of ONNX's maps [b, c, h, w]."""
 
 
 def _open_onnx(path: str | bytes, cores: int) -> Run:
@@ -121,7 +119,9 @@ def _integers(content: bytes) -> Run:
         found = {}
         for name, array in run(images).items():
             plain = name.removesuffix(NCHW)
-            found[plain] = (array.transpose(0, 2, 3, 1) if name != plain else array).astype(np.int16) - 128
+            found[plain.removesuffix(INTEGERS)] = (array.transpose(0, 2, 3, 1) if name != plain else array).astype(
+                np.int16
+            ) - 128
         return found
 
     return integers
