@@ -22,11 +22,12 @@ didn't use. If it differs, it is renamed *.rejected, and the exit code is 1. The
 RGB. Labels, preprocessing and source are in the file, or in a .json beside StableHLO.
 
 formats (--format=A,B; default: those of the first three that have the precision): stablehlo, tflite (LiteRT), onnx,
+coreml (batch 1; runs on macOS only: elsewhere its file is read again and computed by JAX), and
 web (a folder with a page that computes the network in a browser)
 precisions (--precision=A,B; default: float32):
   float32  as the network was trained
-  float16  weights in half precision, computed in float32 (tflite, onnx, web)
-  dynamic  kernels in 8 bits, values in floats (tflite)
+  float16  weights in half precision, computed in float32 (tflite, onnx, coreml, web)
+  dynamic  kernels in 8 bits, values in floats (tflite, coreml)
   int8     kernels and values in 8 bits; calibrated on training images of the run or of --data (tflite, onnx, web)
 
 examples:
@@ -165,6 +166,8 @@ def _rows(
 
 
 def _print(rows: Iterator[Row], args: argparse.Namespace) -> None:
+    from mnv2_jax.export.runtimes import STAND_INS
+
     if args.json:
         return print(json.dumps({"files": [row.to_json() for row in rows]}))
     for number, row in enumerate(rows):
@@ -175,8 +178,12 @@ def _print(rows: Iterator[Row], args: argparse.Namespace) -> None:
                 print(f"JAX model: {comparison.score} {comparison.network:.2%}")
         line = (
             f"{row.path.name}  {checked.size_mb:.2f} MB  difference {checked.difference:.1e}  agreement"
-            f" {checked.agreement:.2%}  {checked.ms_one_core:.2f} / {checked.ms_all_cores:.2f} ms"
+            f" {checked.agreement:.2%}"
         )
+        if checked.ms_one_core is None:
+            line += f"  {STAND_INS[row.form]}"
+        else:
+            line += f"  {checked.ms_one_core:.2f} / {checked.ms_all_cores:.2f} ms"
         if comparison is not None:
             line += f"  {comparison.score} {comparison.file:.2%} ({comparison.file - comparison.network:+.2%}"
             if comparison.low is not None and comparison.high is not None:

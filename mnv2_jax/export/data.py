@@ -20,7 +20,7 @@ from mnv2_jax.data.sources import Dataset, check_trainable, open_dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import Exportable
-from mnv2_jax.export.runtimes import RUNTIMES, read_stablehlo
+from mnv2_jax.export.runtimes import RUNTIMES, STAND_INS, read_stablehlo
 from mnv2_jax.flags import config_of_run
 from mnv2_jax.tasks.base import Evaluation
 from mnv2_jax.tasks.predictor import Predictor
@@ -195,6 +195,8 @@ def _traceable(exportable: Exportable, form: str, path: pathlib.Path) -> Callabl
     if form == "stablehlo":
         call: Callable[[Array], dict[str, Array]] = read_stablehlo(path).call
         return call
+    if form in STAND_INS:
+        raise UserError(f"--eval: {form} can't run on this machine; leave it out of --format")
     run = RUNTIMES[form](str(path), os.cpu_count() or 1)
 
     def outside(images: Array) -> dict[str, Array]:

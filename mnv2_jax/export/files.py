@@ -15,6 +15,7 @@ from mnv2_jax.export import check, data
 from mnv2_jax.export.check import Checked, RejectedError
 from mnv2_jax.export.data import Comparison
 from mnv2_jax.export.formats import FORMATS, Precision, Source
+from mnv2_jax.export.runtimes import STAND_INS
 from mnv2_jax.tasks.base import Evaluation
 from mnv2_jax.training.experiment import Setup
 
@@ -35,6 +36,7 @@ class Row(NamedTuple):
         """Returns the row as values that JSON can hold."""
         row = {"path": str(self.path), "format": self.form, "precision": self.precision, **self.checked._asdict()}
         row |= {} if self.steps is None else {"steps": self.steps}
+        row |= {"stand_in": STAND_INS[self.form]} if self.form in STAND_INS else {}
         return row | ({} if self.comparison is None else self.comparison._asdict())
 
 

@@ -101,6 +101,13 @@ def _onnx(path: pathlib.Path, source: Source, precision: Precision) -> None:
     onnx_file.write(path, traced, source.exportable.facts(), storage)
 
 
+def _coreml(path: pathlib.Path, source: Source, precision: Precision) -> None:
+    from mnv2_jax.export import coreml
+
+    assert precision != "int8"
+    coreml.write(path, source.exportable, source.graph, precision)
+
+
 def _web(path: pathlib.Path, source: Source, precision: Precision) -> None:
     from mnv2_jax.export import onnx_file, web
 
@@ -114,6 +121,9 @@ FORMATS: Mapping[str, Format] = {
     "stablehlo": Format(".stablehlo", ("float32",), (), "export", _stablehlo),
     "tflite": Format(".tflite", tuple(PRECISIONS), ("ai_edge_litert",), "export", _tflite),
     "onnx": Format(".onnx", ("float32", "float16", "int8"), ("onnx", "onnxruntime"), "export", _onnx),
+    "coreml": Format(
+        ".mlpackage", ("float32", "float16", "dynamic"), ("coremltools",), "coreml", _coreml, is_default=False
+    ),
     "web": Format("-web", ("float32", "float16", "int8"), ("onnx", "onnxruntime"), "export", _web, is_default=False),
 }
 """The formats by name."""

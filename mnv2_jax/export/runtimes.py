@@ -74,6 +74,28 @@ def _open_stablehlo(path: str, cores: int) -> Run:
     return lambda images: {name: np.asarray(value) for name, value in call(images).items()}
 
 
+def _open_coreml(path: str, cores: int) -> Run:
+    if "coreml" in STAND_INS:
+        from mnv2_jax.export import mil
+
+        return mil.open_package(path)
+    import coremltools
+    from PIL import Image
+
+    model = coremltools.models.MLModel(path, compute_units=coremltools.ComputeUnit.CPU_ONLY)  # it computes in float32
+    description = model.get_spec().description
+    (source,) = description.input
+    is_image = source.type.WhichOneof("Type") == "imageType"
+    names = [output.name for output in description.output if output.type.WhichOneof("Type") == "multiArrayType"]
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        inputs = [Image.fromarray(image) if is_image else image[None] for image in images]
+        each = [model.predict({source.name: image}) for image in inputs]
+        return {name: np.concatenate([outputs[name] for outputs in each]) for name in names}
+
+    return run
+
+
 def read_stablehlo(path: pathlib.Path) -> Any:
     """Returns the `jax.export.Exported` of a file."""
     from jax import export
@@ -81,13 +103,16 @@ def read_stablehlo(path: pathlib.Path) -> Any:
     return export.deserialize(bytearray(path.read_bytes()))
 
 
+STAND_INS: Mapping[str, str] = {} if sys.platform == "darwin" else {"coreml": "not run in Core ML, but by JAX"}
+"""Formats whose runtime this platform doesn't have, with what was done instead."""
 RUNTIMES: Mapping[str, Callable[[str, int], Run]] = {
+    "coreml": _open_coreml,
     "onnx": _open_onnx,
     "stablehlo": _open_stablehlo,
     "tflite": _open_tflite,
     "web": _open_web,
 }
-"""Functions that open a file in the runtime of its format, for a number of cores."""
+"""Functions that open a file in the runtime of its format, or its stand-in, for a number of cores."""
 
 
 # --- integers -----------------------------------------------------------------------------------------------
