@@ -16,8 +16,7 @@ from tests import cli
 
 STEPS = 6
 SHRUNK = (
-    f"--config={cli.W0_25}:data=digits,batch=32,res=16",
-    "--config.model.depth=0.1",
+    *cli.SHORT,
     "--config.norm.group_size=8",
     f"--config.train.steps={STEPS}",
     "--config.train.eval_every_epochs=0.06",
