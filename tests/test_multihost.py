@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -220,7 +221,17 @@ def test_a_finished_run_says_so_once(uninterrupted):
         assert "finished" not in run.said(1)
 
 
-def test_two_processes_evaluate_as_one(uninterrupted):
+def test_two_processes_evaluate_as_one(uninterrupted, tmp_path):
+    """What they found at the end of the training, one process finds again."""
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={workdir}", "--json", devices=2))["eval"]
+    (*_, last) = cli.metrics(uninterrupted, "eval")
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert found["count"] == json.loads((uninterrupted / "summary.json").read_text())["eval"]["count"] == 360
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_by_themselves_and_one_answers(uninterrupted):
     with Run(uninterrupted, 2, 1, "--mode=eval", "--json") as run:
         run.finished()
         (answer,) = [line for line in run.said(0).splitlines() if line.startswith("{")]
