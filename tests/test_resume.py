@@ -48,7 +48,8 @@ def kill(workdir, flags, rng, *, writing):
     elif starting:  # somewhere in the imports, in reading the checkpoint, or in compiling
         time.sleep(rng.uniform(0, 8))
     else:
-        assert cli.until(process, lambda: cli.logged_steps(workdir) >= kill_step)
+        # With a checkpoint that is whole, or else the next session would begin anew.
+        assert cli.until(process, lambda: cli.logged_steps(workdir) >= kill_step and cli.checkpoints(workdir))
         time.sleep(rng.uniform(0, 0.02))
     process.kill()
     process.communicate()
