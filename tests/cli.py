@@ -27,6 +27,23 @@ SHRUNK = (
     "--config.checkpoint.every_steps=2",
 )
 """Arguments for 12 steps of MobileNetV2 0.25 on digits, with an evaluation about every 4 steps."""
+SHORT = (
+    SHRUNK[0],
+    "--config.modules=tests.short",
+    "--config.model.name=short_v2",
+    "--config.data.name=noise",
+)
+"""Arguments for the network and the data of tests/short.py, for tests of runs rather than of networks."""
+SHORT_RUN = (
+    *SHORT,
+    "--config.train.steps=24",
+    "--config.train.eval_every_epochs=0.2",
+    "--config.log.every_steps=1",
+    "--config.log.batch_hash=True",
+    "--config.log.tensorboard=False",
+    "--config.checkpoint.every_steps=2",
+)
+"""Arguments for 24 such steps, with an evaluation about every 9. A process takes half the time of `SHRUNK`'s 12."""
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 """Value for XLA_FLAGS that selects faster compilation. jaxlib 0.11 lacks the flag, and XLA aborts on unknown flags."""
 

@@ -41,14 +41,21 @@ flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
 LONGEST = (
     "test_multihost.py",
+    "test_predict.py",  # of those that wait for `trained`, so that it is there when the other worker needs it
     "test_step.py",
-    "test_teacher.py",
     "test_resume.py",
+    "test_teacher.py",
+    "test_export.py",
     "test_faults.py",
+    "test_family.py",
+    "test_workers.py",
     "test_convert.py",
     "test_main.py",
+    "test_docs.py",
+    "test_scales.py",
+    "test_load.py",
+    "test_prepare.py",
     "test_golden_outputs.py",
-    "test_family.py",
 )
 """Files that start first, so that no worker of pytest-xdist is still running one of them at the end."""
 

@@ -23,14 +23,22 @@ LATE = (*cli.SHRUNK, "--config.checkpoint.every_steps=1000", "--config.train.eva
 """Flags of a run that writes only its logs until the end."""
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Is made in this process, which compiles its programs once for all runs that go on here."""
+    workdir = tmp_path_factory.mktemp("faults") / "uninterrupted"
+    assert cli.answer(cli.here("main", *cli.SHORT_RUN, f"--workdir={workdir}", "--json", devices=1))["steps"] == 24
+    return workdir
+
+
 @pytest.fixture
-def unfinished(trained, tmp_path):
-    """Makes a run whose newest checkpoint is at step 10 of 12, as if it was killed later; its log is complete."""
-    workdir = shutil.copytree(trained[0], tmp_path / "run")
-    shutil.rmtree(workdir / "checkpoints" / "12")
+def unfinished(uninterrupted, tmp_path):
+    """Makes a run whose newest checkpoint is at step 22 of 24, as if it was killed later; its log is complete."""
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "24")
     for name in ("summary.json", "evaluation.json", "report.html"):
         (workdir / name).unlink()
-    assert cli.checkpoints(workdir)[-1] == 10
+    assert cli.checkpoints(workdir)[-1] == 22
     return workdir
 
 
@@ -46,7 +54,7 @@ def ended(process):
 # --- a damaged checkpoint ----------------------------------------------------------------------------------------
 
 
-def test_a_damaged_newest_checkpoint_is_told_in_a_line_and_the_run_is_the_same(trained, unfinished):
+def test_a_damaged_newest_checkpoint_is_told_in_a_line_and_the_run_is_the_same(uninterrupted, unfinished):
     before, newest = cli.checkpoints(unfinished)[-2:]
     folder = unfinished / "checkpoints" / str(newest)
     arrays = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -54,13 +62,13 @@ def test_a_damaged_newest_checkpoint_is_told_in_a_line_and_the_run_is_the_same(t
     content[len(content) // 2] ^= 1
     arrays.write_bytes(content)
     damaged = cli.contents(folder)
-    result = cli.run("main", *cli.SHRUNK, f"--workdir={unfinished}")
+    result = cli.here("main", *cli.SHORT_RUN, f"--workdir={unfinished}", devices=1)
     assert result.returncode == 0, result.stderr
     assert result.stderr.startswith(f"warning: checkpoint {newest} is damaged")
     assert result.stderr.count("\n") == 1, result.stderr
-    assert f"going on at step {before} of 12" in result.stdout
+    assert f"going on at step {before} of 24" in result.stdout
     assert cli.contents(unfinished / "checkpoints.damaged" / str(newest)) == damaged
-    cli.assert_same(unfinished, trained[0])
+    cli.assert_same(unfinished, uninterrupted)
 
 
 # --- a full disk -------------------------------------------------------------------------------------------------
@@ -87,20 +95,20 @@ def assert_one_line(code, error, name):
     assert os.strerror(errno.EFBIG) in error
 
 
-def test_no_room_for_a_checkpoint_and_once_there_is_the_run_is_the_same(trained, unfinished):
+def test_no_room_for_a_checkpoint_and_once_there_is_the_run_is_the_same(uninterrupted, unfinished):
     folder = unfinished / "checkpoints"
     older = cli.contents(folder)
-    code, _, error = limited(unfinished, cli.SHRUNK, 200_000)
+    code, _, error = limited(unfinished, cli.SHORT_RUN, 100_000)
     assert_one_line(code, error, f"{folder}: a checkpoint can't be written")
     assert "make room and start again" in error
-    assert cli.checkpoints(unfinished)[-1] == 10
+    assert cli.checkpoints(unfinished)[-1] == 22
     kept = cli.contents(folder)
     assert {name: kept[name] for name in older} == older
     assert not (unfinished / "summary.json").exists()
-    result = cli.run("main", *cli.SHRUNK, f"--workdir={unfinished}")
+    result = cli.here("main", *cli.SHORT_RUN, f"--workdir={unfinished}", devices=1)
     assert result.returncode == 0, result.stderr
-    assert "going on at step 10 of 12" in result.stdout
-    cli.assert_same(unfinished, trained[0])
+    assert "going on at step 22 of 24" in result.stdout
+    cli.assert_same(unfinished, uninterrupted)
 
 
 @contextlib.contextmanager
@@ -245,13 +253,13 @@ def test_a_loss_that_is_not_finite_is_told_by_its_step_again_and_again(tmp_path,
     workdir, bad = tmp_path / "run", warmup + 2
     explodes = (f"--config.optim.warmup_steps={warmup}", "--config.optim.final_lr=1e38", *flags)
     for attempt in range(2):
-        result = cli.here("main", *cli.SHRUNK, *explodes, f"--workdir={workdir}", devices=1)
+        result = cli.here("main", *cli.SHORT_RUN, *explodes, f"--workdir={workdir}", devices=1)
         assert result.returncode == 1, result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
         assert result.stderr.startswith(f"error: the loss, gradient or weights of step {bad} are not finite")
         assert cli.checkpoints(workdir)[-1] == last_saved(flags, bad)
         assert not (workdir / "summary.json").exists()
-        start = f"going on at step {last_saved(flags, bad)} of 12" if attempt else "starting; step 0 of 12"
+        start = f"going on at step {last_saved(flags, bad)} of 24" if attempt else "starting; step 0 of 24"
         assert start in result.stdout
     assert all(line["loss"] is not None for line in cli.metrics(workdir, "train") if line["step"] < bad)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,14 +15,13 @@ from PIL import Image
 
 from tests import cli
 
-STEPS = 6
+STEPS = 12  # several more than a signal waits for, so that it comes before the end on a busy machine, too
 SHRUNK = (
-    f"--config={cli.W0_25}:data=digits,batch=32,res=16",
-    "--config.model.depth=0.1",
+    *cli.SHORT,
     "--config.norm.group_size=8",
     f"--config.train.steps={STEPS}",
-    "--config.train.eval_every_epochs=0.06",
-    "--config.data.eval_batch_size=8",  # an evaluation takes a while, so that a signal can come in the middle of it
+    "--config.train.eval_every_epochs=0.12",
+    "--config.data.eval_batch_size=4",  # an evaluation takes a while, so that a signal can come in the middle of it
     "--config.log.every_steps=1",
     "--config.log.batch_hash=True",
     "--config.log.tensorboard=False",
@@ -150,7 +150,7 @@ def uninterrupted(tmp_path_factory):
 def test_a_signal_to_one_stops_all_and_the_same_command_goes_on(uninterrupted, tmp_path, number, sent, in_evaluation):
     workdir = tmp_path / "run"
     with Run(workdir) as run:
-        run.until(lambda: run.logged() in (3, STEPS) if in_evaluation else run.logged() >= 1)
+        run.until(lambda: run.logged() in (6, STEPS) if in_evaluation else run.logged() >= 1)
         run.processes[number].send_signal(sent)
         assert run.codes(SECONDS) == [0, 0], [run.said(n) for n in range(2)]
         assert "the same command goes on" in run.said(0)
@@ -217,11 +217,21 @@ def newest_fingerprint(workdir):
 def test_a_finished_run_says_so_once(uninterrupted):
     with Run(uninterrupted, environment=SLURM) as run:
         assert run.codes() == [0, 0]
-        assert "finished already, at step 6" in run.said(0)
+        assert f"finished already, at step {STEPS}" in run.said(0)
         assert "finished" not in run.said(1)
 
 
-def test_two_processes_evaluate_as_one(uninterrupted):
+def test_two_processes_evaluate_as_one(uninterrupted, tmp_path):
+    """What they found at the end of the training, one process finds again."""
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+    found = cli.answer(cli.here("main", "--mode=eval", f"--workdir={workdir}", "--json", devices=2))["eval"]
+    (*_, last) = cli.metrics(uninterrupted, "eval")
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert found["count"] == json.loads((uninterrupted / "summary.json").read_text())["eval"]["count"] == 360
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_by_themselves_and_one_answers(uninterrupted):
     with Run(uninterrupted, 2, 1, "--mode=eval", "--json") as run:
         run.finished()
         (answer,) = [line for line in run.said(0).splitlines() if line.startswith("{")]

@@ -15,16 +15,17 @@ from tests import cli
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(trained):
-    workdir, summary, _ = trained
-    assert summary["steps"] == 12
+def uninterrupted(tmp_path_factory):
+    """Is of a process of its own, as the runs that are killed are: in this one, XLA rounds otherwise."""
+    workdir = tmp_path_factory.mktemp("resume") / "uninterrupted"
+    assert cli.answer(cli.run("main", *cli.SHORT_RUN, f"--workdir={workdir}", "--json"))["steps"] == 24
     return workdir
 
 
 @pytest.fixture
-def finished(trained, tmp_path):
+def finished(uninterrupted, tmp_path):
     """Copies a finished run, because every command writes to its folder."""
-    return shutil.copytree(trained[0], tmp_path / "finished")
+    return shutil.copytree(uninterrupted, tmp_path / "finished")
 
 
 def being_written(workdir):
@@ -47,7 +48,8 @@ def kill(workdir, flags, rng, *, writing):
     elif starting:  # somewhere in the imports, in reading the checkpoint, or in compiling
         time.sleep(rng.uniform(0, 8))
     else:
-        assert cli.until(process, lambda: cli.logged_steps(workdir) >= kill_step)
+        # With a checkpoint that is whole, or else the next session would begin anew.
+        assert cli.until(process, lambda: cli.logged_steps(workdir) >= kill_step and cli.checkpoints(workdir))
         time.sleep(rng.uniform(0, 0.02))
     process.kill()
     process.communicate()
@@ -78,10 +80,10 @@ def assert_goes_on(workdir, flags, uninterrupted):
 
 
 def test_two_kills_one_while_a_checkpoint_is_written(uninterrupted, tmp_path):
-    hit, _ = kills(tmp_path / "run", cli.SHRUNK, 2, seed=0)
+    hit, _ = kills(tmp_path / "run", cli.SHORT_RUN, 2, seed=0)
     assert hit >= 1
-    assert cli.logged_steps(tmp_path / "run") < 12
-    assert_goes_on(tmp_path / "run", cli.SHRUNK, uninterrupted)
+    assert cli.logged_steps(tmp_path / "run") < 24
+    assert_goes_on(tmp_path / "run", cli.SHORT_RUN, uninterrupted)
 
 
 @pytest.mark.slow
@@ -107,10 +109,18 @@ def full_disk():
     return open("/dev/full", "w")
 
 
-def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uninterrupted, tmp_path):
+def assert_locked(workdir, process):
+    """Asserts that the folder of a process that trains is refused to another."""
+    second = cli.here("main", *cli.SHORT_RUN, f"--workdir={workdir}")
+    assert second.returncode == 2
+    assert f"process {process.pid} is training there" in second.stderr
+    assert second.stderr.count("\n") == 1
+
+
+def test_a_run_locks_its_folder_saves_and_exits_0_at_a_signal_and_goes_on_without_an_output(uninterrupted, tmp_path):
     """Sends a hangup in training and SIGTERM in the next evaluation, then lets the run end."""
     workdir, evaluated = tmp_path / "run", {line["step"] for line in cli.metrics(uninterrupted, "eval")}
-    flags = (*cli.SHRUNK, f"--workdir={workdir}")
+    flags = (*cli.SHORT_RUN, f"--workdir={workdir}")
     slowly = "--config.data.eval_batch_size=1"
 
     def is_evaluating():
@@ -123,6 +133,9 @@ def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uni
         began = cli.logged_steps(workdir)
         with output as stream:
             process = cli.start("main", *flags, *more, stdout=stream)
+        if not began:
+            assert cli.until(process, lambda: (workdir / "config.json").exists())
+            assert_locked(workdir, process)  # long before the first step is compiled
         assert cli.until(process, is_there)
         process.send_signal(sent)
         start = time.monotonic()
@@ -140,14 +153,14 @@ def test_signals_save_and_exit_0_in_time_and_without_an_output_a_run_goes_on(uni
 
 def test_a_finished_run_says_so_and_stays(finished):
     before = cli.digests(finished), (finished / "metrics.jsonl").read_bytes()
-    result = cli.here("main", *cli.SHRUNK, f"--workdir={finished}", "--json")
-    assert "finished already, at step 12" in result.stderr
+    result = cli.here("main", *cli.SHORT_RUN, f"--workdir={finished}", "--json")
+    assert "finished already, at step 24" in result.stderr
     assert cli.answer(result) == json.loads((finished / "summary.json").read_text())
     assert (cli.digests(finished), (finished / "metrics.jsonl").read_bytes()) == before
 
 
 def test_another_config_is_refused_and_one_that_only_logs_otherwise_is_not(finished):
-    other = cli.here("main", *cli.SHRUNK, "--config.optim.peak_lr=0.5", f"--workdir={finished}")
+    other = cli.here("main", *cli.SHORT_RUN, "--config.optim.peak_lr=0.5", f"--workdir={finished}")
     assert other.returncode == 2
     assert "optim.peak_lr" in other.stderr
     assert other.stderr.count("\n") == 1
@@ -181,17 +194,3 @@ def test_a_finished_run_that_goes_on_is_the_run_that_was_longer_from_its_start(t
         assert (run / name).read_bytes() == (longer / name).read_bytes()
     rerun = cli.here("main", f"--workdir={run}")
     assert "finished already, at step 12" in rerun.stdout
-
-
-def test_a_folder_in_training_is_locked(tmp_path):
-    workdir = tmp_path / "run"
-    first = cli.start("main", *cli.SHRUNK, f"--workdir={workdir}")
-    try:
-        assert cli.until(first, lambda: (workdir / "config.json").exists())
-        second = cli.run("main", *cli.SHRUNK, f"--workdir={workdir}")
-        assert second.returncode == 2
-        assert f"process {first.pid} is training there" in second.stderr
-        assert second.stderr.count("\n") == 1
-    finally:
-        first.kill()
-        first.communicate()

@@ -316,7 +316,7 @@ def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, weights):
 
 def test_a_run_learns_from_a_run_and_goes_on_to_the_bit(trained, tmp_path):
     flags = (
-        *cli.SHRUNK,
+        *cli.SHORT_RUN,
         "--config.train.steps=4",
         f"--config.distill.teacher={trained[0]}",
     )
