@@ -10,7 +10,10 @@ from mnv2_jax.errors import UserError, exit_on_user_error, nearest
 DOORS = {
     "train": ("main", "trains or resumes a run, evaluates it, or prints its model or config (--mode)"),
     "predict": ("predict", "prints the most probable classes of images"),
-    "export": ("export.__main__", "writes and checks files for other runtimes: StableHLO, ONNX"),
+    "export": (
+        "export.__main__",
+        "writes and checks files for other runtimes: LiteRT, ONNX, Core ML, browsers, …",
+    ),
     "convert": ("convert", "writes the weights of a run or of another library to one file"),
     "inspect": ("inspect", "reports classes, sizes, damage and duplicates in a folder of images"),
     "lr_find": ("lr_find", "tries a range of learning rates and suggests one"),

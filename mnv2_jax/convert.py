@@ -93,11 +93,7 @@ def main() -> None:
         default="mnv2_jax",
         help="format of OUT; timm: a state dict with timm's names (default: mnv2_jax)",
     )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("latest", "best"),
-        help="checkpoint of a run (default: latest; best if the config sets train.patience)",
-    )
+    parser.add_checkpoint_flag()
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument(
         "--list", action="store_true", help="list the published weights that have a name; takes no other argument"

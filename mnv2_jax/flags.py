@@ -70,6 +70,20 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--process_id", type=int, metavar="I", help="number of this process, 0 to N - 1")
 
+    def add_checkpoint_flag(self) -> None:
+        """Adds the flag for the checkpoint of a run."""
+        self.add_argument(
+            "--checkpoint",
+            choices=("latest", "best"),
+            help="checkpoint of a run (default: latest; best if the config sets train.patience)",
+        )
+
+    def add_modules_flag(self) -> None:
+        """Adds the flag for the modules of a file, `modules_of` its value; a run remembers its own."""
+        self.add_argument(
+            "--modules", default="", metavar="A,B", help="modules that register the task or model of a file"
+        )
+
     def add_evaluation_flags(self) -> None:
         """Adds the flags for the checkpoint to evaluate, and for the file that gets the predictions."""
         self.add_argument(
@@ -121,6 +135,11 @@ class Parser(argparse.ArgumentParser):
             hint = nearest(word, flags) if synonym is None else f"; did you mean {synonym!r}?"
             raise UserError(f"unknown argument {unknown[0]!r}{hint}")
         return args, overrides
+
+
+def modules_of(args: argparse.Namespace) -> list[str]:
+    """Returns the value of the flag that `Parser.add_modules_flag` adds."""
+    return [name for name in args.modules.split(",") if name]
 
 
 def _command() -> str | None:

@@ -19,7 +19,7 @@ from mnv2_jax import config, outputs
 from mnv2_jax.data import folder
 from mnv2_jax.data.cores import num_cores
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, folder_type, run_folder_type
+from mnv2_jax.flags import Parser, folder_type, modules_of, run_folder_type
 
 if TYPE_CHECKING:
     from mnv2_jax.tasks.base import Answers
@@ -51,14 +51,8 @@ def main() -> None:
     parser = Parser("Prints the most probable classes of images, by a trained run or by a weights file.", _HELP_AFTER)
     parser.add_argument("--workdir", type=run_folder_type, help="the folder of the run that predicts")
     parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or the name of published weights")
-    parser.add_argument(
-        "--modules", default="", metavar="A,B", help="modules that register the task or model of --weights"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        choices=("latest", "best"),
-        help="checkpoint of the run (default: latest; best if the config sets train.patience)",
-    )
+    parser.add_modules_flag()
+    parser.add_checkpoint_flag()
     parser.add_argument(
         "--top", type=_at_least_one, metavar="K", help="classes to print for each image (default: 5; at most all)"
     )
@@ -174,7 +168,7 @@ def _open(args: argparse.Namespace) -> Weights:
     from mnv2_jax.registry import import_modules
     from mnv2_jax.weights.load import load_weights
 
-    import_modules(filter(None, args.modules.split(",")))
+    import_modules(modules_of(args))
     return load_weights(args.weights)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnv2_jax.errors import UserError, exit_on_user_error
-from mnv2_jax.flags import Parser, folder_type
+from mnv2_jax.flags import Parser, folder_type, modules_of
 
 if TYPE_CHECKING:
     from mnv2_jax.export.files import Row
@@ -68,9 +68,9 @@ def main() -> None:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out={args.out}: can't make this folder ({error.strerror}); give another") from error
-        return _print(_rows(args, overrides, chosen, args.out), args)
+        return _print(_rows(args, overrides, chosen, args.out, is_benchmark), args)
     with tempfile.TemporaryDirectory() as folder:
-        _print(_rows(args, overrides, chosen, pathlib.Path(folder)), args)
+        _print(_rows(args, overrides, chosen, pathlib.Path(folder), is_benchmark), args)
 
 
 def _add_flags(parser: Parser, is_benchmark: bool) -> None:
@@ -85,9 +85,7 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument("--format", metavar="A,B", help="formats, as listed below")
     precisions = "float32,float16,dynamic,int8" if is_benchmark else "float32"
     parser.add_argument("--precision", default=precisions, metavar="A,B", help=f"precisions (default: {precisions})")
-    parser.add_argument(
-        "--checkpoint", choices=("latest", "best"), help="checkpoint of a run (default: as the other commands)"
-    )
+    parser.add_checkpoint_flag()
     parser.add_argument(
         "--resolution", type=_size, metavar="PX", help="height and width (default: that of the weights)"
     )
@@ -114,8 +112,7 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument(
         "--eval",
         action="store_true",
-        default=is_benchmark,
-        help="evaluate every file on the evaluation split, and compare with the JAX model",
+        help="evaluate every file on the evaluation split, and compare with the JAX model (benchmark: where data are)",
     )
     parser.add_argument(
         "--images",
@@ -131,24 +128,26 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
         metavar="DIR",
         help="with --format=web: an unpacked onnxruntime-web (default: npm fetches it)",
     )
-    parser.add_argument(
-        "--modules", default="", metavar="A,B", help="modules that register the task or model of a file"
-    )
+    parser.add_modules_flag()
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.add_json_flag()
 
 
 def _rows(
-    args: argparse.Namespace, overrides: Sequence[str], chosen: Sequence[Any], folder: pathlib.Path
+    args: argparse.Namespace,
+    overrides: Sequence[str],
+    chosen: Sequence[Any],
+    folder: pathlib.Path,
+    is_benchmark: bool,
 ) -> Iterator[Row]:
-    """Opens the source and its data, and yields a row for each file."""
-    from mnv2_jax.export import data, files, web
+    """Opens the source and its data, and yields a row for each file. A benchmark leaves out what needs missing data."""
+    from mnv2_jax.export import data, evaluation, files, web
     from mnv2_jax.export.formats import Source
     from mnv2_jax.export.function import Exportable, in_float32
     from mnv2_jax.tasks.predictor import Predictor
 
     runtime = web.read_runtime(args.runtime) if any(form == "web" for form, _ in chosen) else None
-    predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=filter(None, args.modules.split(",")))
+    predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=modules_of(args))
     weights = in_float32(predictor.weights)
     exportable = Exportable(weights, args.resolution or predictor.resolution, args.pixels, args.outputs)
     opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides)
@@ -157,11 +156,14 @@ def _rows(
     )
     images = data.check_images(opened, predictor, exportable, args.images, _CHECKED)
     evaluator = None
-    if args.eval:
+    if is_benchmark and opened is None:
+        print("no data: nothing is calibrated or evaluated; give --data, as in folder:photos", file=sys.stderr)
+        chosen = [(form, precision) for form, precision in chosen if precision != "int8"]
+    if args.eval or (is_benchmark and opened is not None):
         if opened is None:
             raise UserError("--eval needs labelled images; give --data, as in folder:photos")
-        setup = data.evaluation_setup(opened, weights, args.source)
-        evaluator = files.Evaluator(setup, data.evaluate_network(setup, weights))
+        setup = evaluation.open_evaluation(opened, weights, args.source)
+        evaluator = files.Evaluator(setup, evaluation.evaluate_network(setup, weights))
     yield from files.make(source, chosen, folder, _stem(args.source), images, evaluator)
 
 

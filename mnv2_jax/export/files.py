@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.export import check, data
+from mnv2_jax.export import check, evaluation
 from mnv2_jax.export.check import Checked, RejectedError
-from mnv2_jax.export.data import Comparison
+from mnv2_jax.export.evaluation import Comparison
 from mnv2_jax.export.formats import FORMATS, Precision, Source
 from mnv2_jax.export.runtimes import STAND_INS
 from mnv2_jax.tasks.base import Evaluation
@@ -88,8 +88,8 @@ def make(
                 raise RejectedError(f"{str(error).replace(made, str(folder))}; it is kept as {rejected}") from error
             comparison = None
             if evaluator is not None:
-                file = data.evaluate_file(evaluator.setup, source.exportable, form, unchecked)
-                comparison = data.compare(evaluator.setup, evaluator.network, file)
+                file = evaluation.evaluate_file(evaluator.setup, source.exportable, form, unchecked)
+                comparison = evaluation.compare(evaluator.setup, evaluator.network, file)
             for each in sorted(pathlib.Path(made).iterdir()):
                 _move(each, folder / each.name)
         yield Row(path, form, precision, checked, steps, comparison)

@@ -5,6 +5,7 @@ Maps keep their layout [b, h, w, c]. The batch is free: a runtime may resize the
 
 from __future__ import annotations
 
+import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from mnv2_jax.errors import UserError
+from mnv2_jax.export import tflite_metadata
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, Grid, Quantised, in_floats, kernel_grid
 from mnv2_jax.export.runtimes import CONSTANT, INTEGERS
@@ -33,7 +35,7 @@ def write(
     Args:
       path: the file.
       traced: a graph whose known values are arrays, or what `export.quantise.quantise` made of it.
-      facts: texts that are stored in the file.
+      facts: texts that are stored in the file, those of `export.function.Exportable.facts`, or none.
       storage: how the weights of a graph in floats are stored.
 
     Raises:
@@ -52,7 +54,7 @@ def to_bytes(traced: Graph | Quantised, facts: Mapping[str, str], storage: Stora
         writer.add(node)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(writer.model(facts).Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return tflite_metadata.with_labels(bytes(builder.Output()), json.loads(facts["labels"]) if facts else ())
 
 
 class _Op(NamedTuple):
@@ -67,7 +69,6 @@ _OPS = {
     "ABS": _Op(1, 1, "AbsOptions"),
     "ADD": _Op(1, 2, "AddOptions"),
     "BATCH_MATMUL": _Op(1, 2, "BatchMatMulOptions"),
-    "BROADCAST_TO": _Op(2, 2, "BroadcastToOptions"),
     "CAST": _Op(1, 1, "CastOptions"),
     "CONCATENATION": _Op(1, 2, "ConcatenationOptions"),
     "CONV_2D": _Op(1, 3, "Conv2DOptions"),
@@ -101,7 +102,6 @@ _OPS = {
     "SIN": _Op(1, 1),
     "SOFTMAX": _Op(1, 2, "SoftmaxOptions"),
     "SQRT": _Op(1, 1),
-    "SQUARE": _Op(1, 1, "SquareOptions"),
     "SUB": _Op(1, 2, "SubOptions"),
     "SUM": _Op(1, 2, "ReducerOptions"),
     "TANH": _Op(1, 2),
@@ -284,7 +284,11 @@ class _Writer:
         signature.signatureKey, signature.subgraphIndex = "serving_default", 0
         signature.inputs, signature.outputs = self._entries(inputs), self._entries(outputs)
         model.signatureDefs = [signature]
-        model.metadata = [self._metadata(name, text) for name, text in facts.items()]
+        model.metadata = [self._metadata(name, text.encode()) for name, text in facts.items()]
+        if facts:
+            _, height, width, _ = image.shape
+            content = tflite_metadata.to_bytes(facts, (height, width), INPUT, list(outputs))
+            model.metadata.append(self._metadata(tflite_metadata.NAME, content))
         model.buffers = self.buffers
         return model
 
@@ -302,9 +306,9 @@ class _Writer:
             names.append(entry)
         return names
 
-    def _metadata(self, name: str, text: str) -> Any:
+    def _metadata(self, name: str, content: bytes) -> Any:
         buffer, entry = self.schema.BufferT(), self.schema.MetadataT()
-        buffer.data = np.frombuffer(text.encode(), np.uint8)
+        buffer.data = np.frombuffer(content, np.uint8)
         self.buffers.append(buffer)
         entry.name, entry.buffer = name, len(self.buffers) - 1
         return entry

@@ -1,8 +1,10 @@
 """Exported files: every family in its own runtime, faults that the check must find, and the door."""
 
 import collections
+import io
 import json
 import pathlib
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,8 @@ from jax import export
 
 from mnv2_jax import graph
 from mnv2_jax.errors import UserError
-from mnv2_jax.export import check, data, onnx_file, stablehlo, tflite_file
-from mnv2_jax.weights.file import Preprocessing, WeightsInfo
+from mnv2_jax.export import check, evaluation, onnx_file, stablehlo, tflite_file
+from mnv2_jax.weights.file import Preprocessing, WeightsInfo, save_weights
 from tests import cli
 from tests.export.conftest import exportable, images_of, swap_channels
 
@@ -85,7 +87,10 @@ def test_a_file_computes_what_the_network_does_at_any_batch(name, resolution, pi
     assert json.loads(stored["labels"]) == list("abcdefg")
     assert json.loads(stored["preprocessing"])["mean"] == pytest.approx([0.3, 0.4, 0.5])
 
-    run, counts = open_tflite(tflite_file.to_bytes(traced, facts))
+    content = tflite_file.to_bytes(traced, facts)
+    assert zipfile.ZipFile(io.BytesIO(content)).read("labels.txt").decode().split() == list("abcdefg")
+    assert content.count(b"M001") == 1  # the metadata that MediaPipe reads
+    run, counts = open_tflite(content)
     for op, count in OPERATORS[name].items():
         assert counts[op] == count, (op, counts)
     for call in (run, lambda batch: run_onnx(model, batch)):
@@ -165,6 +170,16 @@ def test_a_run_is_exported_checked_and_evaluated(trained, tmp_path):
     assert "--force" in again.stderr
 
 
+def test_a_benchmark_without_data_measures_what_needs_none(tmp_path):
+    exported, path = exportable(width=0.35, depth=0.3, resolution=32), tmp_path / "x.safetensors"
+    save_weights(path, *exported.weights)
+    result = cli.here("export.__main__", "benchmark", path, "--format=tflite", "--json")
+    rows = cli.answer(result)["files"]
+    assert [row["precision"] for row in rows] == ["float32", "float16", "dynamic"]
+    assert "score" not in rows[0]
+    assert not pathlib.Path(rows[0]["path"]).exists()
+
+
 def test_a_file_that_computes_something_else_is_rejected_and_the_old_one_stays(trained, tmp_path, tampered):
     tampered(swap_channels)
     old = tmp_path / f"{trained[0].name}.onnx"
@@ -187,10 +202,10 @@ def test_exchanged_mean_and_std_are_found(form, v2, tmp_path):
 
 
 def test_paired_intervals_hold_the_difference_and_shrink():
-    assert data.paired_interval(0, 0, 100)[1] < 0.03
-    low, high = data.paired_interval(2, 8, 400)
+    assert evaluation.paired_interval(0, 0, 100)[1] < 0.03
+    low, high = evaluation.paired_interval(2, 8, 400)
     assert low < -6 / 400 < high < 0.005
-    assert high - low > np.subtract(*data.paired_interval(20, 80, 4000)[::-1])
+    assert high - low > np.subtract(*evaluation.paired_interval(20, 80, 4000)[::-1])
 
 
 @pytest.mark.parametrize(
@@ -203,10 +218,16 @@ def test_paired_intervals_hold_the_difference_and_shrink():
         (["{}", "--out={}", "--format=stablehlo", "--precision=int8"], "stablehlo"),
         (["{}", "--out={}", "--calibration=0"], "--calibration"),
         (["{}", "--out={}", "--eval", "--outputs=answers"], "--outputs=answers"),
+        (["{0}/x.safetensors", "--out={0}/y", "--config.data.eval_split=test"], "--data"),
+        (["{0}/x.safetensors", "--out={0}/y", "--eval"], "--data"),
+        (["{0}/x.safetensors", "--out={0}/y", "--data=digits", "--config.data.resolution=32"], "preprocessing"),
+        (["{0}/x.safetensors", "--out={0}/y", "--format=tflite", "--precision=int8"], "--data"),
         (["{}", "--out={}", "--resolution=4"], "--resolution"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message, tmp_path):
+    if "x.safetensors" in arguments[0]:
+        save_weights(tmp_path / "x.safetensors", *exportable(width=0.35, depth=0.3, resolution=32).weights)
     result = cli.here("export.__main__", *(argument.format(tmp_path) for argument in arguments))
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert message in result.stderr
