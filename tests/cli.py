@@ -30,7 +30,7 @@ SHRUNK = (
 SHORT = (
     SHRUNK[0],
     "--config.modules=tests.short",
-    "--config.model.name=short_v2",
+    "--config.model.name=short",
     "--config.data.name=noise",
 )
 """Arguments for the network and the data of tests/short.py, for tests of runs rather than of networks."""

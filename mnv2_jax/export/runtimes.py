@@ -97,7 +97,7 @@ def _open_coreml(path: str, cores: int) -> Run:
 
 
 def read_stablehlo(path: pathlib.Path) -> Any:
-    """Returns the `jax.export.Exported` of a file."""
+    """Returns a file as `jax.export` reads it."""
     from jax import export
 
     return export.deserialize(bytearray(path.read_bytes()))

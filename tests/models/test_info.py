@@ -28,7 +28,7 @@ def test_counts_are_those_of_the_native_resolution(name, counts):
 
 
 def test_every_network_has_results_at_its_native_resolution():
-    for name in list_models():
+    for name in (*list_models("mobilenet_*"), *list_models("resnet*")):  # other tests register networks of their own
         assert native_resolution(name) in {row["resolution"] for row in published(name)}, name
 
 
