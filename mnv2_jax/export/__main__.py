@@ -28,7 +28,8 @@ precisions (--precision=A,B; default: float32):
   float32  as the network was trained
   float16  weights in half precision, computed in float32 (tflite, onnx, coreml, web)
   dynamic  kernels in 8 bits, values in floats (tflite, coreml)
-  int8     kernels and values in 8 bits; calibrated on training images of the run or of --data (tflite, onnx, web)
+  int8     kernels and values in 8 bits; calibrated on training images of the run or of --data, or on those of a
+           folder, --calibration=FOLDER (tflite, onnx, web)
 
 examples:
   python -m mnv2_jax.export runs/w0_35-digits --out=exported
@@ -104,10 +105,10 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument("--config.KEY", metavar="VALUE", help="change them, as in --config.data.eval_split=test")
     parser.add_argument(
         "--calibration",
-        type=_count,
+        type=_calibration,
         default=200,
-        metavar="N",
-        help="training images on which int8 is calibrated (default: 200)",
+        metavar="N|FOLDER",
+        help="number of training images on which int8 is calibrated, or a folder with images for it (default: 200)",
     )
     parser.add_argument(
         "--eval",
@@ -150,13 +151,14 @@ def _rows(
     predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=modules_of(args))
     weights = in_float32(predictor.weights)
     exportable = Exportable(weights, args.resolution or predictor.resolution, args.pixels, args.outputs)
-    opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides)
+    calibrates = isinstance(args.calibration, int) and any(precision == "int8" for _, precision in chosen)
+    opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides, calibrates)
     source = Source(
         exportable, lambda: data.calibration_images(opened, predictor, exportable, args.calibration), runtime
     )
     images = data.check_images(opened, predictor, exportable, args.images, _CHECKED)
     evaluator = None
-    if is_benchmark and opened is None:
+    if is_benchmark and opened is None and isinstance(args.calibration, int):
         print("no data: nothing is calibrated or evaluated; give --data, as in folder:photos", file=sys.stderr)
         chosen = [(form, precision) for form, precision in chosen if precision != "int8"]
     if args.eval or (is_benchmark and opened is not None):
@@ -205,9 +207,13 @@ def _size(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+def _calibration(text: str) -> int | pathlib.Path:
+    if not text.isdecimal():
+        if not (path := pathlib.Path(text).expanduser()).exists():
+            raise argparse.ArgumentTypeError(f"{text!r} must be a number of images, or a folder that exists")
+        return path
+    if not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1, or a folder")
     return int(text)
 
 

@@ -31,7 +31,7 @@ class Data(NamedTuple):
 
 
 def open_data(
-    source: str, weights: Weights, resolution: int, name: str | None, overrides: Sequence[str]
+    source: str, weights: Weights, resolution: int, name: str | None, overrides: Sequence[str], calibrates: bool
 ) -> Data | None:
     """Opens the data of a run, or those that a flag names; None if there are neither.
 
@@ -41,6 +41,8 @@ def open_data(
       resolution: height and width that the network sees, in pixels.
       name: data as in a config's argument, such as ``folder:photos``; None: those of the run.
       overrides: changes of config keys, as ``data.eval_split=test``.
+      calibrates: whether training images are used for calibration. Data without splits are divided then; otherwise
+        all their images are evaluated, if a file is exported.
 
     Raises:
       UserError: if the data can't be opened.
@@ -63,27 +65,40 @@ def open_data(
         task=info.task,
         data=dataclasses.replace(config.data, **preprocessing),
     )
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, evaluates=not calibrates)
     # So that the evaluation holds out the same images, none of which calibration sees
     held_out = dataclasses.replace(config.data, holdout_fraction=dataset.holdout_fraction)
     return Data(dataclasses.replace(config, data=held_out), dataset)
 
 
-def calibration_images(data: Data | None, predictor: Predictor, exportable: Exportable, count: int) -> np.ndarray:
-    """Reads images of the training split, drawn with seed 0, as the network sees them in evaluation.
+def calibration_images(
+    data: Data | None, predictor: Predictor, exportable: Exportable, wanted: int | pathlib.Path
+) -> np.ndarray:
+    """Reads images for calibration, as the network sees them in evaluation.
+
+    Args:
+      data: the data, of which training images are drawn with seed 0.
+      predictor: prepares the images.
+      exportable: what is exported.
+      wanted: number of training images; all if there are fewer. Or a folder whose images are taken instead.
 
     Returns:
-      The input of the function that is exported, [n, h, w, 3]; n is ``count`` or that of all training images.
+      The input of the function that is exported, [n, h, w, 3].
 
     Raises:
       UserError: if there are no training images, or none can be decoded.
     """
+    if isinstance(wanted, pathlib.Path):
+        images = _of_folder(wanted, predictor, exportable.resolution, "--calibration")
+        return exportable.to_input(np.random.default_rng(0).permutation(images))  # files lie in the order of classes
     if data is None:
-        raise UserError("--precision=int8 needs training images for calibration; give --data, as in folder:photos")
+        raise UserError(
+            "--precision=int8 needs images for calibration; give --data, as in folder:photos, or --calibration=FOLDER"
+        )
     check_trainable(data.dataset)
     train = data.dataset.train
     order = np.random.default_rng(0).permutation(len(train)).tolist()
-    return exportable.to_input(_prepared(train, order, count, predictor, exportable.resolution))
+    return exportable.to_input(_prepared(train, order, wanted, predictor, exportable.resolution))
 
 
 def check_images(
@@ -102,12 +117,8 @@ def check_images(
       The input of the function that is exported, [n, h, w, 3].
     """
     if paths:
-        files: list[str] = []
-        for path in paths:
-            files += find_images(path)[0] if pathlib.Path(path).is_dir() else [path]
-        if not files:
-            raise UserError(f"--images={paths[0]}: no image that can be read in this folder")
-        images: Any = [predictor.preprocess(file, exportable.resolution) for file in files[:most]]
+        parts = [_of_folder(pathlib.Path(path), predictor, exportable.resolution, "--images", most) for path in paths]
+        images: Any = np.concatenate(parts)[:most]
     elif data is not None:
         split = data.dataset.eval
         order = np.random.default_rng(0).permutation(len(split)).tolist()
@@ -115,6 +126,16 @@ def check_images(
     else:
         images = [predictor.preprocess(crop, exportable.resolution) for crop in _crops(most)]
     return exportable.to_input(np.stack(images))
+
+
+def _of_folder(
+    path: pathlib.Path, predictor: Predictor, resolution: int, flag: str, most: int | None = None
+) -> np.ndarray:
+    """Returns the images of a folder, or of one file, prepared: uint8 [n, resolution, resolution, 3]."""
+    files = find_images(str(path))[0] if path.is_dir() else [str(path)]
+    if not files:
+        raise UserError(f"{flag}={path}: no image that can be read in this folder")
+    return np.stack([predictor.preprocess(file, resolution) for file in files[:most]])
 
 
 def _prepared(split: Split, order: Sequence[int], count: int, predictor: Predictor, resolution: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from PIL import Image
 
 from mnv2_jax import graph
 from mnv2_jax.errors import UserError
@@ -173,11 +174,14 @@ def test_a_run_is_exported_checked_and_evaluated(trained, tmp_path):
 def test_a_benchmark_without_data_measures_what_needs_none(tmp_path):
     exported, path = exportable(width=0.35, depth=0.3, resolution=32), tmp_path / "x.safetensors"
     save_weights(path, *exported.weights)
-    result = cli.here("export.__main__", "benchmark", path, "--format=tflite", "--json")
-    rows = cli.answer(result)["files"]
-    assert [row["precision"] for row in rows] == ["float32", "float16", "dynamic"]
-    assert "score" not in rows[0]
-    assert not pathlib.Path(rows[0]["path"]).exists()
+    flags = ("--format=tflite", "--precision=float32,int8", "--json")
+    (row,) = cli.answer(cli.here("export.__main__", "benchmark", path, *flags))["files"]
+    assert row["precision"] == "float32"
+    assert "score" not in row
+    assert not pathlib.Path(row["path"]).exists()
+    Image.fromarray(images_of(exported, 1)[0]).save(tmp_path / "one.png")
+    rows = cli.answer(cli.here("export.__main__", "benchmark", path, *flags, f"--calibration={tmp_path}"))["files"]
+    assert [row["precision"] for row in rows] == ["float32", "int8"]
 
 
 def test_a_file_that_computes_something_else_is_rejected_and_the_old_one_stays(trained, tmp_path, tampered):
@@ -217,6 +221,7 @@ def test_paired_intervals_hold_the_difference_and_shrink():
         (["{}", "--out={}", "--precision=int4"], "'int4'"),
         (["{}", "--out={}", "--format=stablehlo", "--precision=int8"], "stablehlo"),
         (["{}", "--out={}", "--calibration=0"], "--calibration"),
+        (["{}", "--out={}", "--calibration=nowhere"], "'nowhere'"),
         (["{}", "--out={}", "--eval", "--outputs=answers"], "--outputs=answers"),
         (["{0}/x.safetensors", "--out={0}/y", "--config.data.eval_split=test"], "--data"),
         (["{0}/x.safetensors", "--out={0}/y", "--eval"], "--data"),
