@@ -135,6 +135,7 @@ ELSEWHERE = {
     r"\bbench\b": "tests/test_bench*.py, and the numbers of docs/results.md",
     r"launch/": "tests/test_launch.py",
     r"--format=web": "fetches a package by npm: tests/export/test_web.py",
+    r"--format=coreml": "needs an extra of its own: tests/export/test_coreml.py",
     r"data=imagenet_r": "needs all its 200 classes: tests/data/test_sources.py",
     r"\.tflite|\.h5|timm/mobilenetv3": "tests/test_convert.py, with real files",
 }

@@ -173,7 +173,12 @@ def _print(rows: Iterator[Row], args: argparse.Namespace) -> None:
     from mnv2_jax.export.runtimes import STAND_INS
 
     if args.json:
-        return print(json.dumps({"files": [row.to_json() for row in rows]}))
+        written: list[dict[str, Any]] = []
+        try:
+            written.extend(row.to_json() for row in rows)
+        finally:  # files that are right are answered where another is rejected
+            print(json.dumps({"files": written}))
+        return
     for number, row in enumerate(rows):
         comparison, checked = row.comparison, row.checked
         if not number:
@@ -209,9 +214,7 @@ def _size(text: str) -> int:
 
 def _calibration(text: str) -> int | pathlib.Path:
     if not text.isdecimal():
-        if not (path := pathlib.Path(text).expanduser()).exists():
-            raise argparse.ArgumentTypeError(f"{text!r} must be a number of images, or a folder that exists")
-        return path
+        return pathlib.Path(text).expanduser()
     if not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1, or a folder")
     return int(text)

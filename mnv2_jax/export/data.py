@@ -132,6 +132,8 @@ def _of_folder(
     path: pathlib.Path, predictor: Predictor, resolution: int, flag: str, most: int | None = None
 ) -> np.ndarray:
     """Returns the images of a folder, or of one file, prepared: uint8 [n, resolution, resolution, 3]."""
+    if not path.exists():
+        raise UserError(f"{flag}={path}: there is no such folder or image; correct the path")
     files = find_images(str(path))[0] if path.is_dir() else [str(path)]
     if not files:
         raise UserError(f"{flag}={path}: no image that can be read in this folder")

@@ -61,7 +61,7 @@ def make(
     images: np.ndarray,
     evaluator: Evaluator | None = None,
 ) -> Iterator[Row]:
-    """Writes and checks files, one after the other.
+    """Writes and checks files, one after the other, and yields a row for each that is right.
 
     Args:
       source: what is written.
@@ -72,8 +72,9 @@ def make(
       evaluator: evaluates each file; None: files aren't evaluated.
 
     Raises:
-      RejectedError: if a file differs from the network; it stays beside, as ``*.rejected``.
+      RejectedError: at the end, if files differ from the network; they stay, as ``*.rejected``.
     """
+    errors: list[str] = []
     expected = check.expected_outputs(source.exportable, images)
     for form, precision in chosen:
         path = path_of(folder, stem, form, precision)
@@ -85,7 +86,8 @@ def make(
             except RejectedError as error:
                 rejected = path.with_name(f"{path.name}.rejected")
                 _move(unchecked, rejected)
-                raise RejectedError(f"{str(error).replace(made, str(folder))}; it is kept as {rejected}") from error
+                errors.append(f"{str(error).replace(made, str(folder))}; it is kept as {rejected.name}")
+                continue
             comparison = None
             if evaluator is not None:
                 file = evaluation.evaluate_file(evaluator.setup, source.exportable, form, unchecked)
@@ -93,6 +95,8 @@ def make(
             for each in sorted(pathlib.Path(made).iterdir()):
                 _move(each, folder / each.name)
         yield Row(path, form, precision, checked, steps, comparison)
+    if errors:
+        raise RejectedError("; ".join(errors))
 
 
 def _check(
