@@ -182,7 +182,7 @@ class _Writer:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             self._constants[key] = f"c{len(self._constants)}"
-            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), self._constants[key]))
+            self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), self._constants[key]))
         return self._constants[key]
 
     def read(self, node: Node, place: int, layout: str = "NHWC") -> str:

@@ -92,6 +92,13 @@ def test_every_operator_of_a_file_is_right_and_faults_are_found(form, v2, tmp_pa
         check.check_steps(path, form, v2.quantised, v2.images)
 
 
+def test_scales_of_values_are_scalars_as_older_runtimes_want_them(v2):
+    model = onnx_file.to_model(v2.quantised, {})
+    ranks = {constant.name: len(constant.dims) for constant in model.graph.initializer}
+    rounding = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert {ranks[name] for node in rounding for name in node.input[1:]} == {0}
+
+
 def test_float_images_are_rounded_to_their_255_steps():
     net = small(pixels="float32", width=0.35, depth=0.3, resolution=32)
     (image,) = net.quantised.graph.inputs

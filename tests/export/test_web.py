@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from mnv2_jax.config import build
 from mnv2_jax.data.images import evaluation_view
 from mnv2_jax.errors import UserError
-from mnv2_jax.export import check, onnx_file, web
+from mnv2_jax.export import check, onnx_file, runtimes, web
 from mnv2_jax.weights.file import WeightsInfo
 from tests import browser, cli
 from tests.export.conftest import exportable, swap_channels
@@ -202,6 +202,19 @@ def test_the_page_computes_what_the_model_does(shown, tmp_path):
     assert [row[0] for row in rows] == [LABELS[index] for index in best]  # markup in a name is text
     np.testing.assert_allclose([float(row[1].split()[0]) for row in rows], 100 * probabilities[best], atol=0.051)
     assert re.search(r"\d ms", page.value("element('status').textContent"))
+
+
+@pytest.mark.slow
+def test_the_page_computes_integers(shown, v2, tmp_path):
+    page, _, _ = shown
+    network = onnx_file.to_bytes(v2.quantised, v2.exported.facts())
+    web.write(tmp_path / "int8-web", v2.exported, network, web.read_runtime(None))
+    page.open(tmp_path / "int8-web" / "index.html")
+    page.until("element('status').textContent === 'Ready.' || !element('error').hidden")
+    step = float(v2.quantised.grids[v2.quantised.graph.outputs["logits"]].scale)
+    (tmp_path / "x.onnx").write_bytes(network)
+    expected = runtimes.RUNTIMES["onnx"](str(tmp_path / "x.onnx"), 1)(v2.images[:1])["logits"][0]
+    assert abs(np.array(predicted(page, v2.images[0])["logits"]) - expected).max() <= step * 1.01
 
 
 @pytest.mark.slow
