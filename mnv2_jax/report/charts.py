@@ -145,6 +145,61 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     return _figure(_svg(draw, "Accuracy by confidence", (5.0, 3.6)), "Reliability: accuracy by confidence")
 
 
+class Point(NamedTuple):
+    """A score at a cost."""
+
+    label: str
+    cost: float
+    score: float
+    low: float | None = None
+    high: float | None = None
+    """Ends of an interval; None: there is none."""
+
+
+def scores_by_cost(ours: Sequence[Point], published: Sequence[Point], name: str) -> str:
+    """Chart of scores, as shares of 1, over a cost on a logarithmic axis: intervals of ours, published ones beside.
+
+    Args:
+      ours: measured scores.
+      published: published scores.
+      name: name of the cost, such as "MAdds".
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for points, colour, label, marker in ((ours, _MAIN, "here", "o"), (published, _SECOND, "published", "D")):
+            if points:
+                x, y = ([getattr(point, key) for point in points] for key in ("cost", "score"))
+                axes.plot(x, [100 * each for each in y], marker, color=colour, markersize=4.5, label=label)
+            for point in points:
+                if point.low is not None and point.high is not None:
+                    ends = (100 * point.low, 100 * point.high)
+                    axes.plot((point.cost, point.cost), ends, color=colour, linewidth=1.2)
+        for point in ours:
+            place = (point.cost, 100 * point.score)
+            axes.annotate(point.label, place, (4, -9), textcoords="offset points", fontsize=7, color=_MUTED)
+        axes.set(xscale="log", xlabel=name, ylabel="score, %")
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        if published:
+            axes.legend(loc="lower right")
+
+    return _figure(_svg(draw, f"Score by {name}", (5.0, 3.4)), f"Score by {name}")
+
+
+def band(curve: np.ndarray, caption: str, bottom: float, top: float) -> str:
+    """Chart of a learning curve over epochs, [n, 4]: epoch, mean, lowest and highest score; the axis has these ends."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        epochs, mean, low, high = curve.T
+        axes.fill_between(epochs, 100 * low, 100 * high, color=_MAIN, alpha=0.18, linewidth=0)
+        axes.plot(epochs, 100 * mean, color=_MAIN, marker="o", markersize=3)
+        axes.set(xlabel="epoch", ylabel="score, %", xlim=(0, None), ylim=(100 * bottom, 100 * top))
+
+    return _figure(_svg(draw, f"Learning curve of {caption}", (4.0, 2.4)), text(caption))
+
+
 def _svg(draw: Callable[[Figure], None], label: str, size: tuple[float, float] = (5.0, 2.6)) -> str:
     """Draws a figure of a size in inches as inline SVG that fills its container."""
     file = io.StringIO()

@@ -86,6 +86,23 @@ def lock(workdir: pathlib.Path, patience_s: float = 0.0) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(workdir: pathlib.Path) -> bool:
+    """Whether another process holds the folder.
+
+    Where a process was killed, this holds the lock for an instant, in which a process that wants it is refused.
+    """
+    try:
+        descriptor = os.open(workdir / LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"{workdir}: its lock can't be read ({error.strerror}); restore its permissions") from error
+    try:
+        return bool(os.pread(descriptor, 1, 0)) and not _try_to_lock(descriptor, workdir)
+    finally:
+        os.close(descriptor)
+
+
 def _try_to_lock(descriptor: int, workdir: pathlib.Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

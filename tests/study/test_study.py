@@ -1,0 +1,242 @@
+"""Studies: their design, workers on one folder, and a report that is a function of the runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mnv2_jax import config as configs
+from mnv2_jax.errors import UserError
+from mnv2_jax.json_files import write_json
+from mnv2_jax.runs import folder as run_folders
+from mnv2_jax.study import design, state, work
+from mnv2_jax.study.design import Claim, Relation, Study
+from tests import cli
+
+SMALL = Study(
+    base="w0_35:data=digits",
+    axes={"model.width": (0.35, 0.5), "res": (16, 32)},
+    seeds=(0, 1, 2),
+    settings={"train.epochs": 2},
+    claims=[Claim(cell={"model.width": 0.5, "res": 32}, published=0.9, tolerance=0.05, source="a paper")],
+    relations=[Relation(better={"model.width": 0.5, "res": 32}, worse={"model.width": 0.35, "res": 32})],
+)
+
+
+def fake_run(folder, run, score):
+    """Writes what a finished training leaves."""
+    top = state.run_folder(folder, run)
+    top.mkdir(parents=True, exist_ok=True)
+    config = state.planned_config(run)
+    write_json(top / "config.json", configs.to_dict(config))
+    write_json(top / "provenance.json", {"sessions": [{"git": {"commit": "abc", "dirty": False}}]})
+    lines = []
+    for epoch in (1, 2):
+        lines.append({"step": 10 * epoch, "split": "train", "epoch": float(epoch), "seconds": 3.0 * epoch, "loss": 1.0})
+        lines.append({"step": 10 * epoch, "split": "eval", "top1": score * epoch / 2, "seconds": 3.0 * epoch})
+    (top / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    width = config.model.width
+    summary = {"eval": {"top1": score, "count": 360}, "best": {"step": 20, "top1": score}, "seconds": 6.0}
+    write_json(top / "summary.json", summary | {"params": int(1e6 * width), "madds": int(1e7 * width)})
+
+
+def test_cells_and_runs_follow_from_the_axes():
+    runs = design.runs_of(SMALL)
+    assert len(runs) == 12
+    assert [run.seed for run in runs] == [0] * 4 + [1] * 4 + [2] * 4
+    assert runs[1].name == "width_0.35-res_32-seed_0"
+    assert runs[1].config == "w0_35:data=digits,res=32"
+    config = state.planned_config(runs[1])
+    assert (config.model.width, config.data.resolution, config.train.epochs, config.seed) == (0.35, 32, 2, 0)
+
+
+def test_the_projects_studies_can_be_planned():
+    assert {"digits_widths", "cifar10_widths", "imagenet_table"} <= set(design.study_files())
+    for name in design.study_files():
+        runs = design.runs_of(design.load_study(name))
+        assert state.planned_config(runs[-1]).seed == runs[-1].seed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1", "get_study"),
+        ("def get_study(): return 3", "Study"),
+        ("def get_study(): return 1 / 0", "ZeroDivisionError"),
+        ("raise OSError('no disk')", "no disk"),
+        (
+            "from mnv2_jax.study.design import *\n"
+            "def get_study(): return Study(base='w1_0', axes={'a': (1,)}, claims=[Claim(cell={'b': 1}, published=1,"
+            " tolerance=0)])",
+            "'b' is no axis",
+        ),
+        ("from mnv2_jax.study.design import *\ndef get_study(): return Study(base='w1_0', axes={'a': ()})", "empty"),
+        (
+            "from mnv2_jax.study.design import *\ndef get_study(): return Study(base='w1_0', axes={}, seeds=(1, 1))",
+            "different",
+        ),
+    ],
+)
+def test_a_file_that_is_no_study_is_one_line(content, message, tmp_path):
+    (tmp_path / "x.py").write_text(content)
+    result = cli.here("study.__main__", "plan", tmp_path / "x.py")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+
+
+# --- workers ------------------------------------------------------------------------------------------------
+
+TRAINING = """
+import json, pathlib, sys, time
+from mnv2_jax.runs.folder import lock
+from tests.study.test_study import SMALL, fake_run
+from mnv2_jax.study import design
+folder, name, code = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+run = next(run for run in design.runs_of(SMALL) if run.name == name)
+with lock(folder / "runs" / name):
+    with (folder / "trained.txt").open("a") as log:
+        log.write(f"{name}\\n")
+    time.sleep(0.3)
+    if code:
+        print("the reason", flush=True)
+        raise SystemExit(code)
+    fake_run(folder, run, 0.9)
+"""
+
+
+def fake_command(folder, codes=()):
+    """Makes the commands of trainings that take no time; ``codes`` are exit codes by the run's name."""
+    codes = dict(codes)
+    return lambda run, place: [sys.executable, "-c", TRAINING, str(folder), run.name, str(codes.get(run.name, 0))]
+
+
+def test_two_workers_train_every_run_once_and_failures_do_not_stop_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)  # only the main thread may set handlers
+    monkeypatch.setenv("PYTHONPATH", str(cli.ROOT))
+    monkeypatch.setattr(work, "_POLL_S", 0.1)
+    runs = design.runs_of(SMALL)[:4]
+    command = fake_command(tmp_path, {runs[1].name: 2})
+    ends, lines = [], []
+    workers = [
+        threading.Thread(target=lambda: ends.append(work.work(tmp_path, runs, lines.append, command))) for _ in "ab"
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for states in ends:
+        assert [each.name for each in states] == ["done", "failed", "done", "done"]
+    assert ends[0][1].failure == {
+        "exit_code": 2,
+        "line": "the reason",
+        "command": list(command(runs[1], state.run_folder(tmp_path, runs[1]))),
+    }
+    trained = (tmp_path / "trained.txt").read_text().split()
+    assert sorted(set(trained)) == sorted(run.name for run in runs)
+    assert all(trained.count(run.name) == 1 for run in (runs[0], runs[2], runs[3]))
+    work.retry(tmp_path, runs)
+    assert [each.name for each in work.work(tmp_path, runs, lines.append, fake_command(tmp_path))] == ["done"] * 4
+
+
+def test_faults_of_the_machine_are_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(cli.ROOT))
+    (run,) = design.runs_of(SMALL)[:1]
+    (final,) = work.work(tmp_path, [run], lambda line: None, fake_command(tmp_path, {run.name: 75}))
+    assert (final.name, final.failure["exit_code"]) == ("failed", 75)
+    assert (tmp_path / "trained.txt").read_text().split() == [run.name] * 3
+
+
+def test_a_folder_is_locked_while_a_process_holds_it(tmp_path):
+    assert not run_folders.is_locked(tmp_path / "none")
+    code = f"import time, pathlib; from mnv2_jax.runs.folder import lock\nwith lock(pathlib.Path({str(tmp_path)!r})):\n"
+    code += "    print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=cli.ROOT)
+    assert holder.stdout.readline() == b"held\n"
+    assert run_folders.is_locked(tmp_path)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    assert not run_folders.is_locked(tmp_path)
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path):
+    runs = design.runs_of(SMALL)
+    fake_run(tmp_path, runs[0], 0.9)
+    path = state.run_folder(tmp_path, runs[0]) / "config.json"
+    tree = json.loads(path.read_text())
+    tree["train"]["epochs"] = 3.0
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="train.epochs"):
+        state.read_state(tmp_path, runs[0])
+
+
+# --- the report ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def studied(tmp_path):
+    """A study whose runs are done but for one; returns its file and its folder."""
+    file, folder = tmp_path / "small.py", tmp_path / "study"
+    file.write_text("from tests.study.test_study import SMALL\n\n\ndef get_study():\n    return SMALL\n")
+    for number, run in enumerate(design.runs_of(SMALL)[:-1]):
+        base = 0.88 if run.cell.point["model.width"] == 0.35 else 0.91
+        fake_run(folder, run, base + 0.001 * (number % 3))
+    return file, folder
+
+
+def test_a_report_says_what_is_reproduced_and_is_the_same_again(studied):
+    file, folder = studied
+    result = cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json")
+    claims = cli.answer(result)["claims"]
+    assert [claim["verdict"] for claim in claims] == ["undecided", "reproduced"]  # 0.5 at 32 px has two seeds
+    assert claims[1]["seeds"] == [0, 1]
+    names = ("report.html", "report.md", "results.csv", "verdicts.json")
+    first = {name: (folder / name).read_bytes() for name in names}
+    time.sleep(1.1)  # no time may stand in them
+    cli.answer(cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json"))
+    assert {name: (folder / name).read_bytes() for name in names} == first
+    page = first["report.html"].decode()
+    for part in ("Verdicts", "Score and cost", "Learning curves", "What differs", "11 of 12 runs"):
+        assert part in page
+    rows = first["results.csv"].decode().splitlines()
+    assert len(rows) == 5
+    assert rows[0].startswith("cell,model.width,res,metric,when,params,madds,seeds,mean,spread")
+
+
+def test_status_counts_and_estimates(studied):
+    file, folder = studied
+    answer = cli.answer(cli.here("study.__main__", "status", file, f"--workdir={folder}", "--json"))
+    assert [run["state"] for run in answer["runs"]] == ["done"] * 11 + ["waiting"]
+    assert answer["seconds_left"] == pytest.approx(6.0)
+
+
+def test_a_plan_counts_costs_and_jobs(studied):
+    file, folder = studied
+    answer = cli.answer(cli.here("study.__main__", "plan", file, "--json"))
+    assert len(answer["runs"]) == 12
+    assert answer["runs"][0]["images"] == 2 * 1437
+    assert 0 < answer["claims"][0]["decided"] <= 1
+    for form in ("commands", "slurm-array"):
+        text = cli.here("study.__main__", "plan", file, f"--workdir={folder}", f"--format={form}").stdout
+        assert text.count("python -m mnv2_jax.main --config=w0_35:data=digits,res=") == 12
+    assert "--array=0-11" in text
+
+
+@pytest.mark.slow
+def test_a_study_is_trained_and_reported(tmp_path):
+    content = (
+        "from mnv2_jax.study.design import Study\n\n\ndef get_study():\n"
+        "    return Study(base='w0_35:data=digits,res=16', axes={'model.width': (0.25, 0.35)}, seeds=(0,),\n"
+        "                 settings={'train.steps': 2, 'model.depth': 0.3})\n"
+    )
+    (tmp_path / "tiny.py").write_text(content)
+    done = cli.run("study", "run", tmp_path / "tiny.py", f"--workdir={tmp_path / 's'}", "--json")
+    assert [run["state"] for run in cli.answer(done)["runs"]] == ["done", "done"]
+    assert (tmp_path / "s" / "runs" / "width_0.25-seed_0" / "report.html").is_file()
+    report = cli.here("study.__main__", "report", tmp_path / "tiny.py", f"--workdir={tmp_path / 's'}")
+    assert report.returncode == 0
