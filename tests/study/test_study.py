@@ -23,7 +23,10 @@ SMALL = Study(
     axes={"model.width": (0.35, 0.5), "res": (16, 32)},
     seeds=(0, 1, 2),
     settings={"train.epochs": 2},
-    claims=[Claim(cell={"model.width": 0.5, "res": 32}, published=0.9, tolerance=0.05, source="a paper")],
+    claims=[
+        Claim(cell={"model.width": 0.5, "res": 32}, published=0.9, tolerance=0.05, source="a paper"),
+        Claim(cell={"model.width": 0.5, "res": 16}, published=0.95, tolerance=0.005),
+    ],
     relations=[Relation(better={"model.width": 0.5, "res": 32}, worse={"model.width": 0.35, "res": 32})],
 )
 
@@ -99,6 +102,8 @@ from mnv2_jax.study import design
 folder, name, code = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 run = next(run for run in design.runs_of(SMALL) if run.name == name)
 with lock(folder / "runs" / name):
+    if (folder / "runs" / name / "summary.json").is_file():
+        raise SystemExit  # as a finished run does
     with (folder / "trained.txt").open("a") as log:
         log.write(f"{name}\\n")
     time.sleep(0.3)
@@ -171,7 +176,7 @@ def test_a_run_with_other_settings_is_refused(tmp_path):
     tree = json.loads(path.read_text())
     tree["train"]["epochs"] = 3.0
     path.write_text(json.dumps(tree))
-    with pytest.raises(UserError, match="train.epochs"):
+    with pytest.raises(UserError, match=r"train\.epochs"):
         state.read_state(tmp_path, runs[0])
 
 
@@ -193,8 +198,8 @@ def test_a_report_says_what_is_reproduced_and_is_the_same_again(studied):
     file, folder = studied
     result = cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json")
     claims = cli.answer(result)["claims"]
-    assert [claim["verdict"] for claim in claims] == ["undecided", "reproduced"]  # 0.5 at 32 px has two seeds
-    assert claims[1]["seeds"] == [0, 1]
+    assert [claim["verdict"] for claim in claims] == ["reproduced", "not reproduced", "reproduced"]
+    assert claims[2]["seeds"] == [0, 1]  # those that both cells have
     names = ("report.html", "report.md", "results.csv", "verdicts.json")
     first = {name: (folder / name).read_bytes() for name in names}
     time.sleep(1.1)  # no time may stand in them
@@ -220,7 +225,7 @@ def test_a_plan_counts_costs_and_jobs(studied):
     answer = cli.answer(cli.here("study.__main__", "plan", file, "--json"))
     assert len(answer["runs"]) == 12
     assert answer["runs"][0]["images"] == 2 * 1437
-    assert 0 < answer["claims"][0]["decided"] <= 1
+    assert 0.9 < answer["claims"][0]["decided"] < 1.01
     for form in ("commands", "slurm-array"):
         text = cli.here("study.__main__", "plan", file, f"--workdir={folder}", f"--format={form}").stdout
         assert text.count("python -m mnv2_jax.main --config=w0_35:data=digits,res=") == 12
