@@ -17,6 +17,7 @@ DOORS = {
     "convert": ("convert", "writes the weights of a run or of another library to one file"),
     "inspect": ("inspect", "reports classes, sizes, damage and duplicates in a folder of images"),
     "lr_find": ("lr_find", "tries a range of learning rates and suggests one"),
+    "study": ("study.__main__", "plans, trains and reports a study: claims, runs, verdicts"),
     "report": ("report.__main__", "rewrites the report page of a run, or exports its log as CSV"),
     "prepare": ("data.prepare.__main__", "packs the ImageNet files into shards"),
     "bench": ("bench.__main__", "measures how fast this machine is"),

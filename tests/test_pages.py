@@ -134,6 +134,7 @@ IN_SMALL = {
 ELSEWHERE = {
     r"\bbench\b": "tests/test_bench*.py, and the numbers of docs/results.md",
     r"launch/": "tests/test_launch.py",
+    r"\bstudy\b": "takes minutes: tests/study/",
     r"--format=web": "fetches a package by npm: tests/export/test_web.py",
     r"--format=coreml": "needs an extra of its own: tests/export/test_coreml.py",
     r"data=imagenet_r": "needs all its 200 classes: tests/data/test_sources.py",

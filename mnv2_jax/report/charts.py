@@ -179,6 +179,7 @@ def scores_by_cost(ours: Sequence[Point], published: Sequence[Point], name: str)
             place = (point.cost, 100 * point.score)
             axes.annotate(point.label, place, (4, -9), textcoords="offset points", fontsize=7, color=_MUTED)
         axes.set(xscale="log", xlabel=name, ylabel="score, %")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         if published:

@@ -146,7 +146,7 @@ def _report(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespa
     if args.json:
         return print(json.dumps({"report": str(page), "claims": [each.to_json() for each in judged]}))
     for each in judged:
-        print(f"{each.what}: {each.verdict}")
+        print(f"{each.what}: {each.sentence}")
     print(page)
 
 

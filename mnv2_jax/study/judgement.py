@@ -29,19 +29,25 @@ class Judged(NamedTuple):
     source: str
 
     @property
-    def verdict(self) -> str:
-        """The verdict, or what it waits for."""
-        if self.judgement is None:
-            return "no run has a score yet"
-        if self.judgement.missing is None:
-            return self.judgement.verdict
-        return f"{self.judgement.verdict}: {self.judgement.missing}"
+    def word(self) -> str:
+        """The verdict."""
+        return verdict.UNDECIDED if self.judgement is None else self.judgement.verdict
+
+    @property
+    def missing(self) -> str | None:
+        """What an undecided claim lacks, as a sentence; None if it is decided."""
+        return "no run has a score yet" if self.judgement is None else self.judgement.missing
+
+    @property
+    def sentence(self) -> str:
+        """The verdict, and what it lacks."""
+        return f"{self.word}: {self.missing}" if self.missing else self.word
 
     def to_json(self) -> dict[str, Any]:
         """Returns the verdict with its numbers as values that JSON can hold."""
         return {
             "claim": self.what,
-            "verdict": "undecided" if self.judgement is None else self.judgement.verdict,
+            "verdict": self.word,
             "seeds": list(self.seeds),
             "judgement": None if self.judgement is None else dataclasses.asdict(self.judgement),
             "prediction": None if self.prediction is None else dataclasses.asdict(self.prediction),

@@ -78,7 +78,7 @@ def _markdown(name: str, states: Sequence[State], judged: Sequence[Judged], rows
     lines = [f"# {name}", "", _progress(states), ""]
     if judged:
         lines += ["| claim | seeds | verdict |", "| --- | --- | --- |"]
-        lines += [f"| {each.what} | {len(each.seeds)} | {each.verdict} |" for each in judged]
+        lines += [f"| {each.what} | {len(each.seeds)} | {each.sentence} |" for each in judged]
         lines += ["", _tested(judged), ""]
     lines += ["| cell | seeds | mean | spread | 95 % interval | params | MAdds |", "| --- |" + " --- |" * 6]
     for row in rows:
@@ -137,7 +137,7 @@ def _body(
 def _claims(judged: Sequence[Judged]) -> str:
     if not judged:
         return ""
-    body = []
+    body, notes = [], []
     for each in judged:
         summary = None if each.judgement is None else each.judgement.summary
         ends = "–"
@@ -147,21 +147,24 @@ def _claims(judged: Sequence[Judged]) -> str:
         body.append(
             (
                 text(each.what),
+                text(each.word),
                 str(len(each.seeds)),
                 percent(None if summary is None else summary.mean),
                 ends,
                 percent(None if summary is None else summary.sampling_error),
                 {None: "–", True: "yes", False: "no"}[holds],
-                text(each.verdict),
-                text(each.source or "–"),
             )
         )
-    head = ("claim", "seeds", "mean", "95 % interval", "test set’s own ±", "published run likely?", "verdict", "source")
-    note = (
+        notes += [f"<li>{text(each.what)}: {text(note)}</li>" for note in (each.missing, each.source) if note]
+    head = ("claim", "verdict", "seeds", "mean", "95 % interval", "test set’s own ±", "published run likely")
+    explained = (
         "The mean of a relation is that of the paired differences; runs of one seed share the order of the data, and"
         " the first weights where the networks have the same shapes."
     )
-    return f"<section><h2>Verdicts</h2>{table(head, body)}<p>{text(_tested(judged))} {note}</p></section>"
+    return (
+        f"<section><h2>Verdicts</h2>{table(head, body)}<p>{text(_tested(judged))} {explained}</p>"
+        f"<ul>{''.join(notes)}</ul></section>"
+    )
 
 
 def _charts(study: Study, rows: Sequence[dict[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from mnv2_jax.study.design import Run
 from mnv2_jax.study.state import State, failure_file, log_file, read_state, run_folder
 
 _TRIES = 3
-"""Trainings of a run that may be killed or end with exit code 75, a fault of the machine, before it counts as failed."""
+"""Trainings of a run that may be killed, or end with exit code 75, a machine's fault, before it counts as failed."""
 _POLL_S = 2.0
 """Seconds between two looks at runs that others train."""
 
