@@ -24,6 +24,9 @@ _POINTS = 300
 _TICKS = (1, 2, 2.5, 5, 10)
 
 _INK, _MUTED, _GRID, _MAIN, _SECOND = (f"#00000{digit}" for digit in range(1, 6))
+_DASHES: tuple[Any, ...] = ("solid", (0, (4, 2)), (0, (1, 1.5)))
+_LINES = [(colour, dash) for dash in _DASHES for colour in (_MAIN, _SECOND, _INK, _MUTED)]
+"""Colour and dashes of each of up to twelve lines in a chart."""
 _COLOURS = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _MAIN: "--main", _SECOND: "--second"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # keeps text as text
@@ -186,6 +189,35 @@ def scores_by_cost(ours: Sequence[Point], published: Sequence[Point], name: str)
             axes.legend(loc="lower right")
 
     return _figure(_svg(draw, f"Score by {name}", (5.0, 3.4)), f"Score by {name}")
+
+
+def overlaid(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], split: str, key: str, caption: str, scale: float = 1
+) -> str:
+    """Chart of one logged value of several runs over steps; "" if no log has it.
+
+    Args:
+      logs: lines of metrics.jsonl by the name of the run.
+      split: train or eval.
+      key: the value.
+      caption: its name.
+      scale: factor by which it is multiplied.
+    """
+    series = {name: points for name, lines in logs.items() if len(points := _series(lines, split, key))}
+    if not series:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for number, (name, points) in enumerate(series.items()):
+            colour, style = _LINES[number % len(_LINES)]
+            axes.plot(*(points * (1, scale)).T, color=colour, linestyle=style, label=name, linewidth=1.3)
+        axes.set_xlim(left=0)
+        axes.set(xlabel="step", ylabel=caption)
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        axes.legend(loc="best", fontsize=7)
+
+    return _figure(_svg(draw, f"{caption} over steps", (6.5, 3.4)), caption)
 
 
 def band(curve: np.ndarray, caption: str, bottom: float, top: float) -> str:

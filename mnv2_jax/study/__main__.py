@@ -21,6 +21,7 @@ plan    prints the runs, their cost, and which claims the planned seeds can deci
 run     trains what is missing; any number of these commands, on any machines that share the folder, work together
 status  prints how far every run is, and the time left
 report  writes report.html, report.md, results.csv and verdicts.json into the folder
+compare prints any runs side by side: compare RUN RUN … [--html=FILE.html]
 
 STUDY is the name of one of the project's studies ({names}), or a .py file with a function get_study().
 
@@ -28,11 +29,16 @@ examples:
   python -m mnv2_jax.study plan digits_widths
   python -m mnv2_jax.study run digits_widths --workdir=studies/digits_widths
   python -m mnv2_jax.study report digits_widths --workdir=studies/digits_widths
+  python -m mnv2_jax.study compare runs/a runs/b --html=comparison.html
 """
 
 
 def main() -> None:
     """Reads the flags and does what they say."""
+    if sys.argv[1:2] == ["compare"]:
+        from mnv2_jax.study import compare
+
+        return compare.main(sys.argv[2:])
     parser = Parser(
         "Plans, trains and reports a study: its claims, its runs, its verdicts.",
         _HELP_AFTER.format(names=", ".join(study_files())),

@@ -232,6 +232,20 @@ def test_a_plan_counts_costs_and_jobs(studied):
     assert "--array=0-11" in text
 
 
+def test_runs_are_compared(studied, tmp_path):
+    _, folder = studied
+    runs = [state.run_folder(folder, run) for run in design.runs_of(SMALL)[:2]]
+    for run in runs:
+        write_json(run / "dataset.json", {"class_names": ["a", "b"]})
+    result = cli.here("study.__main__", "compare", *runs, f"--html={tmp_path / 'c.html'}", "--json")
+    answer = cli.answer(result)
+    assert set(answer["settings"]) == {"data.resolution"}
+    assert [row["top1"] for row in answer["results"].values()] == pytest.approx([0.88, 0.881])
+    assert "Settings that differ" in (tmp_path / "c.html").read_text()
+    alone = cli.here("study.__main__", "compare", runs[0])
+    assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.slow
 def test_a_study_is_trained_and_reported(tmp_path):
     content = (
