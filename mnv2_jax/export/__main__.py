@@ -62,9 +62,8 @@ def main() -> None:
     if is_page and (args.pixels, args.outputs) != ("uint8", "raw"):
         raise UserError("--format=web: a page gives uint8 and takes raw outputs; leave out --pixels and --outputs")
     if args.out is not None:
-        paths = [files.path_of(args.out, _stem(args.source), *each) for each in chosen]
         if not args.force:
-            files.refuse_existing(paths)
+            files.refuse_existing(args.out, _stem(args.source), chosen)
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -144,12 +143,13 @@ def _rows(
     """Opens the source and its data, and yields a row for each file. A benchmark leaves out what needs missing data."""
     from mnv2_jax.export import data, evaluation, files, web
     from mnv2_jax.export.formats import Source
-    from mnv2_jax.export.function import Exportable, in_float32
+    from mnv2_jax.export.function import Exportable, check_finite, in_float32
     from mnv2_jax.tasks.predictor import Predictor
 
     runtime = web.read_runtime(args.runtime) if any(form == "web" for form, _ in chosen) else None
     predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=modules_of(args))
     weights = in_float32(predictor.weights)
+    check_finite(weights)
     exportable = Exportable(weights, args.resolution or predictor.resolution, args.pixels, args.outputs)
     calibrates = isinstance(args.calibration, int) and any(precision == "int8" for _, precision in chosen)
     opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides, calibrates)

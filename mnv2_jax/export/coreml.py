@@ -22,6 +22,7 @@ import numpy as np
 
 from mnv2_jax import graph
 from mnv2_jax.errors import UserError
+from mnv2_jax.export import runtimes
 from mnv2_jax.export.function import INPUT, Exportable, Storage
 from mnv2_jax.graph import Graph, Node, Value
 
@@ -100,14 +101,15 @@ def _passes(storage: Storage) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides what coremltools says when it is imported: which of its parts are absent off macOS, and which versions of
-    other libraries it doesn't know.
+    """Hides what coremltools and TensorFlow, which it imports if it is there, say when they are imported: which parts
+    are absent off macOS, which versions of other libraries it doesn't know, and how TensorFlow computes.
     """
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with runtimes.quiet():
+            yield
     finally:
         logger.setLevel(level)
 

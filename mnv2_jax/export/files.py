@@ -120,8 +120,10 @@ def _move(path: pathlib.Path, to: pathlib.Path) -> None:
     path.replace(to)
 
 
-def refuse_existing(paths: Sequence[pathlib.Path]) -> None:
-    """Raises a `UserError` if one of these paths exists."""
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path}: already exists; give another --out, or --force to replace it")
+def refuse_existing(folder: pathlib.Path, stem: str, chosen: Sequence[tuple[str, Precision]]) -> None:
+    """Raises a `UserError` if one of the files that `make` would write exists."""
+    for form, precision in chosen:
+        path = path_of(folder, stem, form, precision)
+        for each in (path, *map(path.with_suffix, FORMATS[form].beside)):
+            if each.exists():
+                raise UserError(f"{each}: already exists; give another --out, or --force to replace it")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax import graph as graphs
+from mnv2_jax.errors import UserError
 from mnv2_jax.export.idioms import recognise
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.ops.augment import normalise
@@ -81,6 +82,14 @@ class Exportable(NamedTuple):
 
 
 _RANGES = {"uint8": [0, 255], "float32": [0.0, 1.0]}
+
+
+def check_finite(weights: Weights) -> None:
+    """Raises a `UserError` that names an array of the weights, if one holds NaN or infinity."""
+    for path, array in jax.tree_util.tree_leaves_with_path(weights.variables):
+        if not np.isfinite(array).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{name} of these weights holds NaN or infinity; give others")
 
 
 def in_float32(weights: Weights) -> Weights:

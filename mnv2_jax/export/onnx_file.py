@@ -17,7 +17,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised, in_floats
 from mnv2_jax.export.runtimes import INTEGERS, NCHW
-from mnv2_jax.export.shapes import names_of, with_free_batch
+from mnv2_jax.export.shapes import in_half, names_of, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 
@@ -144,7 +144,7 @@ class _Writer:
         array = array.reshape(-1) if is_bias else array.transpose(perm) if perm is not None else array
         if stored is None:
             if self.storage == "float16" and array.dtype == np.float32 and array.size > 1:
-                return self.emit("Cast", [self.constant(array.astype(np.float16))], to=_type(np.float32))
+                return self.emit("Cast", [self.constant(in_half(array))], to=_type(np.float32))
             return self.constant(array)
         grid = stored[1]
         if is_kernel:

@@ -6,13 +6,14 @@ The check starts this in a fresh process, which imports the runtime and none of 
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -52,9 +53,10 @@ def _session(session: Any) -> Run:
 def _open_tflite(path: str, cores: int) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path, num_threads=cores)
+    with quiet():
+        interpreter = Interpreter(path, num_threads=cores)
+        interpreter.allocate_tensors()
     (image,) = interpreter.get_input_details()
-    interpreter.allocate_tensors()
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         if interpreter.get_input_details()[0]["shape"][0] != len(images):
@@ -65,6 +67,19 @@ def _open_tflite(path: str, cores: int) -> Run:
         return {output["name"]: interpreter.get_tensor(output["index"]) for output in interpreter.get_output_details()}
 
     return run
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drops what libraries write to standard error past `sys.stderr`, as LiteRT does the name of its delegate."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _open_stablehlo(path: str, cores: int) -> Run:

@@ -1,4 +1,4 @@
-"""What the writers of files share: names of nodes, and shapes with a free batch."""
+"""What the writers of files share: names of nodes, shapes with a free batch, and weights in half precision."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def with_free_batch(node: Node, shape: Sequence[int]) -> list[int]:
     if not (shape and shape[0] == 1 and np.shape(node.operands[0])[:1] == (1,)):
         raise UserError(f"{'/'.join(node.scope)}: {node.op} moves the axis of the batch, which can't be exported")
     return [-1, *shape[1:]]
+
+
+def in_half(array: np.ndarray) -> np.ndarray:
+    """Rounds floats to half precision. What is too large becomes infinite without a warning; the check finds that."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float16)

@@ -18,7 +18,7 @@ from mnv2_jax.export import tflite_metadata
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, Grid, Quantised, in_floats, kernel_grid
 from mnv2_jax.export.runtimes import CONSTANT, INTEGERS
-from mnv2_jax.export.shapes import names_of, with_free_batch
+from mnv2_jax.export.shapes import in_half, names_of, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 from mnv2_jax.nn.window import Window
@@ -179,7 +179,7 @@ class _Writer:
         array = np.asarray(array)
         if self.storage != "float16" or array.dtype != np.float32 or array.size == 1:
             return self.constant(array)
-        half = self.constant(array.astype(np.float16))
+        half = self.constant(in_half(array))
         key = ("widened", half)
         if key not in self._constants:
             self._constants[key] = self.emit("DEQUANTIZE", [half], array.shape, np.float32)

@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import pathlib
+import subprocess
 import zipfile
 
 import jax
@@ -193,6 +194,35 @@ def test_a_file_that_computes_something_else_is_rejected_and_the_old_one_stays(t
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [old.name, f"{old.name}.rejected"]
     assert old.read_text() == "the file of yesterday"
+
+
+def test_what_lies_beside_a_file_is_not_replaced_without_force(tmp_path):
+    save_weights(tmp_path / "x.safetensors", *exportable(width=0.35, depth=0.3, resolution=32).weights)
+    (tmp_path / "x.json").write_text("mine")
+    result = cli.here("export.__main__", tmp_path / "x.safetensors", f"--out={tmp_path}", "--format=stablehlo")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "x.json" in result.stderr
+    assert (tmp_path / "x.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(value, tmp_path):
+    weights = exportable(width=0.35, depth=0.3, resolution=32).weights
+    variables = jax.tree.map(np.copy, weights.variables)
+    variables["params"]["classifier"]["kernel"][0, 0] = value
+    save_weights(tmp_path / "x.safetensors", *weights._replace(variables=variables))
+    result = cli.here("export.__main__", tmp_path / "x.safetensors", f"--out={tmp_path}", "--format=tflite")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "params/classifier/kernel" in result.stderr
+
+
+def test_a_runtime_prints_nothing(v2, tmp_path):
+    path, images = tmp_path / "x.tflite", tmp_path / "images.npy"
+    tflite_file.write(path, v2.graph, {})
+    np.save(images, v2.images)
+    command = cli.command("export.runtimes", "tflite", path, images, tmp_path / "out.npz", "all")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize("form", ["tflite", "onnx"])
