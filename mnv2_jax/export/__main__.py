@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -202,8 +203,9 @@ def _print(rows: Iterator[Row], args: argparse.Namespace) -> None:
 
 
 def _stem(source: str) -> str:
-    path = pathlib.PurePath(source)
-    return path.stem if path.suffix in (".safetensors", ".pth", ".h5", ".keras", ".tflite") else path.name or "model"
+    """Returns the name for files: that of the run, of a file without its ending, or of published weights."""
+    path = pathlib.Path(os.path.abspath(os.path.expanduser(source)))  # . and .. have no name
+    return path.stem if path.is_file() else path.name
 
 
 def _size(text: str) -> int:
@@ -213,9 +215,9 @@ def _size(text: str) -> int:
 
 
 def _calibration(text: str) -> int | pathlib.Path:
-    if not text.isdecimal():
+    if text and not text.isdecimal():
         return pathlib.Path(text).expanduser()
-    if not int(text):
+    if not text or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1, or a folder")
     return int(text)
 

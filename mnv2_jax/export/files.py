@@ -114,9 +114,11 @@ def _check(
 
 
 def _move(path: pathlib.Path, to: pathlib.Path) -> None:
-    """Moves a file or folder, in place of an old one."""
-    if to.is_dir():
+    """Moves a file or folder, in place of an old one of either kind."""
+    if to.is_dir() and not to.is_symlink():
         shutil.rmtree(to)
+    elif path.is_dir():
+        to.unlink(missing_ok=True)
     path.replace(to)
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from mnv2_jax import graph
 from mnv2_jax.errors import UserError
-from mnv2_jax.export import check, evaluation, onnx_file, stablehlo, tflite_file
+from mnv2_jax.export import __main__ as door
+from mnv2_jax.export import check, evaluation, files, onnx_file, stablehlo, tflite_file
 from mnv2_jax.weights.file import Preprocessing, WeightsInfo, save_weights
 from tests import cli
 from tests.export.conftest import exportable, images_of, swap_channels
@@ -205,6 +206,48 @@ def test_what_lies_beside_a_file_is_not_replaced_without_force(tmp_path):
     assert (tmp_path / "x.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize("old", ["file", "folder", "link"])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_a_file_or_folder_takes_the_place_of_either(old, new, tmp_path):
+    def make(path, kind):
+        path = path / "a" if kind == "folder" else path
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(kind)
+
+    make(tmp_path / "linked", "folder")
+    make(tmp_path / "new", new)
+    if old == "link":
+        (tmp_path / "old").symlink_to(tmp_path / "linked")
+    else:
+        make(tmp_path / "old", old)
+    files._move(tmp_path / "new", tmp_path / "old")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "old").is_dir() == (new == "folder")
+    assert [path.name for path in (tmp_path / "linked").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("..", "runs"), (".", "w0.35"), ("../w0.35/", "w0.35"), ("x.pt", "x"), ("timm/v2.in1k", "v2.in1k")],
+)
+def test_files_are_called_as_their_source(source, name, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "w0.35").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / "w0.35")
+    pathlib.Path("x.pt").touch()
+    assert door._stem(source) == name
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    save_weights(tmp_path / "x.safetensors", *exportable(width=0.35, depth=0.3, resolution=32).weights)
+    monkeypatch.setattr(check, "check", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cli.here("export.__main__", tmp_path / "x.safetensors", f"--out={tmp_path / 'y'}", "--format=tflite")
+    assert not list((tmp_path / "y").iterdir())
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_named(value, tmp_path):
     weights = exportable(width=0.35, depth=0.3, resolution=32).weights
@@ -252,6 +295,7 @@ def test_paired_intervals_hold_the_difference_and_shrink():
         (["{}", "--out={}", "--precision=int4"], "'int4'"),
         (["{}", "--out={}", "--format=stablehlo", "--precision=int8"], "stablehlo"),
         (["{}", "--out={}", "--calibration=0"], "--calibration"),
+        (["{}", "--out={}", "--calibration="], "--calibration"),
         (["{0}/x.safetensors", "--out={0}/y", "--precision=int8", "--calibration=nowhere"], "nowhere"),
         (["{0}/x.safetensors", "--out={0}/y", "--images", "nowhere"], "nowhere"),
         (["{}", "--out={}", "--eval", "--outputs=answers"], "--outputs=answers"),
