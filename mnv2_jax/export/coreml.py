@@ -24,6 +24,7 @@ from mnv2_jax import graph
 from mnv2_jax.errors import UserError
 from mnv2_jax.export import runtimes
 from mnv2_jax.export.function import INPUT, Exportable, Storage
+from mnv2_jax.export.shapes import no_rule
 from mnv2_jax.graph import Graph, Node, Value
 
 CLASS, PROBABILITIES = "classLabel", "probabilities"
@@ -174,17 +175,13 @@ def _add(node: Node, made: dict[Value, Any]) -> None:
     """Adds the operators of a node to the program that is being built, and its outputs to those made."""
     rule = RULES.get(node.op)
     if rule is None:
-        raise _no_rule(node, f"the operator {node.op!r}")
+        raise no_rule(node, "Core ML", f"the operator {node.op!r}")
     dtype = next(operand.dtype for operand in node.operands if isinstance(operand, Value))
     operands = [made[x] if isinstance(x, Value) else np.asarray(x, dtype) for x in node.operands]
     outputs = rule(node, *operands)
     if node.clip is not None:
         outputs = _clipped(outputs, *node.clip)
     made.update(zip(node.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-
-
-def _no_rule(node: Node, what: str) -> UserError:
-    return UserError(f"{'/'.join(node.scope)}: Core ML has no rule for {what} here")
 
 
 # --- rules: from a node and its operands, variables of the program or arrays, to its outputs -----------------
@@ -241,7 +238,7 @@ def _cast(node: Node, x: Any) -> Any:
     names = {"float32": "fp32", "int32": "int32", "bool": "bool"}
     name = np.dtype(node.params["new_dtype"]).name
     if name not in names:
-        raise _no_rule(node, f"a cast to {name}")
+        raise no_rule(node, "Core ML", f"a cast to {name}")
     return _op("cast", x=x, dtype=names[name])
 
 
@@ -249,9 +246,9 @@ def _conv(node: Node, x: Any, kernel: Any, *biases: Any) -> Any:
     params = node.params
     usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
     if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
-        raise _no_rule(node, "a convolution of this layout or dilated input")
+        raise no_rule(node, "Core ML", "a convolution of this layout or dilated input")
     if not isinstance(kernel, np.ndarray):
-        raise _no_rule(node, "a kernel that depends on the image")
+        raise no_rule(node, "Core ML", "a kernel that depends on the image")
     return _channels_first(
         "conv",
         x,
@@ -292,7 +289,7 @@ def _max_pool(node: Node, x: Any) -> Any:
     params = node.params
     sizes, padding = params["window_dimensions"], params["padding"]
     if {sizes[0], sizes[3], *params["base_dilation"], *params["window_dilation"]} != {1}:
-        raise _no_rule(node, "a maximum over more than rows and columns, or with gaps")
+        raise no_rule(node, "Core ML", "a maximum over more than rows and columns, or with gaps")
     pad, strides = np.ravel(padding[1:3]).tolist(), list(params["window_strides"][1:3])
     return _channels_first("max_pool", x, kernel_sizes=list(sizes[1:3]), strides=strides, pad=pad)
 

@@ -1,4 +1,4 @@
-"""What the writers of files share: names of nodes, shapes with a free batch, and weights in half precision."""
+"""What the writers of files share: names of nodes, shapes with a free batch, errors, and weights in half precision."""
 
 from __future__ import annotations
 
@@ -26,8 +26,17 @@ def with_free_batch(node: Node, shape: Sequence[int]) -> list[int]:
       UserError: naming the layer, if the batch, 1 in the graph, isn't the first axis before and after.
     """
     if not (shape and shape[0] == 1 and np.shape(node.operands[0])[:1] == (1,)):
-        raise UserError(f"{'/'.join(node.scope)}: {node.op} moves the axis of the batch, which can't be exported")
+        raise UserError(f"{_layer_of(node)}: {node.op} moves the axis of the batch, which can't be exported")
     return [-1, *shape[1:]]
+
+
+def no_rule(node: Node, form: str, what: str) -> UserError:
+    """Returns the error for a node that a format can't be written for."""
+    return UserError(f"{_layer_of(node)}: {form} has no rule for {what} here; --format=stablehlo takes every operator")
+
+
+def _layer_of(node: Node) -> str:
+    return "/".join(node.scope) or "outside of the layers"
 
 
 def in_half(array: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from mnv2_jax import graph
 from mnv2_jax.errors import UserError
 from mnv2_jax.export import __main__ as door
 from mnv2_jax.export import check, evaluation, files, onnx_file, stablehlo, tflite_file
+from mnv2_jax.export.idioms import recognise
 from mnv2_jax.weights.file import Preprocessing, WeightsInfo, save_weights
 from tests import cli
 from tests.export.conftest import exportable, images_of, swap_channels
@@ -132,6 +133,32 @@ def test_stablehlo_is_one_file_for_all_platforms_and_batches(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text())["labels"] == list("abcdefg")
 
 
+def test_operators_that_our_networks_lack_are_written():
+    kernel = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+
+    def function(x):
+        size = 0.5 + jnp.abs(x)
+        return {
+            "unary": jnp.exp(jnp.sin(x)) + jnp.cos(x) + jnp.log(size) + jnp.sqrt(size) - jnp.tanh(-x) + x**2,
+            "powers": size**x + size**-3 + jax.lax.rsqrt(size) + 2 / size,
+            "bounds": jnp.maximum(jnp.minimum(x, size), jnp.clip(x, -1, 1)) + jnp.clip(x, -0.5, 0.25),
+            "softmax": jax.nn.softmax(x, axis=1) + jax.nn.gelu(x, approximate=True) * jax.nn.gelu(x, approximate=False),
+            "reduced": x.max((1, 2)) + x.min((1, 2)) * x.sum((1, 2)) + x.mean((1, 2, 3))[:, None],
+            "pooled": jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME"),
+            "wide": jnp.concatenate([jnp.broadcast_to(x.max(-1, keepdims=True), (len(x), 8, 8, 5)), x], -1),
+            "products": jnp.einsum("bhwc,bvwc->bwhv", x, x) + x.reshape(-1, 192).max(-1)[:, None, None, None],
+            "dense": jax.nn.relu6(x.transpose(0, 2, 1, 3) @ kernel + 1),
+        }
+
+    traced = recognise(graph.trace(function, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")))
+    x = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    expected = [function(x[row : row + 1]) for row in range(3)]
+    for ours in (open_tflite(tflite_file.to_bytes(traced, {}))[0](x), run_onnx(onnx_file.to_model(traced, {}), x)):
+        for name in expected[0]:
+            right = np.concatenate([outputs[name] for outputs in expected])
+            np.testing.assert_allclose(ours[name], right, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize("make", [onnx_file.to_model, tflite_file.to_bytes])
 def test_what_a_format_lacks_is_named_with_its_layer(make):
     def ranking(x):
@@ -140,6 +167,12 @@ def test_what_a_format_lacks_is_named_with_its_layer(make):
 
     with pytest.raises(UserError, match=r"head/ranking: .*'sort'"):
         make(graph.trace(ranking, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
+
+    def widened(x):
+        return {"out": jnp.concatenate([x, jnp.ones_like(x)], -1)}
+
+    with pytest.raises(UserError, match="concatenation"):
+        make(graph.trace(widened, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
 
     def merging(x):
         return {"out": x.reshape(64, 3)}
