@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 _HELP_AFTER = """\
 Every file is loaded in its own runtime in a fresh process, and compared with the JAX model on images that calibration
 didn't use. If it differs, it is renamed *.rejected, and the exit code is 1. The input is [batch, height, width, 3],
-RGB. Labels, preprocessing and source are in the file, or in a .json beside StableHLO.
+RGB. Labels, preprocessing and source are in the file, or in a .json beside StableHLO. With the word benchmark in front
+of RUN_OR_FILE every format and precision is measured, and the files are kept only where --out is given.
 
 formats (--format=A,B; default: those of the first three that have the precision): stablehlo, tflite (LiteRT), onnx,
 coreml (batch 1; runs on macOS only: elsewhere its file is read again and computed by JAX), and
 web (a folder with a page that computes the network in a browser)
 precisions (--precision=A,B; default: float32):
   float32  as the network was trained
-  float16  weights in half precision, computed in float32 (tflite, onnx, coreml, web)
+  float16  weights in half precision, computed in float32 (tflite, onnx, web), or in half precision too (coreml)
   dynamic  kernels in 8 bits, values in floats (tflite, coreml)
   int8     kernels and values in 8 bits; calibrated on training images of the run or of --data, or on those of a
            folder, --calibration=FOLDER (tflite, onnx, web)
@@ -102,7 +103,7 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument(
         "--data", metavar="DATA", help="data for int8 and --eval, as in folder:photos (default: those of the run)"
     )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="change them, as in --config.data.eval_split=test")
+    parser.add_argument("--config.KEY", metavar="VALUE", help="an option of the data, as in --config.data.eval_split=test")
     parser.add_argument(
         "--calibration",
         type=_calibration,
