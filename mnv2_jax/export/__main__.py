@@ -103,7 +103,9 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument(
         "--data", metavar="DATA", help="data for int8 and --eval, as in folder:photos (default: those of the run)"
     )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="an option of the data, as in --config.data.eval_split=test")
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", help="an option of the data, as in --config.data.eval_split=test"
+    )
     parser.add_argument(
         "--calibration",
         type=_calibration,

@@ -24,7 +24,7 @@ from mnv2_jax import graph
 from mnv2_jax.errors import UserError
 from mnv2_jax.export import runtimes
 from mnv2_jax.export.function import INPUT, Exportable, Storage
-from mnv2_jax.export.shapes import no_rule
+from mnv2_jax.export.shapes import check_convolution, no_rule
 from mnv2_jax.graph import Graph, Node, Value
 
 CLASS, PROBABILITIES = "classLabel", "probabilities"
@@ -243,12 +243,8 @@ def _cast(node: Node, x: Any) -> Any:
 
 
 def _conv(node: Node, x: Any, kernel: Any, *biases: Any) -> Any:
+    check_convolution(node, "Core ML")
     params = node.params
-    usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
-        raise no_rule(node, "Core ML", "a convolution of this layout or dilated input")
-    if not isinstance(kernel, np.ndarray):
-        raise no_rule(node, "Core ML", "a kernel that depends on the image")
     return _channels_first(
         "conv",
         x,

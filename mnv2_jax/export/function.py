@@ -52,7 +52,11 @@ class Exportable(NamedTuple):
         return images if self.pixels == "uint8" else (images / np.float32(255)).astype(np.float32)
 
     def apply(self, variables: PyTree, images: Array, forms: Forms = LIBRARY) -> dict[str, Array]:
-        """Computes the outputs by their names. By default by XLA's convolutions; those of the CPU are none."""
+        """Computes the outputs by their names.
+
+        By default a convolution is XLA's operator, which other formats have too, and not the CPU's fast form, which is
+        many operators.
+        """
         info, model = self.weights.info, self.weights.model.with_forms(forms)
         raw, _ = model.apply(variables, normalise(images, info.preprocessing.mean, info.preprocessing.std))
         decoded = raw if self.outputs == "raw" else TASKS.find(info.task).answers(self.weights, None).decode(raw)

@@ -17,7 +17,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised, in_floats
 from mnv2_jax.export.runtimes import INTEGERS, NCHW
-from mnv2_jax.export.shapes import in_half, names_of, no_rule, with_free_batch
+from mnv2_jax.export.shapes import check_convolution, in_half, names_of, no_rule, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 
@@ -277,12 +277,8 @@ def _square(writer: _Writer, node: Node) -> None:
 
 
 def _conv(writer: _Writer, node: Node) -> None:
-    params, kernel = node.params, node.operands[1]
-    usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
-        raise no_rule(node, "ONNX", "a convolution of this layout or dilated input")
-    if isinstance(kernel, Value):
-        raise no_rule(node, "ONNX", "a kernel that depends on the image")
+    check_convolution(node, "ONNX")
+    params = node.params
     (top, bottom), (left, right) = params["padding"]
     inputs = [writer.read(node, 0, "NCHW"), writer.known(node, 1, (3, 2, 0, 1))]
     inputs += [writer.known(node, place) for place in range(2, len(node.operands))]

@@ -8,7 +8,7 @@ import numpy as np
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT
-from mnv2_jax.graph import Graph, Node, Value
+from mnv2_jax.graph import Graph, Node, Value, is_channels_last
 
 
 def names_of(graph: Graph) -> dict[Value, str]:
@@ -33,6 +33,19 @@ def with_free_batch(node: Node, shape: Sequence[int]) -> list[int]:
 def no_rule(node: Node, form: str, what: str) -> UserError:
     """Returns the error for a node that a format can't be written for."""
     return UserError(f"{_layer_of(node)}: {form} has no rule for {what} here; --format=stablehlo takes every operator")
+
+
+def check_convolution(node: Node, form: str) -> None:
+    """Refuses a convolution that a format has no operator for.
+
+    Raises:
+      UserError: naming the layer, for another layout than [b, h, w, c], a dilated input, groups of the batch, or a
+        kernel that depends on the image.
+    """
+    if not is_channels_last(node) or {*node.params["lhs_dilation"], node.params["batch_group_count"]} != {1}:
+        raise no_rule(node, form, "a convolution of this layout, dilated input or grouped batch")
+    if isinstance(node.operands[1], Value):
+        raise no_rule(node, form, "a kernel that depends on the image")
 
 
 def _layer_of(node: Node) -> str:

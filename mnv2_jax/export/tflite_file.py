@@ -18,7 +18,7 @@ from mnv2_jax.export import tflite_metadata
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, Grid, Quantised, in_floats, kernel_grid
 from mnv2_jax.export.runtimes import CONSTANT, INTEGERS
-from mnv2_jax.export.shapes import in_half, names_of, no_rule, with_free_batch
+from mnv2_jax.export.shapes import check_convolution, in_half, names_of, no_rule, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 from mnv2_jax.nn.window import Window
@@ -348,13 +348,9 @@ def _clip(writer: _Writer, node: Node) -> None:
 
 
 def _conv(writer: _Writer, node: Node) -> None:
-    params, (x, kernel) = node.params, node.operands[:2]
-    usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
-        raise no_rule(node, "LiteRT", "a convolution of this layout or dilated input")
-    if isinstance(kernel, Value) or not isinstance(x, Value):
-        raise no_rule(node, "LiteRT", "a kernel that depends on the image")
-    channels, groups = x.shape[-1], params["feature_group_count"]
+    check_convolution(node, "LiteRT")
+    params, kernel = node.params, node.operands[1]
+    channels, groups = _value(node.operands[0]).shape[-1], params["feature_group_count"]
     is_depthwise = groups == channels and np.shape(kernel)[2] == 1
     perm = (2, 0, 1, 3) if is_depthwise else (3, 0, 1, 2)  # [1, h, w, c], or [o, h, w, i]
     image, padding = _padded(writer, node, np.shape(kernel)[:2], params["window_strides"], params["rhs_dilation"])

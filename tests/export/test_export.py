@@ -174,6 +174,14 @@ def test_what_a_format_lacks_is_named_with_its_layer(make):
     with pytest.raises(UserError, match="concatenation"):
         make(graph.trace(widened, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
 
+    def grouped(x):  # by examples of a batch that the format keeps free
+        y = jnp.concatenate([x, 2 * x]).reshape(2, 8, 8, 3)
+        return {"out": jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", **layout, batch_group_count=2)}
+
+    kernel, layout = jnp.ones((3, 3, 3, 4)), {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    with pytest.raises(UserError, match="grouped batch"):
+        make(graph.trace(grouped, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
+
     def merging(x):
         return {"out": x.reshape(64, 3)}
 
