@@ -1,6 +1,7 @@
 """Runs an exported file in its own runtime: ``python -m mnv2_jax.export.runtimes FORMAT FILE IMAGES OUT WHAT``.
 
-The check starts this in a fresh process, which imports the runtime and none of the package's models.
+The check starts this in a fresh process, which imports the runtime and none of the package's models. WHAT is ``one``
+or ``all``, the cores on which the outputs are computed and timed, or ``integers``, for those of a quantised file.
 """
 
 from __future__ import annotations
