@@ -347,12 +347,12 @@ def _has_known_kernel(node: Node) -> bool:
         return False
     numbers = node.params["dimension_numbers"]
     if node.op == CONV:
-        return _is_channels_last(node)
+        return is_channels_last(node)
     (lhs, rhs), batch = numbers
     return batch == ((), ()) and tuple(lhs) == (len(node.operands[0].shape) - 1,) and tuple(rhs) == (0,)
 
 
-def _is_channels_last(node: Node) -> bool:
+def is_channels_last(node: Node) -> bool:
     """Whether a convolution maps [b, h, w, i] by a kernel [r, s, i, o] to [b, h, w, o]."""
     lhs, rhs, out = node.params["dimension_numbers"]
     return (tuple(lhs), tuple(rhs), tuple(out)) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -431,7 +431,7 @@ def _convolve(node: Node, x: Array, kernel: Array) -> Array:
     windows = (Window(stride, dilation, padding) for padding in ("same", "symmetric", "trailing"))
     window = next((window for window in windows if window.pads(x, kernel) == pads), None)
     is_usual = (
-        _is_channels_last(node)
+        is_channels_last(node)
         and (strides, dilations, set(params["lhs_dilation"])) == ([stride], [dilation], {1})
         and params["batch_group_count"] == 1
         and groups in (1, x.shape[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
 _HELP_AFTER = """\
 Every file is loaded in its own runtime in a fresh process, and compared with the JAX model on images that calibration
 didn't use. If it differs, it is renamed *.rejected, and the exit code is 1. The input is [batch, height, width, 3],
-RGB. Labels, preprocessing and source are in the file, or in a .json beside StableHLO.
+RGB. Labels, preprocessing and source are in the file, or in a .json beside StableHLO. With the word benchmark in front
+of RUN_OR_FILE every format and precision is measured, and the files are kept only where --out is given.
 
 formats (--format=A,B; default: those of the first three that have the precision): stablehlo, tflite (LiteRT), onnx,
 coreml (batch 1; runs on macOS only: elsewhere its file is read again and computed by JAX), and
 web (a folder with a page that computes the network in a browser)
 precisions (--precision=A,B; default: float32):
   float32  as the network was trained
-  float16  weights in half precision, computed in float32 (tflite, onnx, coreml, web)
+  float16  weights in half precision, computed in float32 (tflite, onnx, web), or in half precision too (coreml)
   dynamic  kernels in 8 bits, values in floats (tflite, coreml)
   int8     kernels and values in 8 bits; calibrated on training images of the run or of --data, or on those of a
            folder, --calibration=FOLDER (tflite, onnx, web)
@@ -62,9 +64,8 @@ def main() -> None:
     if is_page and (args.pixels, args.outputs) != ("uint8", "raw"):
         raise UserError("--format=web: a page gives uint8 and takes raw outputs; leave out --pixels and --outputs")
     if args.out is not None:
-        paths = [files.path_of(args.out, _stem(args.source), *each) for each in chosen]
         if not args.force:
-            files.refuse_existing(paths)
+            files.refuse_existing(args.out, _stem(args.source), chosen)
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -102,7 +103,9 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument(
         "--data", metavar="DATA", help="data for int8 and --eval, as in folder:photos (default: those of the run)"
     )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="change them, as in --config.data.eval_split=test")
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", help="an option of the data, as in --config.data.eval_split=test"
+    )
     parser.add_argument(
         "--calibration",
         type=_calibration,
@@ -144,12 +147,13 @@ def _rows(
     """Opens the source and its data, and yields a row for each file. A benchmark leaves out what needs missing data."""
     from mnv2_jax.export import data, evaluation, files, web
     from mnv2_jax.export.formats import Source
-    from mnv2_jax.export.function import Exportable, in_float32
+    from mnv2_jax.export.function import Exportable, check_finite, in_float32
     from mnv2_jax.tasks.predictor import Predictor
 
     runtime = web.read_runtime(args.runtime) if any(form == "web" for form, _ in chosen) else None
     predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=modules_of(args))
     weights = in_float32(predictor.weights)
+    check_finite(weights)
     exportable = Exportable(weights, args.resolution or predictor.resolution, args.pixels, args.outputs)
     calibrates = isinstance(args.calibration, int) and any(precision == "int8" for _, precision in chosen)
     opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides, calibrates)
@@ -202,8 +206,9 @@ def _print(rows: Iterator[Row], args: argparse.Namespace) -> None:
 
 
 def _stem(source: str) -> str:
-    path = pathlib.PurePath(source)
-    return path.stem if path.suffix in (".safetensors", ".pth", ".h5", ".keras", ".tflite") else path.name or "model"
+    """Returns the name for files: that of the run, of a file without its ending, or of published weights."""
+    path = pathlib.Path(os.path.abspath(os.path.expanduser(source)))  # . and .. have no name
+    return path.stem if path.is_file() else path.name
 
 
 def _size(text: str) -> int:
@@ -213,9 +218,9 @@ def _size(text: str) -> int:
 
 
 def _calibration(text: str) -> int | pathlib.Path:
-    if not text.isdecimal():
+    if text and not text.isdecimal():
         return pathlib.Path(text).expanduser()
-    if not int(text):
+    if not text or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1, or a folder")
     return int(text)
 

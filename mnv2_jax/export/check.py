@@ -39,8 +39,8 @@ BOUNDS: Mapping[Precision, Bound] = {
     "dynamic": Bound(0.25, 0.0),
     "int8": Bound(0.5, 0.0),
 }
-"""Bounds by precision. In 8 bits the answers of an unsure network change for many images, and the file isn't at fault;
-what is strict there is each operator on its own."""
+"""Bounds by precision. In 8 bits the answers of an unsure network change for many images, which is no fault of the
+file; what is strict there is each operator on its own."""
 MOST_STEPS = 1
 """Most steps of its grid by which an operator in integers may differ from the same operator in floats."""
 _STEP_IMAGES = 4

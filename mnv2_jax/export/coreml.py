@@ -22,7 +22,9 @@ import numpy as np
 
 from mnv2_jax import graph
 from mnv2_jax.errors import UserError
+from mnv2_jax.export import runtimes
 from mnv2_jax.export.function import INPUT, Exportable, Storage
+from mnv2_jax.export.shapes import check_convolution, no_rule
 from mnv2_jax.graph import Graph, Node, Value
 
 CLASS, PROBABILITIES = "classLabel", "probabilities"
@@ -100,14 +102,15 @@ def _passes(storage: Storage) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides what coremltools says when it is imported: which of its parts are absent off macOS, and which versions of
-    other libraries it doesn't know.
+    """Hides what coremltools and TensorFlow, which it imports if it is there, say when they are imported: which parts
+    are absent off macOS, which versions of other libraries it doesn't know, and how TensorFlow computes.
     """
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with runtimes.quiet():
+            yield
     finally:
         logger.setLevel(level)
 
@@ -172,17 +175,13 @@ def _add(node: Node, made: dict[Value, Any]) -> None:
     """Adds the operators of a node to the program that is being built, and its outputs to those made."""
     rule = RULES.get(node.op)
     if rule is None:
-        raise _no_rule(node, f"the operator {node.op!r}")
+        raise no_rule(node, "Core ML", f"the operator {node.op!r}")
     dtype = next(operand.dtype for operand in node.operands if isinstance(operand, Value))
     operands = [made[x] if isinstance(x, Value) else np.asarray(x, dtype) for x in node.operands]
     outputs = rule(node, *operands)
     if node.clip is not None:
         outputs = _clipped(outputs, *node.clip)
     made.update(zip(node.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-
-
-def _no_rule(node: Node, what: str) -> UserError:
-    return UserError(f"{'/'.join(node.scope)}: Core ML has no rule for {what} here")
 
 
 # --- rules: from a node and its operands, variables of the program or arrays, to its outputs -----------------
@@ -239,17 +238,13 @@ def _cast(node: Node, x: Any) -> Any:
     names = {"float32": "fp32", "int32": "int32", "bool": "bool"}
     name = np.dtype(node.params["new_dtype"]).name
     if name not in names:
-        raise _no_rule(node, f"a cast to {name}")
+        raise no_rule(node, "Core ML", f"a cast to {name}")
     return _op("cast", x=x, dtype=names[name])
 
 
 def _conv(node: Node, x: Any, kernel: Any, *biases: Any) -> Any:
+    check_convolution(node, "Core ML")
     params = node.params
-    usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
-        raise _no_rule(node, "a convolution of this layout or dilated input")
-    if not isinstance(kernel, np.ndarray):
-        raise _no_rule(node, "a kernel that depends on the image")
     return _channels_first(
         "conv",
         x,
@@ -290,7 +285,7 @@ def _max_pool(node: Node, x: Any) -> Any:
     params = node.params
     sizes, padding = params["window_dimensions"], params["padding"]
     if {sizes[0], sizes[3], *params["base_dilation"], *params["window_dilation"]} != {1}:
-        raise _no_rule(node, "a maximum over more than rows and columns, or with gaps")
+        raise no_rule(node, "Core ML", "a maximum over more than rows and columns, or with gaps")
     pad, strides = np.ravel(padding[1:3]).tolist(), list(params["window_strides"][1:3])
     return _channels_first("max_pool", x, kernel_sizes=list(sizes[1:3]), strides=strides, pad=pad)
 

@@ -136,7 +136,7 @@ def _of_folder(
         raise UserError(f"{flag}={path}: there is no such folder or image; correct the path")
     files = find_images(str(path))[0] if path.is_dir() else [str(path)]
     if not files:
-        raise UserError(f"{flag}={path}: no image that can be read in this folder")
+        raise UserError(f"{flag}={path}: no image that can be read in this folder; give another")
     return np.stack([predictor.preprocess(file, resolution) for file in files[:most]])
 
 

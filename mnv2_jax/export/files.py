@@ -114,14 +114,18 @@ def _check(
 
 
 def _move(path: pathlib.Path, to: pathlib.Path) -> None:
-    """Moves a file or folder, in place of an old one."""
-    if to.is_dir():
+    """Moves a file or folder, in place of an old one of either kind."""
+    if to.is_dir() and not to.is_symlink():
         shutil.rmtree(to)
+    elif path.is_dir():
+        to.unlink(missing_ok=True)
     path.replace(to)
 
 
-def refuse_existing(paths: Sequence[pathlib.Path]) -> None:
-    """Raises a `UserError` if one of these paths exists."""
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path}: already exists; give another --out, or --force to replace it")
+def refuse_existing(folder: pathlib.Path, stem: str, chosen: Sequence[tuple[str, Precision]]) -> None:
+    """Raises a `UserError` if one of the files that `make` would write exists."""
+    for form, precision in chosen:
+        path = path_of(folder, stem, form, precision)
+        for each in (path, *map(path.with_suffix, FORMATS[form].beside)):
+            if each.exists():
+                raise UserError(f"{each}: already exists; give another --out, or --force to replace it")

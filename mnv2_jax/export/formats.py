@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -17,13 +17,7 @@ from mnv2_jax.export.web import Runtime
 from mnv2_jax.graph import Graph
 
 Precision: TypeAlias = Literal["float32", "float16", "dynamic", "int8"]
-PRECISIONS: Mapping[Precision, str] = {
-    "float32": "as the network was trained",
-    "float16": "weights in half precision, computed in float32: half the size",
-    "dynamic": "kernels in 8 bits, values in floats: a quarter of the size, without calibration",
-    "int8": "kernels and values in 8 bits: a quarter of the size, and fast; needs images for calibration",
-}
-"""Precisions, each with its description."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class Source:
@@ -79,6 +73,8 @@ class Format(NamedTuple):
     write: Writer
     is_default: bool = True
     """Whether it is written where no format is named."""
+    beside: tuple[str, ...] = ()
+    """Endings of the files that are written beside it."""
 
 
 def _stablehlo(path: pathlib.Path, source: Source, precision: Precision) -> None:
@@ -118,8 +114,8 @@ def _web(path: pathlib.Path, source: Source, precision: Precision) -> None:
 
 
 FORMATS: Mapping[str, Format] = {
-    "stablehlo": Format(".stablehlo", ("float32",), (), "export", _stablehlo),
-    "tflite": Format(".tflite", tuple(PRECISIONS), ("ai_edge_litert",), "export", _tflite),
+    "stablehlo": Format(".stablehlo", ("float32",), (), "export", _stablehlo, beside=(".json",)),
+    "tflite": Format(".tflite", PRECISIONS, ("ai_edge_litert",), "export", _tflite),
     "onnx": Format(".onnx", ("float32", "float16", "int8"), ("onnx", "onnxruntime"), "export", _onnx),
     "coreml": Format(
         ".mlpackage", ("float32", "float16", "dynamic"), ("coremltools",), "coreml", _coreml, is_default=False
@@ -147,7 +143,7 @@ def choose(formats: str | None, precisions: str) -> list[tuple[str, Precision]]:
     """
     usual = [form for form, each in FORMATS.items() if each.is_default]
     forms = usual if formats is None else _names("format", formats, list(FORMATS))
-    wanted = _names("precision", precisions, list(PRECISIONS))
+    wanted = _names("precision", precisions, PRECISIONS)
     chosen: list[tuple[str, Precision]] = []
     for form in forms:
         found: list[tuple[str, Precision]] = [(form, each) for each in FORMATS[form].precisions if each in wanted]

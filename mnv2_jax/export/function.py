@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax import graph as graphs
+from mnv2_jax.errors import UserError
 from mnv2_jax.export.idioms import recognise
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.ops.augment import normalise
@@ -51,7 +52,11 @@ class Exportable(NamedTuple):
         return images if self.pixels == "uint8" else (images / np.float32(255)).astype(np.float32)
 
     def apply(self, variables: PyTree, images: Array, forms: Forms = LIBRARY) -> dict[str, Array]:
-        """Computes the outputs by their names. By default by XLA's convolutions; those of the CPU are none."""
+        """Computes the outputs by their names.
+
+        By default a convolution is XLA's operator, which other formats have too, and not the CPU's fast form, which is
+        many operators.
+        """
         info, model = self.weights.info, self.weights.model.with_forms(forms)
         raw, _ = model.apply(variables, normalise(images, info.preprocessing.mean, info.preprocessing.std))
         decoded = raw if self.outputs == "raw" else TASKS.find(info.task).answers(self.weights, None).decode(raw)
@@ -81,6 +86,14 @@ class Exportable(NamedTuple):
 
 
 _RANGES = {"uint8": [0, 255], "float32": [0.0, 1.0]}
+
+
+def check_finite(weights: Weights) -> None:
+    """Raises a `UserError` that names an array of the weights, if one holds NaN or infinity."""
+    for path, array in jax.tree_util.tree_leaves_with_path(weights.variables):
+        if not np.isfinite(array).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{name} of these weights holds NaN or infinity; give others")
 
 
 def in_float32(weights: Weights) -> Weights:

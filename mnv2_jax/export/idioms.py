@@ -88,11 +88,13 @@ def _to_line(node: Node, made: _Made) -> list[Node]:
         is_first = node.operands[0] is x
         if known is None or (node.op == "div" and not is_first):
             return []
+        if node.op == "div":
+            known = one / known  # not below: a 0 that is added would be divided by
         scale, offset = {
             "add": (one, known),
             "sub": (one, -known) if is_first else (-one, known),
             "mul": (known, zero),
-            "div": (one / known, zero),
+            "div": (known, zero),
         }[node.op]
     return [_replaced(node, _LINE, (x, scale, offset))]
 

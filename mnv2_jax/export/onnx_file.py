@@ -17,7 +17,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised, in_floats
 from mnv2_jax.export.runtimes import INTEGERS, NCHW
-from mnv2_jax.export.shapes import names_of, with_free_batch
+from mnv2_jax.export.shapes import check_convolution, in_half, names_of, no_rule, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 
@@ -104,7 +104,7 @@ class _Writer:
         """Writes a node by the rule for its operator."""
         rule = RULES.get(node.op)
         if rule is None:
-            raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for the operator {node.op!r} here")
+            raise no_rule(node, "ONNX", f"the operator {node.op!r}")
         if node not in self.quantised.nodes:
             rule(self, node)
             if node.clip is not None:
@@ -144,7 +144,7 @@ class _Writer:
         array = array.reshape(-1) if is_bias else array.transpose(perm) if perm is not None else array
         if stored is None:
             if self.storage == "float16" and array.dtype == np.float32 and array.size > 1:
-                return self.emit("Cast", [self.constant(array.astype(np.float16))], to=_type(np.float32))
+                return self.emit("Cast", [self.constant(in_half(array))], to=_type(np.float32))
             return self.constant(array)
         grid = stored[1]
         if is_kernel:
@@ -277,12 +277,8 @@ def _square(writer: _Writer, node: Node) -> None:
 
 
 def _conv(writer: _Writer, node: Node) -> None:
-    params, kernel = node.params, node.operands[1]
-    usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
-        raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for a convolution of this layout or dilated input")
-    if isinstance(kernel, Value):
-        raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for a kernel that depends on the image")
+    check_convolution(node, "ONNX")
+    params = node.params
     (top, bottom), (left, right) = params["padding"]
     inputs = [writer.read(node, 0, "NCHW"), writer.known(node, 1, (3, 2, 0, 1))]
     inputs += [writer.known(node, place) for place in range(2, len(node.operands))]
@@ -342,7 +338,7 @@ def _max_pool(writer: _Writer, node: Node) -> None:
         or params["window_dimensions"][3] != 1
         or set(params["base_dilation"]) != {1}
     ):
-        raise UserError(f"{'/'.join(node.scope)}: ONNX has no rule for a maximum over more than rows and columns")
+        raise no_rule(node, "ONNX", "a maximum over more than rows and columns")
     _, (top, bottom), (left, right), _ = params["padding"]
     writer.names[node.output, "NCHW"] = writer.emit(
         "MaxPool",
@@ -370,6 +366,8 @@ def _transpose(writer: _Writer, node: Node) -> None:
 
 
 def _concatenate(writer: _Writer, node: Node) -> None:
+    if not all(isinstance(operand, Value) for operand in node.operands):  # known values have no free batch
+        raise no_rule(node, "ONNX", "a concatenation with what doesn't depend on the image")
     inputs = [writer.read(node, place) for place in range(len(node.operands))]
     writer.names[node.output, "NHWC"] = writer.emit("Concat", inputs, axis=node.params["dimension"])
 

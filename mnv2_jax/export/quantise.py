@@ -23,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax import graph as graphs
+from mnv2_jax.errors import UserError
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Value
 
 _LARGEST_BIAS = 2**30
 """Largest integer of a bias; half of what fits, so that the sum of products can be added to it."""
-
-
 UNSIGNED = 128
 """What is added to int8 where a format has uint8."""
 
@@ -162,7 +161,11 @@ def _integer_nodes(graph: Graph) -> list[Node]:
 
 
 def ranges_of(graph: Graph, images: Iterable[np.ndarray]) -> dict[Value, tuple[float, float]]:
-    """Computes the smallest and the largest number of every float value over images, one at a time."""
+    """Computes the smallest and the largest number of every float value over images, one at a time.
+
+    Raises:
+      UserError: if one of them is NaN or infinite.
+    """
     floats: list[Value] = []
 
     def extremes(image: Any) -> Any:
@@ -172,6 +175,10 @@ def ranges_of(graph: Graph, images: Iterable[np.ndarray]) -> dict[Value, tuple[f
 
     measure = jax.jit(extremes)
     measured = np.stack([np.asarray(measure(image)) for image in images])
+    if not np.isfinite(measured).all():
+        raise UserError(
+            "the network computes NaN or infinity on the images for calibration; give other images, or other weights"
+        )
     low, high = measured[..., 0].min(axis=0), measured[..., 1].max(axis=0)
     return dict(zip(floats, zip(low.tolist(), high.tolist(), strict=True), strict=True))
 

@@ -1,18 +1,20 @@
 """Runs an exported file in its own runtime: ``python -m mnv2_jax.export.runtimes FORMAT FILE IMAGES OUT WHAT``.
 
-The check starts this in a fresh process, which imports the runtime and none of the package's models.
+The check starts this in a fresh process, which imports the runtime and none of the package's models. WHAT is ``one``
+or ``all``, the cores on which the outputs are computed and timed, or ``integers``, for those of a quantised file.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -52,9 +54,10 @@ def _session(session: Any) -> Run:
 def _open_tflite(path: str, cores: int) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path, num_threads=cores)
+    with quiet():
+        interpreter = Interpreter(path, num_threads=cores)
+        interpreter.allocate_tensors()
     (image,) = interpreter.get_input_details()
-    interpreter.allocate_tensors()
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         if interpreter.get_input_details()[0]["shape"][0] != len(images):
@@ -65,6 +68,19 @@ def _open_tflite(path: str, cores: int) -> Run:
         return {output["name"]: interpreter.get_tensor(output["index"]) for output in interpreter.get_output_details()}
 
     return run
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drops what libraries write to standard error past `sys.stderr`, as LiteRT does the name of its delegate."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _open_stablehlo(path: str, cores: int) -> Run:

@@ -18,7 +18,7 @@ from mnv2_jax.export import tflite_metadata
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, Grid, Quantised, in_floats, kernel_grid
 from mnv2_jax.export.runtimes import CONSTANT, INTEGERS
-from mnv2_jax.export.shapes import names_of, with_free_batch
+from mnv2_jax.export.shapes import check_convolution, in_half, names_of, no_rule, with_free_batch
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 from mnv2_jax.nn.window import Window
@@ -140,7 +140,7 @@ class _Writer:
         """Writes a node by the rule for its operator."""
         rule = RULES.get(node.op)
         if rule is None:
-            raise UserError(f"{'/'.join(node.scope)}: LiteRT has no rule for the operator {node.op!r} here")
+            raise no_rule(node, "LiteRT", f"the operator {node.op!r}")
         self._name = self._value_names[node.outputs[0]]
         rule(self, node)
 
@@ -179,7 +179,7 @@ class _Writer:
         array = np.asarray(array)
         if self.storage != "float16" or array.dtype != np.float32 or array.size == 1:
             return self.constant(array)
-        half = self.constant(array.astype(np.float16))
+        half = self.constant(in_half(array))
         key = ("widened", half)
         if key not in self._constants:
             self._constants[key] = self.emit("DEQUANTIZE", [half], array.shape, np.float32)
@@ -348,13 +348,9 @@ def _clip(writer: _Writer, node: Node) -> None:
 
 
 def _conv(writer: _Writer, node: Node) -> None:
-    params, (x, kernel) = node.params, node.operands[:2]
-    usual = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    if tuple(map(tuple, params["dimension_numbers"])) != usual or set(params["lhs_dilation"]) != {1}:
-        raise UserError(f"{'/'.join(node.scope)}: LiteRT has no rule for a convolution of this layout or dilated input")
-    if isinstance(kernel, Value) or not isinstance(x, Value):
-        raise UserError(f"{'/'.join(node.scope)}: LiteRT has no rule for a kernel that depends on the image")
-    channels, groups = x.shape[-1], params["feature_group_count"]
+    check_convolution(node, "LiteRT")
+    params, kernel = node.params, node.operands[1]
+    channels, groups = _value(node.operands[0]).shape[-1], params["feature_group_count"]
     is_depthwise = groups == channels and np.shape(kernel)[2] == 1
     perm = (2, 0, 1, 3) if is_depthwise else (3, 0, 1, 2)  # [1, h, w, c], or [o, h, w, i]
     image, padding = _padded(writer, node, np.shape(kernel)[:2], params["window_strides"], params["rhs_dilation"])
@@ -423,7 +419,7 @@ def _max_pool(writer: _Writer, node: Node) -> None:
     params = node.params
     one_or_two = {params["window_dimensions"][0], params["window_dimensions"][3], *params["base_dilation"]}
     if one_or_two != {1} or set(params["window_dilation"]) != {1}:
-        raise UserError(f"{'/'.join(node.scope)}: LiteRT has no rule for a maximum over more than rows and columns")
+        raise no_rule(node, "LiteRT", "a maximum over more than rows and columns")
     (height, width), (stride_h, stride_w) = params["window_dimensions"][1:3], params["window_strides"][1:3]
     image, padding = _padded(writer, node, (height, width), (stride_h, stride_w), (1, 1))
     options = {"padding": padding, "strideH": stride_h, "strideW": stride_w}
@@ -440,7 +436,7 @@ def _dot(writer: _Writer, node: Node) -> None:
         writer.write(node, "FULLY_CONNECTED", inputs, True, keepNumDims=rank > 2)
         return
     if len(node.operands) > 2:
-        raise UserError(f"{'/'.join(node.scope)}: LiteRT has no rule for a product of maps with a bias")
+        raise no_rule(node, "LiteRT", "a product of maps with a bias")
     first, adj_x = _matrix(writer, node, 0, tuple(batch_x), tuple(contracted_x))
     second, is_transposed = _matrix(writer, node, 1, tuple(batch_y), tuple(contracted_y))
     shapes = [writer.tensors[number].shape for number in (first, second)]
@@ -492,12 +488,14 @@ def _transpose(writer: _Writer, node: Node) -> None:
 
 def _expand(writer: _Writer, node: Node) -> None:
     if node.output.shape[:1] != (1,):
-        raise UserError(f"{'/'.join(node.scope)}: LiteRT has no rule for a broadcast of the batch")
+        raise no_rule(node, "LiteRT", "a broadcast of the batch")
     zeros = writer.constant(np.zeros((1, *node.output.shape[1:]), node.output.dtype))
     writer.write(node, "ADD", [writer.read(node, 0), zeros])
 
 
 def _concatenate(writer: _Writer, node: Node) -> None:
+    if not all(isinstance(operand, Value) for operand in node.operands):  # known values have no free batch
+        raise no_rule(node, "LiteRT", "a concatenation with what doesn't depend on the image")
     inputs = [writer.read(node, place) for place in range(len(node.operands))]
     writer.write(node, "CONCATENATION", inputs, True, axis=node.params["dimension"])
 

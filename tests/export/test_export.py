@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import pathlib
+import subprocess
 import zipfile
 
 import jax
@@ -15,7 +16,9 @@ from PIL import Image
 
 from mnv2_jax import graph
 from mnv2_jax.errors import UserError
-from mnv2_jax.export import check, evaluation, onnx_file, stablehlo, tflite_file
+from mnv2_jax.export import __main__ as door
+from mnv2_jax.export import check, evaluation, files, onnx_file, stablehlo, tflite_file
+from mnv2_jax.export.idioms import recognise
 from mnv2_jax.weights.file import Preprocessing, WeightsInfo, save_weights
 from tests import cli
 from tests.export.conftest import exportable, images_of, swap_channels
@@ -130,6 +133,32 @@ def test_stablehlo_is_one_file_for_all_platforms_and_batches(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text())["labels"] == list("abcdefg")
 
 
+def test_operators_that_our_networks_lack_are_written():
+    kernel = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+
+    def function(x):
+        size = 0.5 + jnp.abs(x)
+        return {
+            "unary": jnp.exp(jnp.sin(x)) + jnp.cos(x) + jnp.log(size) + jnp.sqrt(size) - jnp.tanh(-x) + x**2,
+            "powers": size**x + size**-3 + jax.lax.rsqrt(size) + 2 / size,
+            "bounds": jnp.maximum(jnp.minimum(x, size), jnp.clip(x, -1, 1)) + jnp.clip(x, -0.5, 0.25),
+            "softmax": jax.nn.softmax(x, axis=1) + jax.nn.gelu(x, approximate=True) * jax.nn.gelu(x, approximate=False),
+            "reduced": x.max((1, 2)) + x.min((1, 2)) * x.sum((1, 2)) + x.mean((1, 2, 3))[:, None],
+            "pooled": jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME"),
+            "wide": jnp.concatenate([jnp.broadcast_to(x.max(-1, keepdims=True), (len(x), 8, 8, 5)), x], -1),
+            "products": jnp.einsum("bhwc,bvwc->bwhv", x, x) + x.reshape(-1, 192).max(-1)[:, None, None, None],
+            "dense": jax.nn.relu6(x.transpose(0, 2, 1, 3) @ kernel + 1),
+        }
+
+    traced = recognise(graph.trace(function, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")))
+    x = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    expected = [function(x[row : row + 1]) for row in range(3)]
+    for ours in (open_tflite(tflite_file.to_bytes(traced, {}))[0](x), run_onnx(onnx_file.to_model(traced, {}), x)):
+        for name in expected[0]:
+            right = np.concatenate([outputs[name] for outputs in expected])
+            np.testing.assert_allclose(ours[name], right, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize("make", [onnx_file.to_model, tflite_file.to_bytes])
 def test_what_a_format_lacks_is_named_with_its_layer(make):
     def ranking(x):
@@ -138,6 +167,20 @@ def test_what_a_format_lacks_is_named_with_its_layer(make):
 
     with pytest.raises(UserError, match=r"head/ranking: .*'sort'"):
         make(graph.trace(ranking, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
+
+    def widened(x):
+        return {"out": jnp.concatenate([x, jnp.ones_like(x)], -1)}
+
+    with pytest.raises(UserError, match="concatenation"):
+        make(graph.trace(widened, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
+
+    def grouped(x):  # by examples of a batch that the format keeps free
+        y = jnp.concatenate([x, 2 * x]).reshape(2, 8, 8, 3)
+        return {"out": jax.lax.conv_general_dilated(y, kernel, (1, 1), "SAME", **layout, batch_group_count=2)}
+
+    kernel, layout = jnp.ones((3, 3, 3, 4)), {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    with pytest.raises(UserError, match="grouped batch"):
+        make(graph.trace(grouped, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
 
     def merging(x):
         return {"out": x.reshape(64, 3)}
@@ -195,6 +238,77 @@ def test_a_file_that_computes_something_else_is_rejected_and_the_old_one_stays(t
     assert old.read_text() == "the file of yesterday"
 
 
+def test_what_lies_beside_a_file_is_not_replaced_without_force(tmp_path):
+    save_weights(tmp_path / "x.safetensors", *exportable(width=0.35, depth=0.3, resolution=32).weights)
+    (tmp_path / "x.json").write_text("mine")
+    result = cli.here("export.__main__", tmp_path / "x.safetensors", f"--out={tmp_path}", "--format=stablehlo")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "x.json" in result.stderr
+    assert (tmp_path / "x.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("old", ["file", "folder", "link"])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_a_file_or_folder_takes_the_place_of_either(old, new, tmp_path):
+    def make(path, kind):
+        path = path / "a" if kind == "folder" else path
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(kind)
+
+    make(tmp_path / "linked", "folder")
+    make(tmp_path / "new", new)
+    if old == "link":
+        (tmp_path / "old").symlink_to(tmp_path / "linked")
+    else:
+        make(tmp_path / "old", old)
+    files._move(tmp_path / "new", tmp_path / "old")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "old").is_dir() == (new == "folder")
+    assert [path.name for path in (tmp_path / "linked").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("..", "runs"), (".", "w0.35"), ("../w0.35/", "w0.35"), ("x.pt", "x"), ("timm/v2.in1k", "v2.in1k")],
+)
+def test_files_are_called_as_their_source(source, name, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "w0.35").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / "w0.35")
+    pathlib.Path("x.pt").touch()
+    assert door._stem(source) == name
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    save_weights(tmp_path / "x.safetensors", *exportable(width=0.35, depth=0.3, resolution=32).weights)
+    monkeypatch.setattr(check, "check", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cli.here("export.__main__", tmp_path / "x.safetensors", f"--out={tmp_path / 'y'}", "--format=tflite")
+    assert not list((tmp_path / "y").iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(value, tmp_path):
+    weights = exportable(width=0.35, depth=0.3, resolution=32).weights
+    variables = jax.tree.map(np.copy, weights.variables)
+    variables["params"]["classifier"]["kernel"][0, 0] = value
+    save_weights(tmp_path / "x.safetensors", *weights._replace(variables=variables))
+    result = cli.here("export.__main__", tmp_path / "x.safetensors", f"--out={tmp_path}", "--format=tflite")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "params/classifier/kernel" in result.stderr
+
+
+def test_a_runtime_prints_nothing(v2, tmp_path):
+    path, images = tmp_path / "x.tflite", tmp_path / "images.npy"
+    tflite_file.write(path, v2.graph, {})
+    np.save(images, v2.images)
+    command = cli.command("export.runtimes", "tflite", path, images, tmp_path / "out.npz", "all")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+
+
 @pytest.mark.parametrize("form", ["tflite", "onnx"])
 def test_exchanged_mean_and_std_are_found(form, v2, tmp_path):
     info = v2.exported.weights.info
@@ -222,6 +336,7 @@ def test_paired_intervals_hold_the_difference_and_shrink():
         (["{}", "--out={}", "--precision=int4"], "'int4'"),
         (["{}", "--out={}", "--format=stablehlo", "--precision=int8"], "stablehlo"),
         (["{}", "--out={}", "--calibration=0"], "--calibration"),
+        (["{}", "--out={}", "--calibration="], "--calibration"),
         (["{0}/x.safetensors", "--out={0}/y", "--precision=int8", "--calibration=nowhere"], "nowhere"),
         (["{0}/x.safetensors", "--out={0}/y", "--images", "nowhere"], "nowhere"),
         (["{}", "--out={}", "--eval", "--outputs=answers"], "--outputs=answers"),
