@@ -27,7 +27,7 @@ ROOMS = (
     {"report"},
     {"tasks"},
     {"training"},
-    {"bench", "export", "testing"},
+    {"bench", "export", "study", "testing"},
     {"verbs"},
     {"main", "predict", "convert", "inspect", "lr_find", "__init__", "__main__"},
 )

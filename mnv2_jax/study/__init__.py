@@ -1,0 +1,1 @@
+"""Studies: claims about trainings, the runs that test them, and the verdicts."""
