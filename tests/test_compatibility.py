@@ -23,6 +23,7 @@ SINCE = {
     "data.image_root": None,
     "data.synthetic_classes": 1000,
     "data.synthetic_images": [1_281_167, 50_000],
+    "log.trace": False,
     "task": "classification",
     "modules": [],
 }

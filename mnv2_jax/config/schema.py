@@ -408,6 +408,9 @@ class LogConfig:
     """Whether files for TensorBoard are written."""
     batch_hash: bool = False
     """Whether a hash of each batch is logged. It is equal for two runs that have the same batches, on any devices."""
+    trace: bool = False
+    """Whether trace.jsonl is written. For each step it holds a hash of the batch, the loss, and hash and norm of each
+    gradient and of each array of the new state, so that the first difference between two runs can be found."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A hash of batches: it tells two batches apart, and does not depend on how they lie on devices."""
+"""Hashes of batches and arrays: they tell two of them apart, and don't depend on how these lie on devices."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def batch_hash(batch: Batch) -> Array:
         place = _mixed(_mixed(rows + jnp.uint32(salt << 24)) ^ columns)
         total += jnp.sum((data + jnp.uint32(1)) * (place | jnp.uint32(1)), dtype=jnp.uint32)
     return total
+
+
+def array_hash(array: Array) -> Array:
+    """Computes a hash, uint32 [], of all bits of an array and their positions; it doesn't depend on the shape.
+
+    It is the sum modulo 2^32 of every word, of 32 bits at most, mixed with its position. Any change of a single word
+    changes it. (A sum of products, as above, would not notice that an even number of signs, the highest bits, change.)
+    """
+    array = array.astype(jnp.uint8) if array.dtype == jnp.bool_ else array
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)  # of 64 bits it makes an axis of two
+    data = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+    # The array keeps its shape: flattened, it might have to move between the devices.
+    place = _mixed(jax.lax.iota(jnp.uint32, data.size).reshape(data.shape))
+    return jnp.sum(_mixed(data ^ place), dtype=jnp.uint32)
 
 
 def _mixed(x: Array) -> Array:

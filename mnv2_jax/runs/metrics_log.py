@@ -1,7 +1,4 @@
-"""The log metrics.jsonl, one JSON object per line: step, split and values; the same numbers go to TensorBoard.
-
-A process may die in the middle of a line, so readers ignore lines that aren't sound.
-"""
+"""The log metrics.jsonl, one JSON object per line: step, split and values; the same numbers go to TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,17 +10,17 @@ import os
 import pathlib
 import socket
 import statistics
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psutil
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.json_files import jsonable, reading, write_bytes, write_text, writing
+from mnv2_jax.json_files import jsonable, write_text, writing
+from mnv2_jax.runs.json_lines import cut_back, read_lines
 
-NAME, DAMAGED, TENSORBOARD = "metrics.jsonl", "metrics.damaged.jsonl", "tensorboard"
+NAME, TENSORBOARD = "metrics.jsonl", "tensorboard"
 SCORE = "score"
 """Key in the line of an evaluation that holds the name of its score, the value by which evaluations are ranked."""
 _SCORE_OF_0_4 = "top1"
@@ -45,31 +42,16 @@ class MetricsLog:
     """Seconds of earlier sessions, including lost steps: the largest `seconds` in the log."""
 
     def __init__(self, workdir: pathlib.Path, resume_step: int, *, tensorboard: bool = False):
-        """Cuts the log back to the lines that belong to the restored state, and opens it.
+        """Cuts the log back to the lines that belong to the restored state, and opens it; see `cut_back`.
 
         Args:
           workdir: folder of a run that this process has locked.
-          resume_step: number of steps that the restored state has taken; 0 for a new run. Lines of later steps are
-            dropped, and so is a torn last line. If other lines are damaged, which no crash causes, the log is first
-            copied to metrics.damaged.jsonl.
+          resume_step: number of steps that the restored state has taken; 0 for a new run.
           tensorboard: whether to write event files; TensorBoard then drops the values of later steps too.
         """
         path = workdir / NAME
-        with reading(path):
-            old = path.read_bytes() if path.exists() else b""
-        parsed = list(_parse(old))
-        lines = [line for line in parsed if line is not None]
-        if None in parsed[:-1]:
-            aside = workdir / DAMAGED
-            write_bytes(aside, old)
-            print(
-                f"warning: {path} has damaged lines; they are dropped, and {aside} keeps a copy of the whole file",
-                file=sys.stderr,
-            )
+        lines = cut_back(path, resume_step, _is_sound)
         self.seconds_before = max((float(line.get("seconds") or 0) for line in lines), default=0.0)
-        shortened = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= resume_step)
-        if shortened.encode() != old:
-            write_text(path, shortened)
         self._path = path
         with writing(path):
             self._file = path.open("a", buffering=1)  # a line is written as soon as it ends
@@ -139,9 +121,7 @@ class _Events:
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the sound lines of a run's log; returns an empty list if there is no log."""
-    path = workdir / NAME
-    with reading(path):
-        return [line for line in _parse(path.read_bytes()) if line is not None] if path.exists() else []
+    return read_lines(workdir / NAME, _is_sound)
 
 
 def write_csv(workdir: pathlib.Path, path: pathlib.Path) -> None:
@@ -179,16 +159,6 @@ def speeds(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     steps = [line for line in lines if line["split"] == "train"]
     values_of = {key: [line[key] for line in steps if line.get(key)] for key in _SPEEDS}
     return {key: statistics.median(values) if values else None for key, values in values_of.items()}
-
-
-def _parse(content: bytes) -> Iterator[dict[str, Any] | None]:
-    """Yields each line, or None if it isn't sound. A line that was cut off can't parse: it lacks its closing brace."""
-    for line in filter(None, content.split(b"\n")):
-        try:
-            parsed = json.loads(line.decode(), parse_constant=lambda _: None)  # NaN is read as `write` writes it: null
-        except (ValueError, RecursionError):  # bad JSON, bad UTF-8
-            parsed = None
-        yield parsed if _is_sound(parsed) else None
 
 
 def _is_sound(line: Any) -> bool:

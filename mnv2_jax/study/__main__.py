@@ -22,6 +22,7 @@ run     trains what is missing; any number of these commands, on any machines th
 status  prints how far every run is, and the time left
 report  writes report.html, report.md, results.csv and verdicts.json into the folder
 compare prints any runs side by side: compare RUN RUN … [--html=FILE.html]
+check   takes the first steps of a training in several ways, and names where they part: check --config=…, check RUN RUN
 
 STUDY is the name of one of the project's studies ({names}), or a .py file with a function get_study().
 
@@ -39,6 +40,10 @@ def main() -> None:
         from mnv2_jax.study import compare
 
         return compare.main(sys.argv[2:])
+    if sys.argv[1:2] == ["check"]:
+        from mnv2_jax.study import check
+
+        return check.main(sys.argv[2:])
     parser = Parser(
         "Plans, trains and reports a study: its claims, its runs, its verdicts.",
         _HELP_AFTER.format(names=", ".join(study_files())),

@@ -94,12 +94,12 @@ class Run:
     # --- a step's metrics ----------------------------------------------------------------------------------
 
     def note(self, step: int, metrics: Metrics) -> None:
-        """Keeps a step's metrics for the next `read`, if that step is logged."""
-        if self._plan.logs_at(step):
+        """Keeps a step's metrics for the next `read`, if that step is logged or traced."""
+        if self._plan.logs_at(step) or "trace" in metrics:
             self._unread = step, metrics
 
     def read(self) -> None:
-        """Logs the metrics that `note` kept, if any; waits until their step is done.
+        """Logs the metrics that `note` kept, if any, and the trace; waits until their step is done.
 
         Raises:
           NonFiniteLossError: if a loss, gradient or weight up to that step was not finite.
@@ -107,7 +107,13 @@ class Run:
         if self._unread is None:
             return
         step, on_device = self._unread
-        self._unread, metrics = None, {name: value.item() for name, value in jax.device_get(on_device).items()}
+        self._unread, on_host = None, jax.device_get(on_device)
+        trace = on_host.pop("trace", None)
+        metrics = {name: value.item() for name, value in on_host.items()}
+        if trace is not None:
+            self._writer.trace(step, metrics["loss"], trace)
+        if not self._plan.logs_at(step):
+            return
         bad, pace = metrics.pop("first_bad_step"), self.speed.lap()
         epoch = round(step / self._plan.steps_per_epoch, 4)
         self._writer.log(step, "train", {"epoch": epoch, **metrics, **pace._asdict()})

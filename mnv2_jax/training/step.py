@@ -15,9 +15,11 @@ from mnv2_jax.ops.random import step_key
 from mnv2_jax.tasks.base import Aux, Task
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.state import NEVER, TrainState
+from mnv2_jax.training.tracing import traced
 from mnv2_jax.types import Array, Batch, Key, PyTree
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
+"""Arrays [] by name, and with `log.trace` a `tracing.Traced`, ``trace``."""
 TrainStep = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[PyTree, Batch], tuple[PyTree, dict[str, Array]]]
 
@@ -35,7 +37,8 @@ def make_train_step(
         second axis, and keeps their values.
 
     The step takes the state, `Task.frozen` and a batch. Its metrics are the means of the task's metrics, ``lr``,
-    ``grad_norm``, ``first_bad_step`` and, with `log.batch_hash`, ``batch_hash``. They describe this step alone.
+    ``grad_norm``, ``first_bad_step``, with `log.batch_hash` ``batch_hash``, and with `log.trace` ``trace``. They
+    describe this step alone.
     """
     gradient = jax.value_and_grad(task.loss, has_aux=True)
     accumulate, group = config.optim.accumulate_steps, config.norm.group_size
@@ -63,9 +66,13 @@ def make_train_step(
             opt_state=opt_state,
             ema=_update_ema(state, {"params": params, **aux.model_state}, config),
         )
+        metrics: Metrics = aux.metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step}
         from_view = {name: array for name, array in batch.items() if name not in task.columns}
-        hashed = {"batch_hash": batch_hash(from_view)} if config.log.batch_hash else {}
-        return new_state, aux.metrics | {"lr": lr, "grad_norm": grad_norm, "first_bad_step": first_bad_step} | hashed
+        if config.log.batch_hash:
+            metrics["batch_hash"] = batch_hash(from_view)
+        if config.log.trace:
+            metrics["trace"] = traced(batch_hash(from_view), grads, new_state)
+        return new_state, metrics
 
     return step
 

@@ -6,10 +6,13 @@ Only the first process writes. The others have a `NoWriter`, so that no other co
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
+
+import jax
 
 from mnv2_jax.json_files import write_json, write_text, writing
 from mnv2_jax.models.counting import count_layers
@@ -19,12 +22,14 @@ from mnv2_jax.runs.checkpoint import Checkpoints
 from mnv2_jax.runs.folder import EVALUATION, SKIPPED, SUMMARY, note_memory, read_skipped
 from mnv2_jax.runs.metrics_log import MetricsLog, read_metrics, speeds
 from mnv2_jax.runs.progress import Progress
+from mnv2_jax.runs.trace_log import TraceLog
 from mnv2_jax.tasks.base import Evaluation
 from mnv2_jax.training import results
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.training.plan import best_of
 from mnv2_jax.training.speed import Pace
 from mnv2_jax.training.state import TrainState
+from mnv2_jax.training.tracing import Traced, TraceLines
 
 
 class Writer(Protocol):
@@ -35,6 +40,9 @@ class Writer(Protocol):
 
     def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Appends to the log."""
+
+    def trace(self, step: int, loss: float, traced: Traced) -> None:
+        """Appends to the trace."""
 
     def show(self, step: int, loss: float, pace: Pace) -> None:
         """Shows the progress of the training."""
@@ -65,6 +73,9 @@ class NoWriter:
         """Does nothing."""
 
     def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def trace(self, step: int, loss: float, traced: Traced) -> None:
         """Does nothing."""
 
     def show(self, step: int, loss: float, pace: Pace) -> None:
@@ -99,10 +110,11 @@ class FolderWriter:
         checkpoints: Checkpoints,
         log: MetricsLog,
         progress: Progress,
+        trace_log: TraceLog | None,
     ):
         """Takes the open files of the folder; see `open_writer`."""
         self._experiment, self._workdir = experiment, workdir
-        self._checkpoints, self._log, self._progress = checkpoints, log, progress
+        self._checkpoints, self._log, self._progress, self._trace_log = checkpoints, log, progress, trace_log
         if (workdir / SKIPPED).exists():  # drops a line that was cut off: the run will meet its image again
             write_text(workdir / SKIPPED, "".join(f"{line}\n" for line in read_skipped(workdir)))
 
@@ -113,6 +125,17 @@ class FolderWriter:
     def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Appends to metrics.jsonl, and to TensorBoard's files."""
         self._log.write(step, split, values)
+
+    def trace(self, step: int, loss: float, traced: Traced) -> None:
+        """Appends to trace.jsonl."""
+        if self._trace_log is not None:
+            self._trace_log.write(self._trace_lines.line(step, loss, traced))
+
+    @functools.cached_property
+    def _trace_lines(self) -> TraceLines:
+        experiment = self._experiment
+        layers = count_layers(experiment.task.model, experiment.config.data.seen_resolution).layers
+        return TraceLines(jax.eval_shape(experiment.init_state), [layer.name for layer in layers])
 
     def show(self, step: int, loss: float, pace: Pace) -> None:
         """Moves the bar, or prints a line."""
@@ -210,7 +233,7 @@ class FolderWriter:
 def open_writer(
     experiment: Experiment, workdir: pathlib.Path, checkpoints: Checkpoints, start: int, stream: TextIO
 ) -> Iterator[FolderWriter]:
-    """Opens the log, cut back to ``start`` steps, and the progress bar.
+    """Opens the log and the trace, cut back to ``start`` steps, and the progress bar.
 
     Args:
       experiment: the experiment that is trained.
@@ -219,9 +242,12 @@ def open_writer(
       start: steps done.
       stream: where text is printed.
     """
-    log = MetricsLog(workdir, start, tensorboard=experiment.config.log.tensorboard)
-    with contextlib.closing(log), contextlib.closing(Progress(experiment.plan.total_steps, start, stream)) as progress:
-        yield FolderWriter(experiment, workdir, checkpoints, log, progress)
+    options, closing = experiment.config.log, contextlib.closing
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(closing(MetricsLog(workdir, start, tensorboard=options.tensorboard)))
+        trace_log = stack.enter_context(closing(TraceLog(workdir, start))) if options.trace else None
+        progress = stack.enter_context(closing(Progress(experiment.plan.total_steps, start, stream)))
+        yield FolderWriter(experiment, workdir, checkpoints, log, progress, trace_log)
 
 
 def _skipped(metrics: Iterable[Mapping[str, Any]]) -> int:

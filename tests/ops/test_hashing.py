@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.ops.hashing import batch_hash
+from mnv2_jax.ops.hashing import array_hash, batch_hash
 from mnv2_jax.training import mesh as meshes
 
 
@@ -40,3 +40,25 @@ def test_a_bit_an_order_and_a_name_change_it():
     ]
     hashes |= {int(batch_hash(other)) for other in changed}
     assert len(hashes) == len(changed) + 1
+
+
+def test_devices_do_not_change_the_hash_of_an_array():
+    array = np.random.default_rng(0).normal(size=(8, 4, 3)).astype(np.float32)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+    for axes in ((), ("a",), (("a", "b"),), (None, "b"), ("b", "a")):
+        place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        assert jax.jit(array_hash)(jax.device_put(array, place)) == array_hash(jnp.asarray(array))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, jnp.bfloat16, np.float32, np.float64])
+def test_a_bit_and_an_order_change_the_hash_of_an_array(dtype, x64):
+    array = np.arange(1, 25).astype(dtype)
+    array[::3] = 0
+    changed = [array, array[::-1], np.concatenate([array, array[:1]])]
+    for place in (0, 5, 23):
+        bits = array.copy().view(np.uint8)
+        bits[place * array.itemsize] ^= 1
+        changed.append(bits.view(dtype))
+    if jnp.issubdtype(dtype, jnp.floating):
+        changed.append(np.where(array == 0, -array, array))  # zeros of the other sign
+    assert len({int(array_hash(jnp.asarray(other))) for other in changed}) == len(changed)
