@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("compare needs two or more run folders, and no config keys")
     names = _names(args.runs)
     results = {name: result_of(run) for name, run in zip(names, args.runs, strict=True)}
-    settings = differing_settings({name: run for name, run in zip(names, args.runs, strict=True)})
+    settings = differing_settings(dict(zip(names, args.runs, strict=True)))
     if args.html is not None:
         logs = {name: read_metrics(run) for name, run in zip(names, args.runs, strict=True)}
         write_text(args.html, _page(results, settings, logs))
