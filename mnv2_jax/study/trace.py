@@ -31,8 +31,8 @@ class Bound(NamedTuple):
 # Measured on 1, 2 and 4 CPU devices with 1 to 5 seeds. In float32 the first two steps of a network of four blocks
 # differ by 5e-6 at most, those of MobileNetV2 0.25 at a depth of 0.3 on digits by 2e-5; in float64 eight differ by
 # 2e-13. In a larger network a value may lie within a rounding of an activation's kink, and one flip there moves the
-# fourth digit of a gradient: hence 1e-3. The second step of MobileNetV2 0.35 on digits of 16 px, which has a gradient of
-# norm 28 at the stem, differed by 8e-3 already: hence one step.
+# fourth digit of a gradient: hence 1e-3. The second step of MobileNetV2 0.35 on digits of 16 px, whose gradient at the
+# stem has a norm of 28, differed by 8e-3 already: hence one step.
 BOUNDS: Mapping[str, Bound] = {"float64": Bound(1e-9, None), "float32": Bound(1e-3, 1)}
 """Bounds by `model.dtype`. In another type only batches are compared."""
 FLOOR = 1e-3
