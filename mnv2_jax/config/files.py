@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -105,12 +106,8 @@ _ConfigFile: TypeAlias = tuple[str, str, dict[str, Any], dict[str, Origin]]
 
 def _run_python(path: pathlib.Path, arg: str, spec: str) -> _ConfigFile:
     """Runs ``get_config(arg)`` of a config file; ``spec`` is the value of ``--config``, for errors."""
-    module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
+        module = run_file(path, f"_config_{path.stem}")
         function = getattr(module, "get_config", None)
         if function is None:
             functions = [name for name, value in vars(module).items() if callable(value)]
@@ -122,14 +119,28 @@ def _run_python(path: pathlib.Path, arg: str, spec: str) -> _ConfigFile:
     except UserError as error:
         raise UserError(f"--config={spec}: {error}") from error
     except Exception as error:
-        mend = ""
-        if isinstance(error, ImportError):
-            mend = "; start in the folder of that module, or put that folder on PYTHONPATH"
-        text = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
-        reason = f"{type(error).__name__} in the file: {' '.join(str(text).split())}"
-        raise UserError(f"--config={path}: {reason}{mend}{line_of(error)}") from error
+        raise UserError(f"--config={path}: {reason_in_file(error)}") from error
     source = returned.source if isinstance(returned, Preset) else Source()
     return path.stem + source.variant, source.recipe, tree, source.origins_in(tree)
+
+
+def run_file(path: pathlib.Path, name: str) -> types.ModuleType:
+    """Runs a Python file as a module of this name, whatever the file raises; `sys.modules` doesn't get it."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reason_in_file(error: Exception) -> str:
+    """Writes an error of a user's file in one line: its kind, its message, what to do about it, and its FILE:LINE."""
+    mend = ""
+    if isinstance(error, ImportError):
+        mend = "; start in the folder of that module, or put that folder on PYTHONPATH"
+    text = error.args[0] if isinstance(error, AttributeError | KeyError) and error.args else error
+    return f"{type(error).__name__} in the file: {' '.join(str(text).split())}{mend}{line_of(error)}"
 
 
 def _read_json(path: pathlib.Path) -> _ConfigFile:

@@ -26,6 +26,8 @@ from mnv2_jax.runs.provenance import provenance
 LOCK, CONFIG, DATASET, PROVENANCE = ".lock", "config.json", "dataset.json", "provenance.json"
 SUMMARY, EVALUATION, SKIPPED = "summary.json", "evaluation.json", "skipped.txt"
 
+HELD = "is training there"
+"""Words of the error of `lock` by which a study knows it."""
 _STEPS, _TEACHER, _DIGEST, _SETTINGS = "steps", "teacher", "digest", "settings"
 _DATASET_MAY_DIFFER = ("name", _STEPS, _TEACHER, _DIGEST)
 """Keys of dataset.json that `_check_same_run` doesn't compare with the rest.
@@ -74,8 +76,7 @@ def lock(workdir: pathlib.Path, patience_s: float = 0.0) -> Iterator[None]:
                     f" process, or, if its machine is gone (NFSv3 keeps a lock forever), delete {workdir / LOCK}"
                 )
             raise UserError(
-                f"--workdir={workdir}: process {holder} is training there; wait for it, stop it,"
-                " or give another --workdir"
+                f"--workdir={workdir}: process {holder} {HELD}; wait for it, stop it, or give another --workdir"
             )
         with writing(workdir / LOCK):
             os.ftruncate(descriptor, 0)

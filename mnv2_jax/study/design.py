@@ -6,13 +6,13 @@ base config × axes ──► cells (one setting each) × seeds ──► runs, 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from mnv2_jax.config.files import reason_in_file, run_file
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.presets import ARGUMENT_KEYS
 
@@ -114,17 +114,12 @@ def load_study(path: str) -> Study:
     file = studies.get(path, pathlib.Path(path).expanduser())
     if not file.is_file():
         raise UserError(f"{path}: there is no such study{nearest(path, studies)}; give one of these or a .py file")
-    spec = importlib.util.spec_from_file_location(f"_study_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        study = module.get_study()
+        study = run_file(file, f"_study_{file.stem}").get_study()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__} in the file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: {reason_in_file(error)}") from error
     if not isinstance(study, Study):
         raise UserError(f"{path}: get_study returned {study!r:.60}; let it return a Study")
     check_study(study)

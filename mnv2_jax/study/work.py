@@ -19,7 +19,7 @@ from typing import Any
 
 from mnv2_jax.errors import FaultError
 from mnv2_jax.json_files import write_json, writing
-from mnv2_jax.runs.folder import CONFIG, SUMMARY, is_locked
+from mnv2_jax.runs.folder import CONFIG, HELD, SUMMARY
 from mnv2_jax.study.design import Run
 from mnv2_jax.study.state import State, failure_file, log_file, read_state, run_folder
 
@@ -104,18 +104,20 @@ def _train(
             # In a session of its own: Ctrl-C at a terminal goes to the worker alone, which sends it on once
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
             forward.process = process
+            if forward.stopped:  # by a signal that came before there was a process to send it on to
+                process.terminate()
             code = process.wait()
             forward.process = None
-        # A resumed run may have been refused for the instant in which another worker looked at its lock
-        may_pass = code == FaultError.exit_code or code < 0 or (code and is_resumed and number == 1)
-        if not may_pass or number == _TRIES or forward.stopped or is_locked(folder):
+        is_refused = bool(code) and HELD in _last_line(log)  # another worker was faster
+        may_pass = code == FaultError.exit_code or code < 0
+        if is_refused or not may_pass or number == _TRIES or forward.stopped:
             break
         say(f"{run.name}: exit code {code}; it is tried again")
     took = f"after {time.monotonic() - begin:.0f} s"
     if (folder / SUMMARY).is_file():
         failure_file(study, run).unlink(missing_ok=True)
         say(f"{run.name}: done {took}")
-    elif code and not is_locked(folder) and not forward.stopped:  # locked: another worker was faster
+    elif code and not is_refused and not forward.stopped:
         line = _last_line(log)
         failure_file(study, run).parent.mkdir(exist_ok=True)
         write_json(failure_file(study, run), {"exit_code": code, "line": line, "command": list(command)})
