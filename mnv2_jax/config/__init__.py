@@ -15,6 +15,7 @@ from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.config.origins import FROM_WEIGHTS, Loaded, Origin, Preset, Source
 from mnv2_jax.config.schema import (
     MAY_DIFFER,
+    HEAD,
     STRUCTURE,
     AugmentConfig,
     CheckpointConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "FROM_WEIGHTS",
     "MAY_DIFFER",
     "OPTIONS",
+    "HEAD",
     "STRUCTURE",
     "AugmentConfig",
     "CheckpointConfig",

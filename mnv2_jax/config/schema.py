@@ -14,8 +14,12 @@ from typing import Annotated, Any, Literal
 
 from mnv2_jax.config.rules import Above, AtLeast, Ending, Growing, Within, read_unless, read_when
 
+_IS_DENSE = read_unless("model.head", "classifier")
+
 STRUCTURE = ("width", "width_rule", "depth", "activation", "padding")
 """Options of a `ModelConfig` that weights depend on: with other values, the network computes another function."""
+HEAD = ("head", "head_channels", "aspp_rates", "aux_head", "align_corners")
+"""Options of a `ModelConfig` that say what follows the features; weights of another head can start the features."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,19 @@ class ModelConfig:
     """Initialisation of each kind of layer: a row of `nn.initializers.INITS`, which gives the formulas and sources."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type in which the network computes; parameters, statistics, logits and losses are at least float32."""
+    head: Literal["classifier", "deeplabv3", "lraspp"] = "classifier"
+    """What follows the features. classifier: the mean over the map, then classes of the image. deeplabv3, lraspp:
+    classes of each pixel (`models.heads`), for task=segmentation."""
+    head_channels: Annotated[int, Within(1, 8192), _IS_DENSE] = 256
+    """Channels of the layers of a dense head."""
+    aspp_rates: Annotated[tuple[int, ...], Within(1, 1024), Growing(), read_when("model.head", "deeplabv3")] = ()
+    """Dilations of the 3×3 convolutions of DeepLabv3's ASPP. Unset: there are none, only the 1×1 convolution and the
+    pooled image, as in the published DeepLabv3 on MobileNetV2."""
+    aux_head: Annotated[bool, _IS_DENSE] = False
+    """Whether training adds a small second head at the end of the stage before the last halving."""
+    align_corners: Annotated[bool, _IS_DENSE] = False
+    """How logits are resized to the image. True: the centres of the corner pixels coincide (TensorFlow, CoreNet).
+    False: the corners of the corner pixels do (torchvision)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +109,10 @@ class NormConfig:
     """Decay of the running statistics per step: TensorFlow's momentum, or 1 - PyTorch's momentum."""
     epsilon: Annotated[float, Above(0, 1)] = 1e-3
     """Number that is added to the variance before its square root."""
+    statistics: Literal["batch", "running"] = "batch"
+    """Statistics by which the norms before the head normalise in training. batch: those of the norm group. running: the
+    running statistics, which then stay as they are; scales and biases are trained. For small batches from given
+    weights."""
 
 
 _DECODED = (  # a folder of CIFAR-10 can hold images or an .npz file
@@ -126,6 +147,8 @@ class DataConfig:
     sampler). Unset: all batches have `resolution`."""
     eval_resolution: Annotated[int | None, Within(8, 4096)] = None
     """Resolution of evaluation, in pixels. Unset: `resolution`."""
+    size: Annotated[tuple[int, int] | None, Within(8, 8192), _IS_DENSE, read_unless("data.scales", ())] = None
+    """Height and width of training images, in pixels, where they aren't square. Set: it replaces `resolution`."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128
@@ -135,9 +158,24 @@ class DataConfig:
     holdout_fraction: Annotated[float, Within(0, 0.9)] = 0.0
     """Share of the training images, stratified by class, that is kept out of training and used for evaluation. Data
     without splits use 0.2, unless this option or `eval_split` is set."""
-    crop: Literal["random_resized", "shift", "none"] = "random_resized"
+    mask_values: Annotated[Literal["index", "binary", "one_based", "palette"], _IS_DENSE] = "index"
+    """What the values of masks mean. index: the number of the class, in the order of classes.txt. binary: 0 is the
+    first class, 255 the second. one_based: the number of the class plus 1; 0 is ignored (ADE20K). palette: colours,
+    which classes.txt gives for each class. In all, 255 of index and one_based is ignored."""
+    ignored_classes: Annotated[tuple[str, ...], _IS_DENSE] = ()
+    """Names of classes whose pixels are ignored, in training and in evaluation; the other classes keep their order."""
+    crop: Literal["random_resized", "shift", "scale", "none"] = "random_resized"
     """Random crop of training images. random_resized: crop an area and resize it. shift: pad with `pad_pixels` zeros on
-    each side, then crop to the original size. none: no random crop."""
+    each side, then crop to the original size. scale: scale image and mask by a factor within `crop_scale`, then crop,
+    padding what is too small. none: no random crop."""
+    crop_scale: Annotated[tuple[float, float], Above(0, 16), Growing(loosely=True), read_when("data.crop", "scale")] = (
+        0.5,
+        2.0,
+    )
+    """Smallest and largest factor by which an image is scaled, uniform in between."""
+    crop_class_share: Annotated[float, Above(0, 1), read_when("data.crop", "scale")] = 1.0
+    """Largest share of the crop's labelled pixels that one class may have; of ten crops the first that keeps to it is
+    taken, or the last (mmsegmentation's cat_max_ratio, CoreNet's seg_class_max_ratio)."""
     crop_area: Annotated[tuple[float, float], Above(0, 1), Growing(loosely=True), _RESIZED] = (0.08, 1.0)
     """Smallest and largest area of the crop, as a share of the image."""
     crop_ratio: Annotated[tuple[float, float], Within(0.01, 100), Growing(loosely=True), _RESIZED] = (3 / 4, 4 / 3)
@@ -173,6 +211,11 @@ class DataConfig:
     def seen_resolution(self) -> int:
         """Resolution of evaluation and prediction: `eval_resolution`, or `resolution` where that is unset."""
         return self.eval_resolution or self.resolution
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Height and width of training images: `size`, or the square of `resolution`."""
+        return self.size or (self.resolution, self.resolution)
 
 
 _RANDAUGMENT = read_when("augment.policy", "randaugment", "randaugment_timm", "randaugment_tf")
@@ -252,6 +295,8 @@ class LossConfig:
     """Weights of the classes. balanced: an example weighs n / (k * images of its class), for n images and k classes, so
     that every class weighs the same. Or weights by class name, as in {cat: 3, dog: 0.5}; other classes have 1. These
     weights are scaled so that an example weighs 1 on average."""
+    aux_weight: Annotated[float, AtLeast(0), read_when("model.aux_head", True)] = 0.4
+    """Weight of the loss of the auxiliary head, beside that of the head."""
 
 
 _DISTILS = read_unless("distill.teacher", None) | read_unless("distill.logits", None)
@@ -337,7 +382,7 @@ class OptimConfig:
     biases. no_depthwise: all but those of norms, biases and depthwise kernels."""
     l2: Annotated[float, Within(0, 10), _ADAMW] = 0.0
     """L2 penalty in addition to the weight decay: it is added to the gradient, for the same parameters."""
-    schedule: Literal["constant", "cosine", "exponential", "step"] = "cosine"
+    schedule: Literal["constant", "cosine", "exponential", "step", "poly"] = "cosine"
     """Schedule of the learning rate after the warm-up."""
     warmup_epochs: Annotated[float, Within(0, 1e6), read_when("optim.warmup_steps", None)] = 0.0
     """Length of the warm-up, in which the learning rate grows linearly from `warmup_init_lr`; see `warmup_to`."""
@@ -350,8 +395,10 @@ class OptimConfig:
     warmup_to: Annotated[Literal["peak", "schedule"], _WARMS_UP] = "peak"
     """Learning rate at the end of the warm-up. peak: the peak. schedule: what the schedule has at that time (TF model
     garden)."""
-    final_lr: Annotated[float, AtLeast(0), _COSINE] = 0.0
+    final_lr: Annotated[float, AtLeast(0), read_when("optim.schedule", "cosine", "poly")] = 0.0
     """Learning rate at the end of training."""
+    poly_power: Annotated[float, Above(0, 100), read_when("optim.schedule", "poly")] = 0.9
+    """Power of the polynomial: the rate falls as (1 - share of the training) to this power (DeepLab)."""
     cosine_from: Annotated[Literal["warmup", "start"], _COSINE, _WARMS_UP] = "warmup"
     """Start of the cosine. warmup: the end of the warm-up (torchvision). start: the start of training, so that the
     warm-up replaces the first part of the cosine (timm, CoreNet, TF model garden)."""

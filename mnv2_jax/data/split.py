@@ -1,4 +1,4 @@
-"""`Split`: labelled images with random access. Also how a split is found by its name, and how a share is drawn."""
+"""`Split`: images with random access and their targets. Also how a split is found by its name, and a share is drawn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Labels(Protocol):
 
 
 Example: TypeAlias = Mapping[str, Any]
-"""One image of a split and its targets: "image", a `Picture`, and "label", an int."""
+"""One image of a split and its targets: "image", a `Picture`; "label", an int; and what `Split.targets` reads."""
 
 Rows: TypeAlias = slice | np.ndarray
 """A selection of a reader's images: a slice, or indices int [n]."""
@@ -76,14 +76,17 @@ def sha256_of_names(names: Iterable[bytes]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The labelled images of one split; it can be sent to worker processes."""
+    """The images of one split and their targets; it can be sent to worker processes."""
 
     name: str
     labels: Labels
+    """The class of each image; where images have no class of their own, 0 for all. Shares are drawn by class."""
     read: Callable[[int], Picture]
     """Reads image number i. Raises a `UserError` that names a file which can't be read, now or when it is decoded."""
     in_memory: bool = False
     """Whether reading an image is only a copy in memory, so that worker processes would gain nothing."""
+    targets: Mapping[str, Callable[[int], Any]] = dataclasses.field(default_factory=dict)
+    """Functions that read further targets of image number i, by their names in an `Example`, such as "mask"."""
 
     def __post_init__(self) -> None:
         """Raises a `UserError` for labels in an array that aren't integers."""
@@ -94,7 +97,7 @@ class Split:
         return len(self.labels)
 
     def example(self, index: int) -> Example:
-        """Reads an image and its label.
+        """Reads an image and its targets.
 
         Raises:
           UserError: naming the file, if it can't be read. Damaged pixels may raise only later, when they are decoded.
@@ -104,7 +107,8 @@ class Split:
             raise UserError(
                 f"image {index} of {self.name} is {image.dtype} {list(image.shape)}; let read(i) return uint8 [h, w, 3]"
             )
-        return {"image": image, "label": int(self.labels[index])}
+        targets = {name: read_target(index) for name, read_target in self.targets.items()}
+        return {"image": image, "label": int(self.labels[index]), **targets}
 
     def digest(self) -> dict[str, str]:
         """Returns the SHA-256 of everything that is known of the images without opening an image file, by kind.
@@ -114,7 +118,13 @@ class Split:
         TFDS. The digests don't depend on where the data lie.
         """
         labels = {"labels": sha256_of(self.labels)} if isinstance(self.labels, np.ndarray) else {}
-        return labels | _digest(self.read, slice(len(self)))
+        whole = slice(len(self))
+        targets = {
+            f"{name}.{kind}": sha
+            for name, read_target in self.targets.items()
+            for kind, sha in _digest(read_target, whole).items()
+        }
+        return labels | targets | _digest(self.read, whole)
 
     def path_of(self, index: int) -> str | None:
         """Returns the file of an image, as in `Located.path_of`; None for the images of arrays."""
@@ -146,7 +156,11 @@ class Split:
         """Returns the images where ``keep``, bool [n], is true, in their order."""
         indices = np.flatnonzero(keep)
         return dataclasses.replace(
-            self, name=name or self.name, labels=np.asarray(self.labels)[indices], read=_Subset(self.read, indices)
+            self,
+            name=name or self.name,
+            labels=np.asarray(self.labels)[indices],
+            read=_Subset(self.read, indices),
+            targets={target: _Subset(read, indices) for target, read in self.targets.items()},
         )
 
     def without_images(self, name: str) -> Split:
@@ -171,10 +185,10 @@ class MemoryReader:
 
 @dataclasses.dataclass(frozen=True)
 class _Subset:
-    read: Callable[[int], Picture]
+    read: Callable[[int], Any]
     indices: np.ndarray
 
-    def __call__(self, index: int) -> Picture:
+    def __call__(self, index: int) -> Any:
         return self.read(int(self.indices[index]))
 
     def digest(self, rows: Rows) -> dict[str, str]:
@@ -184,7 +198,7 @@ class _Subset:
         return _where(self.read, int(self.indices[index]))
 
 
-def _digest(read: Callable[[int], Picture], rows: Rows) -> dict[str, str]:
+def _digest(read: Callable[[int], Any], rows: Rows) -> dict[str, str]:
     return read.digest(rows) if isinstance(read, Identified) else {}
 
 

@@ -90,6 +90,9 @@ def _decayed(xp: Any, optim: OptimConfig, peak_lr: float, time: Any, span: _Span
         begin = span.warmup if optim.cosine_from == "warmup" else 0
         progress = (time - begin) / max(span.total - begin, 1)
         return optim.final_lr + (peak_lr - optim.final_lr) * 0.5 * (1 + xp.cos(xp.pi * progress.clip(0, 1)))
+    if optim.schedule == "poly":
+        left = 1 - ((time - span.warmup) / max(span.total - span.warmup, 1)).clip(0, 1)
+        return optim.final_lr + (peak_lr - optim.final_lr) * xp.power(left, optim.poly_power)
     if optim.schedule == "exponential":
         if optim.decay_every_steps is None:
             decays = time / (optim.decay_every_epochs * span.epoch)
