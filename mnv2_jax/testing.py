@@ -18,7 +18,7 @@ import numpy as np
 
 from mnv2_jax.config import NormConfig
 from mnv2_jax.models.counting import count_layers
-from mnv2_jax.models.network import part_of
+from mnv2_jax.models.plan import part_of
 from mnv2_jax.models.registry import Model, create_model, options_of, variable_shapes
 from mnv2_jax.nn.forms import LIBRARY
 from mnv2_jax.types import Variables

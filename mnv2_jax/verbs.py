@@ -295,7 +295,7 @@ def print_summary(loaded: Loaded, out: Output) -> None:
     weights_classes = weights.model.num_classes if weights and config.init.head == "load" else None
     classes = config.model.num_classes or weights_classes or known_num_classes(config.data)
     model = kind_of(config).model(config.model, config.norm, classes)
-    summary = counting.count_layers(model, config.data.seen_resolution)
+    summary = counting.count_layers(model, config.data.seen_size)
     rows = [("layer", "output", "params", "MAdds")]
     for layer in summary.layers:
         shape = "×".join(map(str, layer.output_shape or ()))

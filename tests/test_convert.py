@@ -140,7 +140,7 @@ def test_a_new_head_is_made_only_when_asked_for(tmp_path):
     assert "--config.init.head=new" in refused.stderr
     assert not (tmp_path / "run").exists()
     weights = load_weights(file)
-    begun = with_weights(sevens(), weights, "new")
+    begun = with_weights(sevens(), weights, "new", weights.model)
     for tree in ({"params": begun.params, **begun.model_state}, begun.ema):
         leaves, held = flatten(tree), flatten(weights.variables)
         assert leaves["params/classifier/kernel"].shape == (1280, 10)
@@ -175,7 +175,10 @@ def test_a_file_without_a_classifier_starts_a_training_and_nothing_else(weights,
     prepared, headless = resolve_weights(asked)
     assert (prepared.model.padding, headless.absent) == ("symmetric", ("classifier",))
     check_head(prepared, headless, open_dataset(prepared.data))
-    leaves, held = flatten(with_weights(sevens(), headless, "new").params), flatten(whole.variables["params"])
+    leaves, held = (
+        flatten(with_weights(sevens(), headless, "new", headless.model).params),
+        flatten(whole.variables["params"]),
+    )
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, 7.0 if "classifier" in name else held[name], name)
     loading = changed(asked, "init", head="load")

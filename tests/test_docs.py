@@ -20,7 +20,7 @@ from PIL import Image
 
 import mnv2_jax
 from mnv2_jax import UserError, open_data
-from mnv2_jax.models.network import Block, Plan
+from mnv2_jax.models.plan import Block, Plan
 from mnv2_jax.nn.blocks import InvertedResidual
 from mnv2_jax.registry import DATASETS, MODELS, TASKS
 from tests import cli, docs

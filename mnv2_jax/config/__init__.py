@@ -14,8 +14,9 @@ from mnv2_jax.config.files import config_files, load
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.config.origins import FROM_WEIGHTS, Loaded, Origin, Preset, Source
 from mnv2_jax.config.schema import (
-    MAY_DIFFER,
     HEAD,
+    IGNORED,
+    MAY_DIFFER,
     STRUCTURE,
     AugmentConfig,
     CheckpointConfig,
@@ -40,9 +41,10 @@ from mnv2_jax.config.show import as_json, as_text
 
 __all__ = [
     "FROM_WEIGHTS",
+    "HEAD",
+    "IGNORED",
     "MAY_DIFFER",
     "OPTIONS",
-    "HEAD",
     "STRUCTURE",
     "AugmentConfig",
     "CheckpointConfig",

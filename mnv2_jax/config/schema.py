@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from mnv2_jax.config.rules import Above, AtLeast, Ending, Growing, Within, read_unless, read_when
 
+IGNORED = 255
+"""Value of a mask's pixels that belong to no class."""
 _IS_DENSE = read_unless("model.head", "classifier")
 
 STRUCTURE = ("width", "width_rule", "depth", "activation", "padding")
@@ -213,6 +215,11 @@ class DataConfig:
         return self.eval_resolution or self.resolution
 
     @property
+    def seen_size(self) -> int | tuple[int, int]:
+        """Size of the images for which a run's costs are counted: `size`, or `seen_resolution` for a square."""
+        return self.size or self.seen_resolution
+
+    @property
     def train_size(self) -> tuple[int, int]:
         """Height and width of training images: `size`, or the square of `resolution`."""
         return self.size or (self.resolution, self.resolution)
@@ -325,13 +332,13 @@ class FinetuneConfig:
     """Options that say which parts of the network are trained, and how fast."""
 
     train_from: tuple[str, ...] = ("stem",)
-    """First trained part of the network in each stage of training: stem, block_1, …, head, hidden or classifier. That
-    part and all later ones are trained. Earlier parts are frozen: they get no gradient, and their norms use their
-    running statistics and leave them unchanged."""
+    """First trained part of the network in each stage of training: stem, block_1, …, head, hidden or classifier (aspp
+    or lraspp begin a dense head). That part and all later ones are trained. Earlier parts are frozen: they get no
+    gradient, and their norms use their running statistics and leave them unchanged."""
     unfreeze_epochs: Annotated[tuple[float, ...], Above(0), Growing()] = ()
     """Epochs at which the second stage, the third and so on begin."""
     backbone_lr_factor: Annotated[float, Within(0, 100), read_unless("finetune.train_from", ("classifier",))] = 1.0
-    """Factor of the learning rate for all parts but the classifier."""
+    """Factor of the learning rate for all parts but the classifier; with a dense head, for all parts before it."""
 
 
 _RMSPROP, _ADAMW = read_when("optim.name", "rmsprop"), read_when("optim.name", "adamw")

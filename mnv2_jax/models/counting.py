@@ -12,6 +12,7 @@ from mnv2_jax import graph
 from mnv2_jax.models.base import Model
 from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.nn.forms import LIBRARY
+from mnv2_jax.nn.resize import RESIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Summary:
 
     params counts trainable values: kernels, biases, and the scales and biases of norms, not running statistics. madds
     counts the multiply-adds of convolutions and dense layers in inference at batch 1; one multiply-add is two FLOPs.
+    Resizing a map isn't counted, as in the papers.
     """
 
     params: int
@@ -39,9 +41,10 @@ class Summary:
     layers: tuple[Layer, ...]
 
 
-def count_layers(model: Model, resolution: int) -> Summary:
-    """Counts parameters and multiply-adds of each layer, for one image [resolution, resolution, 3]."""
-    image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+def count_layers(model: Model, size: int | tuple[int, int]) -> Summary:
+    """Counts parameters and multiply-adds of each layer, for one image of a size: (height, width), or a square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     variables = variable_shapes(model)
     plain = model.with_forms(LIBRARY)  # each convolution is one operator; the counts are the same in any form
     traced = graph.abstract(lambda held: graph.trace(lambda x: plain.apply(held, x)[0], image), variables)
@@ -52,7 +55,7 @@ def count_layers(model: Model, resolution: int) -> Summary:
     shapes: dict[str, tuple[int, ...]] = {}
     madds: dict[str, int] = {}
     for node in traced.nodes:
-        if count := graph.madds_of(node):
+        if RESIZE not in node.scope and (count := graph.madds_of(node)):
             name = _layer_of(node.scope, params)
             shapes[name] = node.outputs[0].shape[1:]  # the last product of a layer gives its output
             madds[name] = madds.get(name, 0) + count

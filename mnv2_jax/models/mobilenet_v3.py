@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig
-from mnv2_jax.models.network import Block, Plan
+from mnv2_jax.models.plan import Block, Plan
 from mnv2_jax.nn.activations import Activation
 from mnv2_jax.nn.blocks import InvertedResidual
 from mnv2_jax.nn.channels import make_divisible

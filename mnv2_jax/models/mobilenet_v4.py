@@ -9,7 +9,7 @@ import flax.linen as nn
 from flax.core import FrozenDict
 
 from mnv2_jax.config import ModelConfig
-from mnv2_jax.models.network import Block, Plan
+from mnv2_jax.models.plan import Block, Plan
 from mnv2_jax.nn.activations import Activation
 from mnv2_jax.nn.blocks import (
     ConvBlock,

@@ -16,7 +16,8 @@ from mnv2_jax import config
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models import base, mobilenet_v1, mobilenet_v2, mobilenet_v3, mobilenet_v4, resnet
-from mnv2_jax.models.network import Network, Plan, check_plan, part_of
+from mnv2_jax.models.network import Network
+from mnv2_jax.models.plan import Plan, check_plan, part_of
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.nn.norm import INPUTS
 from mnv2_jax.registry import MODELS, OR_MODULE, module_of
@@ -281,6 +282,11 @@ def from_config(model: ModelConfig, norm: NormConfig) -> Model:
     if model.name not in _MODELS:
         check_plan(model.name, architecture.plan(model))
     return Model(model.name, model.num_classes, Network(model, norm, architecture.plan))
+
+
+def for_classes(model: ModelConfig, norm: NormConfig, num_classes: int) -> Model:
+    """Builds the model of a config with a number of classes, whatever the config says of that; see `from_config`."""
+    return from_config(dataclasses.replace(model, num_classes=num_classes), norm)
 
 
 def _check_options(model: ModelConfig, architecture: Architecture) -> None:

@@ -91,3 +91,24 @@ SCRATCH = dict(
     optim=dict(CLIPPED_SGD, reference_lr=0.1),
     train=dict(epochs=60.0),
 )
+
+SEGMENT: Tree = dict(
+    # A class for each pixel, on some hundred images and more: the small DeepLabv3 of MobileNetV2's paper (table 7) with
+    # DeepLab's polynomial schedule, joint scaling and crops.
+    task="segmentation",
+    model=dict(head="deeplabv3", output_stride=16, dropout=0.1, init="kaiming_fan_out"),
+    norm=dict(group_size=8, decay=0.9, epsilon=1e-3),
+    data=dict(
+        name="mask_folder",
+        resolution=320,
+        batch_size=8,
+        eval_batch_size=8,
+        crop="scale",
+        crop_scale=(0.5, 2.0),
+    ),
+    augment=dict(color="jitter", color_jitter=(0.2, 0.2, 0.2, 0.05)),
+    optim=dict(
+        CLIPPED_SGD, reference_lr=0.05, reference_batch_size=8, weight_decay=1e-4, schedule="poly", poly_power=0.9
+    ),
+    train=dict(epochs=60.0, eval_every_epochs=5.0),
+)

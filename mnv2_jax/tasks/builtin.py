@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mnv2_jax.config import Config, ModelConfig, NormConfig
+from mnv2_jax.config import Config
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.models.registry import Model, from_config
+from mnv2_jax.models.registry import for_classes
 from mnv2_jax.registry import TASKS, module_of
 from mnv2_jax.report.sections import CLASSIFICATION, absent_classes
 from mnv2_jax.tasks.answers import top_classes
@@ -22,10 +22,6 @@ from mnv2_jax.tasks.distillation import Distillation
 from mnv2_jax.tasks.teacher import open_teacher
 
 
-def _network(options: ModelConfig, norm: NormConfig, num_classes: int) -> Model:
-    return from_config(dataclasses.replace(options, num_classes=num_classes), norm)
-
-
 def student_of(config: Config, dataset: Dataset, evaluates: bool) -> Classification:
     """Makes the classification of a config, without a teacher.
 
@@ -33,6 +29,11 @@ def student_of(config: Config, dataset: Dataset, evaluates: bool) -> Classificat
       UserError: if the data have only one class, or the config states another number of classes; see also `make_task`.
     """
     num_classes = len(dataset.class_names)
+    if config.model.head != "classifier":
+        raise UserError(
+            f"model.head={config.model.head!r} gives a class to each pixel; set task=segmentation, or"
+            " model.head=classifier"
+        )
     if num_classes < 2:
         raise UserError(
             f"{dataset.name} has only one class ({dataset.class_names[0]!r}); a classification needs two or more"
@@ -70,7 +71,7 @@ def _make(variant: Callable[..., Classification], config: Config, dataset: Datas
 def _kind(name: str, variant: Callable[..., Classification]) -> Kind:
     return Kind(
         name=name,
-        model=_network,
+        model=for_classes,
         make=functools.partial(_make, variant),
         answers=top_classes,
         saved_as="classification",

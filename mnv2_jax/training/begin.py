@@ -63,7 +63,9 @@ def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
             weights = unfolded(experiment, weights)
         if config.init.head == "load":
             weights = experiment.kind.arrange_weights(weights, experiment.dataset)
-        state = meshes.put(mesh, together.broadcast(with_weights(state, weights, config.init.head)))
+        state = meshes.put(
+            mesh, together.broadcast(with_weights(state, weights, config.init.head, experiment.task.model))
+        )
     if together.are_several():
         agree_on(state, 0, "start all with the same weights, on the same kind of machine")
     return state

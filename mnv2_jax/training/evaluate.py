@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -21,8 +21,8 @@ from mnv2_jax.runs.folder import read_run
 from mnv2_jax.tasks.base import Evaluation
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Setup, config_facts, open_setup
-from mnv2_jax.training.feeds import eval_batches
-from mnv2_jax.types import Variables
+from mnv2_jax.training.feeds import eval_parts
+from mnv2_jax.types import Array, Variables
 from mnv2_jax.weights.file import Weights, WeightsInfo
 
 
@@ -38,31 +38,30 @@ def make_evaluate(setup: Setup, supervisor: Supervisor | None = None) -> Callabl
     metrics = jax.jit(task.metrics)  # so that its shapes are found without tracing the network again
     step = meshes.compile_eval_step(mesh, metrics)
     split, skips = setup.dataset.eval, setup.config.data.skip_corrupt
-    batches = eval_batches(setup, supervisor.should_stop)
-    is_new = True
+    parts = eval_parts(setup, supervisor.should_stop)
+    compiled: set[int] = set()  # numbers of the parts for whose shapes the step was compiled
 
     def evaluate(variables: Variables) -> Evaluation:
-        nonlocal is_new
-        sums, judged, throttle = None, [], meshes.make_throttle()
+        sums, throttle = None, meshes.make_throttle()
+        judged: list[tuple[np.ndarray, dict[str, Array]]] = []
         damaged: dict[int, str] = {}
-        with contextlib.closing(batches(damaged)) as following:
-            for batch in supervisor.each(following):
-                if supervisor.should_stop():
-                    raise Stopped
-                with supervisor.compiling() if is_new else contextlib.nullcontext():
-                    if sums is None:
-                        shapes, _ = jax.eval_shape(metrics, variables, batch)
-                        sums = meshes.put(mesh, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
-                    sums, rows = step(sums, variables, batch)
-                    if is_new:
-                        jax.block_until_ready(rows)
-                    throttle(rows)
-                judged.append(rows)
-                is_new = False
-        batch_rows: list[dict[str, np.ndarray]] = jax.device_get(judged)
-        columns = {}
-        if batch_rows:
-            columns = {name: np.concatenate([rows[name] for rows in batch_rows]) for name in batch_rows[0]}
+        for number, part in enumerate(parts):
+            with contextlib.closing(part.batches(damaged)) as following:
+                for batch in supervisor.each(following):
+                    if supervisor.should_stop():
+                        raise Stopped
+                    is_new = number not in compiled
+                    with supervisor.compiling() if is_new else contextlib.nullcontext():
+                        if sums is None:
+                            shapes, _ = jax.eval_shape(metrics, variables, batch)
+                            sums = meshes.put(mesh, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
+                        sums, rows = step(sums, variables, batch)
+                        if is_new:
+                            jax.block_until_ready(rows)
+                        throttle(rows)
+                    judged.append((part.indices, rows))
+                    compiled.add(number)
+        columns = _columns([(indices, jax.device_get(rows)) for indices, rows in judged])
         counts = columns.pop("mask", np.zeros(0, bool))
         # All processes see the same mask, so all take this branch. Each knows only the damaged images that it has met.
         if counts.sum() < len(split):
@@ -75,6 +74,16 @@ def make_evaluate(setup: Setup, supervisor: Supervisor | None = None) -> Callabl
         return evaluation._replace(skipped=list(damaged.values()))
 
     return evaluate
+
+
+def _columns(judged: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Joins the rows of batches, each with the indices of its part, in the order of the split."""
+    if not judged:
+        return {}
+    located = [{**rows, "index": indices[rows["index"]].astype(np.int32)} for indices, rows in judged]
+    columns = {name: np.concatenate([rows[name] for rows in located]) for name in located[0]}
+    order = np.argsort(columns["index"], kind="stable")
+    return {name: array[order] for name, array in columns.items()}
 
 
 def evaluate_weights(setup: Setup, weights: Weights) -> Evaluation:

@@ -19,7 +19,7 @@ from mnv2_jax.nn.norm import SingleValueError
 from mnv2_jax.processes import together
 from mnv2_jax.tasks.base import Kind, Task, kind_of
 from mnv2_jax.training import mesh as meshes
-from mnv2_jax.training.finetune import make_optimizers
+from mnv2_jax.training.finetune import head_of, make_optimizers
 from mnv2_jax.training.optim import Optimizer
 from mnv2_jax.training.plan import Plan, check_plan, make_plan
 from mnv2_jax.training.schedules import make_schedule
@@ -126,9 +126,10 @@ def open_experiment(config: Config, devices: Sequence[jax.Device] | None = None)
 
 def plan_experiment(setup: Setup, plan: Plan) -> Experiment:
     """Makes the experiment of a plan, with empty `Experiment.facts`."""
-    optim, parts = setup.config.optim, setup.task.model.parts
+    optim, model = setup.config.optim, setup.task.model
     schedule = make_schedule(optim, setup.config.peak_lr, plan.steps_per_epoch, plan.total_steps)
-    optimizers = make_optimizers(optim, setup.config.finetune.backbone_lr_factor, schedule, plan.stages, parts)
+    factor = setup.config.finetune.backbone_lr_factor
+    optimizers = make_optimizers(optim, factor, schedule, plan.stages, model.parts, head_of(model))
     setup_fields = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Setup)}
     return Experiment(**setup_fields, plan=plan, optimizers=optimizers, facts={})
 
@@ -178,7 +179,8 @@ def _check_norms(experiment: Experiment) -> None:
         task = experiment.task.training_from(stage.train_from)
         variables = jax.eval_shape(task.init, jax.random.key(0))
         for resolution, _ in experiment.plan.batch_shapes:
-            image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), np.float32)
+            size = config.data.size or (resolution, resolution)
+            image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
             keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
             try:
                 jax.eval_shape(functools.partial(task.model.apply, train=True), variables, image, dropout_keys=keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from mnv2_jax.data import streams
 from mnv2_jax.data.shared import NumpyBatch
 from mnv2_jax.data.split import Split
-from mnv2_jax.data.views.base import View
+from mnv2_jax.data.views.base import View, views_of
 from mnv2_jax.processes.supervisor import Stopped
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Experiment, Setup
@@ -65,30 +66,49 @@ def train_batches(
             yield fed
 
 
-def eval_batches(
-    setup: Setup, should_stop: Callable[[], bool] = _never
-) -> Callable[[dict[int, str]], Generator[Batch, None, None]]:
-    """Makes a function that goes through the evaluation split once: each image in one row, the other rows masked.
+class Part(NamedTuple):
+    """Images of the evaluation split that have rows of one shape."""
 
-    Images that can't be decoded are masked too. The function adds a line for each of those that this process has met,
-    by index, to the dict that it is given.
-    """
-    data, split, view, devices = setup.config.data, setup.dataset.eval, setup.task.eval_view, setup.mesh.size
+    indices: np.ndarray
+    """Their indices in the split, int [n]."""
+    batches: Callable[[dict[int, str]], Generator[Batch, None, None]]
+    """Goes through them once: each image in one row, the other rows masked; "index" counts within the part. Images that
+    can't be decoded are masked too. A line for each of those that this process has met is added, by its index in the
+    split, to the dict that the function is given."""
+
+
+def eval_parts(setup: Setup, should_stop: Callable[[], bool] = _never) -> list[Part]:
+    """Makes the parts of the evaluation split, which hold every image once; most tasks have one."""
+    split = setup.dataset.eval
+    views = views_of(setup.task.eval_view, split)
+    if len(views) == 1:
+        return [_part(setup, views[0][0], split, np.arange(len(split)), should_stop)]
+    return [
+        _part(setup, view, split.subset(np.isin(np.arange(len(split)), indices)), indices, should_stop)
+        for view, indices in views
+    ]
+
+
+def _part(setup: Setup, view: View, split: Split, indices: np.ndarray, should_stop: Callable[[], bool]) -> Part:
+    data, devices = setup.config.data, setup.mesh.size
     batch_size = -(-min(data.eval_batch_size, len(split)) // devices) * devices
     resident, undecoded = streams.fits(view, split), dict[int, str]()  # images that lie on the devices as zeros
     feed = _feed(setup, view, split, should_stop, undecoded) if resident else meshes.make_feed(setup.mesh, None)
 
     def through(damaged: dict[int, str]) -> Generator[Batch, None, None]:
-        damaged |= undecoded
+        lines = dict(undecoded)
         batches = streams.eval_batches(data, view, split, batch_size, process=_process(), resident=resident)
-        with contextlib.closing(streams.without_damaged(view, split, batches, damaged)) as sound:
-            for batch in sound:
-                is_zero = np.isin(batch["index"], np.array([*undecoded], np.int32))
-                fed = feed({**batch, "mask": batch["mask"] & ~is_zero})
-                del batch
-                yield fed
+        try:
+            with contextlib.closing(streams.without_damaged(view, split, batches, lines)) as sound:
+                for batch in sound:
+                    is_zero = np.isin(batch["index"], np.array([*undecoded], np.int32))
+                    fed = feed({**batch, "mask": batch["mask"] & ~is_zero})
+                    del batch
+                    yield fed
+        finally:
+            damaged |= {int(indices[place]): line for place, line in lines.items()}
 
-    return through
+    return Part(indices, through)
 
 
 def _with_columns(columns: Mapping[str, np.ndarray], batch: NumpyBatch) -> NumpyBatch:

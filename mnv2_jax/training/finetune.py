@@ -19,7 +19,8 @@ import optax
 
 from mnv2_jax.config import FinetuneConfig, OptimConfig
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.models.network import part_of
+from mnv2_jax.models.base import Model
+from mnv2_jax.models.plan import part_of
 from mnv2_jax.training.optim import Optimizer, make_transformation
 from mnv2_jax.types import Array, PyTree
 
@@ -77,21 +78,31 @@ class _Group(NamedTuple):
     lr_factor: float
 
 
+def head_of(model: Model) -> tuple[str, ...]:
+    """Returns the parts that `config.FinetuneConfig.backbone_lr_factor` leaves alone.
+
+    Those of a dense head are all new. A classifier's hidden layer isn't: it comes with the weights.
+    """
+    return model.parts[-1:] if model.options.head == "classifier" else model.head_parts
+
+
 def make_optimizers(
     optim: OptimConfig,
     backbone_lr_factor: float,
     schedule: optax.Schedule,
     stages: Sequence[Stage],
     parts: Sequence[str],
+    head: Sequence[str] = (),
 ) -> tuple[Optimizer, ...]:
     """Makes an optimiser for each stage. All share one structure of state; the state of frozen parts doesn't change.
 
     Args:
       optim: options of the optimiser.
-      backbone_lr_factor: factor of the learning rate of all parts but the classifier.
+      backbone_lr_factor: factor of the learning rate of all parts but those of the head.
       schedule: the learning rate by step.
       stages: see `make_stages`.
       parts: `Model.parts`.
+      head: parts of the head; empty: the last part (see `head_of`).
     """
     if len(stages) == 1 and stages[0].train_from == parts[0] and backbone_lr_factor == 1:
         return (Optimizer(make_transformation(optim, schedule), schedule),)
@@ -99,7 +110,8 @@ def make_optimizers(
     for place, part in enumerate(parts):
         first_steps = [stage.first_step for stage in stages if parts.index(stage.train_from) <= place]
         if first_steps:
-            group_of[part] = _Group(min(first_steps), 1.0 if part == parts[-1] else backbone_lr_factor)
+            is_head = part in (head or parts[-1:])
+            group_of[part] = _Group(min(first_steps), 1.0 if is_head else backbone_lr_factor)
     unclipped = dataclasses.replace(optim, clip_grad_norm=None)  # `_grouped` clips by the norm over all groups
     transformations = {
         group: make_transformation(unclipped, _shifted(schedule, group)) for group in set(group_of.values())

@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from mnv2_jax.config import FROM_WEIGHTS, STRUCTURE, Config, Loaded, ModelConfig, flatten
+from mnv2_jax.config import FROM_WEIGHTS, HEAD, STRUCTURE, Config, Loaded, ModelConfig, flatten
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.base import Model
+from mnv2_jax.models.plan import part_of
 from mnv2_jax.registry import import_modules
 from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training.state import TrainState
@@ -88,7 +91,8 @@ def check_network(config: Config, weights: Weights, explicit_keys: Collection[st
         is_default = getattr(requested, key) == getattr(default, key)
         return key not in ("name", "width") and is_default and f"model.{key}" not in explicit_keys
 
-    keys = [key for key in ("name", *STRUCTURE) if getattr(requested, key) != getattr(actual, key) and not is_open(key)]
+    compared = ("name", *STRUCTURE, *(HEAD if config.init.head == "load" else ()))
+    keys = [key for key in compared if getattr(requested, key) != getattr(actual, key) and not is_open(key)]
     if keys:
         raise UserError(
             f"init.weights={config.init.weights!r} are of {describe(weights.model)}, but the config has"
@@ -97,19 +101,27 @@ def check_network(config: Config, weights: Weights, explicit_keys: Collection[st
         )
 
 
-def with_weights(state: TrainState, weights: Weights, head: Head) -> TrainState:
-    """Replaces the random weights of the state before the first step.
+def with_weights(state: TrainState, weights: Weights, head: Head, model: Model) -> TrainState:
+    """Replaces the random weights of the state before the first step, which are those of ``model``.
 
-    With a new head the classifier, and the parts that the weights lack, keep their random weights. The arrays are on
-    the host, and each is a copy: the state will be donated, and a buffer can be donated only once.
+    With a new head, the last part keeps its random weights, and so do the other parts of the head that the weights lack
+    or have with other shapes, such as an auxiliary head for other classes. Parts of the weights that the network
+    doesn't have are left out. The arrays are on the host, and each is a copy: the state will be donated, and a buffer
+    can be donated only once.
     """
 
+    def is_held(name: str, branch: PyTree, random: PyTree) -> bool:
+        part = part_of(name)
+        if name not in random or part == model.parts[-1]:
+            return False
+        return part not in model.head_parts or _shapes(branch) == _shapes(random[name])
+
     def copied(tree: PyTree, random: PyTree) -> PyTree:
-        held = {name: branch for name, branch in tree.items() if name != classifier}
+        held = {name: branch for name, branch in tree.items() if is_held(name, branch, random)}
         source = {**random, **held} if head == "new" else tree
         return {name: _copy(branch, random[name]) for name, branch in source.items()}
 
-    variables, classifier = weights.variables, weights.model.parts[-1]
+    variables = weights.variables
 
     def fresh() -> dict[str, PyTree]:
         random = {"params": state.params, **state.model_state}
@@ -118,6 +130,10 @@ def with_weights(state: TrainState, weights: Weights, head: Head) -> TrainState:
     both = fresh()
     params = both.pop("params")
     return state.replace(params=params, model_state=both, ema=None if state.ema is None else fresh())
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(np.shape, tree)
 
 
 def _copy(tree: PyTree, like: PyTree) -> PyTree:

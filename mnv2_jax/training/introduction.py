@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 
 from mnv2_jax.config import spanning_groups
-from mnv2_jax.models.network import part_of
+from mnv2_jax.models.plan import part_of
 from mnv2_jax.models.registry import variable_shapes
 from mnv2_jax.processes.runtime import idle_devices
 from mnv2_jax.runs.metrics_log import TENSORBOARD
@@ -66,6 +66,8 @@ def _parameters(experiment: Experiment, start: int) -> str:
 
 def _resolutions(experiment: Experiment) -> str:
     data = experiment.config.data
+    if data.size is not None:
+        return "×".join(map(str, data.size))
     trained = sorted({resolution for resolution, _ in experiment.plan.batch_shapes})
     text = f"{trained[0]} to {trained[-1]}" if len(trained) > 1 else f"{trained[0]}"
     return text if trained == [data.seen_resolution] else f"{text} (evaluated at {data.seen_resolution})"

@@ -21,7 +21,7 @@ from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.begin import fresh
 from mnv2_jax.training.experiment import Experiment
 from mnv2_jax.training.feeds import train_batches
-from mnv2_jax.training.finetune import make_optimizers
+from mnv2_jax.training.finetune import head_of, make_optimizers
 from mnv2_jax.types import Array
 
 SMOOTHING = 0.9
@@ -83,7 +83,7 @@ def range_test(
     experiment = dataclasses.replace(
         experiment,
         plan=dataclasses.replace(experiment.plan, stages=stages, total_steps=steps),
-        optimizers=make_optimizers(config.optim, factor, schedule, stages, task.model.parts),
+        optimizers=make_optimizers(config.optim, factor, schedule, stages, task.model.parts, head_of(task.model)),
     )
     points: list[Point] = []
     mean, least = 0.0, math.inf

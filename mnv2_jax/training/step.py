@@ -111,7 +111,9 @@ def _accumulate(
     params, model_state, _ = variables
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ((loss, aux.metrics, params, model_state), loss))
     ((*sums, state), weight), _ = jax.lax.scan(add, zeros, microbatches)
-    loss, metrics, grads = jax.tree.map(lambda x: x / weight, tuple(sums))
+    # A batch whose weight is 0, such as one without a labelled pixel, has no loss and no gradient.
+    divisor = jnp.where(weight == 0, 1, weight)
+    loss, metrics, grads = jax.tree.map(lambda x: x / divisor, tuple(sums))
     return (loss, Aux(jax.tree.map(lambda x: x / count, state), metrics)), grads
 
 

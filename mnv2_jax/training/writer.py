@@ -134,7 +134,7 @@ class FolderWriter:
     @functools.cached_property
     def _trace_lines(self) -> TraceLines:
         experiment = self._experiment
-        layers = count_layers(experiment.task.model, experiment.config.data.seen_resolution).layers
+        layers = count_layers(experiment.task.model, experiment.config.data.seen_size).layers
         return TraceLines(jax.eval_shape(experiment.init_state), [layer.name for layer in layers])
 
     def show(self, step: int, loss: float, pace: Pace) -> None:
@@ -171,7 +171,7 @@ class FolderWriter:
         """Writes evaluation.json, summary.json and the report."""
         experiment, workdir = self._experiment, self._workdir
         config, split, task = experiment.config, experiment.dataset.eval, experiment.task
-        costs = count_layers(task.model, config.data.seen_resolution)
+        costs = count_layers(task.model, config.data.seen_size)
         best_step, best_score = best_of(scores)
         usual = config.usual_checkpoint
         skips, metrics = config.data.skip_corrupt, read_metrics(workdir)
@@ -179,7 +179,7 @@ class FolderWriter:
             "model": config.model.name,
             "width": config.model.width,
             "data": config.data.name,
-            "resolution": config.data.seen_resolution,
+            "resolution": config.data.seen_size,
             "params": costs.params,
             "madds": costs.madds,
             "steps": step,

@@ -12,7 +12,7 @@ import numpy as np
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import count_layers
-from mnv2_jax.models.network import Plan
+from mnv2_jax.models.plan import Plan
 from mnv2_jax.models.registry import Model
 from mnv2_jax.nn.window import Padding, Window
 from mnv2_jax.weights.file import describe, raise_mismatch, shapes_of

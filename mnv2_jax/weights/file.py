@@ -22,7 +22,7 @@ from mnv2_jax.config import STRUCTURE, Config, DataConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import reading, write_bytes
 from mnv2_jax.models import base
-from mnv2_jax.models.network import part_of
+from mnv2_jax.models.plan import part_of
 from mnv2_jax.models.registry import Model, variable_shapes
 from mnv2_jax.registry import TASKS
 from mnv2_jax.types import Variables

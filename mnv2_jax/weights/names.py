@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from mnv2_jax.models.network import Block, Plan
+from mnv2_jax.models.plan import Block, Plan
 from mnv2_jax.nn import blocks
 from mnv2_jax.weights.conventions import Source
 

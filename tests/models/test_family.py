@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.config import NormConfig
-from mnv2_jax.models.network import Network, Plan
+from mnv2_jax.models.network import Network
+from mnv2_jax.models.plan import Plan
 from mnv2_jax.models.registry import Model, create_model, list_models
 from mnv2_jax.nn.forms import LIBRARY
 

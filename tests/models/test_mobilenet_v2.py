@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.models.classifier import Classifier, dropout
+from mnv2_jax.models.heads.classifier import Classifier, dropout
 from mnv2_jax.models.registry import Model, create_model
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "mobilenet_v2.json").read_text())

@@ -255,7 +255,7 @@ def ours(name, dtype, steps, folder):
     write_state_dict(path, {key: tensor.numpy() for key, tensor in initial().items()})
     weights = load_weights(str(path), "mobilenet_v2", library="timm", width=0.35)
     empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(experiment.init_state))
-    state = with_weights(empty, weights, "load").replace(first_bad_step=np.int32(NEVER))
+    state = with_weights(empty, weights, "load", weights.model).replace(first_bad_step=np.int32(NEVER))
     state = state.replace(opt_state=experiment.optimizers[0].tx.init(state.params))
     state = meshes.put(experiment.mesh, state)
     step = meshes.compile_train_step(experiment.mesh, experiment.train_step(0))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol, Self, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from mnv2_jax.data.split import Example
+from mnv2_jax.data.split import Example, Split
 
 Draw: TypeAlias = tuple[int, int, int]
 """(seed, epoch, index) of an example in training, the only source of its random numbers."""
@@ -55,3 +55,19 @@ class View(Protocol):
         Raises:
           DamagedImageError: if a picture can't be decoded.
         """
+
+
+@runtime_checkable
+class HasCanvases(Protocol):
+    """A `View` of evaluation whose rows have a few shapes, each for some of the images."""
+
+    def canvases(self, split: Split) -> Sequence[tuple[View, np.ndarray]]:
+        """Returns a view for each shape, and the indices of its images, int [n]; every image is in one of them."""
+        ...
+
+
+def views_of(view: View, split: Split) -> Sequence[tuple[View, np.ndarray]]:
+    """Returns the views with which the images of a split are evaluated, each with the indices of its images."""
+    if isinstance(view, HasCanvases):
+        return view.canvases(split)
+    return [(view, np.arange(len(split)))]

@@ -1,0 +1,171 @@
+"""The views of segmentation: image and mask, scaled and cropped together in training, at their own size in evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mnv2_jax.config import IGNORED, DataConfig
+from mnv2_jax.data.images import DamagedImageError, resized
+from mnv2_jax.data.split import Example, Split
+from mnv2_jax.data.views.base import Array, Draw
+
+_CROPS = 10
+"""Crops that are tried until none of the classes has too large a share."""
+_CANVAS = 128
+"""Images are evaluated on canvases whose sides are rounded up to multiples of this, so that there are few of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainView:
+    """The `View` of training: image uint8 [h, w, 3] and class_map uint8 [h, w], of `DataConfig.train_size`."""
+
+    data: DataConfig
+
+    @property
+    def varies(self) -> bool:
+        """Whether an example has more than one view: flips are made here, since they move the mask."""
+        return self.data.crop == "scale" or self.data.flip
+
+    @property
+    def spec(self) -> Mapping[str, Array]:
+        """Shape and dtype of each array that an example gives, by name."""
+        return _spec(self.data.train_size)
+
+    def at(self, resolution: int) -> TrainView:
+        """Returns the same view with square images of another size; with `DataConfig.size` set, the same view."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, resolution=resolution))
+
+    def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
+        """Makes the row of an example; without a draw, the whole image is resized."""
+        data, (image, mask) = self.data, _pixels(example, self.data)
+        if draw is None or data.crop != "scale":
+            image, mask = _to_size(image, mask, data.train_size, data)
+        if draw is not None:
+            rng = np.random.default_rng(draw)
+            if data.crop == "scale":
+                image, mask = _scaled_crop(image, mask, data, rng)
+            if data.flip and rng.random() < 0.5:
+                image, mask = image[:, ::-1], mask[:, ::-1]
+        return {"image": image, "class_map": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalView:
+    """The `View` of evaluation: the image on a canvas, top left, with its class_map and its size, int32 [2].
+
+    The rest of the canvas has the mean colour and is ignored. Without a canvas, image and mask are resized to
+    `DataConfig.train_size`.
+    """
+
+    data: DataConfig
+    canvas: tuple[int, int] | None = None
+    varies = False
+
+    @property
+    def spec(self) -> Mapping[str, Array]:
+        """Shape and dtype of each array that an example gives, by name."""
+        return {**_spec(self.canvas or self.data.train_size), "size": Array((2,), np.int32)}
+
+    def at(self, resolution: int) -> EvalView:
+        """Returns the view that resizes to another size."""
+        return EvalView(dataclasses.replace(self.data, resolution=resolution))
+
+    def canvases(self, split: Split) -> list[tuple[EvalView, np.ndarray]]:
+        """Returns the views with which the images of a split are evaluated, each with the indices of its images.
+
+        The files' headers are read. A canvas is as small as its images allow.
+        """
+        sizes = np.array([_size_of(split, index) for index in range(len(split))]).reshape(-1, 2)
+        groups = -(-sizes // _CANVAS)
+        found = []
+        for group in np.unique(groups, axis=0):
+            indices = np.flatnonzero((groups == group).all(1))
+            height, width = sizes[indices].max(0).tolist()
+            found.append((dataclasses.replace(self, canvas=(height, width)), indices))
+        return found
+
+    def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
+        """Makes the row of an example; ignores the draw."""
+        del draw
+        image, mask = _pixels(example, self.data)
+        if self.canvas is None:
+            image, mask = _to_size(image, mask, self.data.train_size, self.data)
+        size = np.array(mask.shape, np.int32)
+        image, mask = _padded(image, mask, self.canvas or self.data.train_size, self.data)
+        return {"image": image, "class_map": mask, "size": size}
+
+
+def _spec(size: tuple[int, int]) -> Mapping[str, Array]:
+    return {"image": Array((*size, 3), np.uint8), "class_map": Array(size, np.uint8)}
+
+
+def _size_of(split: Split, index: int) -> tuple[int, int]:
+    try:
+        height, width = split.targets["mask"](index).shape
+    except DamagedImageError:  # found again, and reported, where it is decoded
+        return 1, 1
+    return height, width
+
+
+def _pixels(example: Example, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes image and mask; where their sizes differ, the image is resized, since a mask has no values in between."""
+    image, mask = np.asarray(example["image"]), np.asarray(example["mask"])
+    if image.shape[:2] != mask.shape:
+        height, width = mask.shape
+        image = resized(image, height, width, data)
+    return image, mask
+
+
+def _to_size(
+    image: np.ndarray, mask: np.ndarray, size: tuple[int, int], data: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    if mask.shape == size:
+        return image, mask
+    return resized(image, *size, data), nearest(mask, *size)
+
+
+def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes a mask [h, w] by taking the value at the centre of each new pixel."""
+    sides = zip(mask.shape, (height, width), strict=True)
+    rows, columns = (((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for old, new in sides)
+    return mask[rows[:, None], columns]
+
+
+def _scaled_crop(
+    image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales by a random factor and crops `DataConfig.train_size` at random."""
+    factor = rng.uniform(*data.crop_scale)
+    height, width = (max(round(side * factor), 1) for side in mask.shape)
+    image, mask = _to_size(image, mask, (height, width), data)
+    rows, columns = data.train_size
+    for _ in range(_CROPS):
+        top, left = (int(rng.integers(max(side - new, 0) + 1)) for side, new in ((height, rows), (width, columns)))
+        window = np.s_[top : top + rows, left : left + columns]
+        if data.crop_class_share == 1 or _largest_share(mask[window]) <= data.crop_class_share:
+            break
+    return _padded(image[window], mask[window], (rows, columns), data)
+
+
+def _largest_share(mask: np.ndarray) -> float:
+    """Returns the share of the most frequent class among the valid pixels; 1 if there are none."""
+    counts = np.bincount(mask.reshape(-1), minlength=IGNORED + 1)[:IGNORED]
+    return float(counts.max() / counts.sum()) if counts.any() else 1.0
+
+
+def _padded(
+    image: np.ndarray, mask: np.ndarray, size: tuple[int, int], data: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads at the bottom and at the right: the image with the mean colour, the mask with `IGNORED`."""
+    height, width = mask.shape
+    if (height, width) == size:
+        return image, mask
+    canvas = np.empty((*size, 3), np.uint8)
+    canvas[...] = np.clip(np.rint(255 * np.array(data.mean)), 0, 255)
+    canvas[:height, :width] = image
+    padded = np.full(size, IGNORED, np.uint8)
+    padded[:height, :width] = mask
+    return canvas, padded

@@ -1,0 +1,330 @@
+"""Semantic segmentation: a class for each pixel, cross-entropy over the valid pixels, mean IoU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.config import IGNORED, AugmentConfig, Config, DataConfig
+from mnv2_jax.data.sources import Dataset
+from mnv2_jax.data.views.segmentation import EvalView, TrainView
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.registry import Model, for_classes
+from mnv2_jax.nn.forms import Forms
+from mnv2_jax.nn.resize import resize_bilinear
+from mnv2_jax.ops import augment
+from mnv2_jax.ops import segmentation as ops
+from mnv2_jax.ops.random import example_keys, stream_key
+from mnv2_jax.registry import TASKS
+from mnv2_jax.tasks.base import MOST_EXAMPLES, Answers, Aux, Evaluation, Kind
+from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
+from mnv2_jax.weights.file import Weights
+
+_COLOR = 2
+"""Number that is folded into an image's random key for its colours; that of classification."""
+_SCALARS = ("miou", "pixel_accuracy", "mean_accuracy")
+"""Entries of a summary that go into the log."""
+_MATRIX_CLASSES = 30
+"""Most classes for which the terminal shows the confusion matrix."""
+_TYPICAL = MOST_EXAMPLES // 2
+"""Number of examples around the median; the others are the worst."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """The `tasks.base.Task` of segmentation. The network's output is ``{"logits": [b, h, w, k], ...}`` of any size."""
+
+    score = "miou"
+
+    model: Model
+    data: DataConfig
+    augment: AugmentConfig
+    class_names: tuple[str, ...]
+    seed: int
+    """Seed of augmentation, which depends on (seed, epoch, index) only."""
+    aux_weight: float
+    class_weights: tuple[float, ...] | None = None
+    """Factors for a pixel's training loss, by class."""
+    notes: tuple[str, ...] = ()
+    """Notes to print before a training."""
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Empty: a segmentation needs no further arrays per image."""
+        return {}
+
+    @property
+    def frozen(self) -> PyTree:
+        """Empty: a segmentation has no frozen arrays."""
+        return {}
+
+    @property
+    def train_view(self) -> TrainView:
+        """View of image and mask for training; colours are changed on the device."""
+        return TrainView(self.data)
+
+    @property
+    def eval_view(self) -> EvalView:
+        """View of image and mask for evaluation, at the image's own size."""
+        return EvalView(self.data)
+
+    def init(self, key: Key) -> Variables:
+        """Initialises the variables, which don't depend on the size of images."""
+        return self.model.init(key, jax.ShapeDtypeStruct((1, *self.data.train_size, 3), jnp.float32))
+
+    def training_from(self, part: str) -> Segmentation:
+        """Returns the same task, in which only this part of the network and the parts after it are trained."""
+        return dataclasses.replace(self, model=self.model.training_from(part))
+
+    def with_forms(self, forms: Forms) -> Segmentation:
+        """Returns the same task, in which the network computes its convolutions by these `nn.forms`."""
+        return dataclasses.replace(self, model=self.model.with_forms(forms))
+
+    def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
+        """Mean of `pixel_loss` over the valid pixels of the batch, whose number is the weight of the batch.
+
+        The loss of the auxiliary head is added with `LossConfig.aux_weight`. Metrics: loss, and pixel_accuracy.
+        """
+        del frozen
+        dropout_keys = example_keys(key, batch["epoch"], batch["index"])
+        variables = {"params": params, **model_state}
+        outputs, new_state = self.model.apply(variables, self._augmented(batch), train=True, dropout_keys=dropout_keys)
+        mask = batch["class_map"]
+        is_valid = mask != IGNORED
+        logits = self.resized(outputs["logits"], mask.shape[1:])
+        weight = is_valid.sum().astype(logits.dtype)
+
+        def mean(values: Array) -> Array:
+            return values.sum() / jnp.maximum(weight, 1)
+
+        loss = mean(self.pixel_loss(logits, mask))
+        if "aux" in outputs:
+            aux = self.resized(outputs["aux"], mask.shape[1:])
+            loss = loss + self.aux_weight * mean(self.pixel_loss(aux, mask))
+        right = is_valid & (ops.predictions(logits) == mask)
+        accuracy = mean(right.astype(logits.dtype))
+        return loss, Aux(new_state, {"loss": loss, "pixel_accuracy": accuracy}, weight)
+
+    def resized(self, logits: Array, size: tuple[int, ...]) -> Array:
+        """Resizes logits [b, h, w, k] to the height and width of a mask."""
+        height, width = size
+        return resize_bilinear(logits, (height, width), align_corners=self.model.options.align_corners)
+
+    def pixel_loss(self, logits: Array, mask: Array) -> Array:
+        """Computes the training loss of each pixel [b, h, w]; 0 where the mask, uint8 [b, h, w], is ignored.
+
+        A variant with another loss overrides this method.
+        """
+        each = ops.pixel_losses(logits, mask)
+        if self.class_weights is None:
+            return each
+        weights = jnp.asarray(self.class_weights, each.dtype)
+        return each * weights[jnp.where(mask == IGNORED, 0, mask).astype(jnp.int32)]
+
+    def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        """Counts pixels by true and predicted class, at the size of the mask."""
+        outputs, _ = self.model.apply(variables, self._normalised(batch["image"]), train=False)
+        mask = batch["class_map"]
+        logits = self.resized(outputs["logits"], mask.shape[1:])
+        counts = ops.confusion(ops.predictions(logits), mask, len(self.class_names))
+        rows = {
+            "iou": ops.image_ious(counts),
+            "pixels": counts.sum((1, 2)),
+            "right": jnp.diagonal(counts, axis1=1, axis2=2).sum(1),
+            "loss": ops.pixel_losses(logits, mask).sum((1, 2)),
+        }
+        return ops.split_counts(ops.masked(counts, batch["mask"])), rows
+
+    def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
+        """`ops.segmentation.summarise` with this task's class names, the mean loss, and `examples`."""
+        counts = ops.join_counts(sums)
+        tables = ops.summarise(counts, self.class_names)
+        scalars = {name: tables.pop(name) for name in _SCALARS}
+        pixels = int(rows["pixels"].sum(dtype=np.int64))
+        loss = float(rows["loss"].sum(dtype=np.float64)) / max(pixels, 1)
+        unanswered = int(counts[:, -1].sum())
+        doubts = [f"the network's outputs for {unanswered} pixels are not numbers; these pixels count as wrong"]
+        return Evaluation(
+            {**scalars, "loss": loss, "pixels": pixels, "count": len(rows["iou"])},
+            tables,
+            examples(rows),
+            notes=doubts if unanswered else (),
+        )
+
+    def headline(self, scalars: Mapping[str, float]) -> str:
+        """One line, such as ``mIoU 61.20%, pixel accuracy 89.10%, loss 0.3412, 233 images``."""
+        s = scalars
+        return (
+            f"mIoU {s['miou']:.2%}, pixel accuracy {s['pixel_accuracy']:.2%}, loss {s['loss']:.4f}, {s['count']} images"
+        )
+
+    def details(self, evaluation: Evaluation) -> list[str]:
+        """IoU and share of pixels by class, and the files of the worst images."""
+        rows = evaluation.tables["per_class"]
+        total = max(sum(row["pixels"] for row in rows), 1)
+        lines = [
+            f"  {row['label']:<30} {_percent(row['iou']):>8}  accuracy {_percent(row['accuracy']):>8}"
+            f"  {row['pixels'] / total:8.2%} of the pixels"
+            for row in rows
+        ]
+        worst = [example for example in evaluation.examples if example["why"] == "worst" and "path" in example]
+        return lines + [f"  {example['path']}: IoU {example['iou']:.1%}" for example in worst[:5]]
+
+    def _normalised(self, images: Array) -> Array:
+        return augment.normalise(images, self.data.mean, self.data.std)
+
+    def _augmented(self, batch: Batch) -> Array:
+        images = batch["image"]
+        base = example_keys(stream_key(self.seed, "augment"), batch["epoch"], batch["index"])
+        keys = jax.vmap(jax.random.fold_in, (0, None))(base, _COLOR)
+        if self.augment.color == "inception":
+            images = augment.inception_color(keys, augment.as_float(images))
+        elif self.augment.color == "jitter":
+            images = augment.color_jitter(keys, augment.as_float(images), self.augment.color_jitter)
+        return self._normalised(images)
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2%}"
+
+
+def examples(rows: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Selects the worst images by their mean IoU, and those around the median.
+
+    Args:
+      rows: index, iou and pixels, each [n].
+
+    Returns:
+      At most `MOST_EXAMPLES` images: index in the split, why ("worst" or "typical"), iou (0 to 1) and pixels. Images
+      without a labelled pixel are left out.
+    """
+    labelled = np.flatnonzero(rows["pixels"] > 0)
+    order = labelled[np.argsort(rows["iou"][labelled], kind="stable")]
+    num_worst = min(MOST_EXAMPLES - _TYPICAL, -(-len(order) // 2))
+    rest = order[num_worst:]
+    middle = max((len(rest) - _TYPICAL) // 2, 0)
+    chosen = [("worst", row) for row in order[:num_worst]] + [("typical", row) for row in rest[middle:][:_TYPICAL]]
+    return [
+        {
+            "index": int(rows["index"][row]),
+            "why": why,
+            "iou": float(rows["iou"][row]),
+            "pixels": int(rows["pixels"][row]),
+        }
+        for why, row in chosen
+    ]
+
+
+def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Segmentation:
+    """Makes the task of a config and its data.
+
+    Raises:
+      UserError: if the data have no masks, the network has no dense head, or an option is of classification alone.
+    """
+    del evaluates
+    if any("mask" not in split.targets for split in (dataset.train, dataset.eval) if len(split)):
+        raise UserError(
+            f"data.name={dataset.name!r} has no masks, which task=segmentation needs; use mask_folder, ade20k,"
+            " voc_segmentation or cityscapes"
+        )
+    check_dense(config)
+    names = dataset.class_names
+    if config.model.num_classes not in (None, len(names)):
+        raise UserError(
+            f"model.num_classes={config.model.num_classes}, but {dataset.name} has {len(names)} classes; leave it unset"
+        )
+    return Segmentation(
+        model=for_classes(config.model, config.norm, len(names)),
+        data=config.data,
+        augment=config.augment,
+        class_names=names,
+        seed=config.seed,
+        aux_weight=config.loss.aux_weight,
+        class_weights=class_weights(config, names),
+    )
+
+
+def check_dense(config: Config) -> None:
+    """Refuses options that only a classification has, so that none is silently without effect.
+
+    Raises:
+      UserError: naming the option.
+    """
+    if config.model.head == "classifier":
+        raise UserError("task=segmentation needs a dense head; set model.head=deeplabv3 or lraspp")
+    default = Config()
+    only = {
+        "data.crop": config.data.crop in ("scale", "none"),
+        "data.eval_resolution": config.data.eval_resolution is None,
+        "data.scales": not config.data.scales,
+        "loss.label_smoothing": config.loss.label_smoothing == 0,
+        "loss.class_weights": config.loss.class_weights != "balanced",
+        "distill.teacher": config.distill.teacher is None and config.distill.logits is None,
+        **{
+            f"augment.{name}": getattr(config.augment, name) == getattr(default.augment, name)
+            for name in (
+                *("policy", "rotation_degrees", "shift_fraction", "erase_probability"),
+                *("mixup_alpha", "cutmix_alpha"),
+            )
+        },
+    }
+    for key, is_allowed in only.items():
+        if not is_allowed:
+            raise UserError(f"{key}: task=segmentation doesn't have this option with this value; leave it out")
+
+
+def class_weights(config: Config, class_names: Sequence[str]) -> tuple[float, ...] | None:
+    """Returns the factors of `LossConfig.class_weights` by class; a class that isn't named has 1.
+
+    They aren't scaled: the mean over the valid pixels stays comparable between data.
+
+    Raises:
+      UserError: for a name that isn't a class.
+    """
+    requested = config.loss.class_weights
+    if isinstance(requested, str):
+        return None
+    weights = dict(requested)
+    for name in weights:
+        if name not in class_names:
+            raise UserError(f"loss.class_weights: the data have no class {name!r}; they are {', '.join(class_names)}")
+    return tuple(weights.get(name, 1.0) for name in class_names)
+
+
+def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
+    """Refuses weights whose head can't be trained further on these data.
+
+    Raises:
+      UserError: saying how to start with a new head.
+    """
+    name, model = config.init.weights, weights.model
+    if config.init.head == "new":
+        return
+    if model.options.head == "classifier":
+        raise UserError(f"init.weights={name!r} have no dense head; give --config.init.head=new for a new one")
+    if weights.info.labels != dataset.class_names:
+        raise UserError(
+            f"init.weights={name!r} have other classes than {dataset.name}; give --config.init.head=new for new ones"
+        )
+
+
+def answers(weights: Weights, most: int | None) -> Answers:
+    """Refuses: predict and export can't draw a class for each pixel yet.
+
+    Raises:
+      UserError: always.
+    """
+    del weights, most
+    raise UserError("weights of a segmentation can be trained and evaluated, but not yet used by predict and export")
+
+
+TASKS.add(
+    "segmentation",
+    Kind(name="segmentation", model=for_classes, make=make_task, answers=answers, check_head=check_head),
+    __name__,
+)
