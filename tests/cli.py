@@ -158,6 +158,17 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def stop_after(workdir, steps):
+    """Asks this process to stop once a run has logged a number of steps."""
+
+    def wait():
+        while logged_steps(workdir) < steps:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def assert_same(workdir, uninterrupted):
     """Asserts that two finished runs have bitwise the same losses, batches, evaluations and parameters."""
     train, steps = metrics(workdir, "train"), json.loads((workdir / "summary.json").read_text())["steps"]

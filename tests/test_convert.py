@@ -175,10 +175,8 @@ def test_a_file_without_a_classifier_starts_a_training_and_nothing_else(weights,
     prepared, headless = resolve_weights(asked)
     assert (prepared.model.padding, headless.absent) == ("symmetric", ("classifier",))
     check_head(prepared, headless, open_dataset(prepared.data))
-    leaves, held = (
-        flatten(with_weights(sevens(), headless, "new", headless.model).params),
-        flatten(whole.variables["params"]),
-    )
+    begun = with_weights(sevens(), headless, "new", headless.model)
+    leaves, held = flatten(begun.params), flatten(whole.variables["params"])
     for name, leaf in leaves.items():
         np.testing.assert_array_equal(leaf, 7.0 if "classifier" in name else held[name], name)
     loading = changed(asked, "init", head="load")

@@ -290,8 +290,12 @@ def random_erasing(
 
 
 def as_float(images: UInt8[AnyArray, "b h w c"] | Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b h w c"]:
-    """Converts uint8 in 0..255 to floats in [0, 1], in float32 at least; floats must be in [0, 1] already."""
-    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    """Converts uint8 in 0..255 to floats in [0, 1]; floats must be in [0, 1] already.
+
+    The type is float32, or float64 where JAX_ENABLE_X64 is set: float32 pixels would be rounded differently by
+    differently compiled steps, which networks in float64 are compared to exclude.
+    """
+    dtype = jnp.promote_types(images.dtype, jnp.result_type(float))
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
 
 

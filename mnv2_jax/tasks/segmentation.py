@@ -209,15 +209,8 @@ def examples(rows: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     rest = order[num_worst:]
     middle = max((len(rest) - _TYPICAL) // 2, 0)
     chosen = [("worst", row) for row in order[:num_worst]] + [("typical", row) for row in rest[middle:][:_TYPICAL]]
-    return [
-        {
-            "index": int(rows["index"][row]),
-            "why": why,
-            "iou": float(rows["iou"][row]),
-            "pixels": int(rows["pixels"][row]),
-        }
-        for why, row in chosen
-    ]
+    facts = ("index", "iou", "pixels")
+    return [{"why": why, **{name: rows[name][row].item() for name in facts}} for why, row in chosen]
 
 
 def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Segmentation:

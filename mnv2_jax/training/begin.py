@@ -63,9 +63,8 @@ def fresh(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
             weights = unfolded(experiment, weights)
         if config.init.head == "load":
             weights = experiment.kind.arrange_weights(weights, experiment.dataset)
-        state = meshes.put(
-            mesh, together.broadcast(with_weights(state, weights, config.init.head, experiment.task.model))
-        )
+        begun = with_weights(state, weights, config.init.head, experiment.task.model)
+        state = meshes.put(mesh, together.broadcast(begun))
     if together.are_several():
         agree_on(state, 0, "start all with the same weights, on the same kind of machine")
     return state

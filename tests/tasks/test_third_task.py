@@ -1,11 +1,7 @@
 """A user's task, which the package doesn't know, works with every command without changes elsewhere."""
 
 import json
-import os
-import signal
 import sys
-import threading
-import time
 
 import jax
 import numpy as np
@@ -54,19 +50,8 @@ def whole(file, tmp_path_factory):
     return workdir, cli.answer(cli.here("main", f"--config={file}", *FLAGS, f"--workdir={workdir}"))
 
 
-def stop_after(workdir, steps):
-    """Asks this process to stop once a run has logged a number of steps."""
-
-    def wait():
-        while cli.logged_steps(workdir) < steps:
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def test_it_is_trained_stopped_and_gone_on_with_to_the_bit(file, whole, tmp_path):
-    stop_after(tmp_path / "run", 4)
+    cli.stop_after(tmp_path / "run", 4)
     arguments = (f"--config={file}", *FLAGS, f"--workdir={tmp_path / 'run'}")
     assert cli.answer(cli.here("main", *arguments)) == {"stopped": True}
     assert 3 <= cli.checkpoints(tmp_path / "run")[-1] < 12

@@ -14,6 +14,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.training import evaluate
 from mnv2_jax.training.evaluate import evaluate_run, make_evaluate
 from mnv2_jax.training.experiment import open_setup
+from mnv2_jax.training.feeds import Part
 from mnv2_jax.training.mesh import make_mesh
 from mnv2_jax.weights.file import WeightsInfo
 from tests import cli
@@ -30,14 +31,11 @@ def test_where_no_image_can_be_decoded_all_are_named(skips, monkeypatch):
         dataset=Dataset("pets", ("cat", "dog"), split, split),
     )
 
-    def no_batches(setup, should_stop):
-        def through(damaged_images):
-            damaged_images.update(damaged)
-            yield from ()
+    def through(damaged_images):
+        damaged_images.update(damaged)
+        yield from ()
 
-        return through
-
-    monkeypatch.setattr(evaluate, "eval_batches", no_batches)
+    monkeypatch.setattr(evaluate, "eval_parts", lambda setup, should_stop: [Part(np.arange(2), through)])
     with pytest.raises(DamagedImageError, match=r"^2 of the 2 .* val .*a\.jpg: .*b\.jpg: ") as error:
         make_evaluate(setup)({})
     assert str(error.value).endswith("skip_corrupt=True") != skips

@@ -1,4 +1,4 @@
-"""The views of segmentation: image and mask, scaled and cropped together in training, at their own size in evaluation."""
+"""The views of segmentation: image and mask, scaled and cropped together in training, whole in evaluation."""
 
 from __future__ import annotations
 

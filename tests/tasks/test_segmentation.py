@@ -1,0 +1,220 @@
+"""Segmentation is the same function on any devices, in any batches and after a restart, and counts every pixel once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2_jax import config as configs
+from mnv2_jax.config import IGNORED, DataConfig
+from mnv2_jax.data.views.segmentation import EvalView, TrainView, nearest
+from mnv2_jax.errors import UserError
+from mnv2_jax.ops import segmentation as ops
+from mnv2_jax.training import mesh as meshes
+from mnv2_jax.training.evaluate import make_evaluate
+from mnv2_jax.training.experiment import open_experiment
+from mnv2_jax.training.feeds import train_batches
+from tests import cli
+from tests.tasks import painted
+
+CONFIG = """
+from mnv2_jax import presets
+import tests.tasks.painted
+
+def get_config(arg):
+    return presets.preset(arg, data="painted", recipe="segment", name="mobilenet_v2", width=0.1)
+"""
+SMALL = ("model.head_channels=8", "model.depth=0.3", "data.resolution=32", "norm.group_size=4")
+FLAGS = (
+    *(f"--config.{override}" for override in SMALL),
+    "--config.train.steps=12",
+    "--config.train.eval_every_epochs=2",
+    "--config.log.every_steps=1",
+    "--config.log.batch_hash=True",
+    "--config.checkpoint.every_steps=3",
+    "--json",
+)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("painted") / "painted.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory):
+    """An uninterrupted run and its summary."""
+    workdir = tmp_path_factory.mktemp("painted") / "whole"
+    return workdir, cli.answer(cli.here("main", f"--config={file}", *FLAGS, f"--workdir={workdir}"))
+
+
+def opened(file, *overrides, devices=1):
+    return open_experiment(configs.load(str(file), [*SMALL, *overrides]).config, jax.devices()[:devices])
+
+
+def test_it_is_stopped_and_gone_on_with_to_the_bit(file, whole, tmp_path):
+    cli.stop_after(tmp_path / "run", 3)
+    arguments = (f"--config={file}", *FLAGS, f"--workdir={tmp_path / 'run'}")
+    assert cli.answer(cli.here("main", *arguments)) == {"stopped": True}
+    assert 3 <= cli.checkpoints(tmp_path / "run")[-1] < 12
+    assert cli.answer(cli.here("main", *arguments))["steps"] == 12
+    cli.assert_same(tmp_path / "run", whole[0])
+
+
+def test_an_evaluation_counts_every_image_and_labelled_pixel_once(whole):
+    workdir, summary = whole
+    masks = [painted.Painter(1, True)(index) for index in range(13)]
+    assert summary["eval"]["count"] == 13
+    assert summary["eval"]["pixels"] == sum(int((mask != IGNORED).sum()) for mask in masks)
+    again = cli.answer(
+        cli.here("main", "--mode=eval", f"--workdir={workdir}", "--json", "--config.data.eval_batch_size=1")
+    )
+    assert again["eval"]["pixels"] == summary["eval"]["pixels"]
+    assert again["eval"]["miou"] == pytest.approx(summary["eval"]["miou"], abs=1e-4)
+
+
+def test_the_confusion_matrix_is_the_same_on_any_devices_and_in_any_batches(file, x64):
+    tables = []
+    for on, batch in ((1, 13), (4, 3)):
+        experiment = opened(file, "model.dtype=float64", f"data.eval_batch_size={batch}", devices=on)
+        state = meshes.compile_init(experiment.mesh, experiment.init_state)()
+        evaluation = make_evaluate(experiment)({"params": state.params, **state.model_state})
+        tables.append((evaluation.tables, evaluation.scalars["miou"], evaluation.scalars["count"]))
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_accumulation_and_devices_do_not_change_the_function(file, devices, x64):
+    """Microbatches have different numbers of labelled pixels, by which their means are weighed."""
+    found = []
+    for accumulate, on in ((1, 1), (2, devices)):
+        head = "model.head=lraspp" if devices == 4 else "model.aux_head=True"
+        sizes = ("norm.group_size=2", "augment.color=none")  # colours are drawn in float32
+        overrides = (f"optim.accumulate_steps={accumulate}", "model.dtype=float64", *sizes, head)
+        experiment = opened(file, *overrides, devices=on)
+        step = meshes.compile_train_step(experiment.mesh, experiment.train_step(0))
+        state = meshes.compile_init(experiment.mesh, experiment.init_state)()
+        losses = []
+        for _, batch in zip(range(3), train_batches(experiment), strict=False):
+            state, metrics = step(state, {}, batch)
+            losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+        found.append(losses)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+    # A batch without a labelled pixel has no loss, and only the weight decay moves the weights.
+    empty = jnp.full_like(batch["class_map"], IGNORED)
+    _, metrics = step(state, {}, {**batch, "class_map": jax.device_put(empty, batch["class_map"].sharding)})
+    assert (float(metrics["loss"]), float(metrics["grad_norm"])) == (0, 0)
+
+
+def test_the_counts_are_those_of_a_plain_loop():
+    rng, k = np.random.default_rng(0), 4
+    logits = rng.normal(size=(3, 5, 7, k)).astype(np.float32)
+    logits[0, 0, 0, 1] = np.nan
+    mask = rng.choice([0, 1, 2, 3, IGNORED], size=(3, 5, 7)).astype(np.uint8)
+    expected = np.zeros((3, k, k + 1), int)
+    for place in np.ndindex(mask.shape):
+        if mask[place] != IGNORED:
+            answer = k if np.isnan(logits[place]).any() else logits[place].argmax()
+            expected[place[0], mask[place], answer] += 1
+    counts = ops.confusion(ops.predictions(jnp.asarray(logits)), jnp.asarray(mask), k)
+    np.testing.assert_array_equal(counts, expected)
+    big = np.array([0, 65535, 65536, 2**31 - 1])
+    sums = jax.tree.map(lambda x: 3 * x, ops.split_counts(jnp.asarray(big, jnp.int32)))
+    np.testing.assert_array_equal(ops.join_counts(sums), 3 * big)
+    whole = ops.summarise(expected.sum(0), "abcd")
+    ious = [
+        expected[:, c, c].sum() / (expected[:, c].sum() + expected[:, :, c].sum() - expected[:, c, c].sum())
+        for c in range(k)
+    ]
+    assert whole["miou"] == pytest.approx(np.mean(ious))
+    losses = ops.pixel_losses(jnp.asarray(logits), jnp.asarray(mask))
+    np.testing.assert_array_equal(losses[mask == IGNORED], 0)
+    plain = -np.log(np.exp(logits[1]) / np.exp(logits[1]).sum(-1, keepdims=True))
+    for place in zip(*np.nonzero(mask[1] != IGNORED), strict=True):
+        assert float(losses[1][place]) == pytest.approx(plain[(*place, mask[1][place])], rel=1e-5)
+
+
+def test_image_and_mask_move_together():
+    """The image shows its mask as grey values, so every crop, scale and flip must give the same again."""
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 3, (10, 12)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    image = np.stack([80 * mask] * 3, -1)
+    data = DataConfig(crop="scale", resolution=48, mean=(1.0, 1.0, 1.0))
+    seen = set()
+    for index in range(20):
+        row = TrainView(data)({"image": image, "mask": mask}, (0, 0, index))
+        picture, classes = row["image"][..., 0].astype(int), row["class_map"]
+        inside = classes != IGNORED
+        assert (picture[~inside] == 255).all()
+        assert (np.abs(picture - 80 * classes.astype(int))[inside] <= 40).mean() > 0.9
+        seen.add(picture.tobytes())
+    assert len(seen) > 15
+    again = TrainView(data)({"image": image, "mask": mask}, (0, 0, 7))
+    np.testing.assert_array_equal(
+        again["class_map"], TrainView(data)({"image": image, "mask": mask}, (0, 0, 7))["class_map"]
+    )
+
+
+def test_a_crop_keeps_to_the_largest_share_where_it_can():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:, 60:] = 1
+    data = DataConfig(crop="scale", resolution=50, crop_scale=(1.0, 1.0), crop_class_share=0.75)
+    shares = []
+    for index in range(30):
+        classes = TrainView(data)({"image": np.zeros((100, 100, 3), np.uint8), "mask": mask}, (0, 0, index))[
+            "class_map"
+        ]
+        shares.append(max((classes == value).mean() for value in (0, 1)))
+    assert max(shares) <= 0.75
+
+
+def test_an_image_of_another_size_than_its_mask_is_resized():
+    row = EvalView(DataConfig(), (24, 40))(
+        {"image": np.full((90, 60, 3), 7, np.uint8), "mask": np.zeros((20, 30), np.uint8)}, None
+    )
+    assert row["size"].tolist() == [20, 30]
+    assert (row["image"][:20, :30] == 7).all()
+    assert (row["class_map"][20:] == IGNORED).all()
+    assert nearest(np.arange(4, dtype=np.uint8)[None], 2, 8).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
+
+
+def test_canvases_hold_every_image_once():
+    split = painted.split("val", 1, 13)
+    views = EvalView(DataConfig()).canvases(split)
+    assert len(views) == 2
+    assert sorted(index for _, indices in views for index in indices.tolist()) == list(range(13))
+    for view, indices in views:
+        for index in indices.tolist():
+            assert view(split.example(index), None)["image"].shape == (*view.canvas, 3)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.head=classifier"],
+        ["data.crop=random_resized"],
+        ["loss.label_smoothing=0.1"],
+        ["augment.mixup_alpha=0.2"],
+        ["loss.class_weights={window: 2}"],
+        ["model.num_classes=7"],
+        ["task=classification"],
+        ["data.name=digits"],
+    ],
+)
+def test_what_a_segmentation_has_not_is_refused_in_one_line(file, overrides):
+    with pytest.raises(UserError) as error:
+        opened(file, *overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_class_weights_weigh_pixels(file):
+    plain, heavy = (opened(file, *extra).task for extra in ((), ("loss.class_weights={door: 3}",)))
+    logits, mask = jnp.zeros((1, 2, 2, 3)), jnp.array([[[0, 2], [IGNORED, 1]]], jnp.uint8)
+    np.testing.assert_allclose(
+        heavy.pixel_loss(logits, mask), plain.pixel_loss(logits, mask) * jnp.array([[[1, 3], [0, 1]]]), rtol=1e-6
+    )
+    assert dataclasses.replace(heavy, class_weights=None) == plain
