@@ -24,7 +24,7 @@ from PIL import Image
 
 from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.images import DamagedImageError, EncodedImage
-from mnv2_jax.data.masks import IGNORED, MaskReader, Meaning
+from mnv2_jax.data.masks import IGNORED, MaskReader, Meaning, advice
 from mnv2_jax.data.split import NO_CLASS, Inventory
 from mnv2_jax.errors import UserError
 
@@ -61,7 +61,7 @@ class MaskFinding:
     name: str = ""
     """Path of the file below the top."""
     problem: str = ""
-    """Why it can't be read, decoded or used; "" for one that can."""
+    """Why it can't be read, decoded or used, "; " and what to do; "" for a mask that can be used."""
     size: tuple[int, int] = (0, 0)
     """Height and width in pixels."""
     counts: Mapping[int, int] = dataclasses.field(default_factory=dict)
@@ -258,7 +258,7 @@ def _inspect_mask(reader: MaskReader, index: int, below: Callable[[str], str]) -
         mask = reader(index)
         values, counts = _count_values(mask.values())
     except UserError as error:
-        return MaskFinding(problem=below(str(error)).partition("; ")[0])
+        return MaskFinding(problem=below(str(error)))
     return MaskFinding(name=below(mask.name), size=mask.shape, counts=dict(zip(values, counts, strict=True)))
 
 
@@ -516,7 +516,7 @@ def _class_of_value(meaning: Meaning, value: int) -> str:
 
 def unknown_values(inspection: Inspection) -> Table:
     """Makes the table of the masks that hold values which no class has; a training refuses them."""
-    rows = []
+    rows, found = [], dict[str, set[int]]()
     for finding in inspection.findings:
         if finding.mask is None:
             continue
@@ -525,10 +525,14 @@ def unknown_values(inspection: Inspection) -> Table:
         if counts and meaning.class_names:
             words = [meaning.word_for(value) for value in counts]
             more = f" and {len(words) - _MOST_NAMED:,} more" if len(words) > _MOST_NAMED else ""
-            rows.append(
-                (finding.split, finding.mask.name, f"{', '.join(words[:_MOST_NAMED])}{more}", sum(counts.values()))
-            )
-    note = f"{len(rows):,} masks; a training stops at them" if rows else ""
+            stated = f"{', '.join(words[:_MOST_NAMED])}{more}"
+            rows.append((finding.split, finding.mask.name, stated, sum(counts.values())))
+            found.setdefault(finding.split, set()).update(finding.mask.counts)
+    note = ""
+    if rows:
+        split, values = next(iter(found.items()))
+        masks = "1 mask" if len(rows) == 1 else f"{len(rows):,} masks"
+        note = f"{masks}, which a training refuses: {advice(_meaning(inspection.inventory, split), values)}"
     return Table("unknown_values", "Values of no class", ("split", "mask", "values", "pixels"), rows, note)
 
 
@@ -550,12 +554,13 @@ def _size(size: tuple[int, int]) -> str:
 
 def unusable_masks(inspection: Inspection) -> Table:
     """Makes the table of the masks that can't be read, decoded or used."""
-    rows = [
-        (finding.split, finding.mask.problem)
+    problems = [
+        (finding.split, *finding.mask.problem.rpartition("; "))
         for finding in inspection.findings
         if finding.mask is not None and finding.mask.problem
     ]
-    note = f"{len(rows):,}; a training stops at them" if rows else ""
+    rows = [(split, problem) for split, problem, *_ in problems]
+    note = f"{len(rows):,}, which a training refuses: {problems[0][-1]}" if rows else ""
     return Table("unusable_masks", "Masks that can't be used", ("split", "file"), rows, note)
 
 

@@ -127,10 +127,12 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
     opened = {name: _make_split(tree, name, found) for name in dict.fromkeys(used)}
     _check_two_classes(found, opened[used[0]])
     trained = opened[train] if with_train else opened[held_out].without_images("train")
-    unused = () if is_unsplit else note_unused(found.splits, train or None, held_out if held_out != train else None)
-    notes = (*unused, *found.notes, *(note for name in opened for note in _missing(name, found.splits[name])))
-    is_held_out = is_unsplit and with_train and eval_split is None
-    return OpenedSplits(found.meaning.kept_names, trained, opened[held_out], notes, is_held_out)
+    notes = (*found.notes, *(note for name in opened for note in _missing(name, found.splits[name])))
+    if not is_unsplit:
+        is_evaluated = with_eval or not with_train
+        notes = (*note_unused(found.splits, train or None, held_out if is_evaluated else None), *notes)
+    holds_out = is_unsplit and with_train and eval_split is None
+    return OpenedSplits(found.meaning.kept_names, trained, opened[held_out], notes, holds_out)
 
 
 def take_inventory(tree: Tree, data: DataConfig) -> Inventory:
@@ -224,11 +226,14 @@ def _missing(name: str, pairs: _Pairs) -> tuple[str, ...]:
     prefix = f"{name}: " if name else ""
     counts = (("image", "mask", pairs.unmasked), ("mask", "image", pairs.unpictured))
     return tuple(
-        f"{prefix}{len(files):,} {this}{'' if len(files) == 1 else 's'} without {'an' if other == 'image' else 'a'}"
-        f" {other}, as {files[0]}"
+        f"{prefix}{_count(files, this)} without {'an' if other == 'image' else 'a'} {other}, as {files[0]}"
         for this, other, files in counts
         if files
     )
+
+
+def _count(things: Sequence[str], noun: str) -> str:
+    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _check_two_classes(found: _Set, split: Split) -> None:
@@ -262,8 +267,8 @@ def tree_classes(tree: Tree, data: DataConfig) -> tuple[tuple[str, ...], tuple[C
     Raises:
       UserError: if it doesn't exist, or naming what is wrong in it.
     """
-    beside = tree.home / CLASSES_FILE
-    content = tree.content(CLASSES_FILE)
+    beside, content = tree.home / CLASSES_FILE, tree.content(CLASSES_FILE)
+    place = str(beside) if content is None else f"{tree.path}: {CLASSES_FILE}"
     if content is None and beside.is_file():
         content = beside.read_bytes()
     if content is None:
@@ -273,12 +278,12 @@ def tree_classes(tree: Tree, data: DataConfig) -> tuple[tuple[str, ...], tuple[C
             f"{beside}: does not exist, so that the classes have no names; {_LINE}. python -m mnv2_jax.inspect"
             f" {tree.path} prints the values that masks hold"
         )
-    names, colours = _parse_classes(str(beside), content)
+    names, colours = _parse_classes(place, content)
     if data.mask_values == "palette" and len(colours) != len(names):
-        raise UserError(f"{beside}: gives no colours, which data.mask_values=palette needs; {_LINE}")
+        raise UserError(f"{place}: gives no colours, which data.mask_values=palette needs; {_LINE}")
     if data.mask_values == "binary" and len(names) != 2:
         raise UserError(
-            f"{beside}: names {len(names)} classes, but data.mask_values=binary has two, for 0 and 255; correct one of"
+            f"{place}: names {len(names)} classes, but data.mask_values=binary has two, for 0 and 255; correct one of"
             " them"
         )
     return names, colours if data.mask_values == "palette" else ()
@@ -299,10 +304,10 @@ def _parse_classes(file: str, content: bytes) -> tuple[tuple[str, ...], tuple[Co
     numbered = [line.split(maxsplit=1) for line in lines]
     if all(len(words) == 2 and words[0].isdecimal() for words in numbered):
         numbers = [int(number) for number, _ in numbered]
-        if wrong := sorted(set(numbers) ^ set(range(len(numbers)))):
+        if absent := sorted(set(range(len(numbers))) - set(numbers)):
             raise UserError(
-                f"{file}: number {wrong[0]} is {'too large' if wrong[0] in numbers else 'missing'}; number the"
-                f" {len(numbers)} classes from 0 to {len(numbers) - 1}, or leave the numbers out"
+                f"{file}: no line has number {absent[0]}; number the {len(numbers)} classes from 0 to"
+                f" {len(numbers) - 1}, or leave the numbers out"
             )
         order = np.argsort(numbers).tolist()
         lines = [numbered[place][1] for place in order]
@@ -393,7 +398,7 @@ def _paired_folders(tree: Tree, images: str, masks: str) -> tuple[dict[str, _Pai
     }
     used = tuple(f"{top}/{name}/" for top in tops for name in names)
     stray = [path for top in tops for path in tree.below(top) if is_taken(path) and not path.startswith(used)]
-    outside = (f"left out: {len(stray):,} images outside of the splits, as {stray[0]}",) if stray else ()
+    outside = (f"left out: {_count(stray, 'image')} outside of the splits, as {stray[0]}",) if stray else ()
     return splits, (*notes, *outside)
 
 
@@ -427,10 +432,7 @@ def _read_mask_folder(tree: Tree, data: DataConfig, classes: ClassesReader) -> _
         splits[name] = _pair(_by_name(tree, images), _by_name(tree, masks))
         notes += _others(tree, filter(lambda folder: _exists(tree, folder), (images, masks)))
     if not splits:
-        tops = ", ".join(f"{name}/" for name in tree.folders("")[:8])
-        raise UserError(
-            f"{tree.path}: there is no images/ in it, {f'only {tops}' if tops else 'nor folders'}; {_LAYOUT}"
-        )
+        raise UserError(f"{tree.path}: there is no images/ in it, {_tops(tree)}; {_LAYOUT}")
     return _Set({name: splits[name] for name in usual_order(splits)}, meanings, notes)
 
 
@@ -493,21 +495,22 @@ def _read_voc(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
     }
     splits, notes = dict[str, _Pairs](), tuple[str, ...]()
     for name, listed in lists.items():
+        # The lists say what belongs to a split, so a file that isn't listed isn't missing its other half.
         masks = augmented if name == _AUGMENTED else official
-        # The lists say what belongs to a split, so masks of other images aren't missing any.
         splits[name] = _pair(
-            {entry: images.get(entry, posixpath.join(folders["JPEGImages"], f"{entry}.jpg")) for entry in listed},
-            {entry: masks[entry] for entry in listed if entry in masks and entry in images},
+            *({entry: files[entry] for entry in listed if entry in files} for files in (images, masks))
         )
+        if absent := [entry for entry in listed if entry not in images and entry not in masks]:
+            notes += (f"{name}.txt lists {_count(absent, 'name')} that no file has, as {absent[0]}",)
     if _AUGMENTED in splits and augmented:
         if twice := sorted(set(lists[_AUGMENTED]) & set(lists.get("val", ()))):
             raise UserError(
-                f"{tree.path}: trainaug.txt lists {len(twice):,} images of val.txt, as {twice[0]}, so that training"
+                f"{tree.path}: trainaug.txt lists {_count(twice, 'image')} of val.txt, as {twice[0]}, so that training"
                 " would see what is evaluated; take them out of trainaug.txt"
             )
         splits["train"] = splits[_AUGMENTED]
         count = len(splits["train"].images)
-        notes = (f"training uses trainaug.txt: {count:,} images with the masks of SegmentationClassAug (VOC and SBD)",)
+        notes += (f"training uses trainaug.txt: {count:,} images with the masks of SegmentationClassAug (VOC and SBD)",)
     splits.pop(_AUGMENTED, None)
     meaning = dataclasses.replace(_meaning_of("index", mask_classes.VOC, data), kind="voc")
     return _Set(splits, {"": meaning}, notes, layout)
@@ -561,9 +564,13 @@ def _find_base(tree: Tree, data: DataConfig, bases: Sequence[str], folder: str, 
     for base in bases:
         if _exists(tree, posixpath.join(base, folder)):
             return base
+    raise UserError(f"{tree.path}: there is no {folder}/ of {data.name} in it, {_tops(tree)}; {layout}")
+
+
+def _tops(tree: Tree) -> str:
+    """Writes which folders are at the top instead of those that are missing."""
     tops = ", ".join(f"{name}/" for name in tree.folders("")[:8])
-    only = f"only {tops}" if tops else "and no folders at all"
-    raise UserError(f"{tree.path}: there is no {folder}/ of {data.name} in it, {only}; {layout}")
+    return f"only {tops}" if tops else "and no folders at all"
 
 
 class _Source(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -209,7 +209,7 @@ class EncodedMask:
         if image.mode == "L" and not is_binary and self.content.startswith(_PNG):
             # Pillow stretches grey values of 2 and 4 bits to 0 ... 255.
             scale = {2: 85, 4: 17}.get(self.content[_DEPTH], 1) if self.content[_COLOUR_TYPE] == 0 else 1
-            return np.asarray(image) // np.uint8(scale)
+            return np.asarray(image) if scale == 1 else np.asarray(image) // np.uint8(scale)
         if image.mode in ("L", "P"):
             return np.asarray(image)
         if image.mode in ("LA", "La", "PA"):
@@ -243,14 +243,14 @@ def _unknown_values(name: str, meaning: Meaning, values: np.ndarray, unknown: np
     noun = "colour" if meaning.has_colours else "value"
     stated = f"the {noun} {words}" if len(strange) == 1 else f"the {noun}s {words}{more}"
     count = len(meaning.class_names)
-    return UserError(f"{name}: {pixels} {stated}, which none of the {count} classes has; {_advice(meaning, found)}")
+    return UserError(f"{name}: {pixels} {stated}, which none of the {count} classes has; {advice(meaning, found)}")
 
 
-def _advice(meaning: Meaning, found: list[int]) -> str:
-    """Says what to do about a mask that holds unknown values; ``found``: all of its values, in rising order."""
+def advice(meaning: Meaning, found: Collection[int]) -> str:
+    """Says what to do about masks that hold unknown values; ``found``: all of their values."""
     count, largest = len(meaning.class_names), max(value for value in found if value not in meaning.class_of)
     if meaning.kind == "palette":
-        return "add a line with this colour, as 'road 128 64 128', to classes.txt; data.ignored_classes may ignore it"
+        return "add a class with this colour to classes.txt, as 'road 128 64 128'; data.ignored_classes may ignore it"
     if meaning.kind == "binary":
         if largest < count:
             return "set data.mask_values=index"
