@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import tqdm
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data.inspection import TABLES, Inspection, Table, inspect_images
+from mnv2_jax.data.inspection import Inspection, Table, inspect_images, tables_of
 from mnv2_jax.data.sources import check_trainable, open_dataset, take_inventory
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser
@@ -29,13 +31,17 @@ DIR is one of
   a folder or an uncompressed .tar with train/CLASS, val/CLASS, … or with class folders alone, as data=folder takes it
   a list of files and labels (.csv, .tsv, .txt)
   a folder of images without classes
+  a folder or .tar of images with masks: images/train and masks/train, train/images and train/masks, images and masks
+  with a classes.txt; ADEChallengeData2016, VOC2012 or Cityscapes
 Every image is read once and decoded. Duplicates are images with the same bytes, or the same pixels at a small size: a
-copy with other metadata is found, a copy that was compressed again is not. Nothing is written but --report.
+copy with other metadata is found, a copy that was compressed again is not. Of masks, values, sizes and each class'
+share of the pixels are printed. Nothing is written but --report.
 
 examples:
   python -m mnv2_jax.inspect photos/
   python -m mnv2_jax.inspect train.csv --image_root=images --report=photos.html
   python -m mnv2_jax.inspect imagenet/ --limit=0 --json
+  python -m mnv2_jax.inspect streets/ --ignored_classes=unlabelled
 """
 
 
@@ -57,6 +63,19 @@ def main() -> None:
         help=f"open at most N images, evenly spread over the data (default: {LIMIT:,}; 0: all)",
     )
     parser.add_argument(
+        "--mask_values",
+        choices=typing.get_args(typing.get_type_hints(DataConfig)["mask_values"]),
+        default=DataConfig.mask_values,
+        help="what the values of masks mean, as data.mask_values (default: index)",
+    )
+    parser.add_argument(
+        "--ignored_classes",
+        metavar="NAME,NAME",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="classes whose pixels are ignored, as data.ignored_classes",
+    )
+    parser.add_argument(
         "--report", metavar="FILE.html", type=_page, help="also write a page with some pictures of each class"
     )
     parser.add_argument(
@@ -67,12 +86,19 @@ def main() -> None:
         raise UserError(f"--config.{overrides[0]}: inspect uses no config; leave it out")
     if not os.path.exists(args.path):
         raise UserError(f"{args.path}: no such file or folder; correct the path")
-    inventory = take_inventory(args.path, args.image_root)
+    data = DataConfig(
+        name="folder",
+        path=args.path,
+        image_root=args.image_root,
+        mask_values=args.mask_values,
+        ignored_classes=args.ignored_classes,
+    )
+    inventory = take_inventory(data)
     total = sum(map(len, inventory.splits.values()))
     with tqdm.tqdm(total=min(total, args.limit or total), unit="image", disable=None, file=sys.stderr) as bar:
         inspection = inspect_images(inventory, args.limit, args.report is not None, bar.update)
-    tables, lead = [make(inspection) for make in TABLES], _lead(inspection, args.limit)
-    training, training_line = _training_use(args.path, args.image_root)
+    tables, lead = tables_of(inspection), _lead(inspection, args.limit)
+    training, training_line = _training_use(dataclasses.replace(data, name=inventory.source))
     if args.report is not None:
         from mnv2_jax.report.inspection import write_inspection  # imports matplotlib, which takes a second
 
@@ -99,10 +125,10 @@ def _lead(inspection: Inspection, limit: int) -> str:
     return sentence
 
 
-def _training_use(path: str, image_root: str | None) -> tuple[dict[str, Any], str]:
+def _training_use(data: DataConfig) -> tuple[dict[str, Any], str]:
     """Says which images training and evaluation would use, or why training is impossible: as a tree and as a line."""
     try:
-        dataset = open_dataset(DataConfig(name="folder", path=path, image_root=image_root))
+        dataset = open_dataset(data)
         check_trainable(dataset)
     except UserError as error:
         return {"problem": str(error)}, f"can't be used for training as it is: {error}"

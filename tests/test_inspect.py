@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli import answer, here
+from tests.data import masked
 from tests.data.conftest import smooth_image
 from tests.report.test_page import Page
 
@@ -158,6 +159,66 @@ def test_other_forms_of_data(messy, tmp_path):
     assert whole["training"] == {"train": 12, "eval": 4, "eval_split": "holdout"}
 
 
+def test_masks(tmp_path):
+    """A data set with every defect of masks, each of which is counted and stops nothing."""
+    top = masked.streets(tmp_path / "streets")
+    train = top / "masks" / "train"
+    masked.write(train / "b.png", masked.mask(0, 3, 3))
+    masked.write(train / "c.png", masked.mask(1, size=(12, 16)))
+    (train / "d.png").write_text("no mask")
+    masked.write(train / "e.jpg", masked.mask(1))
+    for name in "defg":
+        masked.write(top / "images" / "train" / f"{name}.jpg", masked.image(9))
+    page = tmp_path / "streets.html"
+    tree = answer(here("inspect", top, "--ignored_classes=sky", f"--report={page}", "--json"))
+    assert (tree["splits"], tree["class_names"]) == ({"train": 5, "val": 2}, ["sky", "road", "car"])
+    tables = tree["tables"]
+    assert "classes" not in tables
+    assert [(row["value"], row["class"], row["train images"], row["val images"]) for row in tables["masks"]] == [
+        ("0", "sky (ignored)", 2, 2),
+        ("1", "road", 2, 2),
+        ("2", "car", 1, 2),
+        ("3", "no class", 1, 0),
+        ("255", "ignored", 1, 2),
+    ]
+    assert [row["val %"] for row in tables["masks"]] == [25, 25, 25, 0, 25]
+    assert [row["train %"] for row in tables["masks"]][3] == pytest.approx(100 * 32 / (48 + 48 + 192))
+    assert tables["unknown_values"] == [{"split": "train", "mask": "masks/train/b.png", "values": "3", "pixels": 32}]
+    assert [(row["mask"], row["size"]) for row in tables["mask_sizes"]] == [("masks/train/c.png", "16×12")]
+    assert [row["file"].partition(": ")[0] for row in tables["unusable_masks"]] == [
+        "masks/train/d.png",
+        "masks/train/e.jpg",
+    ]
+    assert "train: 2 images without a mask, as images/train/f.jpg" in tree["notes"]
+    assert tree["training"] == {"train": 5, "eval": 2, "eval_split": "val"}
+    assert "Values in masks" in Page(page.read_text()).text
+    plain = here("inspect", top).stdout
+    assert "1 mask, which a training refuses: if 0 is no class" in plain
+    assert "ignored: 4.17% of the pixels of train, 25.00% of the pixels of val" in plain
+
+
+def test_masks_whose_classes_are_not_known_yet(tmp_path):
+    top = masked.streets(tmp_path / "streets")
+    (top / "classes.txt").unlink()
+    with tarfile.open(tmp_path / "streets.tar", "w") as archive:
+        archive.add(top, arcname="streets")
+    tree = answer(here("inspect", tmp_path / "streets.tar", "--json"))
+    assert [(row["value"], row["class"]) for row in tree["tables"]["masks"]] == [
+        (value, "no class") for value in ("0", "1", "2", "255")
+    ]
+    assert any("classes.txt" in note for note in tree["notes"])
+    assert "classes.txt" in tree["training"]["problem"]
+    for split, name in (("train", "a"), ("train", "b"), ("train", "c"), ("val", "d"), ("val", "e")):
+        masked.write(top / "masks" / split / f"{name}.png", masked.mask(0, 255))
+    assert "there are only 0 and 255: data.mask_values=binary" in here("inspect", top).stdout
+    assert answer(here("inspect", top, "--mask_values=binary", "--json"))["class_names"] == ["background", "foreground"]
+    for name in "abc":
+        masked.write(top / "masks" / "train" / f"{name}.png", np.full((6, 8, 3), (1, 2, 3), np.uint8))
+    assert "refuses: set data.mask_values=palette" in here("inspect", top).stdout
+    tree = answer(here("inspect", top, "--mask_values=palette", "--json"))
+    assert [(row["value"], row["train images"]) for row in tree["tables"]["masks"]][1] == ("(1, 2, 3)", 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,6 +230,8 @@ def test_other_forms_of_data(messy, tmp_path):
         (["{empty}", "--image_root=x"], "not a list"),
         (["{empty}", "--config.data.name=x"], "--config.data.name=x"),
         (["{empty}", "--jsn"], "--json"),
+        (["{empty}", "--mask_values=x"], "--mask_values"),
+        (["{empty}", "--ignored_classes=x"], "no folders of images and masks"),
     ],
 )
 def test_refused_in_one_line(tmp_path, arguments, message):
@@ -185,3 +248,18 @@ def test_real_clothes(real_data, tmp_path):
     tree = answer(here("inspect", path, "--json"))
     assert tree["splits"] == {"train": 1147, "validation": 341, "test": 372}
     assert tree["tables"]["duplicates"] == tree["tables"]["damaged"] == []
+
+
+def test_real_streets(real_data):
+    """The shares of pixels are those that were counted when the data were packed."""
+    path = pathlib.Path(real_data) / "segmentation" / "camvid.tar"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    tree = answer(here("inspect", path, "--ignored_classes=Unlabelled", "--json"))
+    assert tree["splits"] == {"train": 367, "val": 101, "test": 233}
+    rows = tree["tables"]["masks"]
+    shares = (16.85, 23.26, 0.98, 31.66, 4.49, 9.72, 1.17, 1.13, 5.87, 0.64, 0.29, 3.95)
+    assert [round(row["train %"], 2) for row in rows] == list(shares)
+    assert rows[-1]["class"] == "Unlabelled (ignored)"
+    assert [round(rows[-1][f"{split} %"], 2) for split in ("val", "test")] == [1.7, 3.83]
+    assert tree["tables"]["unknown_values"] == tree["tables"]["mask_sizes"] == tree["tables"]["unusable_masks"] == []

@@ -33,6 +33,7 @@ from mnv2_jax.data.split import (
     Split,
     find_split,
     note_unused,
+    require_split,
     role_of,
     sha256_of,
     sha256_of_names,
@@ -111,15 +112,14 @@ def _open_unsplit(tree: Tree, eval_split: str | None) -> OpenedSplits:
     return OpenedSplits(names, whole, whole, left_out(listing.ignored), is_unsplit=eval_split is None)
 
 
-def take_inventory(path: str) -> Inventory:
+def take_inventory(tree: Tree) -> Inventory:
     """Lists everything that a directory or a tar holds, as one split per folder at the top, or as a single split.
 
     A class may be missing from some splits, and images outside of class folders have no class. Reads no image.
 
     Raises:
-      UserError: if the path can't be read or holds no image.
+      UserError: if a folder can't be read, or no image is in the tree.
     """
-    tree = open_tree(path)
     folders = tree.folders("")
     tops = folders if folders and not _holds_classes(tree) else [""]
     listings: dict[str, dict[str | None, list[str]]] = {}
@@ -135,7 +135,7 @@ def take_inventory(path: str) -> Inventory:
             listings[top] = images
     if not listings:
         only = f", only {_describe_kinds(ignored)}" if ignored else ""
-        raise UserError(f"{path}: no image that can be read is in it{only}; give the folder that holds the images")
+        raise UserError(f"{tree.path}: no image that can be read is in it{only}; give the folder that holds the images")
     names = tuple(sorted({name for images in listings.values() for name in images if name is not None}))
     number: dict[str | None, int] = {name: label for label, name in enumerate(names)} | {None: NO_CLASS}
     splits = {}
@@ -143,8 +143,8 @@ def take_inventory(path: str) -> Inventory:
         labels = [np.full(len(files), number[name], np.int32) for name, files in images.items()]
         files = [file for group in images.values() for file in group]
         check_readable(files)
-        splits[top or _base_name(tree)] = tree.split(top or _base_name(tree), np.concatenate(labels), files)
-    return Inventory(names, splits, path, (*notes, *left_out(ignored)))
+        splits[top or base_name(tree)] = tree.split(top or base_name(tree), np.concatenate(labels), files)
+    return Inventory(names, splits, tree.path, (*notes, *left_out(ignored)))
 
 
 def _list_loosely(tree: Tree, top: str) -> tuple[dict[str | None, list[str]], list[str]]:
@@ -199,6 +199,10 @@ class Tree(Protocol):
         """Returns a split of these images and their labels, int32 [n]."""
         ...
 
+    def content(self, path: str) -> bytes | None:
+        """Reads a file that is no image, such as a list; None where there is no such file."""
+        ...
+
 
 def open_tree(path: str) -> Tree:
     """Opens a directory or a tar; reads the table of contents of a tar."""
@@ -215,17 +219,7 @@ def has_splits(path: str) -> bool:
 
 
 def _find_folder(tree: Tree, requested: str | None) -> str:
-    names = tree.folders("")
-    if (name := find_split(tree.path, names, requested)) is not None:
-        return name
-    missing = "val/ nor test/" if requested is None else f"{requested}/"
-    existing = f"only {', '.join(name + '/' for name in names[:8])}" if names else "and no folders at all"
-    advice = _LAYOUT
-    if requested is None:
-        advice += ", or hold out a share of train with data.holdout_fraction=0.1"
-    elif requested != "train" and names:
-        advice = "choose one of them with data.eval_split"
-    raise UserError(f"{tree.path}: there is no {missing} in it, {existing}; {advice}")
+    return require_split(tree.path, tree.folders(""), requested, _LAYOUT)
 
 
 def _holds_classes(tree: Tree) -> bool:
@@ -301,10 +295,11 @@ def _make_split(tree: Tree, listing: _Listing, class_names: tuple[str, ...]) -> 
             )
     labels = [np.full(len(images), number[name], np.int32) for name, images in listing.images.items()]
     images = [path for group in listing.images.values() for path in group]
-    return tree.split(listing.name or _base_name(tree), np.concatenate(labels), images)
+    return tree.split(listing.name or base_name(tree), np.concatenate(labels), images)
 
 
-def _base_name(tree: Tree) -> str:
+def base_name(tree: Tree) -> str:
+    """Returns the name of the directory or of the tar, which a split without another name has."""
     return os.path.basename(os.path.abspath(tree.path)).removesuffix(".tar")
 
 
@@ -408,6 +403,15 @@ class _Directory:
     def split(self, name: str, labels: np.ndarray, images: list[str]) -> Split:
         return Split(name, labels, FileReader(self.path, _pack_names(images)))
 
+    def content(self, path: str) -> bytes | None:
+        whole = os.path.join(self.path, path)
+        try:
+            return pathlib.Path(whole).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"{whole}: can't be read ({error.strerror}); fix its permissions") from error
+
 
 @dataclasses.dataclass(frozen=True)
 class FileReader:
@@ -451,7 +455,7 @@ class _Tar:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._place: dict[str, tuple[int, int]] = {}  # image -> its offset and size in bytes
+        self._place: dict[str, tuple[int, int]] = {}  # file -> its offset and size in bytes
         self._folders: dict[str, set[str]] = {"": set()}  # folder -> the folders directly in it
         members = [(_visible_name(member), member) for member in _read_members(path)]
         named = [(name, member) for name, member in members if name]
@@ -467,17 +471,17 @@ class _Tar:
         is_hidden = parts[-1].startswith(".")
         is_folder = member.isdir() and not is_hidden
         parents = parts if is_folder else parts[:-1]
-        for depth, folder in enumerate(parents[:2]):
+        for depth, folder in enumerate(parents):
             self._folders.setdefault("/".join(parents[:depth]), set()).add(folder)
         if is_folder:
             return False
-        if is_taken(name):
-            if not member.isreg():
-                raise UserError(
-                    f"{self.path}: {member.name} is a link, which holds no image data; write the tar again with"
-                    " tar --dereference --hard-dereference"
-                )
+        if member.isreg():
             self._place[name] = (member.offset_data, member.size)
+        elif is_taken(name):
+            raise UserError(
+                f"{self.path}: {member.name} is a link, which holds no image data; write the tar again with"
+                " tar --dereference --hard-dereference"
+            )
         return True
 
     @property
@@ -500,6 +504,11 @@ class _Tar:
         places = np.array([self._place[image] for image in images], np.int64)
         return Split(name, labels, TarReader(self.path, _pack_names(images), places))
 
+    def content(self, path: str) -> bytes | None:
+        if path not in self._place:
+            return None
+        return _read_part(self.path, *self._place[path])
+
 
 def _read_members(path: str) -> list[tarfile.TarInfo]:
     try:
@@ -517,6 +526,16 @@ def _read_members(path: str) -> list[tarfile.TarInfo]:
             f"{path}: is not a folder, and can't be read as a tar ({error}); correct --config.data.path, or copy the"
             " file again"
         ) from error
+
+
+def _read_part(path: str, offset: int, size: int) -> bytes:
+    try:
+        # The tar is opened each time, so that processes and threads share no open file.
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); restore it and start again") from error
 
 
 def _visible_name(member: tarfile.TarInfo) -> str:
@@ -539,14 +558,7 @@ class TarReader:
 
     def __call__(self, index: int) -> EncodedImage:
         """Reads the file of an image."""
-        offset, size = self.places[index].tolist()
-        try:
-            # The tar is opened each time, so that processes and threads share no open file.
-            with open(self.path, "rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        except OSError as error:
-            raise UserError(f"{self.path}: can't be read ({error.strerror}); restore it and start again") from error
+        content = _read_part(self.path, *self.places[index].tolist())
         return EncodedImage(content, f"{self.path}: {os.fsdecode(self.names[index])}")
 
     def path_of(self, index: int) -> str:

@@ -121,7 +121,7 @@ class EncodedImage:
         """
         self.content, self.name = content, name
         self._jpeg = _jpeg_frame(content)
-        with _named(name):
+        with naming_file(name):
             if not content:
                 raise DamagedImageError("the file is empty; restore or remove it")
             height, width = self._jpeg.size if self._jpeg else Image.open(io.BytesIO(content)).size[::-1]
@@ -156,7 +156,7 @@ class EncodedImage:
         Raises:
           DamagedImageError: naming the file, if it is cut off or damaged.
         """
-        with _named(self.name):
+        with naming_file(self.name):
             scale = 1
             if self._jpeg and enough:
                 scale = max((s for s in (8, 4, 2) if min(height, width) >= s * enough), default=1)
@@ -247,8 +247,8 @@ def _jpeg_frame(content: bytes) -> _Frame | None:
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Turns any error that Pillow raises into one line that names the file."""
+def naming_file(name: str) -> Iterator[None]:
+    """Turns any error that Pillow raises into one line that names the file, a `DamagedImageError` in most cases."""
     try:
         # Pillow warns of damaged metadata and of large sizes below its limit; neither affects the pixels.
         with warnings.catch_warnings(action="ignore"):

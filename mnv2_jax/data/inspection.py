@@ -1,8 +1,8 @@
 """Inspects each image of a source once: its format and size, whether it can be decoded, and whether it has duplicates.
 
-    split.Inventory ──► inspect_images: one `Finding` per image ──► TABLES ──► text, JSON, a page
+    split.Inventory ──► inspect_images: one `Finding` per image ──► tables_of ──► text, JSON, a page
 
-A task with other targets than classes adds fields to `Finding`, and a function to `TABLES`.
+A task with other targets than classes adds fields to `Finding`, and functions to `tables_of`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image
 
 from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.images import DamagedImageError, EncodedImage
+from mnv2_jax.data.masks import IGNORED, MaskReader, Meaning, advice
 from mnv2_jax.data.split import NO_CLASS, Inventory
 from mnv2_jax.errors import UserError
 
@@ -54,6 +55,20 @@ TRAITS: Mapping[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MaskFinding:
+    """The findings on the mask of an image."""
+
+    name: str = ""
+    """Path of the file below the top."""
+    problem: str = ""
+    """Why it can't be read, decoded or used, "; " and what to do; "" for a mask that can be used."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width in pixels."""
+    counts: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    """Number of pixels of each value, as the file has it (`masks.EncodedMask.values`)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     """The findings on one image."""
 
@@ -79,6 +94,8 @@ class Finding:
     """A digest of the file."""
     pixels: bytes = b""
     """A digest of the size and of the pixels at 16 × 16."""
+    mask: MaskFinding | None = None
+    """The findings on its mask, where the source has masks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +214,9 @@ def _inspect(inventory: Inventory, name: str, index: int, is_pictured: bool) -> 
     def below(path: str) -> str:
         return path.removeprefix(f"{inventory.top}: ").removeprefix(os.path.join(inventory.top, ""))
 
-    label, picture = int(inventory.splits[name].labels[index]), b""
+    label, picture, mask = int(inventory.splits[name].labels[index]), b"", None
+    if (reader := _masks_of(inventory, name)) is not None:
+        mask = _inspect_mask(reader, index, below)
     try:
         image = inventory.splits[name].read(index)
         assert isinstance(image, EncodedImage)
@@ -208,7 +227,7 @@ def _inspect(inventory: Inventory, name: str, index: int, is_pictured: bool) -> 
     except UserError as error:
         problem = below(str(error)).rpartition("; ")[0]  # drops the advice, which is the same for all images
         is_damaged = isinstance(error, DamagedImageError)
-        return Finding(split=name, index=index, label=label, problem=problem, is_damaged=is_damaged), b""
+        return Finding(split=name, index=index, label=label, problem=problem, is_damaged=is_damaged, mask=mask), b""
     pixels = small.resize((_COMPARED, _COMPARED), Image.Resampling.BOX).tobytes()
     form, traits = _header(image.content, np.asarray(small))
     finding = Finding(
@@ -222,8 +241,34 @@ def _inspect(inventory: Inventory, name: str, index: int, is_pictured: bool) -> 
         traits=traits,
         content=_digest(image.content),
         pixels=_digest(f"{height} {width} ".encode() + pixels),
+        mask=mask,
     )
     return finding, picture
+
+
+def _masks_of(inventory: Inventory, split: str) -> MaskReader | None:
+    reader = inventory.splits[split].targets.get("mask")
+    assert reader is None or isinstance(reader, MaskReader)
+    return reader
+
+
+def _inspect_mask(reader: MaskReader, index: int, below: Callable[[str], str]) -> MaskFinding:
+    """Inspects one mask; ``below`` shortens a path."""
+    try:
+        mask = reader(index)
+        values, counts = _count_values(mask.values())
+    except UserError as error:
+        return MaskFinding(problem=below(str(error)))
+    return MaskFinding(name=below(mask.name), size=mask.shape, counts=dict(zip(values, counts, strict=True)))
+
+
+def _count_values(values: np.ndarray) -> tuple[list[int], list[int]]:
+    if values.dtype == np.uint8:
+        counts = np.bincount(values.reshape(-1))
+        found = np.flatnonzero(counts)
+        return found.tolist(), counts[found].tolist()
+    found, counts = np.unique(values, return_counts=True)
+    return found.tolist(), counts.tolist()
 
 
 def _digest(content: bytes) -> bytes:
@@ -399,5 +444,136 @@ def unread(inspection: Inspection) -> Table:
     return Table("unread", "Files that can't be read", ("split", "file"), rows)
 
 
+# --- tables on masks ----------------------------------------------------------------------------------------
+
+
+def masks(inspection: Inspection) -> Table:
+    """Makes the table of the values in masks: for each split the share of all pixels, and the images that have it."""
+    inventory = inspection.inventory
+    pixels = {name: collections.Counter[tuple[int, str]]() for name in inventory.splits}
+    images = {name: collections.Counter[tuple[int, str]]() for name in inventory.splits}
+    for finding in inspection.findings:
+        if finding.mask is not None:
+            meaning = _meaning(inventory, finding.split)
+            words = {value: (value, meaning.word_for(value)) for value in finding.mask.counts}
+            pixels[finding.split].update({words[value]: count for value, count in finding.mask.counts.items()})
+            images[finding.split].update(words.values())
+    first = _meaning(inventory, next(iter(inventory.splits)))
+    every = {(value, first.word_for(value)) for value, label in first.class_of.items() if label != IGNORED}
+    rows, unused = [], list[str]()
+    for value, word in sorted(every.union(*pixels.values())):
+        names = {name: _class_of_value(_meaning(inventory, name), value) for name in inventory.splits}
+        shares = [100 * pixels[name][value, word] / max(1, pixels[name].total()) for name in inventory.splits]
+        label = " / ".join(dict.fromkeys(names.values()))
+        rows.append((word, label, *shares, *(images[name][value, word] for name in inventory.splits)))
+        if not any(shares):
+            unused.append(label)
+    head = ("value", "class", *(f"{name} %" for name in pixels), *(f"{name} images" for name in pixels))
+    return Table("masks", "Values in masks", head, rows, "; ".join(_notes_on_masks(inspection, pixels, unused)))
+
+
+def _notes_on_masks(
+    inspection: Inspection,
+    pixels: Mapping[str, collections.Counter[tuple[int, str]]],
+    unused: Sequence[str],
+) -> Iterator[str]:
+    """Writes what a user should know of the values; ``pixels`` counts them by split."""
+    meanings = {name: _meaning(inspection.inventory, name) for name in pixels}
+    found = {value for counts in pixels.values() for value, _ in counts}
+    shares = {
+        name: sum(count for (value, _), count in counts.items() if _is_ignored(meanings[name], value))
+        / max(1, counts.total())
+        for name, counts in pixels.items()
+    }
+    yield f"ignored: {', '.join(f'{share:.2%} of the pixels of {name}' for name, share in shares.items())}"
+    if found == {0, 255} and all(meaning.kind == "index" for meaning in meanings.values()):
+        yield "there are only 0 and 255: data.mask_values=binary"
+    if unused:
+        more = f" and {len(unused) - _MOST_NAMED:,} more" if len(unused) > _MOST_NAMED else ""
+        yield f"no pixel has {', '.join(unused[:_MOST_NAMED])}{more}"
+
+
+def _meaning(inventory: Inventory, split: str) -> Meaning:
+    reader = _masks_of(inventory, split)
+    assert reader is not None
+    return reader.meaning
+
+
+def _is_ignored(meaning: Meaning, value: int) -> bool:
+    label = meaning.class_of.get(value)
+    return label == IGNORED or label in meaning.ignored
+
+
+def _class_of_value(meaning: Meaning, value: int) -> str:
+    """Returns the name of the class that a value means, or what else becomes of its pixels."""
+    label = meaning.class_of.get(value)
+    if label is None:
+        return "no class"
+    if label == IGNORED:
+        return "ignored"
+    return f"{meaning.class_names[label]}{' (ignored)' if label in meaning.ignored else ''}"
+
+
+def unknown_values(inspection: Inspection) -> Table:
+    """Makes the table of the masks that hold values which no class has; a training refuses them."""
+    rows, found = [], dict[str, set[int]]()
+    for finding in inspection.findings:
+        if finding.mask is None:
+            continue
+        meaning = _meaning(inspection.inventory, finding.split)
+        counts = {value: count for value, count in finding.mask.counts.items() if value not in meaning.class_of}
+        if counts and meaning.class_names:
+            words = [meaning.word_for(value) for value in counts]
+            more = f" and {len(words) - _MOST_NAMED:,} more" if len(words) > _MOST_NAMED else ""
+            stated = f"{', '.join(words[:_MOST_NAMED])}{more}"
+            rows.append((finding.split, finding.mask.name, stated, sum(counts.values())))
+            found.setdefault(finding.split, set()).update(finding.mask.counts)
+    note = ""
+    if rows:
+        split, values = next(iter(found.items()))
+        masks = "1 mask" if len(rows) == 1 else f"{len(rows):,} masks"
+        note = f"{masks}, which a training refuses: {advice(_meaning(inspection.inventory, split), values)}"
+    return Table("unknown_values", "Values of no class", ("split", "mask", "values", "pixels"), rows, note)
+
+
+def mask_sizes(inspection: Inspection) -> Table:
+    """Makes the table of the masks of another size than their image, which is then resized to the mask."""
+    rows = [
+        (finding.split, finding.mask.name, _size(finding.mask.size), _size(finding.size))
+        for finding in inspection.sound
+        if finding.mask is not None and not finding.mask.problem and finding.mask.size != finding.size
+    ]
+    note = f"{len(rows):,}; their images are resized to the size of the mask" if rows else ""
+    return Table("mask_sizes", "Masks of another size", ("split", "mask", "size", "size of the image"), rows, note)
+
+
+def _size(size: tuple[int, int]) -> str:
+    height, width = size
+    return f"{width}×{height}"
+
+
+def unusable_masks(inspection: Inspection) -> Table:
+    """Makes the table of the masks that can't be read, decoded or used."""
+    problems = [
+        (finding.split, *finding.mask.problem.rpartition("; "))
+        for finding in inspection.findings
+        if finding.mask is not None and finding.mask.problem
+    ]
+    rows = [(split, problem) for split, problem, *_ in problems]
+    note = f"{len(rows):,}, which a training refuses: {problems[0][-1]}" if rows else ""
+    return Table("unusable_masks", "Masks that can't be used", ("split", "file"), rows, note)
+
+
 TABLES: tuple[Callable[[Inspection], Table], ...] = (classes, sizes, formats, traits, duplicates, damaged, unread)
-"""Functions that make the tables on a source, in the order in which the tables are shown."""
+"""Functions that make the tables on images with classes, in the order in which the tables are shown."""
+MASK_TABLES: tuple[Callable[[Inspection], Table], ...] = (
+    *(masks, unknown_values, mask_sizes, unusable_masks),
+    *(table for table in TABLES if table is not classes),
+)
+"""Functions that make the tables on images with masks."""
+
+
+def tables_of(inspection: Inspection) -> list[Table]:
+    """Makes the tables on a source."""
+    has_masks = any("mask" in split.targets for split in inspection.inventory.splits.values())
+    return [make(inspection) for make in (MASK_TABLES if has_masks else TABLES)]

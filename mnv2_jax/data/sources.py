@@ -1,4 +1,4 @@
-"""The data sets: each becomes two `Split`s of labelled images with random access.
+"""The data sets: each becomes two `Split`s of images with random access, which have labels or masks.
 
     DataConfig ──► open_dataset ──► Dataset(class_names, train: Split, eval: Split)
 
@@ -16,13 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, shards, synthetic, tfds_source
+from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, mask_folder, shards, synthetic, tfds_source
 from mnv2_jax.data.split import Inventory, OpenedSplits, Split, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 from mnv2_jax.registry import DATASETS, OR_MODULE, module_of
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-NAMES = ("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME", "synthetic")
+NAMES = (
+    *("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME", "synthetic"),
+    *mask_folder.NAMES,
+)
 UNSPLIT_HOLDOUT = 0.2
 """Share of each class that is held out where the data have no splits and `data.holdout_fraction` is 0."""
 
@@ -99,11 +102,12 @@ def check_path(data: DataConfig) -> None:
 
 
 def open_dataset(data: DataConfig, evaluates: bool = False) -> Dataset:
-    """Opens the data set that the config names; reads file names and labels, but no image files.
+    """Opens the data set that the config names; reads file names and labels, but no image files, and of masks a few.
 
     Args:
-      data: `name`, `path`, `image_root`, `eval_split` and `holdout_fraction` are read. Where the data have no splits
-        and `holdout_fraction` is 0, `UNSPLIT_HOLDOUT` of each class is held out.
+      data: `name`, `path`, `image_root`, `eval_split` and `holdout_fraction` are read, and `mask_values` and
+        `ignored_classes` for images with masks. Where the data have no splits and `holdout_fraction` is 0,
+        `UNSPLIT_HOLDOUT` of each class is held out, or of the images if they have masks.
       evaluates: true where nothing is trained: images to evaluate are enough then, and train may have none.
 
     Raises:
@@ -125,10 +129,10 @@ def open_dataset(data: DataConfig, evaluates: bool = False) -> Dataset:
     labels = np.asarray(opened.train.labels)
     is_held_out = stratified_share(labels, lambda count: max(1, round(fraction * count)))
     if emptied := sorted(set(labels.tolist()) - set(labels[~is_held_out].tolist())):
-        name = opened.class_names[emptied[0]]
+        name = "" if opened.train.targets else f" class {opened.class_names[emptied[0]]!r}"
         raise UserError(
-            f"data.holdout_fraction={fraction:g} leaves class {name!r} no image to train on; lower it, or"
-            " add images of that class"
+            f"data.holdout_fraction={fraction:g} leaves{name} no image to train on; lower it, or add images"
+            f"{' of that class' if name else ''}"
         )
     train, holdout = opened.train.subset(~is_held_out), opened.train.subset(is_held_out, name="holdout")
     return dataclasses.replace(opened, train=train, eval=holdout, holdout_fraction=fraction)
@@ -147,6 +151,10 @@ def known_num_classes(data: DataConfig) -> int:
             return len(tfds_source.class_names(name, data.path))
         if data.name in ("folder", "imagenet"):
             return len(_class_names(data, data.path))
+    if data.name in mask_folder.NAMES:
+        path = data.path if data.path is not None and os.path.exists(data.path) else None
+        if names := mask_folder.class_names(data, path):
+            return len(names)
     known_counts = {"digits": 10, "cifar10": 10, "synthetic": data.synthetic_classes}
     known_counts |= dict.fromkeys(("imagenet", *imagenet_subsets.NAMES), 1000)
     sources = {name: DATASETS.find(name) for name in DATASETS.names()}
@@ -160,28 +168,36 @@ def known_num_classes(data: DataConfig) -> int:
     return known_counts[data.name]
 
 
-def take_inventory(path: str, image_root: str | None = None) -> Inventory:
+def take_inventory(data: DataConfig) -> Inventory:
     """Lists everything that a folder, a tar or a list of files holds, whether or not a run can train on it.
 
-    Reads no image.
+    Images with masks are recognised by the names of their folders. Reads no image.
 
     Args:
-      path: a path as in `data.path`.
-      image_root: a path as in `data.image_root`.
+      data: `path` and `image_root` are read, and `mask_values` and `ignored_classes` for images with masks.
 
     Raises:
       UserError: if the path can't be read or holds no image.
     """
-    if lists.is_list(path):
-        return lists.take_inventory(path, image_root)
-    if image_root is not None:
+    path, image_root = data.path, data.image_root
+    assert path is not None
+    is_list = lists.is_list(path)
+    if not is_list and image_root is not None:
         raise UserError(f"{path}: not a list of files, and only a list has an image root; leave image_root out")
+    if os.path.isfile(path) and is_list:
+        return lists.take_inventory(path, image_root)
     if _reader_of(path) is shards:
         raise UserError(
             f"{path}: holds shards, whose images were checked when they were written; to find files that were damaged"
             f" since then, run python -m mnv2_jax.data.prepare verify {path}"
         )
-    return folder.take_inventory(path)
+    tree = folder.open_tree(path)
+    if (name := mask_folder.find_name(tree)) is not None and image_root is None:
+        return mask_folder.take_inventory(tree, dataclasses.replace(data, name=name))
+    for key, is_set in (("mask_values", data.mask_values != "index"), ("ignored_classes", data.ignored_classes)):
+        if is_set:
+            raise UserError(f"{path}: no folders of images and masks are in it, so {key} has no use; leave it out")
+    return lists.take_inventory(path, image_root) if is_list else folder.take_inventory(tree)
 
 
 def _expand_home(data: DataConfig) -> DataConfig:
@@ -196,6 +212,7 @@ def _find_opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
         return _open_tfds
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
     openers |= dict.fromkeys(imagenet_subsets.NAMES, _open_subset) | {"synthetic": _open_synthetic}
+    openers |= dict.fromkeys(mask_folder.NAMES, _open_masked)
     if data.name in DATASETS.names():
         return _open_registered
     if data.name not in openers:
@@ -289,12 +306,19 @@ def _open_folder(data: DataConfig, evaluates: bool) -> Dataset:
     return _dataset(data, _reader_of(path).open_splits(path, *options))
 
 
+def _open_masked(data: DataConfig, evaluates: bool) -> Dataset:
+    """Opens a data set of `mask_folder`."""
+    with_eval = data.holdout_fraction == 0
+    return _dataset(data, mask_folder.open_splits(data, _existing_path(data), with_eval, not evaluates))
+
+
 def _dataset(data: DataConfig, opened: OpenedSplits) -> Dataset:
     share, notes = data.holdout_fraction, opened.notes
     if opened.is_unsplit and not share:
         share = UNSPLIT_HOLDOUT
-        note = "no splits: {:.0%} of each class is held out for evaluation; data.holdout_fraction sets another share"
-        notes = (note.format(share), *notes)
+        whole = "the images" if opened.train.targets else "each class"
+        note = f"no splits: {share:.0%} of {whole} is held out for evaluation; data.holdout_fraction sets another share"
+        notes = (note, *notes)
     return Dataset(data.name, opened.class_names, opened.train, opened.eval, notes=notes, holdout_fraction=share)
 
 

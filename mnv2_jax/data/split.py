@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -234,6 +234,8 @@ class Inventory(NamedTuple):
     """The folder or file below which the images lie."""
     notes: tuple[str, ...] = ()
     """Remarks on what was left out or is missing, one line each."""
+    source: str = "folder"
+    """The `data.name` under which a run trains on it."""
 
 
 # --- splits by their names ----------------------------------------------------------------------------------
@@ -277,6 +279,30 @@ def find_split(path: str, names: Collection[str], requested: str | None) -> str 
         if matches:
             return matches[0]
     return None
+
+
+def require_split(path: str, names: Sequence[str], requested: str | None, layout: str) -> str:
+    """Finds a split as `find_split` does.
+
+    Args:
+      path: where the splits lie, for an error.
+      names: the names of the splits.
+      requested: the name asked for; None: val, or test where there is no val.
+      layout: advice how to arrange the data, for an error.
+
+    Raises:
+      UserError: if there is no such split, or several.
+    """
+    if (name := find_split(path, names, requested)) is not None:
+        return name
+    missing = "val/ nor test/" if requested is None else f"{requested}/"
+    existing = f"only {', '.join(name + '/' for name in names[:8])}" if names else "and no folders at all"
+    advice = layout
+    if requested is None:
+        advice += ", or hold out a share of train with data.holdout_fraction=0.1"
+    elif requested != "train" and names:
+        advice = "choose one of them with data.eval_split"
+    raise UserError(f"{path}: there is no {missing} in it, {existing}; {advice}")
 
 
 def note_unused(names: Iterable[str], train: str | None, held_out: str | None) -> tuple[str, ...]:

@@ -1,0 +1,592 @@
+"""Images with masks for semantic segmentation, on disk or inside an uncompressed tar.
+
+    mask_folder       images/train/NAME.jpg  masks/train/NAME.png       train/images/NAME.jpg  train/masks/NAME.png
+                      images/NAME.jpg        masks/NAME.png             and classes.txt
+    ade20k            images/training/NAME.jpg  annotations/training/NAME.png
+    voc_segmentation  JPEGImages/NAME.jpg  SegmentationClass/NAME.png  ImageSets/Segmentation/train.txt
+    cityscapes        leftImg8bit/train/CITY/NAME_leftImg8bit.png  gtFine/train/CITY/NAME_gtFine_labelTrainIds.png
+
+An image and its mask have the same path below their folders, but for the extension. An image without a mask, or a mask
+without an image, is left out; a note counts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mnv2_jax.config import DataConfig
+from mnv2_jax.data import mask_classes
+from mnv2_jax.data.folder import Tree, base_name, is_taken, left_out, open_tree
+from mnv2_jax.data.images import DamagedImageError, check_readable
+from mnv2_jax.data.masks import IGNORED, MOST_CLASSES, Colour, MaskReader, Meaning, meaning_of
+from mnv2_jax.data.split import (
+    NO_CLASS,
+    Inventory,
+    OpenedSplits,
+    Split,
+    find_split,
+    note_unused,
+    require_split,
+    role_of,
+    usual_order,
+)
+from mnv2_jax.errors import UserError, nearest
+
+CLASSES_FILE = "classes.txt"
+_FOLDERS = {"images": "masks", "img_dir": "ann_dir"}
+"""Names of the folder of images, each with that of the masks; the second pair is mmsegmentation's."""
+_LAYOUT = (
+    "arrange the files as images/train/NAME.jpg and masks/train/NAME.png, or train/images/NAME.jpg and"
+    " train/masks/NAME.png, with val beside train; or as images/NAME.jpg and masks/NAME.png without splits"
+)
+_LINE = (
+    "write one line for each class, in the order of the values in masks: its name, as 'traffic light'; or number and"
+    " name, as '3 traffic light'; with colours, also red, green and blue, as 'traffic light 250 170 30'"
+)
+_SAMPLE = 32
+"""Masks of two classes that are read to tell 0 and 255 from 0 and 1."""
+_COLOUR = re.compile(r"(.*\S)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})")
+
+
+class _Pairs(NamedTuple):
+    """The files of a split."""
+
+    images: list[str]
+    """Sorted paths of the images that have a mask."""
+    masks: list[str]
+    """Paths of their masks."""
+    unmasked: Sequence[str] = ()
+    """Paths of images that have no mask."""
+    unpictured: Sequence[str] = ()
+    """Paths of masks that have no image."""
+    values: str = ""
+    """Which of the meanings of the set the masks have, where there are several."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Set:
+    """A data set as it lies in a tree."""
+
+    splits: Mapping[str, _Pairs]
+    """The files by split; those of a set without splits have the name ""."""
+    meanings: Mapping[str, Meaning]
+    """What values mean, by `_Pairs.values`."""
+    notes: tuple[str, ...] = ()
+    layout: str = _LAYOUT
+    """Advice on how to arrange the files."""
+
+    @property
+    def meaning(self) -> Meaning:
+        """Any of the meanings; all have the same classes."""
+        return next(iter(self.meanings.values()))
+
+
+def find_name(tree: Tree) -> str | None:
+    """Returns the name in `NAMES` of the data set whose folders a tree has; None if it has none of them."""
+    return next((name for name, source in _SOURCES.items() if source.is_here(tree)), None)
+
+
+def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train: bool = True) -> OpenedSplits:
+    """Opens the train split and the split to evaluate.
+
+    Args:
+      data: `name`, `eval_split`, `mask_values` and `ignored_classes` are read.
+      path: a directory or a .tar file that exists.
+      with_eval: False where the images to evaluate will be taken out of train; the train split is then returned twice.
+      with_train: False where nothing is trained. Train then has no images and need not exist.
+
+    Returns:
+      The names of the classes that aren't ignored, and the two splits, sorted by the names of the files. All labels are
+      0, and masks are the target "mask".
+
+    Raises:
+      UserError: if the layout isn't as above, or classes.txt can't be used.
+    """
+    tree = open_tree(path)
+    found = _SOURCES[data.name].read(tree, data, tree_classes)
+    eval_split = data.eval_split
+    if is_unsplit := list(found.splits) == [""]:
+        if eval_split is not None and not (with_train and role_of(eval_split) == "train"):
+            raise UserError(
+                f"{path}: has no splits, and so no {eval_split}; set data.eval_split to None, which holds out a share"
+                " of the images"
+            )
+        train = held_out = ""
+    else:
+        names = list(found.splits)
+        train = require_split(path, names, "train", found.layout) if with_train else ""
+        held_out = train if train and not with_eval else _find_masked(path, found, eval_split)
+    used = (train, held_out) if with_train else (held_out,)
+    opened = {name: _make_split(tree, name, found) for name in dict.fromkeys(used)}
+    _check_two_classes(found, opened[used[0]])
+    trained = opened[train] if with_train else opened[held_out].without_images("train")
+    notes = (*found.notes, *(note for name in opened for note in _missing(name, found.splits[name])))
+    if not is_unsplit:
+        is_evaluated = with_eval or not with_train
+        notes = (*note_unused(found.splits, train or None, held_out if is_evaluated else None), *notes)
+    holds_out = is_unsplit and with_train and eval_split is None
+    return OpenedSplits(found.meaning.kept_names, trained, opened[held_out], notes, holds_out)
+
+
+def take_inventory(tree: Tree, data: DataConfig) -> Inventory:
+    """Lists all pairs of images and masks, whether or not a run can train on them; opens none of them.
+
+    Args:
+      tree: the files.
+      data: `name`, `mask_values` and `ignored_classes` are read.
+
+    Returns:
+      The inventory. Its class names are those of all classes, ignored or not; they are empty, and values mean nothing,
+      where classes.txt can't be used. A note then says why.
+
+    Raises:
+      UserError: if the files can't be read or there is no pair.
+    """
+    problems: list[str] = []
+
+    def classes_or_none(tree: Tree, data: DataConfig) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+        try:
+            return tree_classes(tree, data)
+        except UserError as error:
+            problems.append(str(error))
+            return (), ()
+
+    found = _SOURCES[data.name].read(tree, data, classes_or_none)
+    splits, notes = {}, [*problems, *found.notes]
+    for name in usual_order(found.splits):
+        pairs = found.splits[name]
+        notes += _missing(name, pairs)
+        if pairs.images:
+            split = _make_split(tree, name, found)
+            splits[split.name] = dataclasses.replace(split, labels=np.full(len(split), NO_CLASS, np.int32))
+    if not splits:
+        raise UserError(f"{tree.path}: {'; '.join(notes) or 'no image and no mask is in it'}; {found.layout}")
+    return Inventory(found.meaning.class_names, splits, tree.path, tuple(notes), data.name)
+
+
+def class_names(data: DataConfig, path: str | None) -> tuple[str, ...]:
+    """Returns the names of the classes that aren't ignored; reads no image and no mask.
+
+    Args:
+      data: `name`, `mask_values` and `ignored_classes` are read.
+      path: a directory or a tar that exists; None: only a data set with known classes has names.
+
+    Raises:
+      UserError: if classes.txt can't be used, or an ignored class doesn't exist.
+    """
+    names = _SOURCES[data.name].class_names
+    if not names and path is not None:
+        names, _ = tree_classes(open_tree(path), data)
+    ignored = _ignored(names, data)
+    return tuple(name for label, name in enumerate(names) if label not in ignored)
+
+
+# --- splits -------------------------------------------------------------------------------------------------
+
+
+def _find_masked(path: str, found: _Set, requested: str | None) -> str:
+    """Finds the split to evaluate, which must have masks."""
+    masked = [name for name, pairs in found.splits.items() if pairs.images]
+    if requested is None and (name := find_split(path, masked, None)) is not None:
+        return name
+    name = require_split(path, list(found.splits), requested, found.layout)
+    if name not in masked:
+        others = [f"data.eval_split={other}" for other in masked if role_of(other) != "train"]
+        advice = f"set {others[0]}" if others else "hold out a share of train with data.holdout_fraction=0.1"
+        raise UserError(f"{path}: {name}/ has images but no masks, so that it can't be evaluated; {advice}")
+    return name
+
+
+def _make_split(tree: Tree, name: str, found: _Set) -> Split:
+    pairs = found.splits[name]
+    if not pairs.images:
+        raise UserError(f"{tree.path}: {'; '.join(_missing(name, pairs))}, and so no pair; {_rename(pairs)}")
+    check_readable([*pairs.images, *pairs.masks])
+    labels = np.zeros(len(pairs.images), np.int32)
+    images, masks = (tree.split(name or base_name(tree), labels, files) for files in (pairs.images, pairs.masks))
+    reader = MaskReader(masks.read, found.meanings[pairs.values])
+    return dataclasses.replace(images, targets={"mask": reader})
+
+
+def _rename(pairs: _Pairs) -> str:
+    if pairs.unmasked and pairs.unpictured:
+        return "let an image and its mask have the same name but for the extension"
+    return "add the missing files"
+
+
+def _missing(name: str, pairs: _Pairs) -> tuple[str, ...]:
+    """Returns notes that count the images without a mask and the masks without an image."""
+    prefix = f"{name}: " if name else ""
+    counts = (("image", "mask", pairs.unmasked), ("mask", "image", pairs.unpictured))
+    return tuple(
+        f"{prefix}{_count(files, this)} without {'an' if other == 'image' else 'a'} {other}, as {files[0]}"
+        for this, other, files in counts
+        if files
+    )
+
+
+def _count(things: Sequence[str], noun: str) -> str:
+    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _check_two_classes(found: _Set, split: Split) -> None:
+    """Refuses masks of 0 and 255 that would be taken for class 0 and ignored pixels, without an error."""
+    if found.meaning.kind != "index" or len(found.meaning.class_names) != 2:
+        return
+    values, masks = set[int](), split.targets["mask"]
+    for index in np.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).astype(int).tolist():
+        with contextlib.suppress(DamagedImageError):  # the run meets it again, and may skip it
+            values |= set(np.unique(masks(index).values()).tolist())
+    if values == {0, IGNORED}:
+        assert isinstance(masks, MaskReader)
+        raise UserError(
+            f"{masks.path_of(0)}: like other masks it holds only 0 and 255, of which 255 would be ignored; set"
+            " data.mask_values=binary, for 255 as the second class"
+        )
+
+
+# --- classes ------------------------------------------------------------------------------------------------
+
+ClassesReader = Callable[[Tree, DataConfig], tuple[tuple[str, ...], tuple[Colour, ...]]]
+"""A function that reads the names of classes and, where masks are in colour, the colours."""
+
+
+def tree_classes(tree: Tree, data: DataConfig) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Reads classes.txt at the top of a tree, or beside a tar.
+
+    Returns:
+      The names of all classes, and their colours where `data.mask_values` is palette.
+
+    Raises:
+      UserError: if it doesn't exist, or naming what is wrong in it.
+    """
+    beside, content = tree.home / CLASSES_FILE, tree.content(CLASSES_FILE)
+    place = str(beside) if content is None else f"{tree.path}: {CLASSES_FILE}"
+    if content is None and beside.is_file():
+        content = beside.read_bytes()
+    if content is None:
+        if data.mask_values == "binary":
+            return ("background", "foreground"), ()
+        raise UserError(
+            f"{beside}: does not exist, so that the classes have no names; {_LINE}. python -m mnv2_jax.inspect"
+            f" {tree.path} prints the values that masks hold"
+        )
+    names, colours = _parse_classes(place, content)
+    if data.mask_values == "palette" and len(colours) != len(names):
+        raise UserError(f"{place}: gives no colours, which data.mask_values=palette needs; {_LINE}")
+    if data.mask_values == "binary" and len(names) != 2:
+        raise UserError(
+            f"{place}: names {len(names)} classes, but data.mask_values=binary has two, for 0 and 255; correct one of"
+            " them"
+        )
+    return names, colours if data.mask_values == "palette" else ()
+
+
+def _parse_classes(file: str, content: bytes) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Parses classes.txt; colours are read where every line ends in three numbers."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not text in UTF-8 ({error.reason}); save it as such") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    colours: list[Colour] = []
+    matches = [_COLOUR.fullmatch(line) for line in lines]
+    if lines and all(matches):
+        lines = [match[1] for match in matches if match]
+        colours = [(int(match[2]), int(match[3]), int(match[4])) for match in matches if match]
+    numbered = [line.split(maxsplit=1) for line in lines]
+    if all(len(words) == 2 and words[0].isdecimal() for words in numbered):
+        numbers = [int(number) for number, _ in numbered]
+        if absent := sorted(set(range(len(numbers))) - set(numbers)):
+            raise UserError(
+                f"{file}: no line has number {absent[0]}; number the {len(numbers)} classes from 0 to"
+                f" {len(numbers) - 1}, or leave the numbers out"
+            )
+        order = np.argsort(numbers).tolist()
+        lines = [numbered[place][1] for place in order]
+        colours = [colours[place] for place in order] if colours else []
+    for words, kind in ((lines, "class"), (colours, "colour")):
+        if repeated := next((word for word in words if list(words).count(word) > 1), None):
+            raise UserError(f"{file}: {kind} {repeated!r} is given twice; correct one of the lines")
+    if strange := next((colour for colour in colours if max(colour) > 255), None):
+        raise UserError(f"{file}: {strange} is no colour; write red, green and blue from 0 to 255")
+    if not 2 <= len(lines) <= MOST_CLASSES:
+        raise UserError(
+            f"{file}: names {len(lines)} classes, and there must be 2 to {MOST_CLASSES}; {_LINE}. What belongs to no"
+            " class is a class of its own, such as background, or ignored (data.ignored_classes)"
+        )
+    return tuple(lines), tuple(colours)
+
+
+def _ignored(names: Sequence[str], data: DataConfig) -> tuple[int, ...]:
+    """Returns the numbers of the classes that `data.ignored_classes` names."""
+    for name in data.ignored_classes:
+        if name not in names:
+            raise UserError(f"data.ignored_classes: {name!r} is not a class of {data.name}{nearest(name, names)}")
+    ignored = tuple(label for label, name in enumerate(names) if name in data.ignored_classes)
+    if ignored and len(names) - len(ignored) < 2:
+        raise UserError(
+            f"data.ignored_classes leaves {len(names) - len(ignored)} of {len(names)} classes, and a network needs two;"
+            " ignore fewer"
+        )
+    return ignored
+
+
+# --- pairs of files -----------------------------------------------------------------------------------------
+
+
+def _exists(tree: Tree, folder: str) -> bool:
+    parent, name = posixpath.split(folder)
+    return not folder or ((not parent or _exists(tree, parent)) and name in tree.folders(parent))
+
+
+def _pair(images: Mapping[str, str], masks: Mapping[str, str], values: str = "") -> _Pairs:
+    """Pairs files, given by names that a mask shares with its image."""
+    both = sorted(images.keys() & masks.keys())
+    return _Pairs(
+        [images[name] for name in both],
+        [masks[name] for name in both],
+        [images[name] for name in sorted(images.keys() - masks.keys())],
+        [masks[name] for name in sorted(masks.keys() - images.keys())],
+        values,
+    )
+
+
+def _by_name(tree: Tree, folder: str, ending: str = "") -> dict[str, str]:
+    """Returns the images anywhere below a folder by their paths in it, without extension and a further ending.
+
+    Raises:
+      UserError: if two files have the same name.
+    """
+    files: dict[str, str] = {}
+    for path in tree.below(folder) if _exists(tree, folder) else ():
+        name = posixpath.splitext(path.removeprefix(f"{folder}/"))[0]
+        if not is_taken(path) or not name.endswith(ending):
+            continue
+        name = name.removesuffix(ending)
+        if name in files:
+            raise UserError(
+                f"{tree.path}: {files[name]} and {path} differ in their extensions alone; an image has one mask, so"
+                " remove or rename one of them"
+            )
+        files[name] = path
+    return files
+
+
+def _others(tree: Tree, folders: Iterable[str]) -> tuple[str, ...]:
+    """Returns a note, if any, on the files in some folders that are no images."""
+    return left_out([path for folder in folders for path in tree.below(folder) if not is_taken(path)])
+
+
+def _paired_folders(tree: Tree, images: str, masks: str) -> tuple[dict[str, _Pairs], tuple[str, ...]]:
+    """Pairs the files of two folders that hold either splits or files; returns the splits and notes."""
+    tops = [folder for folder in (images, masks) if _exists(tree, folder)]
+    names = sorted({name for top in tops for name in tree.folders(top) if role_of(name)})
+    notes = _others(tree, tops)
+    if not names:
+        return {"": _pair(_by_name(tree, images), _by_name(tree, masks))}, notes
+    splits = {
+        name: _pair(_by_name(tree, f"{images}/{name}"), _by_name(tree, f"{masks}/{name}"))
+        for name in usual_order(names)
+    }
+    used = tuple(f"{top}/{name}/" for top in tops for name in names)
+    stray = [path for top in tops for path in tree.below(top) if is_taken(path) and not path.startswith(used)]
+    outside = (f"left out: {_count(stray, 'image')} outside of the splits, as {stray[0]}",) if stray else ()
+    return splits, (*notes, *outside)
+
+
+# --- the data sets ------------------------------------------------------------------------------------------
+
+
+def _meaning_of(values: str, names: tuple[str, ...], data: DataConfig, colours: tuple[Colour, ...] = ()) -> Meaning:
+    ignored = _ignored(names, data) if names else ()
+    if not names:  # of an inventory without classes.txt
+        return Meaning(values, (), {})
+    return meaning_of(values, names, ignored, colours)
+
+
+def _check_mask_values(data: DataConfig, allowed: Sequence[str]) -> None:
+    if data.mask_values not in allowed:
+        raise UserError(
+            f"data.mask_values={data.mask_values}: the masks of {data.name} have known values; leave it out, or read"
+            " other masks as data.name=mask_folder"
+        )
+
+
+def _read_mask_folder(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
+    names, colours = classes(tree, data)
+    meanings = {"": _meaning_of(data.mask_values, names, data, colours)}
+    for images, masks in _FOLDERS.items():
+        if images in tree.folders("") or masks in tree.folders(""):
+            splits, notes = _paired_folders(tree, images, masks)
+            return _Set(splits, meanings, notes)
+    splits, notes = dict[str, _Pairs](), tuple[str, ...]()
+    for name, images, masks in _split_folders(tree):
+        splits[name] = _pair(_by_name(tree, images), _by_name(tree, masks))
+        notes += _others(tree, filter(lambda folder: _exists(tree, folder), (images, masks)))
+    if not splits:
+        raise UserError(f"{tree.path}: there is no images/ in it, {_tops(tree)}; {_LAYOUT}")
+    return _Set({name: splits[name] for name in usual_order(splits)}, meanings, notes)
+
+
+def _split_folders(tree: Tree) -> list[tuple[str, str, str]]:
+    """Returns the splits that hold a folder of images: name, folder of images, folder of masks."""
+    return [
+        (name, f"{name}/{images}", f"{name}/{masks}")
+        for name in tree.folders("")
+        if role_of(name)
+        for images, masks in _FOLDERS.items()
+        if images in tree.folders(name)
+    ]
+
+
+def _is_mask_folder(tree: Tree) -> bool:
+    tops = tree.folders("")
+    if any(images in tops and masks in tops for images, masks in _FOLDERS.items()):
+        return True
+    return any(posixpath.basename(masks) in tree.folders(name) for name, _, masks in _split_folders(tree))
+
+
+_ADE20K_BASES = ("", "ADEChallengeData2016")
+
+
+def _read_ade20k(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
+    del classes
+    _check_mask_values(data, ("index", "one_based"))
+    layout = (
+        "give the folder ADEChallengeData2016 of the scene parsing challenge, with images/training,"
+        " annotations/training, images/validation and annotations/validation"
+    )
+    base = _find_base(tree, data, _ADE20K_BASES, "annotations", layout)
+    splits, notes = _paired_folders(tree, posixpath.join(base, "images"), posixpath.join(base, "annotations"))
+    return _Set(splits, {"": _meaning_of("one_based", mask_classes.ADE20K, data)}, notes, layout)
+
+
+def _is_ade20k(tree: Tree) -> bool:
+    return any(_exists(tree, posixpath.join(base, "annotations", "training")) for base in _ADE20K_BASES)
+
+
+_VOC_BASES = ("", "VOC2012", "VOCdevkit/VOC2012")
+_VOC_LISTS = "ImageSets/Segmentation"
+_AUGMENTED = "trainaug"
+"""Name of the list of the images that have masks in VOC or in SBD (Hariharan et al., ICCV 2011)."""
+
+
+def _read_voc(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
+    del classes
+    _check_mask_values(data, ("index",))
+    layout = (
+        "give the folder VOC2012, with JPEGImages, SegmentationClass and ImageSets/Segmentation/train.txt and val.txt"
+    )
+    base = _find_base(tree, data, _VOC_BASES, "JPEGImages", layout)
+    folders = {name: posixpath.join(base, name) for name in ("JPEGImages", "SegmentationClass", "SegmentationClassAug")}
+    images, official, augmented = (_by_name(tree, folder) for folder in folders.values())
+    lists = {
+        name: _listed(content)
+        for name in ("train", "val", "trainval", "test", _AUGMENTED)
+        if (content := tree.content(posixpath.join(base, _VOC_LISTS, f"{name}.txt"))) is not None
+    }
+    splits, notes = dict[str, _Pairs](), tuple[str, ...]()
+    for name, listed in lists.items():
+        # The lists say what belongs to a split, so a file that isn't listed isn't missing its other half.
+        masks = augmented if name == _AUGMENTED else official
+        splits[name] = _pair(
+            *({entry: files[entry] for entry in listed if entry in files} for files in (images, masks))
+        )
+        if absent := [entry for entry in listed if entry not in images and entry not in masks]:
+            notes += (f"{name}.txt lists {_count(absent, 'name')} that no file has, as {absent[0]}",)
+    if _AUGMENTED in splits and augmented:
+        if twice := sorted(set(lists[_AUGMENTED]) & set(lists.get("val", ()))):
+            raise UserError(
+                f"{tree.path}: trainaug.txt lists {_count(twice, 'image')} of val.txt, as {twice[0]}, so that training"
+                " would see what is evaluated; take them out of trainaug.txt"
+            )
+        splits["train"] = splits[_AUGMENTED]
+        count = len(splits["train"].images)
+        notes += (f"training uses trainaug.txt: {count:,} images with the masks of SegmentationClassAug (VOC and SBD)",)
+    splits.pop(_AUGMENTED, None)
+    meaning = dataclasses.replace(_meaning_of("index", mask_classes.VOC, data), kind="voc")
+    return _Set(splits, {"": meaning}, notes, layout)
+
+
+def _listed(content: bytes) -> list[str]:
+    """Returns the names in a list, whose lines hold a name, or the paths of an image and its mask."""
+    lines = content.decode(errors="replace").splitlines()
+    return [posixpath.splitext(posixpath.basename(line.split()[0]))[0] for line in lines if line.strip()]
+
+
+def _is_voc(tree: Tree) -> bool:
+    return any(_exists(tree, posixpath.join(base, "SegmentationClass")) for base in _VOC_BASES)
+
+
+def _read_cityscapes(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
+    del classes
+    _check_mask_values(data, ("index",))
+    layout = "give the folder that holds leftImg8bit/train/CITY/*.png and gtFine/train/CITY/*_gtFine_labelTrainIds.png"
+    _find_base(tree, data, ("",), "leftImg8bit", layout)
+    names, ids = tuple(mask_classes.CITYSCAPES), tuple(mask_classes.CITYSCAPES.values())
+    by_train_id = {IGNORED: IGNORED} | {label: label for label in range(len(names))}
+    by_label_id = {IGNORED: IGNORED} | dict.fromkeys(range(mask_classes.CITYSCAPES_IDS), IGNORED)
+    by_label_id |= {number: label for label, number in enumerate(ids)}
+    ignored = _ignored(names, data)
+    meanings = {
+        kind: Meaning(kind, names, class_of, ignored)
+        for kind, class_of in (("labelTrainIds", by_train_id), ("labelIds", by_label_id))
+    }
+    splits = {}
+    for name in usual_order(filter(role_of, tree.folders("leftImg8bit"))):
+        images = _by_name(tree, f"leftImg8bit/{name}", "_leftImg8bit")
+        # The published masks of test hold no classes, which are kept for the benchmark.
+        masks = {
+            kind: {} if role_of(name) == "test" else _by_name(tree, f"gtFine/{name}", f"_gtFine_{kind}")
+            for kind in meanings
+        }
+        kind = next((kind for kind in meanings if masks[kind]), "labelIds")
+        splits[name] = _pair(images, masks[kind], kind)
+    kinds = {pairs.values for pairs in splits.values() if pairs.images}
+    notes = ("label ids are mapped to the 19 train ids",) if "labelIds" in kinds else ()
+    return _Set(splits, meanings, notes, layout)
+
+
+def _is_cityscapes(tree: Tree) -> bool:
+    return {"leftImg8bit", "gtFine"} <= set(tree.folders(""))
+
+
+def _find_base(tree: Tree, data: DataConfig, bases: Sequence[str], folder: str, layout: str) -> str:
+    """Returns the first of some folders that has a certain folder in it."""
+    for base in bases:
+        if _exists(tree, posixpath.join(base, folder)):
+            return base
+    raise UserError(f"{tree.path}: there is no {folder}/ of {data.name} in it, {_tops(tree)}; {layout}")
+
+
+def _tops(tree: Tree) -> str:
+    """Writes which folders are at the top instead of those that are missing."""
+    tops = ", ".join(f"{name}/" for name in tree.folders("")[:8])
+    return f"only {tops}" if tops else "and no folders at all"
+
+
+class _Source(NamedTuple):
+    """How a data set is recognised and read."""
+
+    is_here: Callable[[Tree], bool]
+    read: Callable[[Tree, DataConfig, ClassesReader], _Set]
+    class_names: tuple[str, ...] = ()
+    """Names of all classes; none where the data give them."""
+
+
+_SOURCES: Mapping[str, _Source] = {
+    "cityscapes": _Source(_is_cityscapes, _read_cityscapes, tuple(mask_classes.CITYSCAPES)),
+    "voc_segmentation": _Source(_is_voc, _read_voc, mask_classes.VOC),
+    "ade20k": _Source(_is_ade20k, _read_ade20k, mask_classes.ADE20K),
+    "mask_folder": _Source(_is_mask_folder, _read_mask_folder),
+}
+NAMES = tuple(_SOURCES)
+"""Names of the data sets, as in `data.name`."""
