@@ -6,8 +6,10 @@ import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax

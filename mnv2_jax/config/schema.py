@@ -150,7 +150,7 @@ class DataConfig:
     sampler). Unset: all batches have `resolution`."""
     eval_resolution: Annotated[int | None, Within(8, 4096)] = None
     """Resolution of evaluation, in pixels. Unset: `resolution`."""
-    size: Annotated[tuple[int, int] | None, Within(8, 8192), _IS_DENSE, read_unless("data.scales", ())] = None
+    size: Annotated[tuple[int, int] | None, Within(8, 8192), _IS_DENSE] = None
     """Height and width of training images, in pixels, where they aren't square. Set: it replaces `resolution`."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images per training step, over all devices."""
