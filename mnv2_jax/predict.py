@@ -77,6 +77,13 @@ def main() -> None:
         help=f"processes that decode images (default: 0 for up to {_FEW_IMAGES} images, the number of cores for more)",
     )
     parser.add_argument(
+        "--out",
+        type=folder_type,
+        metavar="DIR",
+        help="for a segmentation: also write the classes of each pixel (NAME.png, a number each) and an overlay with"
+        " its legend (NAME-overlay.png) into this folder",
+    )
+    parser.add_argument(
         "--store-logits",
         type=folder_type,
         metavar="FILE.npz",
@@ -134,11 +141,17 @@ def main() -> None:
         print(*weights.info.notes, sep="\n", file=sys.stderr)  # which checkpoint was used
     failed: list[str] = []
 
+    files = _Files(args.out, paths, predictor.answers) if args.out is not None else None
+
     def rows() -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-        for path, answer in predictor.stream(paths, _num_workers(args.workers, len(paths))):
+        for path, answer in predictor.stream_arrays(paths, _num_workers(args.workers, len(paths))):
             if isinstance(answer, UserError):
                 failed.append(path)
-            yield path, answer
+                yield path, answer
+                continue
+            if files is not None:
+                files.write(path, answer)
+            yield path, predictor.answers.to_json(answer)
 
     print_rows = _print_json if args.json else _print_csv if args.csv else _print_text
     print_rows(rows(), predictor.answers, args.min_confidence)
@@ -146,6 +159,39 @@ def main() -> None:
         raise UserError(
             f"{len(failed):,} of {len(paths):,} images can't be read (the first: {failed[0]}); their rows say why"
         )
+
+
+class _Files:
+    """Writes the files of answers (`tasks.base.HasFiles`) into a folder, named like the images."""
+
+    def __init__(self, folder: pathlib.Path, paths: Sequence[str], answers: Answers) -> None:
+        from mnv2_jax.tasks.base import HasFiles
+
+        if not isinstance(answers, HasFiles):
+            raise UserError(f"--out={folder}: the answers of these weights are no files; leave --out out")
+        self._folder, self._answers = folder, answers
+        common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        self._names = {path: os.path.splitext(os.path.relpath(os.path.abspath(path), common))[0] for path in paths}
+        stems: dict[str, str] = {}
+        for path, name in self._names.items():
+            if name in stems:
+                raise UserError(f"--out={folder}: {stems[name]} and {path} would be written to the same {name}.png")
+            stems[name] = path
+
+    def write(self, path: str, answer: Any) -> None:
+        """Writes the files of one image.
+
+        Raises:
+          UserError: if they can't be written.
+        """
+        from mnv2_jax.json_files import write_bytes, writing
+        from mnv2_jax.tasks.predictor import pixels_of
+
+        for ending, content in self._answers.files(pixels_of(path), answer).items():
+            file = self._folder / f"{self._names[path]}{ending}"
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, content)
 
 
 _FEW_IMAGES = 200
@@ -180,6 +226,7 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         ("--from-list", args.from_list),
         ("--min-confidence", args.min_confidence),
         ("--workers", args.workers is not None),
+        ("--out", args.out is not None),
         (str(args.images[0]) if args.images else "", args.images),
     ]
     if unused_flags := [flag for flag, value in unused if value]:

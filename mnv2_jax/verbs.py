@@ -274,9 +274,10 @@ def _answer_evaluation(
     evaluation = results.with_paths(evaluation, setup.dataset.eval)
     for line in (*(f"left out: {line}" for line in evaluation.skipped), *evaluation.notes):
         out.note(line)
-    split, resolution = setup.dataset.eval.name, setup.config.data.seen_resolution
+    split, resolution = setup.dataset.eval.name, setup.config.data.seen_size
     without = f", without {len(evaluation.skipped)} that can't be decoded" if evaluation.skipped else ""
-    headline = f"{weights_name}: {split} at {resolution} px, {setup.task.headline(evaluation.scalars)}{without}"
+    at = f" at {resolution} px" if setup.config.model.head == "classifier" else ""  # a dense head: at their own size
+    headline = f"{weights_name}: {split}{at}, {setup.task.headline(evaluation.scalars)}{without}"
     skipped = {"skipped": list(evaluation.skipped)} if setup.config.data.skip_corrupt else {}
     scalars = dict(evaluation.scalars)
     answer = {**facts, "split": split, "resolution": resolution, "eval": scalars, **evaluation.tables, **skipped}

@@ -41,6 +41,16 @@ def confusion(predicted: Int[Array, "b h w"], mask: UInt8[Array, "b h w"], num_c
     return counts[:, :-1].reshape(-1, num_classes, columns).astype(jnp.int32)
 
 
+def small_maps(predicted: Int[Array, "b h w"], sizes: Int[Array, "b 2"], side: int) -> UInt8[Array, "b s s"]:
+    """Samples the top left part [height, width] of each map at side × side places, whatever its shape."""
+
+    def sample(classes: Array, size: Array) -> Array:
+        rows, columns = (((jnp.arange(side) + 0.5) * (size[axis] / side)).astype(jnp.int32) for axis in (0, 1))
+        return classes[rows[:, None], columns[None]].astype(jnp.uint8)
+
+    return jax.vmap(sample)(predicted, sizes)
+
+
 def split_counts(counts: Int[Array, ...]) -> dict[str, Array]:
     """Splits counts, int32, into two words, whose sums over up to 2^15 batches stay exact; see `join_counts`."""
     return {"low": counts & (2**_WORD - 1), "high": counts >> _WORD}

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mnv2_jax.config import Config, flatten, to_dict
-from mnv2_jax.data.split import Split
+from mnv2_jax.data.split import Example, Split
 from mnv2_jax.json_files import jsonable, read_json, write_bytes, write_text, writing
 from mnv2_jax.report.charts import Panel, curves
 from mnv2_jax.report.words import number, short, table, text
@@ -43,6 +43,18 @@ def _no_formats(dataset: Facts) -> Written:
     return {}
 
 
+def fitting(pixels: np.ndarray, most_px: int = 160) -> np.ndarray:
+    """Shrinks an image, uint8 [h, w, 3], so that no side is longer than ``most_px``."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((most_px, most_px))
+    return np.asarray(image)
+
+
+def _image_alone(example: Example, answer: np.ndarray | None) -> np.ndarray:
+    del answer
+    return fitting(np.asarray(example["image"]))
+
+
 def _no_sections(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) -> str:
     del evaluation, dataset, pictures
     return ""
@@ -60,6 +72,8 @@ class Page(NamedTuple):
     sections: Callable[[Facts, Facts, Mapping[int, str]], str] = _no_sections
     """Makes HTML for an evaluation, below a heading of the second level, from three arguments: the evaluation's file;
     dataset.json with the evaluation's `eval_split`; and the pictures of its examples (HTML, by index)."""
+    draw: Callable[[Example, np.ndarray | None], np.ndarray] = _image_alone
+    """Draws the picture of an example, uint8 [h, w, 3], from it and, if it has one, its map in ``Evaluation.maps``."""
 
 
 PLAIN = Page()
@@ -117,16 +131,20 @@ def pictures_of(evaluation: pathlib.Path) -> pathlib.Path:
     return evaluation.with_name(evaluation.stem.replace("evaluation", "examples", 1))
 
 
-def save_pictures(folder: pathlib.Path, split: Split, indices: Iterable[int]) -> None:
-    """Replaces the folder by pictures ``INDEX.png`` of some images of a split, at most 160 pixels wide and high."""
+def save_pictures(
+    folder: pathlib.Path,
+    split: Split,
+    indices: Iterable[int],
+    page: Page = PLAIN,
+    maps: Mapping[int, np.ndarray] | None = None,
+) -> None:
+    """Replaces the folder by pictures ``INDEX.png`` of some images of a split, drawn by the page."""
     shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
         folder.mkdir()
     for index in indices:
-        image = Image.fromarray(np.asarray(split.read(index)))
-        image.thumbnail((160, 160))
         content = io.BytesIO()
-        image.save(content, "PNG")
+        Image.fromarray(page.draw(split.example(index), (maps or {}).get(index))).save(content, "PNG")
         write_bytes(folder / f"{index}.png", content.getvalue())
 
 

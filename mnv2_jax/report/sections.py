@@ -67,7 +67,7 @@ def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) 
     absent = absent_classes(split, names, counts)
     note = f"<p class=note>{text(absent)}.</p>" if absent else ""
     confusion = np.array(evaluation["confusion"], np.int64)
-    matrix = _confusion_table(confusion, names) if len(names) <= _LABELLED_CLASSES else _confusion_picture(confusion)
+    matrix = confusion_table(confusion, names) if len(names) <= _LABELLED_CLASSES else _confusion_picture(confusion)
     pairs = _pairs(confusion, names)
     return (
         f"<section>{note}<p>{' '.join(_accuracy(evaluation, dataset))}</p>"
@@ -102,7 +102,7 @@ def _shades(confusion: np.ndarray) -> np.ndarray:
     return np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))
 
 
-def _confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
+def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
     """Table with one cell per pair of classes, which shows its numbers on hovering.
 
     With many classes the cells are small, and empty cells show nothing.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from mnv2_jax.config import Config, ModelConfig, NormConfig
+from mnv2_jax.config import Config, DataConfig, ModelConfig, NormConfig, build
+from mnv2_jax.data.images import evaluation_view
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.views.base import View
 from mnv2_jax.models.base import Model
@@ -47,6 +48,8 @@ class Evaluation(NamedTuple):
     predictions: Mapping[str, np.ndarray] = {}
     """Columns [n] of a table of all images, by name: "index" in the split, and the answers, as text or numbers. A
     number that isn't finite means that there is no answer. {}: the task has no such table."""
+    maps: Mapping[int, np.ndarray] = {}
+    """Small class maps, uint8 [h, w], by index, from which the pictures of the examples are drawn."""
 
 
 MOST_EXAMPLES = 24
@@ -145,6 +148,47 @@ class Answers(Protocol):
         """Turns the entries of `to_json` into lines for the terminal."""
 
 
+@runtime_checkable
+class HasFiles(Protocol):
+    """`Answers` that can be written to files."""
+
+    def files(self, image: np.ndarray, answer: PyTree) -> Mapping[str, bytes]:
+        """Makes the files for one image, uint8 [h, w, 3], by the endings of their names."""
+        ...
+
+
+class Framing(Protocol):
+    """How an image is prepared for a network, and an answer is brought back to the image. It must be picklable."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Makes the network's input, uint8 [p, q, 3], of an image, uint8 [h, w, 3], as in evaluation."""
+        ...
+
+    def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
+        """Brings the answer for one image to the image's height and width."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """The `Framing` of tasks whose answers have no place in the image: the crop of evaluation."""
+
+    data: DataConfig
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Cuts the crop out of an image."""
+        return evaluation_view(image, self.data)
+
+    def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
+        """Returns the answer as it is."""
+        del size
+        return answer
+
+
+def _crop(weights: Weights) -> Crop:
+    return Crop(build({"data": dataclasses.asdict(weights.info.preprocessing)}).data)
+
+
 def _same_dataset(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
     del info, num_classes
     return dataset
@@ -177,6 +221,8 @@ class Kind:
     saved_as: str | None = None
     """Name of another task, if this one is a variant of it with the same answers: the weights are saved as that task's,
     and can be used without the variant's module. Unset: they are saved as this task's."""
+    framing: Callable[[Weights], Framing] = _crop
+    """Makes from weights what prepares an image for them."""
     page: Page = PLAIN
     """Parts that this task adds to the report."""
     with_known_classes: Callable[[Dataset, WeightsInfo, int], Dataset] = _same_dataset

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mnv2_jax import graph
-from mnv2_jax.config import DataConfig, build
+from mnv2_jax.config import build
 from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, evaluation_view, rgb
 from mnv2_jax.data.shared import NumpyBatch, empty
 from mnv2_jax.data.workers import in_order
@@ -25,6 +27,7 @@ from mnv2_jax.ops.augment import normalise
 from mnv2_jax.processes import runtime
 from mnv2_jax.registry import TASKS, import_modules
 from mnv2_jax.runs.weights import load_weights
+from mnv2_jax.tasks.base import Framing
 from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
 
@@ -68,7 +71,10 @@ class Predictor:
         self.answers = TASKS.find(info.task).answers(self.weights, top)
         """Turns outputs into answers, and answers into JSON and text."""
         self._data = build({"data": dataclasses.asdict(info.preprocessing)}).data
-        self._arrays = jax.jit(lambda variables: graph.known(self._graph(variables, 1)))(self.weights.variables)
+        self._framing = TASKS.find(info.task).framing(self.weights)
+        # Whatever the size of images, the folded variables are the same.
+        of_any_size = (1, self.resolution, self.resolution, 3)
+        self._arrays = jax.jit(lambda held: graph.known(self._graph(held, of_any_size)))(self.weights.variables)
         self._answer = jax.jit(self._answer_batch)
         self._describe = jax.jit(
             lambda variables, images: _embedding(self.weights.model, variables, self._pixels(images))
@@ -99,13 +105,20 @@ class Predictor:
         """
         if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
             return self([images])[0]
-        return [
-            self.answers.to_json(answer) for answer in self.decode(self._prepared(images), list(map(_name, images)))
-        ]
+        return list(map(self.answers.to_json, self.arrays(images)))
+
+    def arrays(self, images: Sequence[ImageLike]) -> list[PyTree]:
+        """Returns the answers for images as arrays: what `tasks.base.Answers.decode` makes, at the size of the image.
+
+        For a segmentation each is ``{"class": uint8 [h, w]}``. The arguments and errors are those of `__call__`.
+        """
+        prepared, sizes = self._prepared(images)
+        answers = self.decode(prepared, list(map(_name, images)))
+        return [self._framing.restore(answer, size) for answer, size in zip(answers, sizes, strict=True)]
 
     def features(self, images: Sequence[ImageLike]) -> np.ndarray:
         """Returns the input of the classifier, float32 [n, c], for searches, clusters or a classifier of your own."""
-        batches = _batches(self._prepared(images))
+        batches = _batches(self._prepared(images)[0])
         rows = [jax.device_get(self._describe(self.weights.variables, batch))[:count] for batch, count in batches]
         return np.concatenate(rows)
 
@@ -116,13 +129,13 @@ class Predictor:
           UserError: if a file can't be read.
           DamagedImageError: if it can't be decoded.
         """
-        return evaluation_view(_pixels_of(image), self._data, resolution)
+        return evaluation_view(pixels_of(image), self._data, resolution)
 
-    def decode(self, images: np.ndarray, names: Sequence[str]) -> Iterator[PyTree]:
+    def decode(self, images: Sequence[np.ndarray], names: Sequence[str]) -> Iterator[PyTree]:
         """Yields the answer for each prepared image, as `tasks.base.Answers` takes it.
 
         Args:
-          images: uint8 [n, resolution, resolution, 3].
+          images: prepared images, each uint8 [p, q, 3]; neighbours of one shape make a batch.
           names: names of the images in errors.
 
         Raises:
@@ -150,13 +163,22 @@ class Predictor:
         Raises:
           UserError: if the outputs for an image are NaN or infinite.
         """
-        prepare = _Prepare(tuple(paths), self._data)
+        for path, answer in self.stream_arrays(paths, num_workers):
+            yield path, answer if isinstance(answer, UserError) else self.answers.to_json(answer)
+
+    def stream_arrays(self, paths: Sequence[str], num_workers: int = 0) -> Iterator[tuple[str, Any]]:
+        """Yields each path with its answer as `arrays` returns it, or with the error; see `stream`."""
+        prepare = _Prepare(tuple(paths), self._framing)
         with contextlib.closing(in_order(prepare, 0, prepare.num_batches, num_workers)) as batches:
             for number, batch in enumerate(batches):
                 names, failed = prepare.paths_of(number), batch["failed"].tolist()
-                answers = self.decode(batch["image"][: len(names)], names)
-                for name, has_failed, answer in zip(names, failed, answers, strict=True):
-                    yield name, self._error_of(name) if has_failed else self.answers.to_json(answer)
+                sound = [row for row in range(len(names)) if not failed[row]]
+                answers = self.decode([batch[_key(row)] for row in sound], [names[row] for row in sound])
+                for name, has_failed, (height, width) in zip(names, failed, batch["size"].tolist(), strict=True):
+                    if has_failed:
+                        yield name, self._error_of(name)
+                    else:
+                        yield name, self._framing.restore(next(answers), (height, width))
 
     def _error_of(self, path: str) -> UserError:
         try:
@@ -165,28 +187,30 @@ class Predictor:
             return error
         return UserError(f"{path}: couldn't be read a moment ago, and can be read now; start again")
 
-    def _prepared(self, images: Sequence[ImageLike]) -> np.ndarray:
-        prepared = np.zeros((len(images), self.resolution, self.resolution, 3), np.uint8)
-        damaged: list[str] = []
-        for row, image in enumerate(images):
+    def _prepared(self, images: Sequence[ImageLike]) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+        """Returns the prepared images, and the sizes that they had."""
+        prepared, sizes, damaged = list[np.ndarray](), list[tuple[int, int]](), list[str]()
+        for image in images:
             try:
-                prepared[row] = self.preprocess(image)
+                pixels = pixels_of(image)
+                prepared.append(self._framing(pixels))
+                sizes.append((pixels.shape[0], pixels.shape[1]))
             except DamagedImageError as error:
                 damaged.append(str(error))
         if damaged:
             raise damaged_images(damaged, f"{len(images):,} images")
-        return prepared
+        return prepared, sizes
 
     def _pixels(self, images: Array) -> Array:
         return normalise(images, self._data.mean, self._data.std)
 
-    def _graph(self, variables: PyTree, size: int) -> graph.Graph:
-        spec = jax.ShapeDtypeStruct((size, self.resolution, self.resolution, 3), jnp.float32)
+    def _graph(self, variables: PyTree, shape: tuple[int, ...]) -> graph.Graph:
+        spec = jax.ShapeDtypeStruct(shape, jnp.float32)
         return graph.fold(graph.trace(lambda images: self.weights.model.apply(variables, images)[0], spec))
 
     def _answer_batch(self, arrays: Sequence[Array], images: Array) -> tuple[PyTree, Array]:
         """Computes decoded outputs, and whether they are finite, bool [b]; ``arrays`` are the folded variables."""
-        template = graph.abstract(functools.partial(self._graph, size=len(images)), self.weights.variables)
+        template = graph.abstract(functools.partial(self._graph, shape=images.shape), self.weights.variables)
         outputs = graph.run(graph.with_known(template, arrays), self._pixels(images))
         finite = [jnp.isfinite(leaf.reshape(len(images), -1)).all(axis=1) for leaf in jax.tree.leaves(outputs)]
         return self.answers.decode(outputs), jnp.stack(finite).all(axis=0)
@@ -197,12 +221,22 @@ def _embedding(model: Any, variables: PyTree, pixels: Array) -> Array:
     return points["hidden"] if "hidden" in points else points["pooled"]
 
 
-def _batches(images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields batches of one of the `BATCHES` sizes, filled up with zeros, and the number of images in each."""
-    for start in range(0, len(images), BATCHES[-1]):
-        part = images[start : start + BATCHES[-1]]
-        size = next(size for size in BATCHES if size >= len(part))
-        yield np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)]), len(part)
+_BATCH_PIXELS = BATCHES[-1] * 384**2
+"""Most pixels in a batch of several images."""
+
+
+def _batches(images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields batches of one of the `BATCHES` sizes, filled up with zeros, and the number of images in each.
+
+    Images of a batch follow each other and have one shape.
+    """
+    for shape, group in itertools.groupby(images, key=np.shape):
+        most = max(size for size in BATCHES if size == 1 or size * math.prod(shape[:2]) <= _BATCH_PIXELS)
+        same = list(group)
+        for start in range(0, len(same), most):
+            part = same[start : start + most]
+            size = next(size for size in BATCHES if size >= len(part))
+            yield np.stack([*part, *[np.zeros(shape, np.uint8)] * (size - len(part))]), len(part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +244,7 @@ class _Prepare:
     """The function from a batch's number to its images; picklable."""
 
     paths: tuple[str, ...]
-    data: DataConfig
+    framing: Framing
 
     @property
     def num_batches(self) -> int:
@@ -220,22 +254,36 @@ class _Prepare:
         return self.paths[number * BATCHES[-1] : (number + 1) * BATCHES[-1]]
 
     def __call__(self, number: int) -> NumpyBatch:
-        paths, size = self.paths_of(number), self.data.seen_resolution
-        batch = {"image": empty((len(paths), size, size, 3)), "failed": np.zeros(len(paths), bool)}
+        paths = self.paths_of(number)
+        batch = {"failed": np.zeros(len(paths), bool), "size": np.zeros((len(paths), 2), np.int32)}
         for row, path in enumerate(paths):
             try:
-                batch["image"][row] = evaluation_view(_pixels_of(path), self.data)
+                pixels = pixels_of(path)
+                prepared = self.framing(pixels)
+                batch["size"][row] = pixels.shape[:2]
             except UserError:
-                batch["failed"][row], batch["image"][row] = True, 0
+                batch["failed"][row] = True
+                continue
+            shared = batch[_key(row)] = empty(prepared.shape)
+            shared[...] = prepared
         return batch
+
+
+def _key(row: int) -> str:
+    return f"image_{row}"
 
 
 def _name(image: ImageLike) -> str:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else "an image"
 
 
-def _pixels_of(image: ImageLike) -> np.ndarray:
-    """Returns uint8 [h, w, 3]."""
+def pixels_of(image: ImageLike) -> np.ndarray:
+    """Reads an image, uint8 [h, w, 3].
+
+    Raises:
+      UserError: if a file can't be read.
+      DamagedImageError: if it can't be decoded.
+    """
     if isinstance(image, Image.Image):
         return np.asarray(rgb(image))
     if isinstance(image, np.ndarray):

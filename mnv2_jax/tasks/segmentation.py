@@ -21,7 +21,9 @@ from mnv2_jax.ops import augment
 from mnv2_jax.ops import segmentation as ops
 from mnv2_jax.ops.random import example_keys, stream_key
 from mnv2_jax.registry import TASKS
-from mnv2_jax.tasks.base import MOST_EXAMPLES, Answers, Aux, Evaluation, Kind
+from mnv2_jax.report.segmentation import SEGMENTATION
+from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation, Kind
+from mnv2_jax.tasks.class_maps import class_maps, framing
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 from mnv2_jax.weights.file import Weights
 
@@ -31,6 +33,8 @@ _SCALARS = ("miou", "pixel_accuracy", "mean_accuracy")
 """Entries of a summary that go into the log."""
 _MATRIX_CLASSES = 30
 """Most classes for which the terminal shows the confusion matrix."""
+_MAP = 160
+"""Sides of the small class maps of which pictures are drawn, in pixels."""
 _TYPICAL = MOST_EXAMPLES // 2
 """Number of examples around the median; the others are the worst."""
 
@@ -71,7 +75,7 @@ class Segmentation:
     @property
     def eval_view(self) -> EvalView:
         """View of image and mask for evaluation, at the image's own size."""
-        return EvalView(self.data)
+        return EvalView(self.data, int(self.model.options.align_corners))
 
     def init(self, key: Key) -> Variables:
         """Initialises the variables, which don't depend on the size of images."""
@@ -131,12 +135,14 @@ class Segmentation:
         outputs, _ = self.model.apply(variables, self._normalised(batch["image"]), train=False)
         mask = batch["class_map"]
         logits = self.resized(outputs["logits"], mask.shape[1:])
-        counts = ops.confusion(ops.predictions(logits), mask, len(self.class_names))
+        predicted = ops.predictions(logits)
+        counts = ops.confusion(predicted, mask, len(self.class_names))
         rows = {
             "iou": ops.image_ious(counts),
             "pixels": counts.sum((1, 2)),
             "right": jnp.diagonal(counts, axis1=1, axis2=2).sum(1),
             "loss": ops.pixel_losses(logits, mask).sum((1, 2)),
+            "map": ops.small_maps(predicted, batch["size"], _MAP),
         }
         return ops.split_counts(ops.masked(counts, batch["mask"])), rows
 
@@ -148,12 +154,15 @@ class Segmentation:
         pixels = int(rows["pixels"].sum(dtype=np.int64))
         loss = float(rows["loss"].sum(dtype=np.float64)) / max(pixels, 1)
         unanswered = int(counts[:, -1].sum())
+        chosen = examples(rows)
+        place_of = {int(index): place for place, index in enumerate(rows["index"])}
         doubts = [f"the network's outputs for {unanswered} pixels are not numbers; these pixels count as wrong"]
         return Evaluation(
             {**scalars, "loss": loss, "pixels": pixels, "count": len(rows["iou"])},
             tables,
-            examples(rows),
+            chosen,
             notes=doubts if unanswered else (),
+            maps={example["index"]: rows["map"][place_of[example["index"]]] for example in chosen},
         )
 
     def headline(self, scalars: Mapping[str, float]) -> str:
@@ -306,18 +315,16 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
         )
 
 
-def answers(weights: Weights, most: int | None) -> Answers:
-    """Refuses: predict and export can't draw a class for each pixel yet.
-
-    Raises:
-      UserError: always.
-    """
-    del weights, most
-    raise UserError("weights of a segmentation can be trained and evaluated, but not yet used by predict and export")
-
-
 TASKS.add(
     "segmentation",
-    Kind(name="segmentation", model=for_classes, make=make_task, answers=answers, check_head=check_head),
+    Kind(
+        name="segmentation",
+        model=for_classes,
+        make=make_task,
+        answers=class_maps,
+        page=SEGMENTATION,
+        check_head=check_head,
+        framing=framing,
+    ),
     __name__,
 )

@@ -55,11 +55,14 @@ def save_evaluation(
       UserError: if a file can't be written.
     """
     data, split = setup.config.data, setup.dataset.eval
-    source = {"split": split.name, "resolution": data.seen_resolution, "data": {"name": data.name, "path": data.path}}
+    source: dict[str, Any] = {"split": split.name, "data": {"name": data.name, "path": data.path}}
+    if setup.config.model.head == "classifier":  # a dense head sees each image at its own size
+        source["resolution"] = data.seen_resolution
     skipped = {"skipped": list(evaluation.skipped)} if data.skip_corrupt else {}
     tables = {**evaluation.scalars, **evaluation.tables, "examples": list(evaluation.examples)}
     write_json(path, {"step": step, "checkpoint": checkpoint, **source, **tables, **skipped, **facts})
-    save_pictures(pictures_of(path), split, [example["index"] for example in evaluation.examples])
+    indices = [example["index"] for example in evaluation.examples]
+    save_pictures(pictures_of(path), split, indices, setup.kind.page, evaluation.maps)
 
 
 def write_predictions(path: pathlib.Path, split: Split, evaluation: Evaluation) -> None:

@@ -15,7 +15,7 @@ from mnv2_jax.data.views.base import Array, Draw
 _CROPS = 10
 """Crops that are tried until none of the classes has too large a share."""
 _CANVAS = 128
-"""Images are evaluated on canvases whose sides are rounded up to multiples of this, so that there are few of them."""
+"""Sides of a canvas are multiples of this, so that there are few canvases, each of which is compiled once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,15 @@ class TrainView:
         return {"image": image, "class_map": mask}
 
 
+def canvas_of(height: int, width: int, extra: int = 0) -> tuple[int, int]:
+    """Returns the canvas on which an image is evaluated: its sides rounded up to multiples of 128, plus ``extra``.
+
+    It depends on the image alone, so that an answer doesn't depend on other images. An extra pixel suits networks whose
+    corners are aligned: a map of n positions at stride s then covers (n - 1) * s + 1 pixels.
+    """
+    return -(-(height - extra) // _CANVAS) * _CANVAS + extra, -(-(width - extra) // _CANVAS) * _CANVAS + extra
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalView:
     """The `View` of evaluation: the image on a canvas, top left, with its class_map and its size, int32 [2].
@@ -61,6 +70,8 @@ class EvalView:
     """
 
     data: DataConfig
+    extra: int = 0
+    """See `canvas_of`."""
     canvas: tuple[int, int] | None = None
     varies = False
 
@@ -71,21 +82,18 @@ class EvalView:
 
     def at(self, resolution: int) -> EvalView:
         """Returns the view that resizes to another size."""
-        return EvalView(dataclasses.replace(self.data, resolution=resolution))
+        return EvalView(dataclasses.replace(self.data, resolution=resolution), self.extra)
 
     def canvases(self, split: Split) -> list[tuple[EvalView, np.ndarray]]:
         """Returns the views with which the images of a split are evaluated, each with the indices of its images.
 
-        The files' headers are read. A canvas is as small as its images allow.
+        The files' headers are read.
         """
-        sizes = np.array([_size_of(split, index) for index in range(len(split))]).reshape(-1, 2)
-        groups = -(-sizes // _CANVAS)
-        found = []
-        for group in np.unique(groups, axis=0):
-            indices = np.flatnonzero((groups == group).all(1))
-            height, width = sizes[indices].max(0).tolist()
-            found.append((dataclasses.replace(self, canvas=(height, width)), indices))
-        return found
+        of_image = np.array([canvas_of(*_size_of(split, index), self.extra) for index in range(len(split))])
+        return [
+            (dataclasses.replace(self, canvas=tuple(canvas.tolist())), np.flatnonzero((of_image == canvas).all(1)))
+            for canvas in np.unique(of_image, axis=0)
+        ]
 
     def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
         """Makes the row of an example; ignores the draw."""
@@ -96,6 +104,11 @@ class EvalView:
         size = np.array(mask.shape, np.int32)
         image, mask = _padded(image, mask, self.canvas or self.data.train_size, self.data)
         return {"image": image, "class_map": mask, "size": size}
+
+
+def on_canvas(image: np.ndarray, mean: tuple[float, ...], extra: int = 0) -> np.ndarray:
+    """Puts an image, uint8 [h, w, 3], on its canvas, as in evaluation."""
+    return _padded_image(image, canvas_of(image.shape[0], image.shape[1], extra), mean)
 
 
 def _spec(size: tuple[int, int]) -> Mapping[str, Array]:
@@ -163,9 +176,13 @@ def _padded(
     height, width = mask.shape
     if (height, width) == size:
         return image, mask
-    canvas = np.empty((*size, 3), np.uint8)
-    canvas[...] = np.clip(np.rint(255 * np.array(data.mean)), 0, 255)
-    canvas[:height, :width] = image
     padded = np.full(size, IGNORED, np.uint8)
     padded[:height, :width] = mask
-    return canvas, padded
+    return _padded_image(image, size, data.mean), padded
+
+
+def _padded_image(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...]) -> np.ndarray:
+    canvas = np.empty((*size, 3), np.uint8)
+    canvas[...] = np.clip(np.rint(255 * np.array(mean)), 0, 255)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas

@@ -1,0 +1,100 @@
+"""Answers of a segmentation network: a class for each pixel, and the share of each class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.config import ModelConfig
+from mnv2_jax.data.views.segmentation import on_canvas
+from mnv2_jax.nn.resize import resize_bilinear
+from mnv2_jax.report.overlays import beside, legend, mask_png, overlay, png
+from mnv2_jax.types import Array, PyTree
+from mnv2_jax.weights.file import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMaps:
+    """The `tasks.base.Answers` of a segmentation."""
+
+    labels: tuple[str, ...]
+    stride: int
+    """Pixels of the image between two positions of the logits."""
+    align_corners: bool
+    most: int
+    """Most classes per image in `to_json`."""
+
+    def decode(self, outputs: PyTree) -> dict[str, Array]:
+        """Returns the classes, uint8 [b, h, w], of the pixels that the logits [b, p, q, k] cover."""
+        logits = outputs["logits"]
+        rows, columns = (
+            (side - 1) * self.stride + 1 if self.align_corners else side * self.stride for side in logits.shape[1:3]
+        )
+        resized = resize_bilinear(logits, (rows, columns), align_corners=self.align_corners)
+        return {"class": resized.argmax(-1).astype(jnp.uint8)}
+
+    def to_json(self, answer: PyTree) -> dict[str, Any]:
+        """The answer for one image as ``{"size": [h, w], "classes": [{"index", "label", "share"}, ...]}``.
+
+        The share is that of the pixels, 0 to 1; the largest comes first.
+        """
+        class_map = np.asarray(answer["class"])
+        counts = np.bincount(class_map.reshape(-1), minlength=len(self.labels))
+        order = [int(i) for i in np.argsort(-counts, kind="stable")[: self.most] if counts[i]]
+        rows = [{"index": i, "label": self.labels[i], "share": int(counts[i]) / class_map.size} for i in order]
+        return {"size": list(class_map.shape), "classes": rows}
+
+    def to_text(self, entries: Mapping[str, Any]) -> list[str]:
+        """The entries of `to_json` as text, one line per class."""
+        width = max((len(row["label"]) for row in entries["classes"]), default=0)
+        return [f"{row['label']:<{width}}  {row['share']:7.2%}" for row in entries["classes"]]
+
+    def files(self, image: np.ndarray, answer: PyTree) -> dict[str, bytes]:
+        """Files for one image, by their endings: the classes as a PNG of indices, and an overlay with its legend.
+
+        Args:
+          image: uint8 [h, w, 3].
+          answer: the answer, of the image's size.
+        """
+        class_map = np.asarray(answer["class"])
+        seen = np.unique(class_map).tolist()
+        picture = beside([overlay(image, class_map), legend(self.labels, seen)], gap_px=8)
+        return {".png": mask_png(class_map), "-overlay.png": png(picture)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """The `tasks.base.Framing` of a segmentation: the whole image on its canvas."""
+
+    mean: tuple[float, ...]
+    extra: int
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Puts an image, uint8 [h, w, 3], on its canvas."""
+        return on_canvas(image, self.mean, self.extra)
+
+    def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
+        """Cuts the answer for a canvas to the image's size."""
+        height, width = size
+        return {"class": answer["class"][:height, :width]}
+
+
+def framing(weights: Weights) -> Canvas:
+    """Makes the framing for weights."""
+    return Canvas(weights.info.preprocessing.mean, int(weights.model.options.align_corners))
+
+
+def stride_of(model: ModelConfig) -> int:
+    """Returns the pixels of the image between two positions of a dense head's logits."""
+    return 8 if model.head == "lraspp" else model.output_stride
+
+
+def class_maps(weights: Weights, most: int | None) -> ClassMaps:
+    """Makes the answers for weights; classes without a name are labelled by their number."""
+    options, num_classes = weights.model.options, weights.model.num_classes
+    labels = weights.info.labels or tuple(map(str, range(num_classes)))
+    return ClassMaps(labels, stride_of(options), options.align_corners, min(most or num_classes, num_classes))
