@@ -111,7 +111,7 @@ def _run(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace)
     states = work.work(
         args.workdir, runs, lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
     )
-    _answer(states, args)
+    _answer(study, states, args)
     if failed := [state for state in states if state.name == "failed"]:
         raise UserError(
             f"{len(failed)} of {len(states)} runs failed, the first of them {failed[0].run.name}:"
@@ -122,24 +122,28 @@ def _run(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace)
 def _status(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace) -> None:
     from mnv2_jax.study.state import read_state
 
-    _answer([read_state(args.workdir, run) for run in runs], args)
+    _answer(study, [read_state(args.workdir, run) for run in runs], args)
 
 
-def _answer(states: Sequence[Any], args: argparse.Namespace) -> None:
+def _answer(study: Study, states: Sequence[Any], args: argparse.Namespace) -> None:
     """Prints the states of the runs, and the time left."""
     from mnv2_jax.runs.progress import duration
+    from mnv2_jax.study.results import metric_of, score
     from mnv2_jax.study.state import seconds_left
 
-    left = seconds_left(states)
+    left, (metric, when) = seconds_left(states), metric_of(study)
+    scores = [score(s.summary, metric, when) if s.summary else s.evaluation.get(metric) for s in states]
     if args.json:
-        rows = [{"name": s.run.name, "state": s.name, "share": s.share, "seconds": s.seconds} for s in states]
+        rows = [
+            {"name": s.run.name, "state": s.name, "share": s.share, "seconds": s.seconds, "score": value}
+            for s, value in zip(states, scores, strict=True)
+        ]
         return print(json.dumps({"runs": rows, "seconds_left": left}))
-    for state in states:
+    for state, value in zip(states, scores, strict=True):
+        shown = "" if value is None else f"  {metric} {value:.2%}" + ("" if state.summary else " so far")
         note = f"  {state.failure['line']}" if state.failure else ""
-        score = state.summary.get("eval", {}).get("top1")
-        shown = "" if score is None else f"  top-1 {score:.2%}"
         print(f"{state.run.name:<44} {state.name:<8} {state.share:>4.0%} {duration(state.seconds):>9}{shown}{note}")
-    counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "failed")}
+    counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "stopped", "failed")}
     words = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none begun"
     print(f"{len(states)} runs: {words}" + ("" if not left else f"; about {duration(left)} left"))
 
@@ -150,8 +154,8 @@ def _report(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespa
     from mnv2_jax.study.state import read_state
 
     states = [read_state(args.workdir, run) for run in runs]
-    if not any(state.name == "done" for state in states):
-        raise UserError(f"{args.workdir}: no run of the study is done yet; see study status")
+    if all(state.name == "waiting" for state in states):
+        raise UserError(f"{args.workdir}: no run of the study has begun; start them with study run, then report")
     page = write_report(args.workdir, name, study, states)
     judged = judge_all(study, states)
     if args.json:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,7 +211,45 @@ def test_a_report_says_what_is_reproduced_and_is_the_same_again(studied):
         assert part in page
     rows = first["results.csv"].decode().splitlines()
     assert len(rows) == 5
+    assert [row["state"] for row in json.loads(first["verdicts.json"])["unfinished"]] == ["waiting"]
     assert rows[0].startswith("cell,model.width,res,metric,when,params,madds,seeds,mean,spread")
+
+
+@pytest.fixture
+def begun(studied):
+    """A study of which one run alone has begun; returns its file, its folder and that run."""
+    file, folder = studied
+    run, *others = design.runs_of(SMALL)
+    for other in others:
+        shutil.rmtree(state.run_folder(folder, other), ignore_errors=True)
+    (state.run_folder(folder, run) / "summary.json").unlink()
+    return file, folder, run
+
+
+def test_a_report_of_runs_that_are_not_done_counts_none(begun):
+    file, folder, run = begun
+    claims = cli.answer(cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json"))["claims"]
+    assert [(claim["verdict"], claim["seeds"], claim["planned"]) for claim in claims] == [("undecided", [], 3)] * 3
+    assert all("0 of 3" in claim["missing"] for claim in claims)
+    names = ("report.html", "report.md", "results.csv", "verdicts.json")
+    first = {name: (folder / name).read_bytes() for name in names}
+    cli.answer(cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json"))
+    assert {name: (folder / name).read_bytes() for name in names} == first
+    verdicts = json.loads(first["verdicts.json"])
+    assert all(cell["mean"] is None and cell["scores"] == [] for cell in verdicts["cells"])
+    row, *others = verdicts["unfinished"]
+    assert (row["run"], row["state"], row["share"]) == (run.name, "stopped", 1.0)
+    assert (row["score_so_far"], row["step"]) == (pytest.approx(0.88), 20)
+    assert {other["state"] for other in others} == {"waiting"}
+    for name in ("report.html", "report.md"):
+        assert "88.00" in first[name].decode()
+    status = cli.answer(cli.here("study.__main__", "status", file, f"--workdir={folder}", "--json"))
+    assert status["runs"][0]["score"] == pytest.approx(0.88)
+
+
+def test_a_report_of_a_study_that_has_not_begun_is_one_line(studied, tmp_path):
+    result = cli.here("study.__main__", "report", studied[0], f"--workdir={tmp_path / 'none'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
 def test_status_counts_and_estimates(studied):
