@@ -264,6 +264,19 @@ def _runs(folder: pathlib.Path, states: Sequence[State], metric: str, when: str)
         note = f"exit code {state.failure['exit_code']}: {state.failure['line']}" if state.failure else ""
         record = run_folder(folder, state.run) / PROVENANCE
         origin = f'<a href="runs/{text(name)}/{PROVENANCE}">record</a>' if record.is_file() else "–"
-        body.append((link, state.name, percent(value), duration(state.seconds), origin, text(note)))
-    head = ("run", "state", metric, "training", "provenance", "failure")
+        cells = (percent(value), duration(state.seconds), text(_devices(state)), text(_commit(state)), origin)
+        body.append((link, state.name, *cells, text(note)))
+    head = ("run", "state", metric, "training", "devices", "commit", "provenance", "failure")
     return f"<section><h2>Runs</h2>{table(head, body)}</section>"
+
+
+def _devices(state: State) -> str:
+    """Writes the devices that finished a run; summaries of version 0.4 don't name them."""
+    devices = state.summary.get("devices") or {}
+    return f"{devices['count']} × {devices['kind']}" if {"count", "kind"} <= devices.keys() else "–"
+
+
+def _commit(state: State) -> str:
+    """Writes the commit that finished a run, in ten digits."""
+    commit, dirty, _ = (state.summary.get("commit") or "–").partition("-dirty")
+    return commit[:10] + dirty

@@ -46,6 +46,9 @@ def fake_run(folder, run, score):
     (top / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     width = config.model.width
     summary = {"eval": {"top1": score, "count": 360}, "best": {"step": 20, "top1": score}, "seconds": 6.0}
+    if run.seed:  # a summary of an earlier version has neither
+        devices = {"platform": "cpu", "kind": "some chip", "count": 2, "processes": 1}
+        summary |= {"seed": run.seed, "commit": "0123456789abcdef-dirty", "devices": devices}
     write_json(top / "summary.json", summary | {"params": int(1e6 * width), "madds": int(1e7 * width)})
 
 
@@ -207,7 +210,15 @@ def test_a_report_says_what_is_reproduced_and_is_the_same_again(studied):
     cli.answer(cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json"))
     assert {name: (folder / name).read_bytes() for name in names} == first
     page = first["report.html"].decode()
-    for part in ("Verdicts", "Score and cost", "Learning curves", "What differs", "11 of 12 runs"):
+    for part in (
+        "Verdicts",
+        "Score and cost",
+        "Learning curves",
+        "What differs",
+        "11 of 12 runs",
+        "2 × some chip",
+        "0123456789-dirty",
+    ):
         assert part in page
     rows = first["results.csv"].decode().splitlines()
     assert len(rows) == 5
