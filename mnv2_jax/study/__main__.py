@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, folder_type
@@ -15,9 +15,11 @@ from mnv2_jax.study.design import Run, Study, load_study, runs_of, study_files
 if TYPE_CHECKING:
     import argparse
 
+    from mnv2_jax.study.plan import Cost
+
 _HELP_AFTER = """\
 plan    prints the runs, their cost, and which claims the planned seeds can decide (--format=commands or slurm-array:
-        the jobs for a scheduler)
+        the jobs for a scheduler; --measure: also times the train step of each cell on this machine)
 run     trains what is missing; any number of these commands, on any machines that share the folder, work together
 status  prints how far every run is, and the time left
 report  writes report.html, report.md, results.csv and verdicts.json into the folder
@@ -54,14 +56,17 @@ def main() -> None:
     parser.add_argument(
         "--format", choices=("table", "commands", "slurm-array"), default="table", help="with plan: what is printed"
     )
+    parser.add_argument("--measure", action="store_true", help="with plan: time the train step of each cell here")
     parser.add_argument("--retry", action="store_true", help="with run: train those again that failed")
     parser.add_json_flag()
     args, overrides = parser.parse(sys.argv[1:])
     if overrides:
         raise UserError(f"--config.{overrides[0]}: a study's file says what is trained; change it there")
-    for flag, verb in (("retry", "run"), ("format", "plan")):
+    for flag, verb in (("retry", "run"), ("format", "plan"), ("measure", "plan")):
         if getattr(args, flag) not in (False, "table") and args.what != verb:
             raise UserError(f"--{flag} is used with {verb} only; leave it out")
+    if args.measure and args.format != "table":
+        raise UserError(f"--measure prints times and --format={args.format} jobs; leave one out")
     study = load_study(args.study)
     name = pathlib.PurePath(args.study).stem
     args.workdir = args.workdir or pathlib.Path("studies", name)
@@ -87,7 +92,10 @@ def _plan(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace
         decided = [
             {"claim": judgement.sentence(c), "decided": x.decided} for c, x in zip(study.claims, chances, strict=True)
         ]
-        return print(json.dumps({"runs": rows, "training_madds": total, "claims": decided}))
+        answer = {"runs": rows, "training_madds": total, "claims": decided}
+        if args.measure:
+            answer |= _measure(runs, costs, sys.stderr)
+        return print(json.dumps(answer))
     for run, cost in zip(runs, costs, strict=True):
         images = "images unknown" if cost.images is None else f"{cost.images:>13,.0f} images"
         print(f"{run.name:<44} {cost.madds / 1e6:>9,.2f} M MAdds {images}  {' '.join(run.arguments)}")
@@ -101,6 +109,33 @@ def _plan(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace
         )
     for relation in study.relations:
         print(judgement.sentence(relation))
+    if args.measure:
+        _measure(runs, costs, sys.stdout)
+
+
+def _measure(runs: Sequence[Run], costs: Sequence[Cost], out: TextIO) -> dict[str, Any]:
+    """Times the step of each cell, and prints each time as it comes; returns them with the hours of all steps."""
+    from mnv2_jax.study import measure
+
+    measured = {}
+    for run in measure.first_runs(runs):
+        each = measured[run.cell.name] = measure.measure(run)
+        words = (
+            each.why if each.ms is None else f"{each.ms:>10,.2f} ms a step {each.images_per_second:>10,.0f} images/s"
+        )
+        print(f"{each.cell:<44} {words}", file=out, flush=True)
+    timed = [each for each in measured.values() if each.ms is not None]
+    if not timed:
+        raise UserError(f"no cell can be trained on this machine, the first for: {next(iter(measured.values())).why}")
+    seconds = [measure.seconds_of(run, cost.steps, measured) for run, cost in zip(runs, costs, strict=True)]
+    known = [each for each in seconds if each is not None]
+    hours = sum(known) / 3600
+    print(
+        f"{hours:,.2f} hours for the steps alone of {len(known)} of {len(runs)} runs, one after the other on this"
+        f" machine ({timed[0].device}); evaluations, starts and waits for data come on top",
+        file=out,
+    )
+    return {"measured": [each._asdict() for each in measured.values()], "hours_of_steps": hours}
 
 
 def _run(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace) -> None:

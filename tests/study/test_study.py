@@ -12,10 +12,11 @@ import time
 import pytest
 
 from mnv2_jax import config as configs
+from mnv2_jax.bench import __main__ as bench
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_json
 from mnv2_jax.runs import folder as run_folders
-from mnv2_jax.study import design, state, work
+from mnv2_jax.study import design, measure, plan, state, work
 from mnv2_jax.study.design import Claim, Relation, Study
 from tests import cli
 
@@ -280,6 +281,42 @@ def test_a_plan_counts_costs_and_jobs(studied):
         text = cli.here("study.__main__", "plan", file, f"--workdir={folder}", f"--format={form}").stdout
         assert text.count("python -m mnv2_jax.main --config=w0_35:data=digits,res=") == 12
     assert "--array=0-11" in text
+
+
+TIMING = """
+import json, sys
+if "--config.model.width=0.35" in sys.argv and "--config=w0_35:data=digits,res=16" in sys.argv:
+    raise SystemExit("error: too large")
+print(json.dumps({"rows": [{"ms": 20.0, "images_per_second": 3200.0, "facts": {"devices": 1, "device": "chip"}}]}))
+"""
+
+
+def test_a_plan_times_the_step_of_each_cell(studied, monkeypatch):
+    run, *_ = design.runs_of(SMALL)
+    _, _, *arguments = measure.command_of(run)
+    parsed, overrides = bench._parser().parse(arguments[1:])
+    assert (arguments[0], parsed.what, parsed.config, parsed.json) == ("mnv2_jax.bench", "step", run.config, True)
+    assert tuple(overrides) == run.overrides
+    monkeypatch.setattr(plan, "cost_of", lambda run, images: plan.Cost(1, 1, 64_000.0, 1_000.0, 3.0, ""))
+    monkeypatch.setattr(measure, "command_of", lambda run: [sys.executable, "-c", TIMING, *run.arguments])
+    result = cli.here("study.__main__", "plan", studied[0], "--measure", "--json")
+    answer = cli.answer(result)
+    assert [row["ms"] for row in answer["measured"]] == [None, 20.0, 20.0, 20.0]
+    assert "too large" in answer["measured"][0]["why"]
+    assert answer["hours_of_steps"] == pytest.approx(9 * 20 / 3600)  # of the nine runs whose cells were timed
+    monkeypatch.setattr(measure, "command_of", lambda run: [sys.executable, "-c", "raise SystemExit('no')"])
+    refused = cli.here("study.__main__", "plan", studied[0], "--measure")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+def test_a_training_of_several_sizes_is_counted_size_by_size():
+    sizes = {"small": {"res": 16}, "large": {"res": 32}, "both": {"data.scales": (16, 32)}}
+    study = Study(
+        base="w0_35:data=digits", axes={"size": sizes}, settings={"train.steps": 10, "model.depth": 0.3}, seeds=(0,)
+    )
+    small, large, both = map(plan.cost_of, design.runs_of(study))
+    assert both.images == 10 * (256 + 64) / 2  # a batch of either size has about as many pixels
+    assert both.training_madds == plan.PASSES * 10 * (256 * small.madds + 64 * large.madds) / 2
 
 
 def test_runs_are_compared(studied, tmp_path):
