@@ -70,6 +70,20 @@ def test_the_projects_studies_can_be_planned():
         assert state.planned_config(runs[-1]).seed == runs[-1].seed
 
 
+def test_cells_of_a_study_may_have_a_recipe_each():
+    study = design.load_study("imagenet_table")
+    top1 = {claim.cell["published"]: claim.published for claim in study.claims}
+    assert len(top1) == len(study.claims) == 26
+    cells = {run.cell.point["published"]: state.planned_config(run) for run in design.runs_of(study)[:26]}
+    for width, published in {0.25: 0.5357, 0.5: 0.6528, 0.75: 0.7042, 1.0: 0.7293}.items():
+        config = cells.pop(f"corenet_{width}")
+        assert top1[f"corenet_{width}"] == pytest.approx(published)
+        assert (config.model.width, config.model.width_rule, config.train.epochs) == (width, "corenet", 300)
+        assert config.model.dropout == pytest.approx(0.2 * width)
+        assert len(config.data.scales) == 5
+    assert not any(config.data.scales or config.model.width_rule == "corenet" for config in cells.values())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
