@@ -39,7 +39,7 @@ class Judged(NamedTuple):
     def missing(self) -> str | None:
         """What an undecided claim lacks, as a sentence; None if it is decided."""
         if self.judgement is None:
-            reason: str | None = "an interval needs at least 2"
+            reason: str | None = "at least 2 are needed for an interval"
         else:
             reason = self.judgement.missing
         done = len(self.seeds)

@@ -114,6 +114,8 @@ def _progress(states: Sequence[State]) -> str:
 
 def _tested(judged: Sequence[Judged]) -> str:
     count = len(judged)
+    if all(each.judgement is None for each in judged):
+        return "No claim is tested yet."
     if count == 1:
         return "One claim was tested, at a level of 95 %."
     level = verdict.family_level(count)
