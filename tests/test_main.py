@@ -27,6 +27,10 @@ def test_summary_has_what_scripts_rely_on(trained):
     assert (summary["model"], summary["steps"], summary["eval"]["count"]) == ("mobilenet_v2", 12, 360)
     assert summary == json.loads((workdir / "summary.json").read_text())
     assert summary["seconds"] > 1
+    (session,) = json.loads((workdir / "provenance.json").read_text())["sessions"]
+    assert (summary["seed"], summary["devices"]) == (0, session["devices"])
+    assert {"kind", "count", "processes"} <= summary["devices"].keys()
+    assert summary["commit"] is None or summary["commit"].startswith(session["git"]["commit"])
     assert summary["images_per_second"] == summary["images_per_second_per_device"] > 0
 
 

@@ -201,6 +201,18 @@ def note_memory(workdir: pathlib.Path, memory: Mapping[str, int]) -> None:
         write_json(workdir / PROVENANCE, {"sessions": [*sessions[:-1], {**sessions[-1], "memory": memory}]})
 
 
+def origin(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the commit and the devices of the run's last session; the provenance has those of all sessions.
+
+    The commit ends with ``-dirty`` where files of the checkout were changed, as in ``git describe``, and is None where
+    the code belonged to no checkout.
+    """
+    session = _mapping(next(reversed(_sessions(workdir)), None))  # none if somebody has removed the file
+    git = _mapping(session.get("git"))
+    commit = git.get("commit") and f"{git['commit']}{'-dirty' if git.get('dirty') else ''}"
+    return {"commit": commit, "devices": _mapping(session.get("devices"))}
+
+
 def read_run(workdir: pathlib.Path) -> tuple[Config, list[str]]:
     """Reads the config of a run and the names of its classes.
 

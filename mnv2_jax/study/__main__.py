@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mnv2_jax.errors import UserError, exit_on_user_error
 from mnv2_jax.flags import Parser, folder_type
@@ -15,9 +15,11 @@ from mnv2_jax.study.design import Run, Study, load_study, runs_of, study_files
 if TYPE_CHECKING:
     import argparse
 
+    from mnv2_jax.study.plan import Cost
+
 _HELP_AFTER = """\
 plan    prints the runs, their cost, and which claims the planned seeds can decide (--format=commands or slurm-array:
-        the jobs for a scheduler)
+        the jobs for a scheduler; --measure: also times the train step of each cell on this machine)
 run     trains what is missing; any number of these commands, on any machines that share the folder, work together
 status  prints how far every run is, and the time left
 report  writes report.html, report.md, results.csv and verdicts.json into the folder
@@ -54,14 +56,17 @@ def main() -> None:
     parser.add_argument(
         "--format", choices=("table", "commands", "slurm-array"), default="table", help="with plan: what is printed"
     )
+    parser.add_argument("--measure", action="store_true", help="with plan: time the train step of each cell here")
     parser.add_argument("--retry", action="store_true", help="with run: train those again that failed")
     parser.add_json_flag()
     args, overrides = parser.parse(sys.argv[1:])
     if overrides:
         raise UserError(f"--config.{overrides[0]}: a study's file says what is trained; change it there")
-    for flag, verb in (("retry", "run"), ("format", "plan")):
+    for flag, verb in (("retry", "run"), ("format", "plan"), ("measure", "plan")):
         if getattr(args, flag) not in (False, "table") and args.what != verb:
             raise UserError(f"--{flag} is used with {verb} only; leave it out")
+    if args.measure and args.format != "table":
+        raise UserError(f"--measure prints times and --format={args.format} jobs; leave one out")
     study = load_study(args.study)
     name = pathlib.PurePath(args.study).stem
     args.workdir = args.workdir or pathlib.Path("studies", name)
@@ -87,7 +92,10 @@ def _plan(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace
         decided = [
             {"claim": judgement.sentence(c), "decided": x.decided} for c, x in zip(study.claims, chances, strict=True)
         ]
-        return print(json.dumps({"runs": rows, "training_madds": total, "claims": decided}))
+        answer = {"runs": rows, "training_madds": total, "claims": decided}
+        if args.measure:
+            answer |= _measure(runs, costs, sys.stderr)
+        return print(json.dumps(answer))
     for run, cost in zip(runs, costs, strict=True):
         images = "images unknown" if cost.images is None else f"{cost.images:>13,.0f} images"
         print(f"{run.name:<44} {cost.madds / 1e6:>9,.2f} M MAdds {images}  {' '.join(run.arguments)}")
@@ -101,6 +109,33 @@ def _plan(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace
         )
     for relation in study.relations:
         print(judgement.sentence(relation))
+    if args.measure:
+        _measure(runs, costs, sys.stdout)
+
+
+def _measure(runs: Sequence[Run], costs: Sequence[Cost], out: TextIO) -> dict[str, Any]:
+    """Times the step of each cell, and prints each time as it comes; returns them with the hours of all steps."""
+    from mnv2_jax.study import measure
+
+    measured = {}
+    for run in measure.first_runs(runs):
+        each = measured[run.cell.name] = measure.measure(run)
+        words = (
+            each.why if each.ms is None else f"{each.ms:>10,.2f} ms a step {each.images_per_second:>10,.0f} images/s"
+        )
+        print(f"{each.cell:<44} {words}", file=out, flush=True)
+    timed = [each for each in measured.values() if each.ms is not None]
+    if not timed:
+        raise UserError(f"no cell can be trained on this machine, the first for: {next(iter(measured.values())).why}")
+    seconds = [measure.seconds_of(run, cost.steps, measured) for run, cost in zip(runs, costs, strict=True)]
+    known = [each for each in seconds if each is not None]
+    hours = sum(known) / 3600
+    print(
+        f"{hours:,.2f} hours for the steps alone of {len(known)} of {len(runs)} runs, one after the other on this"
+        f" machine ({timed[0].device}); evaluations, starts and waits for data come on top",
+        file=out,
+    )
+    return {"measured": [each._asdict() for each in measured.values()], "hours_of_steps": hours}
 
 
 def _run(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace) -> None:
@@ -111,7 +146,7 @@ def _run(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace)
     states = work.work(
         args.workdir, runs, lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
     )
-    _answer(states, args)
+    _answer(study, states, args)
     if failed := [state for state in states if state.name == "failed"]:
         raise UserError(
             f"{len(failed)} of {len(states)} runs failed, the first of them {failed[0].run.name}:"
@@ -122,24 +157,28 @@ def _run(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace)
 def _status(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespace) -> None:
     from mnv2_jax.study.state import read_state
 
-    _answer([read_state(args.workdir, run) for run in runs], args)
+    _answer(study, [read_state(args.workdir, run) for run in runs], args)
 
 
-def _answer(states: Sequence[Any], args: argparse.Namespace) -> None:
+def _answer(study: Study, states: Sequence[Any], args: argparse.Namespace) -> None:
     """Prints the states of the runs, and the time left."""
     from mnv2_jax.runs.progress import duration
+    from mnv2_jax.study.results import metric_of, score
     from mnv2_jax.study.state import seconds_left
 
-    left = seconds_left(states)
+    left, (metric, when) = seconds_left(states), metric_of(study)
+    scores = [score(s.summary, metric, when) if s.summary else s.evaluation.get(metric) for s in states]
     if args.json:
-        rows = [{"name": s.run.name, "state": s.name, "share": s.share, "seconds": s.seconds} for s in states]
+        rows = [
+            {"name": s.run.name, "state": s.name, "share": s.share, "seconds": s.seconds, "score": value}
+            for s, value in zip(states, scores, strict=True)
+        ]
         return print(json.dumps({"runs": rows, "seconds_left": left}))
-    for state in states:
+    for state, value in zip(states, scores, strict=True):
+        shown = "" if value is None else f"  {metric} {value:.2%}" + ("" if state.summary else " so far")
         note = f"  {state.failure['line']}" if state.failure else ""
-        score = state.summary.get("eval", {}).get("top1")
-        shown = "" if score is None else f"  top-1 {score:.2%}"
         print(f"{state.run.name:<44} {state.name:<8} {state.share:>4.0%} {duration(state.seconds):>9}{shown}{note}")
-    counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "failed")}
+    counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "stopped", "failed")}
     words = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none begun"
     print(f"{len(states)} runs: {words}" + ("" if not left else f"; about {duration(left)} left"))
 
@@ -150,8 +189,8 @@ def _report(study: Study, runs: Sequence[Run], name: str, args: argparse.Namespa
     from mnv2_jax.study.state import read_state
 
     states = [read_state(args.workdir, run) for run in runs]
-    if not any(state.name == "done" for state in states):
-        raise UserError(f"{args.workdir}: no run of the study is done yet; see study status")
+    if all(state.name == "waiting" for state in states):
+        raise UserError(f"{args.workdir}: no run of the study has begun; start them with study run, then report")
     page = write_report(args.workdir, name, study, states)
     judged = judge_all(study, states)
     if args.json:

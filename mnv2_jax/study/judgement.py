@@ -22,6 +22,8 @@ class Judged(NamedTuple):
     """Of the claim's cell, or of the better and the worse one."""
     seeds: tuple[int, ...]
     """Seeds that have a score in all of these."""
+    planned: int
+    """Number of seeds that the study has."""
     judgement: Judgement | None
     """None while no run has a score."""
     prediction: Prediction | None
@@ -36,7 +38,15 @@ class Judged(NamedTuple):
     @property
     def missing(self) -> str | None:
         """What an undecided claim lacks, as a sentence; None if it is decided."""
-        return "no run has a score yet" if self.judgement is None else self.judgement.missing
+        if self.judgement is None:
+            reason: str | None = "at least 2 are needed for an interval"
+        else:
+            reason = self.judgement.missing
+        done = len(self.seeds)
+        if reason is None or done >= self.planned:
+            return reason
+        runs = "runs are" if len(self.scores) == 1 else "pairs of runs are"
+        return f"{done} of {self.planned} {runs} done; {reason}"
 
     @property
     def sentence(self) -> str:
@@ -49,6 +59,8 @@ class Judged(NamedTuple):
             "claim": self.what,
             "verdict": self.word,
             "seeds": list(self.seeds),
+            "planned": self.planned,
+            "missing": self.missing,
             "judgement": None if self.judgement is None else dataclasses.asdict(self.judgement),
             "prediction": None if self.prediction is None else dataclasses.asdict(self.prediction),
             "source": self.source,
@@ -88,13 +100,13 @@ def sentence(claim: Claim | Relation) -> str:
 
 def _claim(study: Study, claim: Claim, states: list[State]) -> Judged:
     scores = scores_of(study, states, claim.metric, claim.when)[find_cell(study, claim.cell).name]
-    seeds, values = tuple(scores.by_seed), list(scores.by_seed.values())
+    seeds, values, planned = tuple(scores.by_seed), list(scores.by_seed.values()), len(study.seeds)
     if not values:
-        return Judged(sentence(claim), (scores,), (), None, None, claim.source)
+        return Judged(sentence(claim), (scores,), (), planned, None, None, claim.source)
     images = scores.images or None
     judgement = verdict.judge(_region(claim), values, images=images, same_images=claim.same_images)
     prediction = verdict.predict_run(claim.published, values, images=images)
-    return Judged(sentence(claim), (scores,), seeds, judgement, prediction, claim.source)
+    return Judged(sentence(claim), (scores,), seeds, planned, judgement, prediction, claim.source)
 
 
 def _relation(study: Study, relation: Relation, states: list[State]) -> Judged:
@@ -105,7 +117,7 @@ def _relation(study: Study, relation: Relation, states: list[State]) -> Judged:
     if seeds:
         pairs = [[scores.by_seed[seed] for seed in seeds] for scores in (better, worse)]
         judgement = verdict.beats(*pairs, margin=relation.margin, images=better.images or None)
-    return Judged(sentence(relation), (better, worse), seeds, judgement, None, relation.source)
+    return Judged(sentence(relation), (better, worse), seeds, len(study.seeds), judgement, None, relation.source)
 
 
 def _region(claim: Claim) -> verdict.Claim:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mnv2_jax.config import DataConfig
+from mnv2_jax.config.checks import batch_shapes
 from mnv2_jax.data.sources import known_num_classes, open_dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import count_layers
@@ -27,13 +28,11 @@ class Cost(NamedTuple):
     params: int
     images: float | None
     """Images in all epochs; None where the data can't be opened on this machine."""
+    steps: float | None
+    training_madds: float | None
+    """Multiply-adds of all steps; with `data.scales` each resolution counts as often as its batches come."""
     why: str
-    """Why the images aren't known."""
-
-    @property
-    def training_madds(self) -> float | None:
-        """Multiply-adds of the training."""
-        return None if self.images is None else PASSES * self.madds * self.images
+    """Why images, steps and multiply-adds of the training aren't known."""
 
 
 def cost_of(run: Run, known_images: int | None = None) -> Cost:
@@ -50,10 +49,15 @@ def cost_of(run: Run, known_images: int | None = None) -> Cost:
     found, why = _train_images(config.data)
     train_images = found or known_images
     model = kind_of(config).model(config.model, config.norm, config.model.num_classes or known_num_classes(config.data))
-    summary = _count(model, config.data.resolution)
-    steps, epochs = config.train.steps, config.train.epochs
-    images = steps * config.data.batch_size if steps is not None else train_images and train_images * epochs
-    return Cost(summary.madds, summary.params, images, "" if images else why)
+    summary, shapes = _count(model, config.data.seen_resolution), batch_shapes(config)
+    images_a_step = sum(images for _, images in shapes) / len(shapes)
+    madds_a_step = PASSES * sum(images * _count(model, size).madds for size, images in shapes) / len(shapes)
+    steps: float | None = config.train.steps
+    if steps is None and train_images is not None:
+        steps = train_images * config.train.epochs / images_a_step
+    if steps is None:
+        return Cost(summary.madds, summary.params, None, None, None, why)
+    return Cost(summary.madds, summary.params, steps * images_a_step, steps, steps * madds_a_step, "")
 
 
 _count = functools.lru_cache(count_layers)

@@ -17,7 +17,7 @@ from mnv2_jax.runs.progress import duration
 from mnv2_jax.study import verdict
 from mnv2_jax.study.design import Study, find_cell
 from mnv2_jax.study.judgement import Judged, judge_all
-from mnv2_jax.study.results import Scores, curves_of, differences_within, scores_of
+from mnv2_jax.study.results import Scores, curves_of, differences_within, metric_of, scores_of, unfinished_of
 from mnv2_jax.study.state import State, run_folder
 
 HTML, MARKDOWN, CSV, VERDICTS = "report.html", "report.md", "results.csv", "verdicts.json"
@@ -33,22 +33,18 @@ def write_report(folder: pathlib.Path, name: str, study: Study, states: Sequence
       states: the states of all its runs.
     """
     judged, rows = judge_all(study, states), _rows(study, states)
+    unfinished = unfinished_of(states, metric_of(study)[0])
+    verdicts = {"study": name, "claims": [each.to_json() for each in judged], "cells": rows, "unfinished": unfinished}
     write_text(folder / CSV, _csv(rows))
-    write_json(folder / VERDICTS, {"study": name, "claims": [each.to_json() for each in judged], "cells": rows})
-    write_text(folder / MARKDOWN, _markdown(name, states, judged, rows))
-    write_text(folder / HTML, whole_page(name, _body(folder, name, study, states, judged, rows)))
+    write_json(folder / VERDICTS, verdicts)
+    write_text(folder / MARKDOWN, _markdown(name, states, judged, rows, unfinished))
+    write_text(folder / HTML, whole_page(name, _body(folder, name, study, states, judged, rows, unfinished)))
     return folder / HTML
-
-
-def _metric(study: Study) -> tuple[str, str]:
-    """Returns the score of the tables: that of the first claim, or the last top-1."""
-    pairs = [*((each.metric, each.when) for each in study.claims), *((x.metric, x.when) for x in study.relations)]
-    return pairs[0] if pairs else ("top1", "final")
 
 
 def _rows(study: Study, states: Sequence[State]) -> list[dict[str, Any]]:
     """Returns a row of numbers for each cell."""
-    metric, when = _metric(study)
+    metric, when = metric_of(study)
     return [_row(scores, metric, when) for scores in scores_of(study, states, metric, when).values()]
 
 
@@ -74,7 +70,13 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return file.getvalue()
 
 
-def _markdown(name: str, states: Sequence[State], judged: Sequence[Judged], rows: Sequence[dict[str, Any]]) -> str:
+def _markdown(
+    name: str,
+    states: Sequence[State],
+    judged: Sequence[Judged],
+    rows: Sequence[dict[str, Any]],
+    unfinished: Sequence[dict[str, Any]],
+) -> str:
     lines = [f"# {name}", "", _progress(states), ""]
     if judged:
         lines += ["| claim | seeds | verdict |", "| --- | --- | --- |"]
@@ -87,11 +89,20 @@ def _markdown(name: str, states: Sequence[State], judged: Sequence[Judged], rows
             f"| {row['cell']} | {row['seeds']} | {_share(row['mean'])} | {_share(row['spread'])} | {interval} |"
             f" {number(row['params'])} | {number(row['madds'])} |"
         )
+    if unfinished:
+        lines += ["", "| run not done | state | trained | last evaluation, not counted |", "| --- |" + " --- |" * 3]
+    for row in unfinished:
+        lines.append(f"| {row['run']} | {row['state']} | {row['share']:.0%} | {_so_far(row)} |")
     return "\n".join(lines) + "\n"
 
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def _so_far(row: dict[str, Any]) -> str:
+    """Writes the last evaluation of a run that isn't done."""
+    return "–" if row["score_so_far"] is None else f"{_share(row['score_so_far'])} at step {row['step']:,}"
 
 
 def _progress(states: Sequence[State]) -> str:
@@ -103,6 +114,8 @@ def _progress(states: Sequence[State]) -> str:
 
 def _tested(judged: Sequence[Judged]) -> str:
     count = len(judged)
+    if all(each.judgement is None for each in judged):
+        return "No claim is tested yet."
     if count == 1:
         return "One claim was tested, at a level of 95 %."
     level = verdict.family_level(count)
@@ -119,14 +132,16 @@ def _body(
     states: Sequence[State],
     judged: Sequence[Judged],
     rows: Sequence[dict[str, Any]],
+    unfinished: Sequence[dict[str, Any]],
 ) -> str:
-    metric, when = _metric(study)
+    metric, when = metric_of(study)
     parts = [
         f"<header><p class=eyebrow>study</p><h1>{text(name)}</h1><p class=lead>{text(_progress(states))}"
         f" The score is the {when} {text(metric)}.</p></header>",
         _claims(judged),
         _charts(study, rows),
         _cells(rows),
+        _unfinished(unfinished, metric),
         _curves(folder, states, metric, rows),
         _differences(folder, states),
         _runs(folder, states, metric, when),
@@ -207,6 +222,20 @@ def _cells(rows: Sequence[dict[str, Any]]) -> str:
     return f"<section><h2>Cells</h2>{table(head, body)}</section>"
 
 
+def _unfinished(rows: Sequence[dict[str, Any]], metric: str) -> str:
+    if not rows:
+        return ""
+    body = [
+        (text(row["run"]), row["state"], f"{row['share']:.0%}", duration(row["seconds"]), text(_so_far(row)))
+        for row in rows
+    ]
+    head = ("run", "state", "share of its epochs", "training", f"last {text(metric)} so far, not counted")
+    return (
+        f"<section><h2>Not done yet</h2><p>No claim counts these runs before they are done.</p>"
+        f"{table(head, body)}</section>"
+    )
+
+
 def _curves(folder: pathlib.Path, states: Sequence[State], metric: str, rows: Sequence[dict[str, Any]]) -> str:
     curves = curves_of(folder, states, metric)
     if not curves:
@@ -220,6 +249,8 @@ def _curves(folder: pathlib.Path, states: Sequence[State], metric: str, rows: Se
 
 
 def _differences(folder: pathlib.Path, states: Sequence[State]) -> str:
+    if not any(state.name == "done" for state in states):
+        return ""
     lines = differences_within(folder, states)
     found = "".join(f"<li>{text(line)}</li>" for line in lines)
     content = f"<ul>{found}</ul>" if lines else "<p>Nothing but the seed: the same code, machine and settings.</p>"
@@ -235,6 +266,19 @@ def _runs(folder: pathlib.Path, states: Sequence[State], metric: str, when: str)
         note = f"exit code {state.failure['exit_code']}: {state.failure['line']}" if state.failure else ""
         record = run_folder(folder, state.run) / PROVENANCE
         origin = f'<a href="runs/{text(name)}/{PROVENANCE}">record</a>' if record.is_file() else "–"
-        body.append((link, state.name, percent(value), duration(state.seconds), origin, text(note)))
-    head = ("run", "state", metric, "training", "provenance", "failure")
+        cells = (percent(value), duration(state.seconds), text(_devices(state)), text(_commit(state)), origin)
+        body.append((link, state.name, *cells, text(note)))
+    head = ("run", "state", metric, "training", "devices", "commit", "provenance", "failure")
     return f"<section><h2>Runs</h2>{table(head, body)}</section>"
+
+
+def _devices(state: State) -> str:
+    """Writes the devices that finished a run; summaries of version 0.4 don't name them."""
+    devices = state.summary.get("devices") or {}
+    return f"{devices['count']} × {devices['kind']}" if {"count", "kind"} <= devices.keys() else "–"
+
+
+def _commit(state: State) -> str:
+    """Writes the commit that finished a run, in ten digits."""
+    commit, dirty, _ = (state.summary.get("commit") or "–").partition("-dirty")
+    return commit[:10] + dirty

@@ -52,6 +52,28 @@ def scores_of(study: Study, states: Iterable[State], metric: str, when: str) -> 
     return scores
 
 
+def metric_of(study: Study) -> tuple[str, str]:
+    """Returns the score of the tables, metric and when: that of the first claim or relation, or the last top-1."""
+    pairs = [*((each.metric, each.when) for each in study.claims), *((x.metric, x.when) for x in study.relations)]
+    return pairs[0] if pairs else ("top1", "final")
+
+
+def unfinished_of(states: Iterable[State], metric: str) -> list[dict[str, Any]]:
+    """Returns a row for each run that isn't done: its state, and its last evaluation so far, which no claim counts."""
+    return [
+        {
+            "run": state.run.name,
+            "state": state.name,
+            "share": state.share,
+            "seconds": state.seconds,
+            "step": state.evaluation.get("step"),
+            "score_so_far": state.evaluation.get(metric),
+        }
+        for state in states
+        if state.name != "done"
+    ]
+
+
 def score(summary: Mapping[str, Any], metric: str, when: str) -> float | None:
     """Returns a scalar of a run's last evaluation or of its best; None if the summary doesn't have it."""
     value = summary.get("best" if when == "best" else "eval", {}).get(metric)

@@ -36,6 +36,8 @@ class State(NamedTuple):
     """Content of summary.json; {} before the end."""
     failure: Mapping[str, Any]
     """Exit code and last line of a training that failed; {} if none did."""
+    evaluation: Mapping[str, Any]
+    """Line of the log of the last evaluation so far; {} before the first."""
 
 
 def run_folder(study: pathlib.Path, run: Run) -> pathlib.Path:
@@ -62,21 +64,24 @@ def read_state(study: pathlib.Path, run: Run) -> State:
     folder, failure = run_folder(study, run), failure_file(study, run)
     failed = read_json(failure) if failure.is_file() else {}
     if not (folder / CONFIG).is_file():
-        return State(run, "failed" if failed else "running" if is_locked(folder) else "waiting", 0.0, 0.0, {}, failed)
+        name: Name = "failed" if failed else "running" if is_locked(folder) else "waiting"
+        return State(run, name, 0.0, 0.0, {}, failed, {})
     config = planned_config(run)
     found = configs.build(read_json(folder / CONFIG))
     changed = [change for change in configs.differences(found, config) if not change.startswith(_FREE)]
     if changed:
         raise UserError(f"{folder}: it was trained with other settings: {changed[0]}; give another --workdir")
     summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
-    lines = [line for line in read_metrics(folder) if "epoch" in line]
+    log = read_metrics(folder)
+    evaluation: Mapping[str, Any] = next((line for line in reversed(log) if line["split"] == "eval"), {})
+    lines = [line for line in log if "epoch" in line]
     epochs = lines[-1]["epoch"] if lines else 0.0
     seconds = float(summary.get("seconds", lines[-1]["seconds"] if lines else 0.0))
     if summary:
-        return State(run, "done", 1.0, seconds, summary, {})
+        return State(run, "done", 1.0, seconds, summary, {}, evaluation)
     share = min(1.0, epochs / config.train.epochs) if config.train.epochs else 0.0
-    name: Name = "running" if is_locked(folder) else "failed" if failed else "stopped"
-    return State(run, name, share, seconds, {}, failed)
+    name = "running" if is_locked(folder) else "failed" if failed else "stopped"
+    return State(run, name, share, seconds, {}, failed, evaluation)
 
 
 _FREE = ("data.num_workers:", "log.", "faults.", "modules:")

@@ -19,7 +19,7 @@ from mnv2_jax.models.counting import count_layers
 from mnv2_jax.report.page import NAME as REPORT
 from mnv2_jax.report.page import write_report
 from mnv2_jax.runs.checkpoint import Checkpoints
-from mnv2_jax.runs.folder import EVALUATION, SKIPPED, SUMMARY, note_memory, read_skipped
+from mnv2_jax.runs.folder import EVALUATION, SKIPPED, SUMMARY, note_memory, origin, read_skipped
 from mnv2_jax.runs.metrics_log import MetricsLog, read_metrics, speeds
 from mnv2_jax.runs.progress import Progress
 from mnv2_jax.runs.trace_log import TraceLog
@@ -180,6 +180,8 @@ class FolderWriter:
             "width": config.model.width,
             "data": config.data.name,
             "resolution": config.data.seen_size,
+            "seed": config.seed,
+            **origin(workdir),
             "params": costs.params,
             "madds": costs.madds,
             "steps": step,

@@ -15,6 +15,7 @@ import pytest
 
 from mnv2_jax.config import build, to_dict
 from mnv2_jax.errors import UserError
+from mnv2_jax.json_files import write_json
 from mnv2_jax.runs import folder as run_folder
 from mnv2_jax.training.experiment import open_experiment
 
@@ -106,6 +107,17 @@ def test_begin_session_begins_then_resumes(tmp_path):
     assert sessions[0]["started"].endswith("+00:00")
     assert sessions[0]["command"].startswith("python ")
     assert sessions[0]["git"] is None or len(sessions[0]["git"]["commit"]) == 40
+
+
+def test_origin_is_of_the_last_session(tmp_path):
+    assert run_folder.origin(tmp_path) == {"commit": None, "devices": {}}  # somebody has removed the file
+    sessions = [{"git": {"commit": "ab", "dirty": False}, "devices": {"count": 1}}, {"git": {"commit": "cd"}}]
+    for number, commit in ((1, "ab"), (2, "cd")):
+        write_json(tmp_path / "provenance.json", {"sessions": sessions[:number]})
+        assert run_folder.origin(tmp_path)["commit"] == commit
+    sessions[-1]["git"]["dirty"] = True
+    write_json(tmp_path / "provenance.json", {"sessions": sessions})
+    assert run_folder.origin(tmp_path)["commit"] == "cd-dirty"
 
 
 def test_begin_session_refuses_a_provenance_that_is_none(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import time
 import pytest
 
 from mnv2_jax import config as configs
+from mnv2_jax.bench import __main__ as bench
 from mnv2_jax.errors import UserError
 from mnv2_jax.json_files import write_json
 from mnv2_jax.runs import folder as run_folders
-from mnv2_jax.study import design, state, work
+from mnv2_jax.study import design, measure, plan, state, work
 from mnv2_jax.study.design import Claim, Relation, Study
 from tests import cli
 
@@ -45,6 +47,9 @@ def fake_run(folder, run, score):
     (top / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     width = config.model.width
     summary = {"eval": {"top1": score, "count": 360}, "best": {"step": 20, "top1": score}, "seconds": 6.0}
+    if run.seed:  # a summary of an earlier version has neither
+        devices = {"platform": "cpu", "kind": "some chip", "count": 2, "processes": 1}
+        summary |= {"seed": run.seed, "commit": "0123456789abcdef-dirty", "devices": devices}
     write_json(top / "summary.json", summary | {"params": int(1e6 * width), "madds": int(1e7 * width)})
 
 
@@ -63,6 +68,20 @@ def test_the_projects_studies_can_be_planned():
     for name in design.study_files():
         runs = design.runs_of(design.load_study(name))
         assert state.planned_config(runs[-1]).seed == runs[-1].seed
+
+
+def test_cells_of_a_study_may_have_a_recipe_each():
+    study = design.load_study("imagenet_table")
+    top1 = {claim.cell["published"]: claim.published for claim in study.claims}
+    assert len(top1) == len(study.claims) == 26
+    cells = {run.cell.point["published"]: state.planned_config(run) for run in design.runs_of(study)[:26]}
+    for width, published in {0.25: 0.5357, 0.5: 0.6528, 0.75: 0.7042, 1.0: 0.7293}.items():
+        config = cells.pop(f"corenet_{width}")
+        assert top1[f"corenet_{width}"] == pytest.approx(published)
+        assert (config.model.width, config.model.width_rule, config.train.epochs) == (width, "corenet", 300)
+        assert config.model.dropout == pytest.approx(0.2 * width)
+        assert len(config.data.scales) == 5
+    assert not any(config.data.scales or config.model.width_rule == "corenet" for config in cells.values())
 
 
 @pytest.mark.parametrize(
@@ -206,11 +225,57 @@ def test_a_report_says_what_is_reproduced_and_is_the_same_again(studied):
     cli.answer(cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json"))
     assert {name: (folder / name).read_bytes() for name in names} == first
     page = first["report.html"].decode()
-    for part in ("Verdicts", "Score and cost", "Learning curves", "What differs", "11 of 12 runs"):
+    for part in (
+        "Verdicts",
+        "Score and cost",
+        "Learning curves",
+        "What differs",
+        "11 of 12 runs",
+        "2 × some chip",
+        "0123456789-dirty",
+    ):
         assert part in page
     rows = first["results.csv"].decode().splitlines()
     assert len(rows) == 5
+    assert [row["state"] for row in json.loads(first["verdicts.json"])["unfinished"]] == ["waiting"]
     assert rows[0].startswith("cell,model.width,res,metric,when,params,madds,seeds,mean,spread")
+
+
+@pytest.fixture
+def begun(studied):
+    """A study of which one run alone has begun; returns its file, its folder and that run."""
+    file, folder = studied
+    run, *others = design.runs_of(SMALL)
+    for other in others:
+        shutil.rmtree(state.run_folder(folder, other), ignore_errors=True)
+    (state.run_folder(folder, run) / "summary.json").unlink()
+    return file, folder, run
+
+
+def test_a_report_of_runs_that_are_not_done_counts_none(begun):
+    file, folder, run = begun
+    claims = cli.answer(cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json"))["claims"]
+    assert [(claim["verdict"], claim["seeds"], claim["planned"]) for claim in claims] == [("undecided", [], 3)] * 3
+    assert all("0 of 3" in claim["missing"] for claim in claims)
+    names = ("report.html", "report.md", "results.csv", "verdicts.json")
+    first = {name: (folder / name).read_bytes() for name in names}
+    cli.answer(cli.here("study.__main__", "report", file, f"--workdir={folder}", "--json"))
+    assert {name: (folder / name).read_bytes() for name in names} == first
+    verdicts = json.loads(first["verdicts.json"])
+    assert all(cell["mean"] is None and cell["scores"] == [] for cell in verdicts["cells"])
+    row, *others = verdicts["unfinished"]
+    assert (row["run"], row["state"], row["share"]) == (run.name, "stopped", 1.0)
+    assert (row["score_so_far"], row["step"]) == (pytest.approx(0.88), 20)
+    assert {other["state"] for other in others} == {"waiting"}
+    for name in ("report.html", "report.md"):
+        assert "88.00" in first[name].decode()
+    status = cli.answer(cli.here("study.__main__", "status", file, f"--workdir={folder}", "--json"))
+    assert status["runs"][0]["score"] == pytest.approx(0.88)
+
+
+def test_a_report_of_a_study_that_has_not_begun_is_one_line(studied, tmp_path):
+    result = cli.here("study.__main__", "report", studied[0], f"--workdir={tmp_path / 'none'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
 def test_status_counts_and_estimates(studied):
@@ -230,6 +295,42 @@ def test_a_plan_counts_costs_and_jobs(studied):
         text = cli.here("study.__main__", "plan", file, f"--workdir={folder}", f"--format={form}").stdout
         assert text.count("python -m mnv2_jax.main --config=w0_35:data=digits,res=") == 12
     assert "--array=0-11" in text
+
+
+TIMING = """
+import json, sys
+if "--config.model.width=0.35" in sys.argv and "--config=w0_35:data=digits,res=16" in sys.argv:
+    raise SystemExit("error: too large")
+print(json.dumps({"rows": [{"ms": 20.0, "images_per_second": 3200.0, "facts": {"devices": 1, "device": "chip"}}]}))
+"""
+
+
+def test_a_plan_times_the_step_of_each_cell(studied, monkeypatch):
+    run, *_ = design.runs_of(SMALL)
+    _, _, *arguments = measure.command_of(run)
+    parsed, overrides = bench._parser().parse(arguments[1:])
+    assert (arguments[0], parsed.what, parsed.config, parsed.json) == ("mnv2_jax.bench", "step", run.config, True)
+    assert tuple(overrides) == run.overrides
+    monkeypatch.setattr(plan, "cost_of", lambda run, images: plan.Cost(1, 1, 64_000.0, 1_000.0, 3.0, ""))
+    monkeypatch.setattr(measure, "command_of", lambda run: [sys.executable, "-c", TIMING, *run.arguments])
+    result = cli.here("study.__main__", "plan", studied[0], "--measure", "--json")
+    answer = cli.answer(result)
+    assert [row["ms"] for row in answer["measured"]] == [None, 20.0, 20.0, 20.0]
+    assert "too large" in answer["measured"][0]["why"]
+    assert answer["hours_of_steps"] == pytest.approx(9 * 20 / 3600)  # of the nine runs whose cells were timed
+    monkeypatch.setattr(measure, "command_of", lambda run: [sys.executable, "-c", "raise SystemExit('no')"])
+    refused = cli.here("study.__main__", "plan", studied[0], "--measure")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+def test_a_training_of_several_sizes_is_counted_size_by_size():
+    sizes = {"small": {"res": 16}, "large": {"res": 32}, "both": {"data.scales": (16, 32)}}
+    study = Study(
+        base="w0_35:data=digits", axes={"size": sizes}, settings={"train.steps": 10, "model.depth": 0.3}, seeds=(0,)
+    )
+    small, large, both = map(plan.cost_of, design.runs_of(study))
+    assert both.images == 10 * (256 + 64) / 2  # a batch of either size has about as many pixels
+    assert both.training_madds == plan.PASSES * 10 * (256 * small.madds + 64 * large.madds) / 2
 
 
 def test_runs_are_compared(studied, tmp_path):
