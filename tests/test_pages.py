@@ -16,6 +16,7 @@ from mnv2_jax.__main__ import DOORS
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.data import imagenet
 from tests import cli, docs
+from tests.data import masked
 from tests.data.test_prepare import original_files, write_tars
 
 OTHERS = {".", "docker", "export", "tensorboard", "sed", "python3.11", "pytest"}
@@ -156,6 +157,7 @@ def world(tmp_path_factory):
     for name in ("imagenet", "clothes", "samples"):
         shutil.copytree(world / "photos", world / name)
     shutil.copytree(world / "photos" / "val", world / "imagenet-r")
+    masked.streets(world / "streets")
     arrays = {f"x_{split}": rng.integers(0, 256, (20, 32, 32, 3), np.uint8) for split in ("train", "test")}
     arrays |= {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
     (world / "cifar10").mkdir()

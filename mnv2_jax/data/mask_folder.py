@@ -497,9 +497,10 @@ def _read_voc(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
     for name, listed in lists.items():
         # The lists say what belongs to a split, so a file that isn't listed isn't missing its other half.
         masks = augmented if name == _AUGMENTED else official
-        splits[name] = _pair(
-            *({entry: files[entry] for entry in listed if entry in files} for files in (images, masks))
+        listed_images, listed_masks = (
+            {entry: files[entry] for entry in listed if entry in files} for files in (images, masks)
         )
+        splits[name] = _pair(listed_images, listed_masks)
         if absent := [entry for entry in listed if entry not in images and entry not in masks]:
             notes += (f"{name}.txt lists {_count(absent, 'name')} that no file has, as {absent[0]}",)
     if _AUGMENTED in splits and augmented:
