@@ -21,7 +21,10 @@ from tests import cli
 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {cli.OLDER_EMITTERS}"  # read by the first backend
 
-SHAPED = ("mnv2_jax.ops", *(f"mnv2_jax.nn.{name}" for name in ("conv", "depthwise_triton", "normalise", "norm_triton")))
+SHAPED = (
+    "mnv2_jax.ops",
+    *(f"mnv2_jax.nn.{name}" for name in ("conv", "depthwise_triton", "normalise", "norm_triton", "resize")),
+)
 """Modules with shapes in their signatures, whose calls are checked. The other modules of `nn` are left out, since their
 nested functions would be decorated again in every trace."""
 jaxtyping.install_import_hook(SHAPED, "beartype.beartype")  # before the modules are imported

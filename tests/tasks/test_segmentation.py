@@ -173,7 +173,7 @@ def test_a_crop_keeps_to_the_largest_share_where_it_can():
 
 
 def test_an_image_of_another_size_than_its_mask_is_resized():
-    row = EvalView(DataConfig(), (24, 40))(
+    row = EvalView(DataConfig(), canvas=(24, 40))(
         {"image": np.full((90, 60, 3), 7, np.uint8), "mask": np.zeros((20, 30), np.uint8)}, None
     )
     assert row["size"].tolist() == [20, 30]
