@@ -207,7 +207,9 @@ def _find_masked(path: str, found: _Set, requested: str | None) -> str:
 def _make_split(tree: Tree, name: str, found: _Set) -> Split:
     pairs = found.splits[name]
     if not pairs.images:
-        raise UserError(f"{tree.path}: {'; '.join(_missing(name, pairs))}, and so no pair; {_rename(pairs)}")
+        missing = "; ".join(_missing(name, pairs))
+        state = f"{missing}, and so no pair" if missing else f"{name or 'it'}: holds no image and no mask"
+        raise UserError(f"{tree.path}: {state}; {_mend(pairs, found.layout)}")
     check_readable([*pairs.images, *pairs.masks])
     labels = np.zeros(len(pairs.images), np.int32)
     images, masks = (tree.split(name or base_name(tree), labels, files) for files in (pairs.images, pairs.masks))
@@ -215,10 +217,10 @@ def _make_split(tree: Tree, name: str, found: _Set) -> Split:
     return dataclasses.replace(images, targets={"mask": reader})
 
 
-def _rename(pairs: _Pairs) -> str:
+def _mend(pairs: _Pairs, layout: str) -> str:
     if pairs.unmasked and pairs.unpictured:
         return "let an image and its mask have the same name but for the extension"
-    return "add the missing files"
+    return layout
 
 
 def _missing(name: str, pairs: _Pairs) -> tuple[str, ...]:
@@ -466,7 +468,8 @@ def _read_ade20k(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
     )
     base = _find_base(tree, data, _ADE20K_BASES, "annotations", layout)
     splits, notes = _paired_folders(tree, posixpath.join(base, "images"), posixpath.join(base, "annotations"))
-    return _Set(splits, {"": _meaning_of("one_based", mask_classes.ADE20K, data)}, notes, layout)
+    meaning = dataclasses.replace(_meaning_of("one_based", mask_classes.ADE20K, data), kind="ade20k")
+    return _Set(splits, {"": meaning}, notes, layout)
 
 
 def _is_ade20k(tree: Tree) -> bool:

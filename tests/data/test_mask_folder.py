@@ -257,6 +257,17 @@ def test_names_that_do_not_agree(tmp_path):
     assert "the same name" in error
 
 
+def test_images_without_a_folder_of_masks_and_splits_without_a_file(tmp_path):
+    streets(tmp_path)
+    shutil.rmtree(tmp_path / "masks")
+    assert "masks/train/NAME.png" in refused(
+        tmp_path, "train: 3 images without a mask, .*and so no pair; arrange", holdout_fraction=0.5
+    )
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    refused(tmp_path, "train: holds no image and no mask; arrange", holdout_fraction=0.5)
+
+
 def test_two_images_of_one_name(tmp_path):
     streets(tmp_path)
     write(tmp_path / "images" / "train" / "a.png", image())
@@ -294,7 +305,7 @@ def test_ade20k(tmp_path):
         assert (dataset.eval.name, len(dataset.class_names)) == ("validation", 150)
         np.testing.assert_array_equal(masks_of(dataset.train)[0], mask(255, 0, 149))
     write(top / "annotations" / "training" / "ADE_training.png", mask(151))
-    with pytest.raises(UserError, match=r"ADE_training\.png: 48 pixels have the value 151"):
+    with pytest.raises(UserError, match=r"ADE_training\.png: 48 pixels have the value 151,.*restore the original"):
         masks_of(opened(top, "ade20k").train)
     refused(top, "mask_values=palette: the masks of ade20k", name="ade20k", mask_values="palette")
     refused(top / "images", r"no annotations/ of ade20k in it, only training/, validation/", name="ade20k")
