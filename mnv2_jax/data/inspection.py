@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mnv2_jax.config import IGNORED
 from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.images import DamagedImageError, EncodedImage
-from mnv2_jax.data.masks import IGNORED, MaskReader, Meaning, advice
+from mnv2_jax.data.masks import MaskReader, Meaning, advice
 from mnv2_jax.data.split import NO_CLASS, Inventory
 from mnv2_jax.errors import UserError
 

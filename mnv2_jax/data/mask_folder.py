@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mnv2_jax.config import DataConfig
+from mnv2_jax.config import IGNORED, DataConfig
 from mnv2_jax.data import mask_classes
 from mnv2_jax.data.folder import Tree, base_name, is_taken, left_out, open_tree
 from mnv2_jax.data.images import DamagedImageError, check_readable
-from mnv2_jax.data.masks import IGNORED, MOST_CLASSES, Colour, MaskReader, Meaning, meaning_of
+from mnv2_jax.data.masks import MOST_CLASSES, Colour, MaskReader, Meaning, meaning_of
 from mnv2_jax.data.split import (
     NO_CLASS,
     Inventory,

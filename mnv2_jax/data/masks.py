@@ -17,12 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mnv2_jax.config import IGNORED
 from mnv2_jax.data.images import DamagedImageError, EncodedImage, Picture, naming_file
 from mnv2_jax.data.split import Identified, Located, Rows
 from mnv2_jax.errors import UserError
 
-IGNORED = 255
-"""The class of pixels that neither train nor count."""
 MOST_CLASSES = 254
 """Largest number of classes: a mask has a byte for each pixel, and 0 or 255 may be no class."""
 _MOST_NAMED = 5
