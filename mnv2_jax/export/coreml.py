@@ -323,6 +323,7 @@ RULES: Mapping[str, _Rule] = {
     "broadcast_in_dim": _expand,
     "transpose": lambda node, x: _op("transpose", x=x, perm=list(node.params["permutation"])),
     "concatenate": lambda node, *xs: _op("concat", values=xs, axis=node.params["dimension"]),
+    "argmax": lambda node, x: _op("reduce_argmax", x=x, axis=node.params["axes"][0], keep_dims=False),
     "top_k": lambda node, x: tuple(_op("topk", x=x, k=node.params["k"], axis=-1)),
 }
 """Rules that write an operator of the graph as Core ML operators."""

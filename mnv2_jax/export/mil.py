@@ -162,6 +162,7 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "reduce_sum": _reduce(jnp.sum),
     "reduce_mean": _reduce(jnp.mean),
     "reduce_max": _reduce(jnp.max),
+    "reduce_argmax": lambda x, axis, keep_dims, **_: jnp.argmax(x, int(axis), keepdims=bool(keep_dims)),
     "reduce_min": _reduce(jnp.min),
 }
 """Operators of Core ML by their names, with the names of their inputs."""

@@ -383,6 +383,12 @@ def _top_k(writer: _Writer, node: Node) -> None:
     writer.names[indices, "NHWC"] = writer.emit("Cast", [names[1]], to=_type(indices.dtype))
 
 
+def _argmax(writer: _Writer, node: Node) -> None:
+    (axis,) = node.params["axes"]
+    place = writer.emit("ArgMax", [writer.read(node, 0)], axis=axis, keepdims=0)
+    writer.names[node.output, "NHWC"] = writer.emit("Cast", [place], to=_type(node.output.dtype))
+
+
 RULES: Mapping[str, Callable[[_Writer, Node], None]] = {
     **{op: _elementwise(op.capitalize()) for op in ("add", "sub", "mul", "div", "pow")},
     **{op: _derived(op.capitalize()) for op in ("neg", "exp", "log", "sqrt", "abs", "erf", "tanh", "sin", "cos")},
@@ -412,5 +418,6 @@ RULES: Mapping[str, Callable[[_Writer, Node], None]] = {
     "transpose": _transpose,
     "concatenate": _concatenate,
     "top_k": _top_k,
+    "argmax": _argmax,
 }
 """Rules that write an operator of the graph as ONNX operators."""

@@ -25,6 +25,7 @@ import numpy as np
 from mnv2_jax import graph as graphs
 from mnv2_jax.errors import UserError
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Value
+from mnv2_jax.nn.resize import RESIZE
 
 _LARGEST_BIAS = 2**30
 """Largest integer of a bias; half of what fits, so that the sum of products can be added to it."""
@@ -146,10 +147,13 @@ def _channel_product(x: Value) -> Node:
 
 def _integer_nodes(graph: Graph) -> list[Node]:
     """Returns the nodes up to the last convolution or product whose operator has an integer form."""
-    last = max((place for place, node in enumerate(graph.nodes) if node.op in (CONV, DOT)), default=-1)
+    products = (place for place, node in enumerate(graph.nodes) if node.op in (CONV, DOT) and RESIZE not in node.scope)
+    last = max(products, default=-1)
     has_form = {*_OWN_RANGE, *_OPERANDS_GRID, *_FIXED}
 
     def is_integer(node: Node) -> bool:
+        if RESIZE in node.scope:  # rounding weights of interpolation would move the borders of classes
+            return False
         if node.op == CAST:
             return node.operands[0] in graph.inputs and node.operands[0].dtype == np.uint8
         return node.op in has_form and bool(jnp.issubdtype(node.output.dtype, jnp.floating))

@@ -68,6 +68,7 @@ class _Op(NamedTuple):
 _OPS = {
     "ABS": _Op(1, 1, "AbsOptions"),
     "ADD": _Op(1, 2, "AddOptions"),
+    "ARG_MAX": _Op(1, 1, "ArgMaxOptions"),
     "BATCH_MATMUL": _Op(1, 2, "BatchMatMulOptions"),
     "CAST": _Op(1, 1, "CastOptions"),
     "CONCATENATION": _Op(1, 2, "ConcatenationOptions"),
@@ -516,6 +517,12 @@ def _top_k(writer: _Writer, node: Node) -> None:
     writer.places[values, "float"], writer.places[indices, "float"] = numbers
 
 
+def _argmax(writer: _Writer, node: Node) -> None:
+    (axis,) = node.params["axes"]
+    inputs = [writer.read(node, 0), writer.constant(np.array(axis, np.int32))]
+    writer.write(node, "ARG_MAX", inputs, outputType=writer.schema.TensorType.INT32)
+
+
 def _square(writer: _Writer, node: Node) -> None:
     x = writer.read(node, 0)
     writer.write(node, "MUL", [x, x], True)
@@ -556,5 +563,6 @@ RULES: Mapping[str, Callable[[_Writer, Node], None]] = {
     "transpose": _transpose,
     "concatenate": _concatenate,
     "top_k": _top_k,
+    "argmax": _argmax,
 }
 """Rules that write an operator of the graph as LiteRT operators."""

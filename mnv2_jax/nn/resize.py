@@ -31,8 +31,10 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int], *, align_
     for axis, new in zip((1, 2), size, strict=True):
         if x.shape[axis] == new:
             continue
-        weights = jnp.asarray(weights_of(x.shape[axis], new, align_corners), x.dtype)
-        x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
+        weights = jnp.asarray(weights_of(x.shape[axis], new, align_corners).T, x.dtype)
+        # Rows of [b, …, old] by [old, new]: a dense layer, which every runtime has, and the batch stays in front.
+        rows = jnp.moveaxis(x, axis, -1)
+        x = jnp.moveaxis(jnp.matmul(rows, weights, precision=jax.lax.Precision.HIGHEST), -1, axis)
     return x
 
 
