@@ -27,6 +27,8 @@ SINCE = {
     "data.mask_values": "index",
     "data.ignored_classes": [],
     "data.crop_scale": [0.5, 2.0],
+    "data.crop_short_side": None,
+    "data.crop_long_side": None,
     "data.crop_class_share": 1.0,
     "log.trace": False,
     "loss.aux_weight": 0.4,

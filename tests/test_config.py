@@ -41,7 +41,18 @@ def test_every_config_builds_and_survives_json(path, recipe, tmp_path):
     assert (again.name, again.workdir) == (tmp_path.name, str(tmp_path))
 
 
-NETWORKS = [path for path in CONFIGS if path.stem not in ("finetune", "segment_folder")]
+NETWORKS = [path for path in CONFIGS if path.stem not in ("finetune", "segment_folder", "deeplabv3_ade20k")]
+
+
+SEGMENTATION = json.loads((ROOT / "tests" / "golden" / "segmentation.json").read_text())["recipes"]
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_a_config_of_segmentation_has_the_published_facts(name):
+    built = config.load(str(ROOT / "configs" / f"{name}.py")).config
+    values = config.flatten(config.to_dict(built)) | {"optim.peak_lr": built.peak_lr}
+    facts = SEGMENTATION[name]["config"]
+    assert {key: values[key] for key in facts} == facts
 
 
 @pytest.mark.parametrize("path", NETWORKS, ids=lambda p: p.stem)

@@ -142,7 +142,7 @@ def lock(workdir):
 
 
 def save_picture(workdir):
-    split = types.SimpleNamespace(read=lambda index: np.zeros((8, 8, 3), np.uint8))
+    split = types.SimpleNamespace(example=lambda index: {"image": np.zeros((8, 8, 3), np.uint8)})
     save_pictures(workdir / "examples", split, [0])
 
 

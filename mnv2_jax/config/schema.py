@@ -176,6 +176,13 @@ class DataConfig:
         2.0,
     )
     """Smallest and largest factor by which an image is scaled, uniform in between."""
+    crop_short_side: Annotated[
+        tuple[int, int] | None, Within(8, 8192), Growing(loosely=True), read_when("data.crop", "scale")
+    ] = None
+    """Smallest and largest length of the image's short side after scaling, in pixels; any whole number in between. Set:
+    it replaces `crop_scale`."""
+    crop_long_side: Annotated[int | None, Within(8, 8192), read_unless("data.crop_short_side", None)] = None
+    """Largest length of the long side after scaling, in pixels; a longer image is shrunk to it."""
     crop_class_share: Annotated[float, Above(0, 1), read_when("data.crop", "scale")] = 1.0
     """Largest share of the crop's labelled pixels that one class may have; of ten crops the first that keeps to it is
     taken, or the last (mmsegmentation's cat_max_ratio, CoreNet's seg_class_max_ratio)."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.recipes.corenet import CORENET_V1, CORENET_V2, CORENET_V3_LARGE
+from mnv2_jax.recipes.corenet import CORENET_DEEPLABV3_V2, CORENET_V1, CORENET_V2, CORENET_V3_LARGE
 from mnv2_jax.recipes.garden import PAPER_V4, TFMG_V1, TFMG_V2, TFMG_V3_LARGE, TFMG_V3_SMALL, TFMG_V4, by_column
 from mnv2_jax.recipes.own import CIFAR, DIGITS, FINETUNE, SCRATCH, SEGMENT
 from mnv2_jax.recipes.slim import PAPER, TF_SLIM_V2
@@ -53,6 +53,7 @@ RECIPES: Mapping[str, Recipe] = {
     "paper_v4": by_column(PAPER_V4),
     "tfmg_v4": by_column(TFMG_V4),
     "corenet_v1": CORENET_V1,
+    "corenet_deeplabv3_v2": CORENET_DEEPLABV3_V2,
     "corenet_v2": CORENET_V2,
     "corenet_v3_large": CORENET_V3_LARGE,
     "torchvision_v2_IMAGENET1K_V1": TORCHVISION_V2_V1,

@@ -46,6 +46,53 @@ def _corenet(dropout: float, **sections: Tree) -> Recipe:
     return recipe
 
 
+CORENET_DEEPLABV3_V2: Tree = dict(
+    # projects/mobilenet_v2/segmentation/ade20k_mobilenet_v2.yaml, as far as the published facts go. Left out: Gaussian
+    # noise and blur. The colours are torchvision's jitter, not CoreNet's photometric distortion, and an image is
+    # evaluated at its own size, not with a short side of 512.
+    task="segmentation",
+    model=dict(
+        head="deeplabv3",
+        head_channels=512,
+        aspp_rates=(12, 24, 36),
+        aux_head=True,
+        align_corners=True,
+        output_stride=8,
+        dropout=0.1,
+        init="kaiming_fan_out",
+        dtype="bfloat16",
+    ),
+    norm=dict(group_size=16, decay=0.9, epsilon=1e-5),  # synchronised over its four GPUs
+    data=dict(
+        name="ade20k",
+        resolution=512,
+        batch_size=16,
+        eval_batch_size=16,
+        crop="scale",
+        crop_short_side=(256, 768),
+        crop_long_side=1024,
+        crop_class_share=0.75,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    ),
+    augment=dict(color="jitter", color_jitter=(0.5, 0.5, 0.5, 0.05), rotation_degrees=10.0),
+    loss=dict(aux_weight=0.4),
+    optim=dict(
+        name="sgd",
+        momentum=0.9,
+        reference_lr=0.02,
+        reference_batch_size=16,
+        final_lr=1e-4,
+        weight_decay=1e-4,
+        weight_decay_on="no_norm_bias",
+        schedule="cosine",
+        update_every="epoch",
+        ema_decay=0.9999,
+        ema_warmup=False,
+    ),
+    train=dict(epochs=50.0),
+)
+
 _CORENET_OPTIM = dict(reference_lr=0.4, final_lr=2e-4, warmup_steps=7500, warmup_init_lr=0.05)
 
 CORENET_V2 = _corenet(0.2, data=dict(batch_size=1024), optim=_CORENET_OPTIM | dict(reference_batch_size=1024))

@@ -70,7 +70,7 @@ class Segmentation:
     @property
     def train_view(self) -> TrainView:
         """View of image and mask for training; colours are changed on the device."""
-        return TrainView(self.data)
+        return TrainView(self.data, self.augment.rotation_degrees)
 
     @property
     def eval_view(self) -> EvalView:
@@ -270,7 +270,7 @@ def check_dense(config: Config) -> None:
         **{
             f"augment.{name}": getattr(config.augment, name) == getattr(default.augment, name)
             for name in (
-                *("policy", "rotation_degrees", "shift_fraction", "erase_probability"),
+                *("policy", "shift_fraction", "erase_probability"),
                 *("mixup_alpha", "cutmix_alpha"),
             )
         },

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+from PIL import Image
 
 from mnv2_jax.config import IGNORED, DataConfig
 from mnv2_jax.data.images import DamagedImageError, resized
@@ -23,11 +24,13 @@ class TrainView:
     """The `View` of training: image uint8 [h, w, 3] and class_map uint8 [h, w], of `DataConfig.train_size`."""
 
     data: DataConfig
+    rotation_degrees: float = 0.0
+    """See `config.AugmentConfig`; the corners that turn in have the mean colour and are ignored."""
 
     @property
     def varies(self) -> bool:
         """Whether an example has more than one view: flips are made here, since they move the mask."""
-        return self.data.crop == "scale" or self.data.flip
+        return self.data.crop == "scale" or self.data.flip or self.rotation_degrees > 0
 
     @property
     def spec(self) -> Mapping[str, Array]:
@@ -49,6 +52,8 @@ class TrainView:
                 image, mask = _scaled_crop(image, mask, data, rng)
             if data.flip and rng.random() < 0.5:
                 image, mask = image[:, ::-1], mask[:, ::-1]
+            if self.rotation_degrees:
+                image, mask = _rotated(image, mask, rng.uniform(-1, 1) * self.rotation_degrees, data)
         return {"image": image, "class_map": mask}
 
 
@@ -151,7 +156,7 @@ def _scaled_crop(
     image: np.ndarray, mask: np.ndarray, data: DataConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scales by a random factor and crops `DataConfig.train_size` at random."""
-    factor = rng.uniform(*data.crop_scale)
+    factor = _draw_factor(mask.shape, data, rng)
     height, width = (max(round(side * factor), 1) for side in mask.shape)
     image, mask = _to_size(image, mask, (height, width), data)
     rows, columns = data.train_size
@@ -161,6 +166,25 @@ def _scaled_crop(
         if data.crop_class_share == 1 or _largest_share(mask[window]) <= data.crop_class_share:
             break
     return _padded(image[window], mask[window], (rows, columns), data)
+
+
+def _draw_factor(size: tuple[int, ...], data: DataConfig, rng: np.random.Generator) -> float:
+    if data.crop_short_side is None:
+        return float(rng.uniform(*data.crop_scale))
+    low, high = data.crop_short_side
+    factor = int(rng.integers(low, high + 1)) / min(size)
+    return min(factor, data.crop_long_side / max(size)) if data.crop_long_side else factor
+
+
+def _rotated(image: np.ndarray, mask: np.ndarray, degrees: float, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Rotates about the centre, the image bilinearly."""
+    turned = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR, fillcolor=_colour(data.mean))
+    return np.asarray(turned), np.asarray(Image.fromarray(mask).rotate(degrees, fillcolor=IGNORED))
+
+
+def _colour(mean: tuple[float, ...]) -> tuple[int, ...]:
+    """Returns the mean colour as pixels."""
+    return tuple(np.clip(np.rint(255 * np.array(mean)), 0, 255).astype(int).tolist())
 
 
 def _largest_share(mask: np.ndarray) -> float:
@@ -183,6 +207,6 @@ def _padded(
 
 def _padded_image(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...]) -> np.ndarray:
     canvas = np.empty((*size, 3), np.uint8)
-    canvas[...] = np.clip(np.rint(255 * np.array(mean)), 0, 255)
+    canvas[...] = _colour(mean)
     canvas[: image.shape[0], : image.shape[1]] = image
     return canvas
