@@ -14,9 +14,16 @@ from mnv2_jax.models.plan import Plan
 from mnv2_jax.models.registry import Model
 from mnv2_jax.weights import names
 from mnv2_jax.weights.conventions import Source
+from mnv2_jax.weights.layers import ForeignNetwork
 from mnv2_jax.weights.names import Names
 from mnv2_jax.weights.state_dicts import StateDict
 
+WIDTHS = tuple(
+    {"width": width, "width_rule": rule}
+    for rule in ("standard", "divisor4")  # DeepLab's deeplabv3_mnv2_dm05 has the latter
+    for width in (1.0, 0.5, 0.75, 0.35, 0.25, 1.3, 1.4)
+)
+"""Widths of MobileNetV2, among which that of a TFLite file is found by its channels."""
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
@@ -158,11 +165,21 @@ DENSE: Mapping[tuple[Source, str], DenseForm] = {
         unused={"mobilenet_v2.conv_1x1.": "the last convolution of the classifier, which DeepLab doesn't use,"},
         is_pool_first=True,
     ),
+    # TensorFlow's research/deeplab, model_zoo.md; order and options of its layers are read from the file
+    ("tflite", "deeplabv3"): DenseForm(
+        model="mobilenet_v2",
+        options={},
+        resolution=513,
+        names=lambda plan: {},
+        first="",
+        head_epsilon=1e-3,
+        is_pool_first=True,
+    ),
 }
 """Forms by source and kind of head."""
 
 
-def form_of(path: pathlib.Path, foreign: StateDict, library: Source) -> DenseForm | None:
+def form_of(path: pathlib.Path, foreign: StateDict | ForeignNetwork, library: Source) -> DenseForm | None:
     """Returns the form of a dense network; None for a classifier.
 
     Raises:

@@ -116,7 +116,7 @@ def load_weights(
         if class_names is None and published.labels:
             class_names = {"labels": published.labels, "class_ids": published.class_ids}
     library = library or _library(path, foreign)
-    form = dense.form_of(path, foreign, library) if isinstance(foreign, StateDict) else None
+    form = dense.form_of(path, foreign, library)
     model = form.model if form and model is None else model
     if model is None:
         raise UserError(
@@ -249,13 +249,21 @@ def _convert(
     file_epsilon = foreign.epsilon if isinstance(foreign, ForeignNetwork) else None
     norm = NormConfig(epsilon=convention.epsilon if file_epsilon is None else file_epsilon, decay=convention.decay)
 
-    def build(num_classes: int) -> Model:
-        return create_model(name, num_classes, norm=norm, **options | dict(requested))
+    def build(num_classes: int, **chosen: Any) -> Model:
+        return create_model(name, num_classes, norm=norm, **options | dict(requested) | chosen)
 
     notes: list[str] = []
     sketch = build(_ANY_CLASSES)
     absent: tuple[str, ...] = ()
-    if isinstance(foreign, ForeignNetwork):
+    if isinstance(foreign, ForeignNetwork) and form:
+        options |= by_order.dense_options(foreign)
+        if name == form.model and not {"width", "width_rule"} & set(requested):
+            options |= by_order.fitting(foreign, lambda width: build(_ANY_CLASSES, **width), dense.WIDTHS) or {}
+        network = build(by_order.num_classes(path, foreign))
+        by_order.check_dense(path, network, foreign)
+        leaves = by_order.leaves_of(path, network, foreign)
+        notes += dense.adapt(form, network, leaves)
+    elif isinstance(foreign, ForeignNetwork):
         foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
         if by_order.is_binary(foreign):
             foreign = by_order.of_two_classes(foreign)

@@ -1,6 +1,7 @@
 """Files of dense networks, with the names and shapes of the libraries' own models. Parity tests compare the values."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mnv2_jax.config import HEAD, Config, InitConfig, Loaded, ModelConfig
+from mnv2_jax.config import HEAD, Config, InitConfig, Loaded, ModelConfig, NormConfig
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.counting import count_layers
+from mnv2_jax.models.plan import places
 from mnv2_jax.models.registry import create_model
 from mnv2_jax.training.initial import resolve_weights
+from mnv2_jax.weights import by_order, load
 from mnv2_jax.weights.by_name import to_timm
 from mnv2_jax.weights.dense import VOC
-from mnv2_jax.weights.file import flatten, read_weights, save_weights
+from mnv2_jax.weights.file import flatten, read_weights, save_weights, shapes_of
+from mnv2_jax.weights.layers import ForeignLayer, ForeignNetwork
 from mnv2_jax.weights.load import load_weights
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "dense_state_dicts.json").read_text())
@@ -114,19 +119,13 @@ def test_the_pooled_image_of_transformers_comes_first(loaded):
     np.testing.assert_array_equal(kernel, np.concatenate([given[256:], given[:256]]))
 
 
-@pytest.mark.parametrize(
-    ("facts", "options", "labels"),
-    [
-        ({"output_stride": 16, "tf_padding": False}, {"output_stride": 16, "padding": "symmetric"}, VOC),
-        ({"id2label": {str(i): f"c{i}" for i in range(21)}}, {"output_stride": 32}, tuple(f"c{i}" for i in range(21))),
-    ],
-)
-def test_the_config_of_transformers(facts, options, labels, tmp_path):
+def test_the_config_of_transformers(tmp_path):
     path = write(tmp_path / "model.safetensors", state_dict("transformers deeplabv3"))
-    facts = {"architectures": ["MobileNetV2ForSemanticSegmentation"], "depth_multiplier": 1.0, **facts}
-    (tmp_path / "config.json").write_text(json.dumps(facts))
+    labels = tuple(f"c{i}" for i in range(21))
+    facts = {"architectures": ["MobileNetV2ForSemanticSegmentation"], "output_stride": 16, "tf_padding": False}
+    (tmp_path / "config.json").write_text(json.dumps(facts | {"id2label": dict(enumerate(labels))}))
     weights = load_weights(path)
-    assert {key: getattr(weights.model.options, key) for key in options} == options
+    assert (weights.model.options.output_stride, weights.model.options.padding) == (16, "symmetric")
     assert weights.info.labels == labels
 
 
@@ -156,7 +155,6 @@ def test_a_config_of_transformers_that_is_another_network(facts, message, tmp_pa
         ({"classifier.extra.weight": np.ones(1, np.float32)}, {}, r"left over: classifier\.extra\.weight"),
         ({}, {"library": "timm"}, "torchvision's lraspp, which timm doesn't have"),
         ({}, {"labels": ["a", "b"]}, "21 classes, but got 2 labels"),
-        ({}, {"model": "mobilenet_v3_small"}, "mobilenet_v3_small.*of another shape"),
     ],
 )
 def test_what_is_refused(change, options, message, tmp_path):
@@ -192,3 +190,68 @@ def test_a_config_takes_the_head_from_the_weights(head, evaluates, keys, files):
     flagged = Loaded("x", before, {"model.aspp_conv": "flag"})
     assert ("model.aspp_conv" in Loaded("x", before, {}).from_weights) == (head == "load")
     assert "model.aspp_conv" not in flagged.from_weights
+
+
+@pytest.fixture(scope="module")
+def of_tflite():
+    """Model and content of a TFLite file of the small DeepLabv3, width 0.5 in multiples of 4, output stride 16."""
+    options = dict(head="deeplabv3", head_channels=24, output_stride=16, width=0.5, width_rule="divisor4")
+    model = create_model("mobilenet_v2", 21, align_corners=True, norm=NormConfig(decay=0.997), **options)
+    at = dict(zip(("stem", *(f"block_{i}" for i in range(1, 18))), places(model.plan, model.options), strict=True))
+    rng = np.random.default_rng(0)
+    layers = []
+    for name in (row.name for row in count_layers(model, 64).layers):
+        shape = shapes_of(model).get(f"params/{name}/kernel")
+        if shape is None:
+            continue
+        shape = (1, 1, *shape) if len(shape) == 2 else shape
+        arrays = {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.ones(shape[-1:], np.float32)}
+        place = at.get(name.split("/")[0])
+        window = {"stride": place.stride, "dilation": place.dilation} if place and shape[0] > 1 else {"stride": 1}
+        linear = name == "classifier" or (name.endswith("/project") and name.startswith("block_"))
+        act = None if linear else "relu" if name.startswith("aspp/") else "relu6"
+        said = {"activation": act, "dilation": 1, "pads": "same", **window}
+        layers.append(ForeignLayer(name, "depthwise" if shape[2] == 1 else "conv", arrays, **said))
+    known = dict(source="tflite", folded=True, epsilon=None, resolution=513, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_order, "count_layers", functools.cache(count_layers))
+        yield model, ForeignNetwork(layers=tuple(layers), head="deeplabv3", align_corners=True, **known)
+
+
+def load_tflite(network, monkeypatch, **options):
+    monkeypatch.setattr(load, "kind_of", lambda path: "tflite")
+    monkeypatch.setattr(load, "read_tflite", lambda path: network)
+    return load_weights("deeplab.tflite", **options)
+
+
+def test_a_tflite_file_says_its_width_and_its_stride(of_tflite, monkeypatch):
+    model, network = of_tflite
+    weights = load_tflite(network, monkeypatch)
+    assert weights.model == model
+    assert (weights.info.task, weights.info.labels, weights.info.preprocessing.mean) == (
+        "segmentation",
+        VOC,
+        (0.5,) * 3,
+    )
+    kernels = {layer.name: layer.arrays["kernel"] for layer in network.layers}
+    params = weights.variables["params"]
+    np.testing.assert_array_equal(params["block_17"]["depthwise"]["kernel"], kernels["block_17/depthwise"])
+    project = kernels["aspp/project"]  # the pooled image comes first
+    expected = np.concatenate([project[:, :, 24:], project[:, :, :24]], 2)
+    np.testing.assert_array_equal(params["aspp"]["project"]["kernel"], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_16/depthwise": {"dilation": 1}}, r"layer block_16/depthwise has .*dilation of 1, .*1 and 2"),
+        ({"block_2/depthwise": {"pads": "valid"}}, r"block_2/depthwise has padding valid"),
+        ({"aspp/pool": {"activation": "relu6"}}, r"aspp/pool is followed by relu6, .*relu;"),
+    ],
+)
+def test_what_is_refused_of_a_tflite_file(change, message, of_tflite, monkeypatch):
+    _, network = of_tflite
+    layers = tuple(dataclasses.replace(layer, **change.get(layer.name, {})) for layer in network.layers)
+    with pytest.raises(UserError, match=message) as error:
+        load_tflite(dataclasses.replace(network, layers=layers), monkeypatch)
+    assert "\n" not in str(error.value)
