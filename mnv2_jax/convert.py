@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _HELP_AFTER = """\
 WEIGHTS is one of
   a file of torchvision or timm (.pth, .safetensors), CoreNet (.pt), Keras (.h5, .weights.h5, .keras) or TFLite
-    (.tflite, float or quantised). The command recognises the library. A PyTorch file may be a training checkpoint,
+    (.tflite, float or quantised), or a network of torchvision, CoreNet, transformers or TFLite that gives a class
+    to each pixel (DeepLabv3, LR-ASPP). The command recognises the library. A PyTorch file may be a training checkpoint,
     however it is wrapped (.pth.tar, Lightning's .ckpt). If it holds both averaged (EMA) and raw weights, the average
     is taken, as timm does
   the name of published weights, which are downloaded once: timm/mobilenetv2_100.ra_in1k, torchvision/mobilenet_v2.v2

@@ -35,6 +35,8 @@ SINCE = {
     "model.head": "classifier",
     "model.head_channels": 256,
     "model.aspp_rates": [],
+    "model.aspp_conv": False,
+    "model.dilation_from": "next",
     "model.aux_head": False,
     "model.align_corners": False,
     "norm.statistics": "batch",

@@ -12,7 +12,7 @@ from mnv2_jax.config.build import build
 from mnv2_jax.config.checks import batch_shapes, check_devices, spanning_groups
 from mnv2_jax.config.files import config_files, load
 from mnv2_jax.config.options import OPTIONS
-from mnv2_jax.config.origins import FROM_WEIGHTS, Loaded, Origin, Preset, Source
+from mnv2_jax.config.origins import Loaded, Origin, Preset, Source, from_weights
 from mnv2_jax.config.schema import (
     HEAD,
     IGNORED,
@@ -40,7 +40,6 @@ from mnv2_jax.config.schema import (
 from mnv2_jax.config.show import as_json, as_text
 
 __all__ = [
-    "FROM_WEIGHTS",
     "HEAD",
     "IGNORED",
     "MAY_DIFFER",
@@ -72,6 +71,7 @@ __all__ = [
     "config_files",
     "differences",
     "flatten",
+    "from_weights",
     "load",
     "resolved",
     "spanning_groups",

@@ -7,10 +7,19 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import ml_collections
 
-from mnv2_jax.config.schema import STRUCTURE, Config, flatten
+from mnv2_jax.config.schema import HEAD, STRUCTURE, Config, flatten
 
-FROM_WEIGHTS = (*(f"model.{key}" for key in STRUCTURE if key != "width"), "norm.epsilon", "data.mean", "data.std")
-"""Keys whose values a training takes from `init.weights`, except `Loaded.explicit_keys`. (The width must agree.)"""
+_FROM_WEIGHTS = (*(f"model.{key}" for key in STRUCTURE if key != "width"), "norm.epsilon", "data.mean", "data.std")
+_HEAD = tuple(f"model.{key}" for key in HEAD)
+
+
+def from_weights(config: Config) -> tuple[str, ...]:
+    """Returns the keys whose values a training takes from `init.weights`, except `Loaded.explicit_keys`.
+
+    Those of the head are among them with ``init.head=load``. (The width must agree.)
+    """
+    return _FROM_WEIGHTS + (_HEAD if config.init.head == "load" else ())
+
 
 Origin: TypeAlias = Literal["default", "recipe", "file", "json", "argument", "flag"]
 """Origin of a value. default: `schema`. recipe: the recipe, adapted to the network and the batch size. file: a .py
@@ -40,7 +49,9 @@ class Loaded(NamedTuple):
     @property
     def from_weights(self) -> frozenset[str]:
         """Keys whose values the training will take from `init.weights`."""
-        return frozenset() if self.config.init.weights is None else frozenset(FROM_WEIGHTS) - self.explicit_keys
+        if self.config.init.weights is None:
+            return frozenset()
+        return frozenset(from_weights(self.config)) - self.explicit_keys
 
 
 class Source(NamedTuple):

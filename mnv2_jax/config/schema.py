@@ -18,9 +18,9 @@ IGNORED = 255
 """Value of a mask's pixels that belong to no class."""
 _IS_DENSE = read_unless("model.head", "classifier")
 
-STRUCTURE = ("width", "width_rule", "depth", "activation", "padding")
+STRUCTURE = ("width", "width_rule", "depth", "activation", "padding", "dilation_from")
 """Options of a `ModelConfig` that weights depend on: with other values, the network computes another function."""
-HEAD = ("head", "head_channels", "aspp_rates", "aux_head", "align_corners")
+HEAD = ("head", "head_channels", "aspp_rates", "aspp_conv", "aux_head", "align_corners")
 """Options of a `ModelConfig` that say what follows the features; weights of another head can start the features."""
 
 
@@ -47,6 +47,9 @@ class ModelConfig:
     (1, 2, 2, 2, 2) gives 4×4 for 64 px."""
     output_stride: Literal[8, 16, 32] = 32
     """Largest ratio of the input's size to the feature map's; further strides become dilation."""
+    dilation_from: Annotated[Literal["next", "same"], read_unless("model.output_stride", 32)] = "next"
+    """Where the dilation begins that replaces a stride. next: behind the block that lost its stride (slim, CoreNet,
+    torchvision's ResNet). same: in that block (torchvision's MobileNetV3)."""
     padding: Literal["same", "symmetric", "keras_v1"] = "same"
     """Padding of convolutions. same: as TensorFlow, Keras and slim. symmetric: as PyTorch. keras_v1: as same, but
     depthwise convolutions with a stride pad only the bottom and the right, whatever the size (Keras' MobileNet)."""
@@ -83,6 +86,8 @@ class ModelConfig:
     aspp_rates: Annotated[tuple[int, ...], Within(1, 1024), Growing(), read_when("model.head", "deeplabv3")] = ()
     """Dilations of the 3×3 convolutions of DeepLabv3's ASPP. Unset: there are none, only the 1×1 convolution and the
     pooled image, as in the published DeepLabv3 on MobileNetV2."""
+    aspp_conv: Annotated[bool, read_when("model.head", "deeplabv3")] = False
+    """Whether a 3×3 convolution follows DeepLabv3's ASPP (torchvision)."""
     aux_head: Annotated[bool, _IS_DENSE] = False
     """Whether training adds a small second head at the end of the stage before the last halving."""
     align_corners: Annotated[bool, _IS_DENSE] = False

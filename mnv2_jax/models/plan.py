@@ -72,9 +72,11 @@ def places(plan: Plan, model: ModelConfig) -> tuple[Place, ...]:
         stride = next(configured_strides) if halves == 2 else 1
         block_dilation = dilation
         # DeepLab's rule, as in slim: a stride that would go beyond the output stride becomes dilation, from the next
-        # block on. The block that lost its stride keeps the dilation that it would have had.
+        # block on. The block that lost its stride keeps the dilation that it would have had; in torchvision's V3 it has
+        # the new one.
         if ratio * stride > model.output_stride and index > plan.stem_pool:
             dilation, stride = dilation * stride, 1
+            block_dilation = dilation if model.dilation_from == "same" else block_dilation
         ratio *= stride
         result.append(Place(stride, block_dilation, ratio))
     return tuple(result)

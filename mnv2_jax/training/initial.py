@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnv2_jax.config import FROM_WEIGHTS, HEAD, STRUCTURE, Config, Loaded, ModelConfig, flatten
+from mnv2_jax.config import HEAD, STRUCTURE, Config, Loaded, ModelConfig, flatten, from_weights
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.base import Model
 from mnv2_jax.models.plan import part_of
@@ -23,6 +23,7 @@ from mnv2_jax.weights.load import Head
 _FILLED_IN_TO_EVALUATE = (
     "model.strides",
     "model.output_stride",
+    *(f"model.{key}" for key in HEAD),
     *(f"data.{field.name}" for field in dataclasses.fields(Preprocessing)),
 )
 """Further keys that weights fill in when they are evaluated: they fit any strides, but were trained with their own."""
@@ -34,7 +35,8 @@ def resolve_weights(
     """Opens `init.weights`, where they are set, and completes the config with the options that the weights decide.
 
     These options come from the weights, except `Loaded.explicit_keys`: padding, width rule, epsilon of the norms, and
-    the mean and std of the pixels. If the weights are evaluated, the strides, the resolution and the crop do too.
+    the mean and std of the pixels; and what follows the features, unless the head is new. If the weights are evaluated,
+    the strides, the resolution and the crop do too.
 
     Args:
       loaded: the experiment.
@@ -51,7 +53,7 @@ def resolve_weights(
     import_modules(config.modules)  # before the weights are opened: their network may be registered there
     if evaluates and "data.eval_resolution" not in explicit_keys:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_resolution=None))
-    filled_in = FROM_WEIGHTS + _FILLED_IN_TO_EVALUATE if evaluates else FROM_WEIGHTS
+    filled_in = from_weights(config) + (_FILLED_IN_TO_EVALUATE if evaluates else ())
     keys = [key for key in filled_in if key not in explicit_keys]
     if config.init.weights is None or not keys:
         return config, None

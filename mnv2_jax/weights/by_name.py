@@ -166,6 +166,7 @@ def to_timm(weights: Weights) -> dict[str, np.ndarray]:
         "model.width_rule='corenet'": options.width_rule == "corenet",
         f"model.strides={list(options.strides)}": options.strides != default.strides,
         f"model.output_stride={options.output_stride}": options.output_stride != default.output_stride,
+        f"model.head={options.head!r}": options.head != default.head,
         model.name: ("timm", family) not in names.TABLES,
     }
     if unsupported := [feature for feature, lacks in lacking.items() if lacks]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import count_layers
-from mnv2_jax.models.plan import Plan
+from mnv2_jax.models.plan import Plan, places
 from mnv2_jax.models.registry import Model
 from mnv2_jax.nn.window import Padding, Window
 from mnv2_jax.weights.file import describe, raise_mismatch, shapes_of
@@ -29,6 +29,7 @@ _LINEAR = ("project", "start_depthwise")
 """Layers that no activation follows."""
 _SQUEEZE_EXCITE = {"squeeze_excite/reduce": "relu", "squeeze_excite/expand": "hard_sigmoid"}
 _RELUS = ("relu", "relu6")
+T = TypeVar("T")
 
 
 def _products(network: ForeignNetwork) -> list[ForeignLayer]:
@@ -163,6 +164,55 @@ def facts_of(path: pathlib.Path, model: Model, network: ForeignNetwork, absent: 
     return facts
 
 
+def check_dense(path: pathlib.Path, model: Model, network: ForeignNetwork) -> None:
+    """Checks strides, dilations, paddings and activations of a file's dense network.
+
+    Raises:
+      UserError: if layers are missing or left over, or one differs from the model's.
+    """
+    pairs = dict(_pairs(model, network, shapes_of(model), f"{path}: not the weights of {describe(model)}"))
+    pairs = {name: layer for name, layer in pairs.items() if layer.kind != "norm"}
+    parts = ("stem", *(f"block_{number}" for number in range(1, len(model.plan.blocks) + 1)))
+    at = dict(zip(parts, places(model.plan, model.options), strict=True))
+    for name, layer in pairs.items():
+        place = at.get(name.split("/")[0])
+        has_window = place is not None and layer.arrays["kernel"].shape[0] > 1
+        expected = (place.stride, place.dilation) if place and has_window else (1, 1)
+        if (layer.stride or 1, layer.dilation or 1) != expected:
+            raise UserError(
+                f"{path}: layer {layer.name} has a stride of {layer.stride} and a dilation of {layer.dilation}, where"
+                f" {describe(model)} has {expected[0]} and {expected[1]}; give another model or file"
+            )
+        if has_window and layer.pads not in (None, "same"):
+            raise _wrong_padding(path, layer)
+    _activation(path, model, network, pairs)
+
+
+def dense_options(network: ForeignNetwork) -> dict[str, Any]:
+    """Options of a file's dense network: the output stride, the channels of its head, how logits are resized."""
+    return {
+        "head": network.head,
+        "head_channels": int(_shape(_products(network)[-1])[0]),
+        "output_stride": 2 ** sum(layer.stride == 2 for layer in network.layers),
+        "align_corners": network.align_corners,
+    }
+
+
+def fitting(network: ForeignNetwork, model_of: Callable[..., Model], candidates: Sequence[T]) -> T | None:
+    """Returns the first of the candidates with which ``model_of`` makes blocks of the file's channels; None: none does.
+
+    Only the depthwise convolutions are compared, of which each block has one in V1 to V3.
+    """
+    held = [layer.arrays["kernel"].shape[-1] for layer in network.layers if layer.kind == "depthwise"]
+    for candidate in candidates:
+        plan = model_of(candidate).plan
+        channels = [plan.stem, *(block.options["features"] for block in plan.blocks)]
+        hidden = [block.options.get("hidden") for block in plan.blocks]
+        if held == [own or before for own, before in zip(hidden, channels, strict=False)]:
+            return candidate
+    return None
+
+
 def _halving(plan: Plan, windowed: list[str]) -> list[str]:
     """Selects the layers that halve the map in the published network, from all layers with a window.
 
@@ -212,12 +262,13 @@ def _activation(
     the family has a choice.
     """
     plan = model.plan
-    activations = {layer.activation for layer in pairs.values()}
+    of_dense_head = {name for name in pairs if name.startswith("aspp/")}  # it has relu, whatever the features have
+    activations = {layer.activation for name, layer in pairs.items() if name not in of_dense_head}
     has_choice = family_of(model.name) in ("mobilenet_v1", "mobilenet_v2")
     chosen = next((relu for relu in _RELUS if relu in activations), None) if has_choice else None
     for name, layer in pairs.items():
         expected = _activation_of(name, plan)
-        expected = chosen or expected if expected in _RELUS else expected
+        expected = chosen or expected if expected in _RELUS and name not in of_dense_head else expected
         # A Keras file with a config names every activation. In TFLite the range of the integers may stand for one.
         says_none = network.source == "keras" and layer.stride is not None
         if name == "classifier" or layer.activation == expected or (layer.activation is None and not says_none):
@@ -234,6 +285,8 @@ def _activation_of(name: str, plan: Plan) -> str | None:
     block, _, layer = name.partition("/")
     if not layer:
         return plan.act
+    if block == "aspp":
+        return "relu"
     options = plan.blocks[int(block.removeprefix("block_")) - 1].options
     if layer in _LINEAR or (layer == "depthwise" and options.get("linear_depthwise")):
         return None

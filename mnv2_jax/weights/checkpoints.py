@@ -202,10 +202,9 @@ def _prefixes(names: Iterable[str]) -> dict[str, Anchor]:
             prefix = name.removesuffix(anchor.name)
             if prefix == name or (prefix and not prefix.endswith(".")):
                 continue
-            is_part = any(f"{other_prefix}features." == prefix for other_prefix in anchors)
-            if not (anchor.children and is_part):
-                anchors.setdefault(prefix, anchor)
-    return anchors
+            anchors.setdefault(prefix, anchor)
+    inside = {prefix + anchor.inside for prefix, anchor in anchors.items() if anchor.inside}
+    return {prefix: anchor for prefix, anchor in anchors.items() if prefix not in inside}
 
 
 def _library_name(name: str, anchor: Anchor | None) -> str | None:

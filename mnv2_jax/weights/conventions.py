@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-Source = Literal["torchvision", "timm", "timm_tf", "corenet", "keras", "tflite"]
+Source = Literal["torchvision", "timm", "timm_tf", "corenet", "transformers", "keras", "tflite"]
 Padding = Literal["same", "symmetric", "keras_v1"]
 
 
@@ -24,6 +24,8 @@ class Convention:
     activation: Literal["relu", "relu6"] | None = None
     antialias: bool = True
     """Whether images were resized with antialiasing in the training; see `config.DataConfig.antialias`."""
+    align_corners: bool = False
+    """How a dense head resizes its logits; see `config.ModelConfig.align_corners`."""
 
 
 WIDTH_RULES: Mapping[tuple[str, str], str] = {
@@ -50,8 +52,10 @@ CONVENTIONS: Mapping[tuple[str, str], Convention] = {
     # these six networks: 75.77 % instead of 75.52 % for tf_mobilenetv3_large_100 ("*tfp" in its README of 2020).
     ("timm_tf", "mobilenet_v3"): Convention("same", 1e-3, 0.99, HALF, antialias=False),
     # apple/corenet projects/mobilenet_v{1,2}: pixels from 0 to 1; V1 has ReLU. CoreNet's V3 is a different network.
-    ("corenet", "mobilenet_v1"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0), activation="relu"),
-    ("corenet", "mobilenet_v2"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0)),
+    ("corenet", "mobilenet_v1"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0), activation="relu", align_corners=True),
+    ("corenet", "mobilenet_v2"): Convention("symmetric", 1e-5, 0.9, (0.0, 1.0), align_corners=True),
+    # Hugging Face's transformers/models/mobilenet_v2: the weights and the conventions are those of TensorFlow's DeepLab
+    ("transformers", "mobilenet_v2"): Convention("same", 1e-3, 0.997, HALF, antialias=False, align_corners=True),
     # keras/src/applications: mobilenet.py, mobilenet_v2.py, mobilenet_v3.py; "tf" mode of preprocess_input. The weights
     # are TF-slim's, and image_dataset_from_directory resizes like slim's pipeline, without antialiasing.
     ("keras", "mobilenet_v1"): Convention("keras_v1", 1e-3, 0.99, HALF, antialias=False),

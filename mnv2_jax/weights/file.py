@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from mnv2_jax import config
-from mnv2_jax.config import STRUCTURE, Config, DataConfig
+from mnv2_jax.config import HEAD, STRUCTURE, Config, DataConfig
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import reading, write_bytes
 from mnv2_jax.models import base
@@ -295,7 +295,8 @@ def raise_mismatch(problems: Mapping[str, Sequence[str]], summary: str) -> None:
 def describe(model: base.Model) -> str:
     """Name of a model with its options that differ from the default: ``mobilenet_v2 width=0.35 with 10 classes``."""
     options, default = model.options, config.ModelConfig()
-    changed = [f"{key}={getattr(options, key)}" for key in STRUCTURE if getattr(options, key) != getattr(default, key)]
+    keys = [key for key in (*STRUCTURE, *HEAD) if getattr(options, key) != getattr(default, key)]
+    changed = [f"{key}={getattr(options, key)}" for key in keys]
     return " ".join([options.name, *changed, f"with {model.num_classes} classes"])
 
 

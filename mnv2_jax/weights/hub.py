@@ -27,7 +27,7 @@ import tqdm
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.json_files import read_json
 
-Source = Literal["timm", "timm_tf", "torchvision"]
+Source = Literal["timm", "timm_tf", "torchvision", "transformers"]
 TIMEOUT_SECONDS = 10.0
 
 
@@ -164,16 +164,16 @@ def _fetch_timm(name: str, architecture: str, tag: str) -> Fetched:
 
 
 def read_config_beside(path: pathlib.Path) -> Fetched | None:
-    """Reads the ``config.json`` beside a timm weights file and returns the same facts as `fetch`.
+    """Reads the ``config.json`` beside a weights file of timm or transformers and returns the same facts as `fetch`.
 
-    It names the network, tells whether that uses TensorFlow's padding, and gives the preprocessing. The weights file
-    says none of this.
+    It names the network, tells whether that uses TensorFlow's padding, and gives timm's preprocessing, or the output
+    stride and the classes of transformers' segmentation. The weights file says none of this.
 
     Returns:
-      None if there is no ``config.json``, or it isn't timm's, or its network isn't known here.
+      None if there is no ``config.json``, or it is of another library, or its network isn't known here.
 
     Raises:
-      UserError: if it is timm's but holds an invalid preprocessing.
+      UserError: if it holds an invalid preprocessing, or a network that isn't MobileNetV2.
     """
     config = path.with_name("config.json")
     if path.suffix not in (".safetensors", ".bin") or not os.path.isfile(config):
@@ -182,6 +182,8 @@ def read_config_beside(path: pathlib.Path) -> Fetched | None:
         facts = _read_config(config)
     except UserError:
         return None  # a file of something else
+    if facts.get("architectures") == [_TRANSFORMERS]:
+        return _of_transformers(path, facts, str(config))
     architecture = facts.get("architecture")
     if not isinstance(architecture, str) or architecture not in TIMM or not isinstance(facts.get(_CONFIG), Mapping):
         return None
@@ -196,6 +198,39 @@ def _of_timm(path: pathlib.Path, architecture: str, config: Mapping[str, Any], o
         preprocessing=timm_preprocessing(config, origin),
         **_timm_classes(config, origin),
     )
+
+
+_TRANSFORMERS = "MobileNetV2ForSemanticSegmentation"
+_TRANSFORMERS_FIXED: Mapping[str, Any] = {
+    "hidden_act": "relu6", "expand_ratio": 6, "first_layer_is_expansion": True, "layer_norm_eps": 0.001,
+    "num_channels": 3, "depth_divisible_by": 8, "min_depth": 8,
+}  # fmt: skip
+"""Values in a ``config.json`` of transformers that MobileNetV2 has; a file may leave them out."""
+
+
+def _of_transformers(path: pathlib.Path, config: Mapping[str, Any], origin: str) -> Fetched:
+    """Facts in a ``config.json`` of transformers' MobileNetV2 for segmentation.
+
+    Raises:
+      UserError: beginning with ``origin``, if it isn't MobileNetV2, or its names of classes are invalid.
+    """
+    for key, value in _TRANSFORMERS_FIXED.items():
+        if config.get(key, value) != value:
+            raise UserError(
+                f"{origin}: {key}={reprlib.repr(config[key])}, but networks are read only with {value!r}; give others"
+            )
+    model = {
+        "name": "mobilenet_v2",
+        "width": config.get("depth_multiplier", 1.0),
+        "output_stride": config.get("output_stride", 32),
+        "padding": "same" if config.get("tf_padding", True) else "symmetric",
+    }
+    names = config.get("id2label", {})
+    if not (names == {} or _is_texts(names)) or sorted(names) != sorted(map(str, range(len(names)))):
+        raise UserError(f"{origin}: id2label={reprlib.repr(names)} must map the indices from 0 to names")
+    labels = tuple(names[str(index)] for index in range(len(names)))
+    is_named = not any(label.startswith("LABEL_") for label in labels)  # what transformers writes for no names
+    return Fetched(path=path, source="transformers", model=model, preprocessing=None, labels=labels if is_named else ())
 
 
 def _timm_classes(config: Mapping[str, Any], origin: str) -> dict[str, tuple[str, ...]]:

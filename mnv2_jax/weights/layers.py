@@ -92,6 +92,10 @@ class ForeignNetwork:
     model as the convolutions; False: in a model around that one."""
     unsupported: tuple[str, ...] = ()
     """Layers without weights after the last convolution that none of our heads has."""
+    head: str = "classifier"
+    """What follows the features, as in `config.ModelConfig.head`."""
+    align_corners: bool = False
+    """How a dense head resizes its logits; see `config.ModelConfig.align_corners`."""
 
 
 def pads_of(name: str, padding: str, zeros: tuple[tuple[int, ...], ...] | None) -> Pads:

@@ -24,8 +24,9 @@ from mnv2_jax.data import imagenet
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models.registry import Model, create_model, list_models
 from mnv2_jax.presets import native_resolution
-from mnv2_jax.weights import by_name, by_order, hub, names
+from mnv2_jax.weights import by_name, by_order, dense, hub, names
 from mnv2_jax.weights.conventions import CONVENTIONS, WIDTH_RULES, Convention, Source
+from mnv2_jax.weights.dense import DenseForm
 from mnv2_jax.weights.file import (
     Preprocessing,
     Weights,
@@ -114,6 +115,9 @@ def load_weights(
         preprocessing = {**(published.preprocessing or {}), **(preprocessing or {})}
         if class_names is None and published.labels:
             class_names = {"labels": published.labels, "class_ids": published.class_ids}
+    library = library or _library(path, foreign)
+    form = dense.form_of(path, foreign, library)
+    model = form.model if form and model is None else model
     if model is None:
         raise UserError(
             f"{path}: the file was written by another library and doesn't name its network; give the name of the model,"
@@ -121,9 +125,11 @@ def load_weights(
         )
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
-    library = library or _library(path, foreign)
-    network, leaves, notes = _convert(path, foreign, library, model, options, class_names, head)
-    full_preprocessing = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model))
+    network, leaves, notes = _convert(path, foreign, library, model, options, class_names, head, form)
+    if form and not class_names and network.num_classes == len(dense.VOC):
+        class_names = {"labels": dense.VOC}
+        notes.append("the file doesn't name its 21 classes, which are taken for PASCAL VOC's")
+    full_preprocessing = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model, form))
     _check_pixels(path, foreign, model, preprocessing or {})
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"the file gives no resolution; {full_preprocessing.resolution} px is the published one")
@@ -133,6 +139,7 @@ def load_weights(
         preprocessing=full_preprocessing,
         labels=classes.get("labels", ()),
         class_ids=classes.get("class_ids", ()),
+        task="segmentation" if form else WeightsInfo.task,
         source=text if is_name else library,
         notes=(f"converted from {path.name}", *file_notes, *notes),
     )
@@ -181,11 +188,15 @@ def _convention(path: pathlib.Path, foreign: _Foreign, library: Source, model: s
     return CONVENTIONS[library, family]
 
 
-def _preprocessing(path: pathlib.Path, foreign: _Foreign, library: Source, model: str) -> Preprocessing:
+def _preprocessing(
+    path: pathlib.Path, foreign: _Foreign, library: Source, model: str, form: DenseForm | None
+) -> Preprocessing:
     """Preprocessing that the file states, completed by the conventions of its library."""
     convention = CONVENTIONS[library, names.family_of(model)]
     fields: dict[str, Any] = {key: getattr(convention, key) for key in ("interpolation", "antialias")}
-    fields["resolution"] = native_resolution(model)
+    fields["resolution"] = form.resolution if form else native_resolution(model)
+    if form:
+        fields["eval_crop_fraction"] = 1.0  # whole images are evaluated
     if convention.normalisation is not None:
         fields |= {key: (value,) * 3 for key, value in zip(("mean", "std"), convention.normalisation, strict=True)}
     if isinstance(foreign, ForeignNetwork):
@@ -222,6 +233,7 @@ def _convert(
     requested: Mapping[str, Any],
     class_names: _Classes | None,
     head: Head,
+    form: DenseForm | None,
 ) -> tuple[Model, dict[str, np.ndarray], list[str]]:
     """Converts a foreign file into a network, its leaves, and notes on the changes.
 
@@ -237,12 +249,21 @@ def _convert(
     file_epsilon = foreign.epsilon if isinstance(foreign, ForeignNetwork) else None
     norm = NormConfig(epsilon=convention.epsilon if file_epsilon is None else file_epsilon, decay=convention.decay)
 
-    def build(num_classes: int) -> Model:
-        return create_model(name, num_classes, norm=norm, **options | dict(requested))
+    def build(num_classes: int, **chosen: Any) -> Model:
+        return create_model(name, num_classes, norm=norm, **options | dict(requested) | chosen)
 
     notes: list[str] = []
     sketch = build(_ANY_CLASSES)
-    if isinstance(foreign, ForeignNetwork):
+    absent: tuple[str, ...] = ()
+    if isinstance(foreign, ForeignNetwork) and form:
+        options |= by_order.dense_options(foreign)
+        if name == form.model and not {"width", "width_rule"} & set(requested):
+            options |= by_order.fitting(foreign, lambda width: build(_ANY_CLASSES, **width), dense.WIDTHS) or {}
+        network = build(by_order.num_classes(path, foreign))
+        by_order.check_dense(path, network, foreign)
+        leaves = by_order.leaves_of(path, network, foreign)
+        notes += dense.adapt(form, network, leaves)
+    elif isinstance(foreign, ForeignNetwork):
         foreign, absent = by_order.without_other_head(path, sketch, foreign, head)
         if by_order.is_binary(foreign):
             foreign = by_order.of_two_classes(foreign)
@@ -252,6 +273,14 @@ def _convert(
         options |= by_order.facts_of(path, build(num_classes), foreign, absent)
         network = build(num_classes)
         leaves = by_order.leaves_of(path, network, foreign, absent)
+    elif form:
+        table = form.names(sketch.plan)
+        options |= {"align_corners": convention.align_corners, **dense.options_of(path, form, foreign, table)}
+        network = build(by_name.num_classes(foreign.tensors, table))
+        state, notes = dense.used(form, foreign.tensors)
+        leaves, zeros = by_name.leaves_of(path, network, state, table)
+        notes += [f"the file lacks {name}, which was set to zero" for name in zeros]
+        notes += dense.adapt(form, network, leaves)
     else:
         table = names.TABLES[library, family](sketch.plan)
         network = build(by_name.num_classes(foreign.tensors, table))

@@ -19,7 +19,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 class Anchor(NamedTuple):
-    """Tensor name by which a library's state dict is recognised."""
+    """Tensor name by which a network in a library's state dict is recognised."""
 
     name: str
     """End of a tensor name that occurs in no other library's networks."""
@@ -27,13 +27,21 @@ class Anchor(NamedTuple):
     children: Mapping[str, str] = types.MappingProxyType({})
     """Library's names of a network's children by their index in a user's ``nn.Sequential``. A tensor whose name begins
     with another index isn't part of the network. Empty: the tensors have the library's own names."""
+    head: str = "classifier"
+    """What follows the features, as in `config.ModelConfig.head`."""
+    inside: str = ""
+    """Beginning of names within the network that look like a network of their own."""
 
 
 _FEATURES = {str(place): f"features.{place}" for place in range(19)}
 _RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 ANCHORS = (
+    Anchor("classifier.cbr.0.weight", "torchvision", head="lraspp", inside="backbone."),
+    Anchor("classifier.0.convs.0.0.weight", "torchvision", head="deeplabv3", inside="backbone."),
+    Anchor("seg_head.aspp.aspp_layer.convs.0.block.conv.weight", "corenet", head="deeplabv3", inside="encoder."),
+    Anchor("segmentation_head.conv_aspp.convolution.weight", "transformers", head="deeplabv3"),
     Anchor("conv_stem.weight", "timm"),
-    Anchor("features.0.0.weight", "torchvision"),
+    Anchor("features.0.0.weight", "torchvision", inside="features."),
     Anchor("layer1.0.conv1.weight", "torchvision"),  # timm's ResNet has the same names
     Anchor("conv_1.block.conv.weight", "corenet"),
     # Backbones that users cut out by `net.features` or `nn.Sequential(*list(net.children())[:-1])`
@@ -170,6 +178,21 @@ def corenet(plan: Plan) -> Names:
         for part, child in _CORENET_BLOCKS[block.module].items():
             names |= {f"{name}/{part}": f"{at}.{child}.block.conv", f"{name}/{part}_norm": f"{at}.{child}.block.norm"}
     return names
+
+
+# --- Hugging Face's transformers -----------------------------------------------------------------------------
+
+
+def transformers_v2(plan: Plan) -> Names:
+    """Table of names for the features of transformers' MobileNetV2, whose first block belongs to its stem."""
+    parts = {"expand": "expand_1x1", "depthwise": "conv_3x3", "project": "reduce_1x1"}
+    places = {"stem": "conv_stem.first_conv"}
+    for number, (name, block, _, _) in enumerate(_numbered(plan), 1):
+        at = "conv_stem" if number == 1 else f"layer.{number - 2}"
+        held = [part for part in parts if part != "expand" or block.options["hidden"]]
+        places |= {f"{name}/{part}": f"{at}.{parts[part]}" for part in held}
+    names = {layer: f"mobilenet_v2.{place}.convolution" for layer, place in places.items()}
+    return names | {f"{layer}_norm": f"mobilenet_v2.{place}.normalization" for layer, place in places.items()}
 
 
 # --- all tables ----------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ class StateDict:
     """Names of the architecture in the file; most files have none, and some several."""
     notes: tuple[str, ...]
     """Notes on what was chosen and what was left out."""
+    head: str = "classifier"
+    """What follows the features, as in `config.ModelConfig.head`."""
 
 
 def read_state_dict(path: pathlib.Path, take: str | None = None) -> StateDict:
@@ -108,7 +110,11 @@ def _state_dict(
             raise UserError(f"{path}: {name} doesn't hold finite floating-point numbers; give other weights")
         arrays[name] = array
     return StateDict(
-        source=chosen.anchor.source, tensors=arrays, architectures=architectures_said(loaded), notes=tuple(notes)
+        source=chosen.anchor.source,
+        tensors=arrays,
+        architectures=architectures_said(loaded),
+        notes=tuple(notes),
+        head=chosen.anchor.head,
     )
 
 

@@ -33,6 +33,7 @@ _OPTIONS = {
     "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
     "ADD": "AddOptions",
+    "RESIZE_BILINEAR": "ResizeBilinearOptions",
 }
 _LAYOUT = {"conv": (1, 2, 3, 0), "depthwise": (1, 2, 0, 3), "dense": (1, 0)}  # from [o, r, s, i], [1, r, s, c], [k, c]
 _PADDINGS = ("same", "valid")  # by TFLite's numbers
@@ -98,6 +99,7 @@ def read_tflite(path: pathlib.Path) -> ForeignNetwork:
             raise UserError(f"has more than {LARGEST >> 20} MiB, unlike any MobileNet; give another file")
         graph = _Graph(tflite, tflite.Model.GetRootAsModel(content, 0))
         mean, std = graph.preprocessing()
+        align_corners = graph.align_corners()
         return ForeignNetwork(
             source="tflite",
             layers=graph.layers(),
@@ -106,6 +108,8 @@ def read_tflite(path: pathlib.Path) -> ForeignNetwork:
             resolution=graph.resolution(),
             mean=mean,
             std=std,
+            head="classifier" if align_corners is None else "deeplabv3",
+            align_corners=bool(align_corners),
         )
 
 
@@ -138,7 +142,7 @@ class _Graph:
             if name in _OPTIONS and (table := raw.BuiltinOptions()) is not None:
                 options = getattr(tflite, _OPTIONS[name])()
                 options.Init(table.Bytes, table.Pos)
-                fused = fusions[options.FusedActivationFunction()]
+                fused = fusions[options.FusedActivationFunction()] if name != "RESIZE_BILINEAR" else fused
             inputs, outputs = _vector(raw.InputsAsNumpy()).tolist(), _vector(raw.OutputsAsNumpy()).tolist()
             return _Op(name, options, fused, inputs, outputs)
 
@@ -167,6 +171,19 @@ class _Graph:
         if not layers:
             raise UserError("holds no convolutions or dense layers; give another file")
         return without_softmax(layers)
+
+    def align_corners(self) -> bool | None:
+        """How the outputs of the last layer are resized; None: they aren't, because the network is a classifier."""
+        last = max((place for place, op in enumerate(self._ops) if op.code in _KINDS), default=0)
+        resizes = [op.options for op in self._ops[last:] if op.code == "RESIZE_BILINEAR"]
+        if not resizes:
+            return None
+        if resizes[-1] is None or not (resizes[-1].AlignCorners() or resizes[-1].HalfPixelCenters()):
+            raise UserError(
+                "resizes its outputs with neither align_corners nor half_pixel_centers, as no head here does; give a"
+                " file that was converted with align_corners"
+            )
+        return bool(resizes[-1].AlignCorners())
 
     def resolution(self) -> int | None:
         tensor = self._tensor(self._graph.Inputs(0))

@@ -108,6 +108,33 @@ def simple(writer):
 # --- what is read -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [
+        (None, ("classifier", False)),
+        ({"AlignCorners": True}, ("deeplabv3", True)),
+        ({"HalfPixelCenters": True}, ("deeplabv3", False)),
+    ],
+)
+def test_outputs_that_are_resized_make_a_dense_head(resize, expected, writer, path):
+    x = simple(writer)
+    if resize is not None:
+        resized(writer, x, **resize)
+    network = read_tflite(writer.write(path))
+    assert (network.head, network.align_corners) == expected
+
+
+def resized(writer, x, **how):
+    inputs = [x, writer.const(np.array([8, 8], np.int32))]
+    writer.op("RESIZE_BILINEAR", inputs, writer.tensor([1, 8, 8, 5]), "ResizeBilinearOptions", **how)
+
+
+def test_outputs_that_are_resized_from_their_upper_left(writer, path):
+    resized(writer, simple(writer))
+    with pytest.raises(UserError, match=r"resizes its outputs"):
+        read_tflite(writer.write(path))
+
+
 def test_three_kinds_in_the_order_of_operators(writer, path):
     relu = dict(FusedActivationFunction=tflite.ActivationFunctionType.RELU6)
     bias = np.arange(5, dtype=np.float32)

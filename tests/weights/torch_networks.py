@@ -15,7 +15,8 @@ def endpoints(model, x, modules):
 
     hooks = [module.register_forward_hook(functools.partial(keep, point)) for point, module in modules.items()]
     with torch.no_grad():
-        found["logits"] = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+        outputs = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+        found["logits"] = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs
     for hook in hooks:
         hook.remove()
     return {point: (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).contiguous().numpy() for point, y in found.items()}

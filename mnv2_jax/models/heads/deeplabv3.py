@@ -4,7 +4,8 @@
               ├─► 3×3, one for each rate ───────┼─► joined ─► 1×1 ─► dropout ─► classes of each position
               └─► mean over the map ─► 1×1 ─────┘
 
-Without rates it is the small DeepLabv3 of MobileNetV2's paper (table 7), which TensorFlow's model zoo has.
+Without rates it is the small DeepLabv3 of MobileNetV2's paper (table 7), which TensorFlow's model zoo has. In
+torchvision a 3×3 convolution follows the joint 1×1.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class Aspp(nn.Module):
     Attributes:
       channels: output channels of each branch and of the whole.
       rates: dilations of the 3×3 branches.
+      has_conv: whether a 3×3 convolution follows (torchvision).
     """
 
     channels: int
     rates: tuple[int, ...]
+    has_conv: bool
     layers: Layers
 
     @nn.compact
@@ -52,7 +55,8 @@ class Aspp(nn.Module):
         mean = x.mean((1, 2), keepdims=True, dtype=wide).astype(x.dtype)
         pooled = layers.conv_norm(mean, train, channels, "pool", "relu")
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
-        return layers.conv_norm(jnp.concatenate(branches, -1), train, channels, "project", "relu")
+        y = layers.conv_norm(jnp.concatenate(branches, -1), train, channels, "project", "relu")
+        return layers.conv_norm(y, train, channels, "conv", "relu", kernel_size=3) if self.has_conv else y
 
 
 class Aux(nn.Module):
@@ -80,7 +84,7 @@ def aux_point(plan: Plan) -> str:
 
 def _compute(body: Body) -> Points:
     model, points = body.model, Points()
-    aspp = Aspp(model.head_channels, model.aspp_rates, body.layers, name="aspp")
+    aspp = Aspp(model.head_channels, model.aspp_rates, model.aspp_conv, body.layers, name="aspp")
     points["aspp"] = aspp(body.last, body.trained["aspp"])
     # Inference doesn't need the auxiliary head; its parameters are made whenever the variables are.
     if model.aux_head and (body.train or body.is_initializing):
