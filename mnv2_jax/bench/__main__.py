@@ -175,7 +175,8 @@ def _description(settings: config.Config) -> dict[str, Any]:
         "model": model.name,
         "width": model.width,
         "dtype": model.dtype,
-        "resolution": data.resolution,
+        "head": model.head,
+        "resolution": data.size or data.resolution,
         "batch": data.batch_size,
         "optimizer": settings.optim.name,
     }

@@ -250,8 +250,10 @@ def _row(contender: Contender, our_contender: Contender, batch_size: int) -> dic
 
 def describe(results: Mapping[str, Any]) -> str:
     """Describes the network and its batch in one phrase: name, width, resolution, batch size and dtype."""
-    size = f"{results['resolution']} px, batch {results['batch']}"
-    return f"{results['model']} {results['width']:g}, {size}, {results['dtype']}"
+    size, head = results["resolution"], results.get("head", "classifier")
+    pixels = f"{size} px" if isinstance(size, int) else f"{size[0]}×{size[1]} px"
+    network = f"{results['model']} {results['width']:g}" + (f" with {head}" if head != "classifier" else "")
+    return f"{network}, {pixels}, batch {results['batch']}, {results['dtype']}"
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -72,17 +72,18 @@ class Needs(NamedTuple):
     """
 
 
-def needs(model: Model, resolution: int, dtype: DTypeLike) -> Needs:
-    """Counts operations and bytes of a network for one image [resolution, resolution, 3], with all layers trained.
+def needs(model: Model, size: int | tuple[int, int], dtype: DTypeLike) -> Needs:
+    """Counts operations and bytes of a network for one image, with all layers trained.
 
     Args:
       model: network; its own compute type is ignored.
-      resolution: height and width in pixels.
+      size: height and width in pixels, or the side of a square.
       dtype: type of the computation and the maps; dense layers and their inputs are at least float32.
     """
     name: Any = jnp.dtype(dtype).name
     typed = from_config(dataclasses.replace(model.options, dtype=name), model.norm)
-    image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+    height, width = (size, size) if isinstance(size, int) else size
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     return needs_of(lambda variables, x: typed.apply(variables, x)[0], variable_shapes(model), image)
 
 
@@ -255,7 +256,7 @@ def of(settings: Config, mode: str, rows: Sequence[Mapping[str, Any]]) -> dict[s
       the row's name).
     """
     model, batch = from_config(settings.model, settings.norm), settings.data.batch_size
-    network = needs(model, settings.data.resolution, settings.model.dtype)
+    network = needs(model, settings.data.size or settings.data.resolution, settings.model.dtype)
     is_training = mode == "train"
     moved, madds = (network.train_bytes, network.train_madds) if is_training else (network.infer_bytes, network.madds)
     bandwidth, rate = measured_bandwidth(), measured_rate(settings.model.dtype)

@@ -17,8 +17,8 @@ from mnv2_jax.data.sources import Dataset, known_num_classes
 from mnv2_jax.data.split import Split
 from mnv2_jax.nn.forms import Forms
 from mnv2_jax.ops.augment import normalise
-from mnv2_jax.tasks.base import kind_of
-from mnv2_jax.tasks.classification import Classification, make_task
+from mnv2_jax.tasks.base import Task, kind_of
+from mnv2_jax.tasks.classification import make_task
 from mnv2_jax.tasks.distillation import Distillation
 from mnv2_jax.tasks.teacher import TEACHER_LOGITS, Teacher
 from mnv2_jax.training import mesh as meshes
@@ -57,15 +57,17 @@ def without_data(settings: Config, devices: Sequence[Any] | None = None, forms: 
 
     assert settings.model.num_classes is not None
     names = tuple(map(str, range(settings.model.num_classes)))
-    split = Split("train", np.zeros(IMAGENET_IMAGES, np.int32), read)
-    mesh, distill = meshes.make_mesh(devices), settings.distill
-    student = make_task(settings, names, [1] * len(names))
-    task: Classification | Distillation = student
-    if distill.teacher is not None or distill.logits is not None:  # the teacher's logits are in the batch
-        task = Distillation(student=student, teacher=Teacher(), temperature=distill.temperature, weight=distill.weight)
-    task = task.with_forms(forms or meshes.fastest_forms(mesh, settings.model.dtype))
+    split = Split("train", np.zeros(IMAGENET_IMAGES, np.int32), read, targets={"mask": read})
     dataset = Dataset(settings.data.name, names, train=split, eval=split)
-    setup = Setup(config=settings, dataset=dataset, kind=kind_of(settings), task=task, mesh=mesh)
+    kind, mesh, distill = kind_of(settings), meshes.make_mesh(devices), settings.distill
+    task: Task
+    if distill.teacher is not None or distill.logits is not None:  # the teacher's logits are in the batch
+        student = make_task(settings, names, [1] * len(names))
+        task = Distillation(student=student, teacher=Teacher(), temperature=distill.temperature, weight=distill.weight)
+    else:
+        task = kind.make(settings, dataset, True)
+    task = task.with_forms(forms or meshes.fastest_forms(mesh, settings.model.dtype))
+    setup = Setup(config=settings, dataset=dataset, kind=kind, task=task, mesh=mesh)
     return plan_experiment(setup, make_plan(settings, IMAGENET_IMAGES, task.model.parts))
 
 
@@ -75,21 +77,26 @@ def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     With `data.scales` it is the batch of `data.resolution`; batches of other sizes have as many pixels.
     """
     data, task = experiment.config.data, experiment.task
-    shape = (data.batch_size, data.resolution, data.resolution, 3)
-    batch = {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-    batch |= {name: jax.ShapeDtypeStruct(shape[:1], jnp.int32) for name in ("label", "index", "epoch")}
+    view = task.train_view.at(data.resolution)
+    batch = {
+        name: jax.ShapeDtypeStruct((data.batch_size, *array.shape), array.dtype) for name, array in view.spec.items()
+    }
+    batch |= {name: jax.ShapeDtypeStruct((data.batch_size,), jnp.int32) for name in ("index", "epoch")}
     if isinstance(task, Distillation):
         batch[TEACHER_LOGITS] = jax.ShapeDtypeStruct((data.batch_size, task.model.num_classes), jnp.float32)
     return batch
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> Batch:
-    """Returns a batch of noise on the devices: pixels in 0..255, labels in 0..num_classes - 1."""
+    """Returns a batch of noise on the devices: pixels in 0..255, other integers in 0..num_classes - 1."""
     rng, spec = np.random.default_rng(seed), abstract_batch(experiment)
     classes = experiment.task.model.num_classes
+    drawn = {name: array for name, array in spec.items() if name not in ("index", "epoch", TEACHER_LOGITS)}
     arrays = {
-        "image": rng.integers(0, 256, spec["image"].shape, np.uint8),
-        "label": rng.integers(0, classes, spec["label"].shape, np.int32),
+        **{
+            name: rng.integers(0, 256 if name == "image" else classes, array.shape, array.dtype)
+            for name, array in drawn.items()
+        },
         "index": np.arange(spec["index"].shape[0], dtype=np.int32),
         "epoch": np.zeros(spec["epoch"].shape, np.int32),
     }

@@ -165,6 +165,7 @@ def check(settings: Config, mode: Literal["train", "infer"]) -> None:
         f"timm has no {model.name}": model.name not in NETWORKS,
         "model.num_classes is not set": model.num_classes is None,
         "model.dtype=float64 is only for tests": model.dtype == "float64",
+        f"model.head={model.head}: the rival is a classification network": model.head != "classifier",
         f"model.output_stride={model.output_stride}: timm's network is only built with 32": model.output_stride != 32,
         "timm's MobileNetV1 has no model.width_rule=corenet": model.name == "mobilenet_v1"
         and model.width_rule == "corenet",
