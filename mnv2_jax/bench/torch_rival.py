@@ -165,8 +165,9 @@ def check(settings: Config, mode: Literal["train", "infer"]) -> None:
         f"timm has no {model.name}": model.name not in NETWORKS,
         "model.num_classes is not set": model.num_classes is None,
         "model.dtype=float64 is only for tests": model.dtype == "float64",
-        f"model.head={model.head}: the rival is a classification network": model.head != "classifier",
-        f"model.output_stride={model.output_stride}: timm's network is only built with 32": model.output_stride != 32,
+        **(_dense_reasons(settings) if model.head != "classifier" else {}),
+        f"model.output_stride={model.output_stride}: timm's network is only built with 32": model.output_stride != 32
+        and model.head == "classifier",
         "timm's MobileNetV1 has no model.width_rule=corenet": model.name == "mobilenet_v1"
         and model.width_rule == "corenet",
     }
@@ -179,6 +180,21 @@ def check(settings: Config, mode: Literal["train", "infer"]) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise Unavailable(reason)
+
+
+def _dense_reasons(settings: Config) -> dict[str, bool]:
+    """Returns reasons against torchvision's DeepLabv3 on timm's features, and whether they hold."""
+    model = settings.model
+    return {
+        "the dense rival is torchvision's DeepLabv3 on MobileNetV2 1.0 (model.head=deeplabv3, model.aspp_conv=True,"
+        " model.head_channels=256, three model.aspp_rates)": model.head != "deeplabv3"
+        or not model.aspp_conv
+        or model.head_channels != 256
+        or len(model.aspp_rates) != 3
+        or (model.name, model.width, model.depth) != ("mobilenet_v2", 1.0, 1.0),
+        "model.aux_head: the rival has none": model.aux_head,
+        "norm.statistics=running: the rival's norms use those of the batch": settings.norm.statistics == "running",
+    }
 
 
 def timm_name(model: ModelConfig) -> str:
@@ -217,13 +233,16 @@ def build_network(model: ModelConfig, norm: Any, params: int) -> Any:
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
             module.momentum, module.eps = 1 - norm.decay, norm.epsilon
-    _set_strides(network, model)
+    if model.head == "classifier":
+        _set_strides(network, model)
     return network
 
 
 def _create_network(model: ModelConfig) -> Any:
     import timm
 
+    if model.head == "deeplabv3":
+        return _create_deeplabv3(model)
     options: dict[str, Any] = dict(num_classes=model.num_classes, drop_rate=model.dropout)
     options |= dict(drop_path_rate=model.drop_path)
     if model.name == "resnet50":
@@ -251,6 +270,28 @@ def _create_network(model: ModelConfig) -> Any:
         return mobilenetv3._gen_mobilenet_v4(name, model.width, **options)
     except (ImportError, AttributeError) as error:
         raise Unavailable(f"this version of timm builds {model.name} in another way: {error}") from error
+
+
+def _create_deeplabv3(model: ModelConfig) -> Any:
+    """Builds torchvision's DeepLabv3 head on timm's features, with logits [b, k, h, w] at the size of the image."""
+    import timm
+    import torch
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+    options: dict[str, Any] = dict(features_only=True, out_indices=(4,), output_stride=model.output_stride)
+    features: Any = timm.create_model("mobilenetv2_100", **options)
+
+    class DeepLabV3(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = features
+            self.head = DeepLabHead(features.feature_info.channels()[-1], model.num_classes, list(model.aspp_rates))
+
+        def forward(self, images: Any) -> Any:
+            logits = self.head(self.features(images)[-1])
+            return torch.nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    return DeepLabV3()
 
 
 def _set_strides(network: Any, model: ModelConfig) -> None:
@@ -342,7 +383,7 @@ def left_out(settings: Config) -> list[str]:
     data, augment = settings.data, settings.augment
     is_on = {
         "shift": data.crop == "shift",
-        "flip": data.flip,
+        "flip": data.flip and settings.model.head == "classifier",
         "rotation": augment.rotation_degrees > 0 or augment.shift_fraction > 0,
         "color": augment.color != "none",
         "erasing": augment.erase_probability > 0,
@@ -370,13 +411,14 @@ def infer_step(settings: Config, model: Any, device: Any, compiled: bool) -> Cal
 
 
 def _batch(settings: Config, device: Any) -> tuple[Any, Any]:
-    """Returns random uint8 images [b, 3, h, w], channels-last, and labels [b]."""
+    """Returns random uint8 images [b, 3, h, w], channels-last, and labels [b], for a dense head [b, h, w]."""
     import torch
 
     data, classes = settings.data, settings.model.num_classes
     assert classes is not None
-    images = torch.randint(256, (data.batch_size, 3, data.resolution, data.resolution), dtype=torch.uint8)
-    labels = torch.randint(classes, (data.batch_size,))
+    size = data.train_size
+    images = torch.randint(256, (data.batch_size, 3, *size), dtype=torch.uint8)
+    labels = torch.randint(classes, (data.batch_size, *(() if settings.model.head == "classifier" else size)))
     return images.to(device, memory_format=torch.channels_last), labels.to(device)
 
 
