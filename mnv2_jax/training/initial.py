@@ -60,7 +60,7 @@ def resolve_weights(
     if saved is not None and saved.init == config.init:
         return _fill_in(config, keys, flatten(dataclasses.asdict(saved))), None
     weights = open_weights(config.init.weights, config.model, "load" if evaluates else config.init.head)
-    check_network(config, weights, explicit_keys)
+    check_network(config, weights, explicit_keys, keys)
     model = weights.model
     held = {
         "model": dataclasses.asdict(model.options),
@@ -78,11 +78,19 @@ def _fill_in(config: Config, keys: Collection[str], values: Mapping[str, Any]) -
     return config
 
 
-def check_network(config: Config, weights: Weights, explicit_keys: Collection[str] = ()) -> None:
+def check_network(
+    config: Config, weights: Weights, explicit_keys: Collection[str] = (), filled_in: Collection[str] = ()
+) -> None:
     """Refuses weights of another network than the config's.
 
-    An option that has its default may differ, because `resolve_weights` fills it in, unless the user set it: its key is
-    in ``explicit_keys``. The name and the width must always agree.
+    An option that has its default may differ, because `resolve_weights` fills it in, unless the user set it. So may any
+    option of the head, if the weights have a dense one. The name and the width must always agree.
+
+    Args:
+      config: the experiment.
+      weights: the weights of `init.weights`.
+      explicit_keys: keys that the user set.
+      filled_in: keys that will be filled in.
 
     Raises:
       UserError: naming all options that differ, as flags.
@@ -90,6 +98,8 @@ def check_network(config: Config, weights: Weights, explicit_keys: Collection[st
     actual, default, requested = weights.model.options, ModelConfig(), config.model
 
     def is_open(key: str) -> bool:
+        if key in HEAD and f"model.{key}" in filled_in and actual.head != default.head:
+            return True
         is_default = getattr(requested, key) == getattr(default, key)
         return key not in ("name", "width") and is_default and f"model.{key}" not in explicit_keys
 

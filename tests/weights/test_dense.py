@@ -18,7 +18,7 @@ from mnv2_jax.training.initial import resolve_weights
 from mnv2_jax.weights import by_order, load
 from mnv2_jax.weights.by_name import to_timm
 from mnv2_jax.weights.dense import VOC
-from mnv2_jax.weights.file import flatten, read_weights, save_weights, shapes_of
+from mnv2_jax.weights.file import flatten, read_weights, save_weights, shapes_of, unflatten
 from mnv2_jax.weights.layers import ForeignLayer, ForeignNetwork
 from mnv2_jax.weights.load import load_weights
 
@@ -180,16 +180,33 @@ def test_timm_has_no_dense_networks(loaded):
     ("head", "evaluates", "keys"),
     [("load", False, HEAD), ("new", False, ()), ("new", True, (*HEAD, "output_stride"))],
 )
-def test_a_config_takes_the_head_from_the_weights(head, evaluates, keys, files):
+@pytest.mark.parametrize("own", [{}, {"head": "lraspp", "head_channels": 64, "aux_head": True}])
+def test_a_config_takes_the_head_from_the_weights(head, evaluates, keys, own, files):
     path = str(files["torchvision deeplabv3"])
-    model = ModelConfig(name="mobilenet_v3_large")
+    model = ModelConfig(name="mobilenet_v3_large", **own)
     before = Config(model=model, init=InitConfig(weights=path, head=head), task="segmentation")
     after, weights = resolve_weights(Loaded("x", before, {}), evaluates=evaluates)
     taken = {key: getattr(weights.model.options, key) for key in ("width_rule", "padding", "dilation_from", *keys)}
     assert after.model == dataclasses.replace(model, **taken)
-    flagged = Loaded("x", before, {"model.aspp_conv": "flag"})
     assert ("model.aspp_conv" in Loaded("x", before, {}).from_weights) == (head == "load")
-    assert "model.aspp_conv" not in flagged.from_weights
+    if head == "load":
+        with pytest.raises(UserError, match=r"config has model\.head_channels=") as error:
+            resolve_weights(Loaded("x", replaced(before, head_channels=32), {"model.head_channels": "flag"}))
+        assert "\n" not in str(error.value)
+
+
+def replaced(settings, **model):
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, **model))
+
+
+def test_a_classifier_gives_no_dense_head(tmp_path):
+    model = create_model("mobilenet_v1", 3, width=0.25)
+    leaves = {name: np.ones(shape, np.float32) for name, shape in shapes_of(model).items()}
+    save_weights(tmp_path / "w.safetensors", model, unflatten(leaves))
+    options = ModelConfig(name="mobilenet_v1", width=0.25, head="deeplabv3")
+    settings = Config(model=options, init=InitConfig(weights=str(tmp_path / "w.safetensors")))
+    with pytest.raises(UserError, match=r"model\.head='deeplabv3'; give --config\.model\.head=classifier"):
+        resolve_weights(Loaded("x", settings, {}))
 
 
 @pytest.fixture(scope="module")
