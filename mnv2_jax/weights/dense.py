@@ -24,11 +24,6 @@ WIDTHS = tuple(
     for width in (1.0, 0.5, 0.75, 0.35, 0.25, 1.3, 1.4)
 )
 """Widths of MobileNetV2, among which that of a TFLite file is found by its channels."""
-VOC = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-"""Names of the 21 classes of PASCAL VOC, in the order of its VOCdevkit; published files of 21 classes have these."""
 
 
 class DenseForm(NamedTuple):
