@@ -21,6 +21,7 @@ import numpy as np
 
 from mnv2_jax.config import NormConfig
 from mnv2_jax.data import imagenet
+from mnv2_jax.data.mask_classes import VOC
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models.registry import Model, create_model, list_models
 from mnv2_jax.presets import native_resolution
@@ -126,8 +127,8 @@ def load_weights(
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     network, leaves, notes = _convert(path, foreign, library, model, options, class_names, head, form)
-    if form and not class_names and network.num_classes == len(dense.VOC):
-        class_names = {"labels": dense.VOC}
+    if form and not class_names and network.num_classes == len(VOC):
+        class_names = {"labels": VOC}
         notes.append("the file doesn't name its 21 classes, which are taken for PASCAL VOC's")
     full_preprocessing = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model, form))
     _check_pixels(path, foreign, model, preprocessing or {})
