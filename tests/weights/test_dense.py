@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from mnv2_jax.config import HEAD, Config, InitConfig, Loaded, ModelConfig, NormConfig
+from mnv2_jax.data.mask_classes import VOC
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.plan import places
@@ -17,7 +18,6 @@ from mnv2_jax.models.registry import create_model
 from mnv2_jax.training.initial import resolve_weights
 from mnv2_jax.weights import by_order, load
 from mnv2_jax.weights.by_name import to_timm
-from mnv2_jax.weights.dense import VOC
 from mnv2_jax.weights.file import flatten, read_weights, save_weights, shapes_of, unflatten
 from mnv2_jax.weights.layers import ForeignLayer, ForeignNetwork
 from mnv2_jax.weights.load import load_weights

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from mnv2_jax.data.mask_classes import VOC
 from mnv2_jax.nn.resize import resize_bilinear
-from mnv2_jax.weights.dense import VOC
 from mnv2_jax.weights.file import read_weights, save_weights
 from mnv2_jax.weights.load import load_weights
 from tests.weights import parity
