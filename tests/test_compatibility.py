@@ -24,6 +24,7 @@ SINCE = {
     "data.synthetic_classes": 1000,
     "data.synthetic_images": [1_281_167, 50_000],
     "data.size": None,
+    "data.eval_short_side": None,
     "data.mask_values": "index",
     "data.ignored_classes": [],
     "data.crop_scale": [0.5, 2.0],

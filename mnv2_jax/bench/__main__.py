@@ -175,7 +175,7 @@ def _description(settings: config.Config) -> dict[str, Any]:
         "model": model.name,
         "width": model.width,
         "dtype": model.dtype,
-        "head": model.head,
+        **({"head": model.head} if model.head != "classifier" else {}),
         "resolution": data.size or data.resolution,
         "batch": data.batch_size,
         "optimizer": settings.optim.name,

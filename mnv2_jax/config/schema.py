@@ -157,6 +157,9 @@ class DataConfig:
     """Resolution of evaluation, in pixels. Unset: `resolution`."""
     size: Annotated[tuple[int, int] | None, Within(8, 8192), _IS_DENSE] = None
     """Height and width of training images, in pixels, where they aren't square. Set: it replaces `resolution`."""
+    eval_short_side: Annotated[int | None, Within(8, 8192), _IS_DENSE] = None
+    """Short side to which images are resized before an evaluation, in pixels. The classes are resized back, and their
+    pixels counted at the size of the mask. Unset: images keep their size."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128

@@ -38,6 +38,30 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int], *, align_
     return x
 
 
+@jax.named_scope(RESIZE)
+def resize_each(
+    x: Float[Array, "b h w c"], scales: Float[Array, "b 2"], size: tuple[int, int], *, align_corners: bool
+) -> Array:
+    """Resizes each map by factors of its own, of rows and of columns, as `resize_bilinear` does.
+
+    Args:
+      x: maps of any float type.
+      scales: factors, which may be traced.
+      size: height and width of the results, which a map fills from the top left; what lies beyond the map is 0.
+      align_corners: see `resize_bilinear`; a factor is then that of the distances between centres.
+
+    Returns:
+      [b, *size, c].
+    """
+
+    def resize(one: Array, scale: Array) -> Array:
+        shift = 0.5 - 0.5 * scale if align_corners else jnp.zeros_like(scale)
+        shape = (*size, one.shape[-1])
+        return jax.image.scale_and_translate(one, shape, (0, 1), scale, shift, "linear", antialias=False)
+
+    return jax.vmap(resize)(x, scales.astype(x.dtype))
+
+
 @functools.cache
 def weights_of(old: int, new: int, align_corners: bool) -> np.ndarray:
     """Returns the weights of the old positions for each new one, float64 [new, old]; rows sum to 1."""

@@ -48,8 +48,7 @@ def _corenet(dropout: float, **sections: Tree) -> Recipe:
 
 CORENET_DEEPLABV3_V2: Tree = dict(
     # projects/mobilenet_v2/segmentation/ade20k_mobilenet_v2.yaml, as far as the published facts go. Left out: Gaussian
-    # noise and blur. The colours are torchvision's jitter, not CoreNet's photometric distortion, and an image is
-    # evaluated at its own size, not with a short side of 512.
+    # noise and blur. The colours are torchvision's jitter, not CoreNet's photometric distortion.
     task="segmentation",
     model=dict(
         head="deeplabv3",
@@ -72,6 +71,7 @@ CORENET_DEEPLABV3_V2: Tree = dict(
         crop_short_side=(256, 768),
         crop_long_side=1024,
         crop_class_share=0.75,
+        eval_short_side=512,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     ),

@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mnv2_jax.config import ModelConfig
-from mnv2_jax.data.views.segmentation import on_canvas
+from mnv2_jax.config import DataConfig, ModelConfig, build
+from mnv2_jax.data.views.segmentation import nearest, on_canvas, seen_size
 from mnv2_jax.nn.resize import resize_bilinear
 from mnv2_jax.report.overlays import beside, legend, mask_png, overlay, png
 from mnv2_jax.types import Array, PyTree
@@ -70,22 +70,23 @@ class ClassMaps:
 class Canvas:
     """The `tasks.base.Framing` of a segmentation: the whole image on its canvas."""
 
-    mean: tuple[float, ...]
+    data: DataConfig
     extra: int
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Puts an image, uint8 [h, w, 3], on its canvas."""
-        return on_canvas(image, self.mean, self.extra)
+        return on_canvas(image, self.data, self.extra)
 
     def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
-        """Cuts the answer for a canvas to the image's size."""
-        height, width = size
-        return {"class": answer["class"][:height, :width]}
+        """Cuts the answer for a canvas to what was seen of the image, and resizes that to the image's size."""
+        rows, columns = seen_size(size, self.data)
+        return {"class": nearest(answer["class"][:rows, :columns], *size)}
 
 
 def framing(weights: Weights) -> Canvas:
     """Makes the framing for weights."""
-    return Canvas(weights.info.preprocessing.mean, int(weights.model.options.align_corners))
+    data = build({"data": dataclasses.asdict(weights.info.preprocessing)}).data
+    return Canvas(data, int(weights.model.options.align_corners))
 
 
 def stride_of(model: ModelConfig) -> int:

@@ -16,14 +16,14 @@ from mnv2_jax.data.views.segmentation import EvalView, TrainView
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.registry import Model, for_classes
 from mnv2_jax.nn.forms import Forms
-from mnv2_jax.nn.resize import resize_bilinear
+from mnv2_jax.nn.resize import resize_bilinear, resize_each
 from mnv2_jax.ops import augment
 from mnv2_jax.ops import segmentation as ops
 from mnv2_jax.ops.random import example_keys, stream_key
 from mnv2_jax.registry import TASKS
 from mnv2_jax.report.segmentation import SEGMENTATION
 from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation, Kind
-from mnv2_jax.tasks.class_maps import class_maps, framing
+from mnv2_jax.tasks.class_maps import class_maps, framing, stride_of
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 from mnv2_jax.weights.file import Weights
 
@@ -119,6 +119,16 @@ class Segmentation:
         height, width = size
         return resize_bilinear(logits, (height, width), align_corners=self.model.options.align_corners)
 
+    def on_masks(self, logits: Array, batch: Batch) -> Array:
+        """Resizes the logits of an evaluation's batch [b, p, q, k] to the canvas of the masks [b, h, w, k]."""
+        canvas = batch["class_map"].shape[1:]
+        if self.data.eval_short_side is None and batch["image"].shape[1:3] == canvas:
+            return self.resized(logits, canvas)
+        is_aligned, stride = self.model.options.align_corners, stride_of(self.model.options)
+        size, seen = batch["size"].astype(logits.dtype), batch["seen"].astype(logits.dtype)
+        scales = stride * ((size - 1) / (seen - 1) if is_aligned else size / seen)
+        return resize_each(logits, scales, (canvas[0], canvas[1]), align_corners=is_aligned)
+
     def pixel_loss(self, logits: Array, mask: Array) -> Array:
         """Computes the training loss of each pixel [b, h, w]; 0 where the mask, uint8 [b, h, w], is ignored.
 
@@ -134,7 +144,7 @@ class Segmentation:
         """Counts pixels by true and predicted class, at the size of the mask."""
         outputs, _ = self.model.apply(variables, self._normalised(batch["image"]), train=False)
         mask = batch["class_map"]
-        logits = self.resized(outputs["logits"], mask.shape[1:])
+        logits = self.on_masks(outputs["logits"], batch)
         predicted = ops.predictions(logits)
         counts = ops.confusion(predicted, mask, len(self.class_names))
         rows = {

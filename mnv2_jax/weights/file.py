@@ -45,6 +45,7 @@ class Preprocessing:
     eval_crop_fraction: float = DataConfig.eval_crop_fraction
     interpolation: str = DataConfig.interpolation
     antialias: bool = DataConfig.antialias
+    eval_short_side: int | None = DataConfig.eval_short_side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.heads.deeplabv3 import aux_point
 from mnv2_jax.models.heads.lraspp import low_point
 from mnv2_jax.models.registry import create_model
-from mnv2_jax.nn.resize import resize_bilinear, weights_of
+from mnv2_jax.nn.resize import resize_bilinear, resize_each, weights_of
 
 FACTS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "segmentation.json").read_text())
 SMALL = dict(name="mobilenet_v2", num_classes=5, width=0.1, depth=0.3, head_channels=8)
@@ -100,3 +100,15 @@ def test_resizing_keeps_constants_lines_and_corners(align_corners):
     if not align_corners:
         expected = jax.image.resize(x, (2, 9, 7, 3), "bilinear")
         np.testing.assert_allclose(method, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_maps_are_resized_by_factors_of_their_own_as_each_alone(align_corners):
+    maps = jax.random.normal(jax.random.key(0), (2, 4, 5, 3))
+    sizes = ((9, 11), (3, 8))
+    ends = 1 if align_corners else 0
+    scales = jnp.array([[(new - ends) / (old - ends) for new, old in zip(size, (4, 5), strict=True)] for size in sizes])
+    both = resize_each(maps, scales, (10, 12), align_corners=align_corners)
+    for one, resized, (height, width) in zip(maps, both, sizes, strict=True):
+        alone = resize_bilinear(one[None], (height, width), align_corners=align_corners)[0]
+        np.testing.assert_allclose(resized[:height, :width], alone, atol=1e-5)

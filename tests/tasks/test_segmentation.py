@@ -9,9 +9,10 @@ import pytest
 
 from mnv2_jax import config as configs
 from mnv2_jax.config import IGNORED, DataConfig
-from mnv2_jax.data.views.segmentation import EvalView, TrainView, nearest
+from mnv2_jax.data.views.segmentation import Canvases, EvalView, TrainView, nearest
 from mnv2_jax.errors import UserError
 from mnv2_jax.ops import segmentation as ops
+from mnv2_jax.tasks.class_maps import Canvas
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
@@ -80,7 +81,8 @@ def test_an_evaluation_counts_every_image_and_labelled_pixel_once(whole):
 def test_the_confusion_matrix_is_the_same_on_any_devices_and_in_any_batches(file, x64):
     tables = []
     for on, batch in ((1, 13), (4, 3)):
-        experiment = opened(file, "model.dtype=float64", f"data.eval_batch_size={batch}", devices=on)
+        overrides = ("model.dtype=float64", f"data.eval_batch_size={batch}", "data.eval_short_side=50")
+        experiment = opened(file, *overrides, devices=on)
         state = meshes.compile_init(experiment.mesh, experiment.init_state)()
         evaluation = make_evaluate(experiment)({"params": state.params, **state.model_state})
         tables.append((evaluation.tables, evaluation.scalars["miou"], evaluation.scalars["count"]))
@@ -173,7 +175,7 @@ def test_a_crop_keeps_to_the_largest_share_where_it_can():
 
 
 def test_an_image_of_another_size_than_its_mask_is_resized():
-    row = EvalView(DataConfig(), canvas=(24, 40))(
+    row = EvalView(DataConfig(), held=Canvases((24, 40), (24, 40)))(
         {"image": np.full((90, 60, 3), 7, np.uint8), "mask": np.zeros((20, 30), np.uint8)}, None
     )
     assert row["size"].tolist() == [20, 30]
@@ -189,7 +191,24 @@ def test_canvases_hold_every_image_once():
     assert sorted(index for _, indices in views for index in indices.tolist()) == list(range(13))
     for view, indices in views:
         for index in indices.tolist():
-            assert view(split.example(index), None)["image"].shape == (*view.canvas, 3)
+            assert view(split.example(index), None)["image"].shape == (*view.held.image, 3)
+
+
+def test_an_image_that_is_resized_before_is_counted_at_its_own_size():
+    data = DataConfig(eval_short_side=20)
+    split = painted.split("val", 1, 4)
+    for view, indices in EvalView(data).canvases(split):
+        for index in indices.tolist():
+            row, mask = view(split.example(index), None), split.example(index)["mask"]
+            assert tuple(row["size"]) == mask.shape
+            assert min(row["seen"]) == 20
+            np.testing.assert_array_equal(row["class_map"][: mask.shape[0], : mask.shape[1]], mask)
+    image = split.example(3)["image"]
+    canvas = Canvas(data, 0)
+    prepared = canvas(image)
+    assert prepared.shape == (128, 128, 3)
+    whole = {"class": np.zeros(prepared.shape[:2], np.uint8)}
+    assert canvas.restore(whole, image.shape[:2])["class"].shape == image.shape[:2]
 
 
 @pytest.mark.parametrize(

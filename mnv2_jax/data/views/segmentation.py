@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -66,24 +67,42 @@ def canvas_of(height: int, width: int, extra: int = 0) -> tuple[int, int]:
     return -(-(height - extra) // _CANVAS) * _CANVAS + extra, -(-(width - extra) // _CANVAS) * _CANVAS + extra
 
 
+class Canvases(NamedTuple):
+    """Height and width of the arrays that hold images and masks of several sizes."""
+
+    image: tuple[int, int]
+    mask: tuple[int, int]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalView:
-    """The `View` of evaluation: the image on a canvas, top left, with its class_map and its size, int32 [2].
+    """The `View` of evaluation: the image on a canvas, top left, with its class_map on another.
 
-    The rest of the canvas has the mean colour and is ignored. Without a canvas, image and mask are resized to
-    `DataConfig.train_size`.
+    The image has the size ``seen``, int32 [2], which differs from that of the mask, ``size``, where
+    `DataConfig.eval_short_side` is set. The rest of the image's canvas has the mean colour; that of the mask is
+    ignored. Without canvases, image and mask are resized to `DataConfig.train_size`.
     """
 
     data: DataConfig
     extra: int = 0
     """See `canvas_of`."""
-    canvas: tuple[int, int] | None = None
+    held: Canvases | None = None
     varies = False
 
     @property
     def spec(self) -> Mapping[str, Array]:
         """Shape and dtype of each array that an example gives, by name."""
-        return {**_spec(self.canvas or self.data.train_size), "size": Array((2,), np.int32)}
+        held, pair = self._canvases, Array((2,), np.int32)
+        return {
+            "image": Array((*held.image, 3), np.uint8),
+            "class_map": Array(held.mask, np.uint8),
+            "size": pair,
+            "seen": pair,
+        }
+
+    @property
+    def _canvases(self) -> Canvases:
+        return self.held or Canvases(self.data.train_size, self.data.train_size)
 
     def at(self, resolution: int) -> EvalView:
         """Returns the view that resizes to another size."""
@@ -94,26 +113,47 @@ class EvalView:
 
         The files' headers are read.
         """
-        of_image = np.array([canvas_of(*_size_of(split, index), self.extra) for index in range(len(split))])
-        return [
-            (dataclasses.replace(self, canvas=tuple(canvas.tolist())), np.flatnonzero((of_image == canvas).all(1)))
-            for canvas in np.unique(of_image, axis=0)
-        ]
+        groups: dict[Canvases, list[int]] = {}
+        for index in range(len(split)):
+            size = _size_of(split, index)
+            seen = seen_size(size, self.data)
+            canvases = Canvases(canvas_of(*seen, self.extra), canvas_of(*size))
+            groups.setdefault(canvases, []).append(index)
+        return [(dataclasses.replace(self, held=held), np.array(groups[held])) for held in sorted(groups)]
 
     def __call__(self, example: Example, draw: Draw | None) -> Mapping[str, np.ndarray | int]:
         """Makes the row of an example; ignores the draw."""
         del draw
         image, mask = _pixels(example, self.data)
-        if self.canvas is None:
+        if self.held is None:
             image, mask = _to_size(image, mask, self.data.train_size, self.data)
-        size = np.array(mask.shape, np.int32)
-        image, mask = _padded(image, mask, self.canvas or self.data.train_size, self.data)
-        return {"image": image, "class_map": mask, "size": size}
+        else:
+            image = _resized_to_see(image, self.data)
+        return {
+            "image": _padded_image(image, self._canvases.image, self.data.mean),
+            "class_map": _padded_mask(mask, self._canvases.mask),
+            "size": np.array(mask.shape, np.int32),
+            "seen": np.array(image.shape[:2], np.int32),
+        }
 
 
-def on_canvas(image: np.ndarray, mean: tuple[float, ...], extra: int = 0) -> np.ndarray:
+def seen_size(size: tuple[int, int], data: DataConfig) -> tuple[int, int]:
+    """Returns the size at which an evaluation sees an image of a size; see `DataConfig.eval_short_side`."""
+    if data.eval_short_side is None:
+        return size
+    factor = data.eval_short_side / min(size)
+    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+
+
+def _resized_to_see(image: np.ndarray, data: DataConfig) -> np.ndarray:
+    height, width = seen_size((image.shape[0], image.shape[1]), data)
+    return image if image.shape[:2] == (height, width) else resized(image, height, width, data)
+
+
+def on_canvas(image: np.ndarray, data: DataConfig, extra: int = 0) -> np.ndarray:
     """Puts an image, uint8 [h, w, 3], on its canvas, as in evaluation."""
-    return _padded_image(image, canvas_of(image.shape[0], image.shape[1], extra), mean)
+    image = _resized_to_see(image, data)
+    return _padded_image(image, canvas_of(image.shape[0], image.shape[1], extra), data.mean)
 
 
 def _spec(size: tuple[int, int]) -> Mapping[str, Array]:
@@ -197,15 +237,20 @@ def _padded(
     image: np.ndarray, mask: np.ndarray, size: tuple[int, int], data: DataConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pads at the bottom and at the right: the image with the mean colour, the mask with `IGNORED`."""
-    height, width = mask.shape
-    if (height, width) == size:
-        return image, mask
-    padded = np.full(size, IGNORED, np.uint8)
-    padded[:height, :width] = mask
-    return _padded_image(image, size, data.mean), padded
+    return _padded_image(image, size, data.mean), _padded_mask(mask, size)
+
+
+def _padded_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if mask.shape == size:
+        return mask
+    canvas = np.full(size, IGNORED, np.uint8)
+    canvas[: mask.shape[0], : mask.shape[1]] = mask
+    return canvas
 
 
 def _padded_image(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...]) -> np.ndarray:
+    if image.shape[:2] == size:
+        return image
     canvas = np.empty((*size, 3), np.uint8)
     canvas[...] = _colour(mean)
     canvas[: image.shape[0], : image.shape[1]] = image
