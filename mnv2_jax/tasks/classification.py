@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnv2_jax.config import AugmentConfig, Config, DataConfig
+from mnv2_jax.config import Config
 from mnv2_jax.data.views.classification import EvalView, TrainView
 from mnv2_jax.errors import UserError, nearest
-from mnv2_jax.models.registry import Model, from_config
-from mnv2_jax.nn.forms import Forms
+from mnv2_jax.models.registry import from_config
 from mnv2_jax.ops import augment, losses, metrics, mixing
 from mnv2_jax.ops.metrics import NO_ANSWER
 from mnv2_jax.ops.mixing import Targets
 from mnv2_jax.ops.random import example_keys, stream_key
 from mnv2_jax.report.sections import has_top5
+from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
@@ -40,36 +40,18 @@ _RANKS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(Alone):
     """The `tasks.base.Task` of classification. Register a subclass with `tasks.builtin.register_classification`."""
 
     score = "top1"
 
-    model: Model
-    data: DataConfig
-    augment: AugmentConfig
-    class_names: tuple[str, ...]
     label_smoothing: float
-    seed: int
-    """Seed of augmentation, which depends on (seed, epoch, index) only."""
     group_size: int
     """`norm.group_size`; images are mixed within such a group."""
     class_weights: tuple[float, ...] | None = None
     """Factors for an example's training loss, by label."""
     scored: tuple[int, ...] | None = None
     """Labels among which evaluation chooses, if the data have only some of the classes; unset: all."""
-    notes: tuple[str, ...] = ()
-    """Notes to print before a training."""
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """Empty: a classification needs no further arrays per image."""
-        return {}
-
-    @property
-    def frozen(self) -> PyTree:
-        """Empty: a classification has no frozen arrays."""
-        return {}
 
     @property
     def train_view(self) -> TrainView:
@@ -85,14 +67,6 @@ class Classification:
         """Initialises the variables for images of the config's resolution."""
         size = self.data.resolution
         return self.model.init(key, jnp.zeros((1, size, size, 3)))
-
-    def training_from(self, part: str) -> Classification:
-        """Returns the same task, in which only this part of the network and the parts after it are trained."""
-        return dataclasses.replace(self, model=self.model.training_from(part))
-
-    def with_forms(self, forms: Forms) -> Classification:
-        """Returns the same task, in which the network computes its convolutions by these `nn.forms`."""
-        return dataclasses.replace(self, model=self.model.with_forms(forms))
 
     def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
         """Mean of `label_losses`. Metrics: loss, and top1 against the label with the larger share of a mixed image."""
@@ -224,9 +198,6 @@ class Classification:
             )
         return each if self.class_weights is None else jnp.asarray(self.class_weights, each.dtype)[labels] * each
 
-    def _normalised(self, images: Array) -> Array:
-        return augment.normalise(images, self.data.mean, self.data.std)
-
     def _augmented(self, batch: Batch) -> Array:
         data, images = self.data, batch["image"]
         base = example_keys(stream_key(self.seed, "augment"), batch["epoch"], batch["index"])
@@ -246,11 +217,7 @@ class Classification:
                 self.augment.rotation_degrees,
                 self.augment.shift_fraction,
             )
-        if self.augment.color == "inception":
-            images = augment.inception_color(keys("color"), augment.as_float(images))
-        elif self.augment.color == "jitter":
-            images = augment.color_jitter(keys("color"), augment.as_float(images), self.augment.color_jitter)
-        images = self._normalised(images)
+        images = self._normalised(self._coloured(lambda: keys("color"), images))
         if self.augment.erase_probability > 0:
             images = augment.random_erasing(
                 keys("erasing"),

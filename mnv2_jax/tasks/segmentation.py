@@ -10,18 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnv2_jax.config import IGNORED, AugmentConfig, Config, DataConfig
+from mnv2_jax.config import IGNORED, Config
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.views.segmentation import EvalView, TrainView
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.registry import Model, for_classes
-from mnv2_jax.nn.forms import Forms
+from mnv2_jax.models.registry import for_classes
 from mnv2_jax.nn.resize import resize_bilinear, resize_each
-from mnv2_jax.ops import augment
 from mnv2_jax.ops import segmentation as ops
 from mnv2_jax.ops.random import example_keys, stream_key
 from mnv2_jax.registry import TASKS
 from mnv2_jax.report.segmentation import SEGMENTATION
+from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation, Kind
 from mnv2_jax.tasks.class_maps import class_maps, framing, stride_of
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
@@ -40,32 +39,14 @@ _TYPICAL = MOST_EXAMPLES // 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Segmentation:
+class Segmentation(Alone):
     """The `tasks.base.Task` of segmentation. The network's output is ``{"logits": [b, h, w, k], ...}`` of any size."""
 
     score = "miou"
 
-    model: Model
-    data: DataConfig
-    augment: AugmentConfig
-    class_names: tuple[str, ...]
-    seed: int
-    """Seed of augmentation, which depends on (seed, epoch, index) only."""
     aux_weight: float
     class_weights: tuple[float, ...] | None = None
     """Factors for a pixel's training loss, by class."""
-    notes: tuple[str, ...] = ()
-    """Notes to print before a training."""
-
-    @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """Empty: a segmentation needs no further arrays per image."""
-        return {}
-
-    @property
-    def frozen(self) -> PyTree:
-        """Empty: a segmentation has no frozen arrays."""
-        return {}
 
     @property
     def train_view(self) -> TrainView:
@@ -80,14 +61,6 @@ class Segmentation:
     def init(self, key: Key) -> Variables:
         """Initialises the variables, which don't depend on the size of images."""
         return self.model.init(key, jax.ShapeDtypeStruct((1, *self.data.train_size, 3), jnp.float32))
-
-    def training_from(self, part: str) -> Segmentation:
-        """Returns the same task, in which only this part of the network and the parts after it are trained."""
-        return dataclasses.replace(self, model=self.model.training_from(part))
-
-    def with_forms(self, forms: Forms) -> Segmentation:
-        """Returns the same task, in which the network computes its convolutions by these `nn.forms`."""
-        return dataclasses.replace(self, model=self.model.with_forms(forms))
 
     def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
         """Mean of `pixel_loss` over the valid pixels of the batch, whose number is the weight of the batch.
@@ -194,18 +167,13 @@ class Segmentation:
         worst = [example for example in evaluation.examples if example["why"] == "worst" and "path" in example]
         return lines + [f"  {example['path']}: IoU {example['iou']:.1%}" for example in worst[:5]]
 
-    def _normalised(self, images: Array) -> Array:
-        return augment.normalise(images, self.data.mean, self.data.std)
-
     def _augmented(self, batch: Batch) -> Array:
-        images = batch["image"]
         base = example_keys(stream_key(self.seed, "augment"), batch["epoch"], batch["index"])
-        keys = jax.vmap(jax.random.fold_in, (0, None))(base, _COLOR)
-        if self.augment.color == "inception":
-            images = augment.inception_color(keys, augment.as_float(images))
-        elif self.augment.color == "jitter":
-            images = augment.color_jitter(keys, augment.as_float(images), self.augment.color_jitter)
-        return self._normalised(images)
+
+        def keys() -> Key:
+            return jax.vmap(jax.random.fold_in, (0, None))(base, _COLOR)
+
+        return self._normalised(self._coloured(keys, batch["image"]))
 
 
 def _percent(share: float | None) -> str:
