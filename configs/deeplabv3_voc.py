@@ -1,6 +1,6 @@
 r"""The small DeepLabv3 on MobileNetV2 1 for PASCAL VOC's 21 classes: 2,113,557 parameters, 2.74 B MAdds at 513 px.
 
-Published mIoU on val: 75.32 (MobileNetV2's paper, table 7; TensorFlow's model zoo), trained on MS-COCO before train_aug.
+Published mIoU on val: 75.32 (the paper, table 7; TensorFlow's model zoo), trained on MS-COCO before train_aug.
 Expected with recipe deeplab_voc: less, since COCO is left out; nobody has published by how much. Not trained here yet.
 Cost: 30,000 steps of 16 images, 3.9e15 multiply-adds in training.
 
