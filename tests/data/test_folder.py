@@ -453,3 +453,14 @@ def test_imagenet_samples_decode_to_their_listed_sizes(real_data):
         row = dict(zip(header, listed[names[i]], strict=True))
         assert reader(i).shape == (int(row["height"]), int(row["width"]), 3)
     assert len(names) == 200
+
+
+@pytest.mark.parametrize("top", ["", "train"])
+def test_images_and_their_masks_are_no_classes(tmp_path, top):
+    for name in ("images", "masks"):
+        (tmp_path / top / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / top / name / "a.png")
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match="segment_folder") as error:
+        opened(tmp_path)
+    assert "\n" not in str(error.value)
