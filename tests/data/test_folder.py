@@ -460,7 +460,8 @@ def test_images_and_their_masks_are_no_classes(tmp_path, top):
     for name in ("images", "masks"):
         (tmp_path / top / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / top / name / "a.png")
-    (tmp_path / "val").mkdir()
+    if top:
+        (tmp_path / "val").mkdir()
     with pytest.raises(UserError, match="segment_folder") as error:
         opened(tmp_path)
     assert "\n" not in str(error.value)
