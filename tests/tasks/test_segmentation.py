@@ -1,5 +1,6 @@
 """Segmentation is the same function on any devices, in any batches and after a restart, and counts every pixel once."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -8,14 +9,18 @@ import numpy as np
 import pytest
 
 from mnv2_jax import config as configs
+from mnv2_jax import predict
 from mnv2_jax.config import IGNORED, DataConfig
 from mnv2_jax.data.views.segmentation import EvalView, TrainView, nearest
 from mnv2_jax.errors import UserError
 from mnv2_jax.ops import segmentation as ops
+from mnv2_jax.tasks.class_maps import ClassMaps
+from mnv2_jax.tasks.segmentation import check_head, same_classes
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.feeds import train_batches
+from mnv2_jax.weights.file import Weights, WeightsInfo
 from tests import cli
 from tests.tasks import painted
 
@@ -218,3 +223,49 @@ def test_class_weights_weigh_pixels(file):
         heavy.pixel_loss(logits, mask), plain.pixel_loss(logits, mask) * jnp.array([[[1, 3], [0, 1]]]), rtol=1e-6
     )
     assert dataclasses.replace(heavy, class_weights=None) == plain
+
+
+def test_data_of_other_classes_are_not_evaluated_and_not_trained_on_with_the_old_head(file):
+    dataset = opened(file).dataset
+    assert same_classes(dataset, WeightsInfo(labels=painted.CLASSES), 3) is dataset
+    assert same_classes(dataset, WeightsInfo(), 3) is dataset
+    for labels, words in ((("sky", "door", "wall"), "class 1 is 'door'"), (("sky", "wall"), "2 classes")):
+        with pytest.raises(UserError, match=words):
+            same_classes(dataset, WeightsInfo(labels=labels), len(labels))
+
+
+@pytest.mark.parametrize(
+    ("head", "first", "frozen"),
+    [("deeplabv3", "classifier", None), ("lraspp", "classifier", "low_classifier"), ("lraspp", "low_classifier", None)],
+)
+def test_a_part_of_a_new_head_is_not_frozen(file, head, first, frozen):
+    flags = (f"finetune.train_from={first}", f"model.head={head}", "init.head=new", "init.weights=x")
+    config = configs.load(str(file), [*SMALL, *flags]).config
+    model = opened(file, f"model.head={head}").task.model
+    spec = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape), jax.eval_shape(model.init, jax.random.key(0), spec))
+    dataset = painted.open_painted(None, False)
+    with pytest.raises(UserError, match=frozen) if frozen else contextlib.nullcontext():
+        check_head(config, Weights(model, variables, WeightsInfo()), dataset)
+    del variables["params"][model.head_parts[0]]
+    with pytest.raises(UserError, match=model.head_parts[0]):
+        check_head(config, Weights(model, variables, WeightsInfo()), dataset)
+
+
+def test_files_of_answers_replace_neither_each_other_nor_an_image(tmp_path):
+    answers, folder = ClassMaps(("a",), 16, False, 1), tmp_path / "masks"
+    assert predict._Files(folder, [str(tmp_path / "a.jpg"), str(tmp_path / "x" / "a.jpg")], answers)
+    for names, words in (
+        (["a.jpg", "a.png"], "same a.png"),
+        (["a.jpg", "a-overlay.jpg"], "same a-overlay.png"),
+        (["masks/a.png"], "replace"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predict._Files(folder, [str(tmp_path / name) for name in names], answers)
+
+
+def test_confidence_is_asked_only_of_answers_that_have_a_probability():
+    predict._check_confidence({"top": [{"probability": 0.1}], "boxes": []}, 0.5)
+    predict._check_confidence({"size": [3, 4], "classes": [{"share": 0.1}]}, 0)
+    with pytest.raises(UserError, match=r"--min-confidence=0\.5"):
+        predict._check_confidence({"size": [3, 4], "classes": [{"share": 0.1}]}, 0.5)
