@@ -157,12 +157,19 @@ class Segmentation:
         unanswered = int(counts[:, -1].sum())
         chosen = examples(rows)
         place_of = {int(index): place for place, index in enumerate(rows["index"])}
-        doubts = [f"the network's outputs for {unanswered} pixels are not numbers; these pixels count as wrong"]
+        doubts = {
+            "no pixel of these masks has a class that counts, so that scores are 0; mnv2 inspect prints their values": (
+                pixels == 0
+            ),
+            f"the network's outputs for {unanswered} pixels are not numbers; these pixels count as wrong": (
+                unanswered > 0
+            ),
+        }
         return Evaluation(
             {**scalars, "loss": loss, "pixels": pixels, "count": len(rows["iou"])},
             tables,
             chosen,
-            notes=doubts if unanswered else (),
+            notes=[doubt for doubt, is_there in doubts.items() if is_there],
             maps={example["index"]: rows["map"][place_of[example["index"]]] for example in chosen},
         )
 

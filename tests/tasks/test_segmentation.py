@@ -11,6 +11,7 @@ import pytest
 from mnv2_jax import config as configs
 from mnv2_jax import predict
 from mnv2_jax.config import IGNORED, DataConfig
+from mnv2_jax.data import streams
 from mnv2_jax.data.views.segmentation import EvalView, TrainView, nearest
 from mnv2_jax.errors import UserError
 from mnv2_jax.ops import segmentation as ops
@@ -19,7 +20,7 @@ from mnv2_jax.tasks.segmentation import check_head, same_classes
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
-from mnv2_jax.training.feeds import train_batches
+from mnv2_jax.training.feeds import eval_parts, train_batches
 from mnv2_jax.weights.file import Weights, WeightsInfo
 from tests import cli
 from tests.tasks import painted
@@ -143,6 +144,17 @@ def test_the_counts_are_those_of_a_plain_loop():
         assert float(losses[1][place]) == pytest.approx(plain[(*place, mask[1][place])], rel=1e-5)
 
 
+def test_an_evaluation_says_that_no_pixel_counts_or_outputs_are_no_numbers(file):
+    task = opened(file).task
+    rows = {name: np.zeros(2, np.int32) for name in ("index", "iou", "pixels", "right", "loss")}
+    rows["map"] = np.zeros((2, 160, 160), np.uint8)
+    counts = jnp.zeros((3, 4), jnp.int32)
+    for count, words in ((counts, "no pixel"), (counts.at[1, 1].set(5), None), (counts.at[1, 3].set(2), "2 pixels")):
+        rows["pixels"] = np.array([int(count.sum()), 0])
+        notes = task.summarise(jax.device_get(ops.split_counts(count)), rows).notes
+        assert (len(notes) == 1 and words in notes[0]) if words else not notes
+
+
 def test_image_and_mask_move_together():
     """The image shows its mask as grey values, so every crop, scale and flip must give the same again."""
     rng = np.random.default_rng(0)
@@ -195,6 +207,19 @@ def test_canvases_hold_every_image_once():
     for view, indices in views:
         for index in indices.tolist():
             assert view(split.example(index), None)["image"].shape == (*view.canvas, 3)
+
+
+def test_canvases_share_the_memory_that_a_split_may_take(file, monkeypatch):
+    kept = []
+    load = streams.load_arrays
+    monkeypatch.setattr(
+        streams, "load_arrays", lambda data, view, *rest: kept.append(view.canvas) or load(data, view, *rest)
+    )
+    for limit, canvases in ((2**21, [(128, 128), (256, 128)]), (3 * 2**18, [(128, 128)]), (0, [])):
+        monkeypatch.setattr(streams, "RESIDENT_BYTES", limit)
+        assert len(eval_parts(opened(file))) == 2
+        assert kept == canvases
+        kept.clear()
 
 
 @pytest.mark.parametrize(
