@@ -88,7 +88,7 @@ class ModelConfig:
     pooled image, as in the published DeepLabv3 on MobileNetV2."""
     aspp_conv: Annotated[bool, read_when("model.head", "deeplabv3")] = False
     """Whether a 3×3 convolution follows DeepLabv3's ASPP (torchvision)."""
-    aux_head: Annotated[bool, _IS_DENSE] = False
+    aux_head: Annotated[bool, read_when("model.head", "deeplabv3")] = False
     """Whether training adds a small second head at the end of the stage before the last halving."""
     align_corners: Annotated[bool, _IS_DENSE] = False
     """How logits are resized to the image. True: the centres of the corner pixels coincide (TensorFlow, CoreNet).

@@ -12,8 +12,10 @@ from mnv2_jax import config as configs
 from mnv2_jax import predict
 from mnv2_jax.config import IGNORED, DataConfig
 from mnv2_jax.data import streams
-from mnv2_jax.data.views.segmentation import EvalView, TrainView, nearest
+from mnv2_jax.data.views.segmentation import EvalView, TrainView, canvas_of, nearest
 from mnv2_jax.errors import UserError
+from mnv2_jax.export.data import Data
+from mnv2_jax.export.evaluation import open_evaluation
 from mnv2_jax.ops import segmentation as ops
 from mnv2_jax.tasks.class_maps import ClassMaps
 from mnv2_jax.tasks.segmentation import check_head, same_classes
@@ -200,6 +202,10 @@ def test_an_image_of_another_size_than_its_mask_is_resized():
 
 
 def test_canvases_hold_every_image_once():
+    assert [canvas_of(side, side + 1, extra) for side in (1, 128) for extra in (0, 1)] == [
+        *[(128, 128), (129, 129)],
+        *[(128, 256), (129, 129)],
+    ]
     split = painted.split("val", 1, 13)
     views = EvalView(DataConfig()).canvases(split)
     assert len(views) == 2
@@ -226,6 +232,7 @@ def test_canvases_share_the_memory_that_a_split_may_take(file, monkeypatch):
     "overrides",
     [
         ["model.head=classifier"],
+        ["model.head=lraspp", "model.aux_head=True"],
         ["data.crop=random_resized"],
         ["loss.label_smoothing=0.1"],
         ["augment.mixup_alpha=0.2"],
@@ -275,6 +282,13 @@ def test_a_part_of_a_new_head_is_not_frozen(file, head, first, frozen):
     del variables["params"][model.head_parts[0]]
     with pytest.raises(UserError, match=model.head_parts[0]):
         check_head(config, Weights(model, variables, WeightsInfo()), dataset)
+
+
+def test_a_file_of_one_size_is_not_evaluated_on_images_of_several(file):
+    experiment = opened(file)
+    weights = Weights(experiment.task.model, {}, WeightsInfo(labels=painted.CLASSES))
+    with pytest.raises(UserError, match="--eval"):
+        open_evaluation(Data(experiment.config, experiment.dataset), weights, "run")
 
 
 def test_files_of_answers_replace_neither_each_other_nor_an_image(tmp_path):
