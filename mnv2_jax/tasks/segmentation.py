@@ -312,16 +312,14 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
     Raises:
       UserError: saying how to start with a new head, or that a part of the new head would be frozen.
     """
-    name, model = config.init.weights, weights.model
     if config.init.head == "new":
         _check_frozen(config, weights, dataset)
         return
-    if model.options.head == "classifier":
-        raise UserError(f"init.weights={name!r} have no dense head; give --config.init.head=new for a new one")
     try:
-        same_classes(dataset, weights.info, model.num_classes)
+        same_classes(dataset, weights.info, weights.model.num_classes)
     except UserError as error:
-        raise UserError(f"init.weights={name!r}: {error}, or give --config.init.head=new for new ones") from error
+        name = config.init.weights
+        raise UserError(f"init.weights={name!r}: {error}, or give --config.init.head=new for a new head") from error
 
 
 def _check_frozen(config: Config, weights: Weights, dataset: Dataset) -> None:

@@ -96,10 +96,14 @@ def check_network(config: Config, weights: Weights, explicit_keys: Collection[st
     compared = ("name", *STRUCTURE, *(HEAD if config.init.head == "load" else ()))
     keys = [key for key in compared if getattr(requested, key) != getattr(actual, key) and not is_open(key)]
     if keys:
+        flags = [f"--config.model.{key}={getattr(actual, key)}" for key in keys]
+        if "head" in keys:  # the user wants this head, not that of the weights
+            flags = [flag for key, flag in zip(keys, flags, strict=True) if key not in HEAD]
+            flags.append("--config.init.head=new to train a new head")
         raise UserError(
             f"init.weights={config.init.weights!r} are of {describe(weights.model)}, but the config has"
             f" {', '.join(f'model.{key}={getattr(requested, key)!r}' for key in keys)};"
-            f" give {' '.join(f'--config.model.{key}={getattr(actual, key)}' for key in keys)}"
+            f" give {' '.join(flags)}"
         )
 
 

@@ -16,6 +16,7 @@ from mnv2_jax.data.views.segmentation import EvalView, TrainView, canvas_of, nea
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.data import Data
 from mnv2_jax.export.evaluation import open_evaluation
+from mnv2_jax.models.registry import for_classes
 from mnv2_jax.ops import segmentation as ops
 from mnv2_jax.tasks.class_maps import ClassMaps
 from mnv2_jax.tasks.segmentation import check_head, same_classes
@@ -23,6 +24,7 @@ from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.feeds import eval_parts, train_batches
+from mnv2_jax.training.initial import check_network
 from mnv2_jax.weights.file import Weights, WeightsInfo
 from tests import cli
 from tests.tasks import painted
@@ -233,6 +235,7 @@ def test_canvases_share_the_memory_that_a_split_may_take(file, monkeypatch):
     [
         ["model.head=classifier"],
         ["model.head=lraspp", "model.aux_head=True"],
+        ["data.eval_crop_fraction=0.5"],
         ["data.crop=random_resized"],
         ["loss.label_smoothing=0.1"],
         ["augment.mixup_alpha=0.2"],
@@ -282,6 +285,16 @@ def test_a_part_of_a_new_head_is_not_frozen(file, head, first, frozen):
     del variables["params"][model.head_parts[0]]
     with pytest.raises(UserError, match=model.head_parts[0]):
         check_head(config, Weights(model, variables, WeightsInfo()), dataset)
+
+
+def test_a_classification_gives_its_features_to_a_new_head_only(file):
+    """The error says so, instead of asking for a classifier."""
+    model = for_classes(configs.ModelConfig(width=0.1, depth=0.3), configs.NormConfig(), 5)
+    weights = Weights(model, {}, WeightsInfo())
+    config = configs.load(str(file), [*SMALL, "init.weights=x"]).config
+    with pytest.raises(UserError, match=r"give --config\.init\.head=new to train a new head$"):
+        check_network(config, weights)
+    check_network(dataclasses.replace(config, init=configs.InitConfig(weights="x", head="new")), weights)
 
 
 def test_a_file_of_one_size_is_not_evaluated_on_images_of_several(file):
