@@ -18,6 +18,7 @@ from mnv2_jax.export.data import Data
 from mnv2_jax.export.evaluation import open_evaluation
 from mnv2_jax.models.registry import for_classes
 from mnv2_jax.ops import segmentation as ops
+from mnv2_jax.report.overlays import legend
 from mnv2_jax.tasks.class_maps import ClassMaps
 from mnv2_jax.tasks.segmentation import check_head, same_classes
 from mnv2_jax.training import mesh as meshes
@@ -314,6 +315,12 @@ def test_files_of_answers_replace_neither_each_other_nor_an_image(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             predict._Files(folder, [str(tmp_path / name) for name in names], answers)
+
+
+def test_a_legend_tells_names_apart_whose_letters_the_font_lacks():
+    names = ("\u65e5", "\u672c")
+    first, second = (legend(names, [number])[:, 16:] for number in (0, 1))
+    assert first.shape != second.shape or (first != second).any()
 
 
 def test_confidence_is_asked_only_of_answers_that_have_a_probability():
