@@ -149,9 +149,11 @@ def main() -> None:
                 failed.append(path)
                 yield path, answer
                 continue
+            entries = predictor.answers.to_json(answer)
+            _check_confidence(entries, args.min_confidence)
             if files is not None:
                 files.write(path, answer)
-            yield path, predictor.answers.to_json(answer)
+            yield path, entries
 
     print_rows = _print_json if args.json else _print_csv if args.csv else _print_text
     print_rows(rows(), predictor.answers, args.min_confidence)
@@ -172,11 +174,15 @@ class _Files:
         self._folder, self._answers = folder, answers
         common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         self._names = {path: os.path.splitext(os.path.relpath(os.path.abspath(path), common))[0] for path in paths}
-        stems: dict[str, str] = {}
+        images = {os.path.realpath(path) for path in paths}
+        owners: dict[str, str] = {}
         for path, name in self._names.items():
-            if name in stems:
-                raise UserError(f"--out={folder}: {stems[name]} and {path} would be written to the same {name}.png")
-            stems[name] = path
+            for file in (f"{name}{ending}" for ending in answers.endings):
+                if file in owners:
+                    raise UserError(f"--out={folder}: {owners[file]} and {path} would be written to the same {file}")
+                if os.path.realpath(folder / file) in images:
+                    raise UserError(f"--out={folder}: {file} would replace an image to predict; give another folder")
+                owners[file] = path
 
     def write(self, path: str, answer: Any) -> None:
         """Writes the files of one image.
@@ -293,6 +299,14 @@ Rows: TypeAlias = Iterable[tuple[str, "dict[str, Any] | UserError"]]
 """Paths, each with the entries of `tasks.base.Answers.to_json`, or with the error if the file can't be read."""
 
 
+def _check_confidence(entries: dict[str, Any], least: float) -> None:
+    """Refuses --min-confidence for answers that have no probability, such as the classes of a segmentation."""
+    if least and any("probability" not in row for row in _rows_of(entries)):
+        raise UserError(
+            f"--min-confidence={least:g}: the answers of these weights have no probability; leave the flag out"
+        )
+
+
 def _confident(entries: dict[str, Any], least: float) -> dict[str, Any]:
     """Leaves out the answers whose probability is below ``least``."""
 
@@ -300,6 +314,11 @@ def _confident(entries: dict[str, Any], least: float) -> dict[str, Any]:
         return [row for row in value if row.get("probability", 1) >= least] if _is_rows(value) else value
 
     return {key: kept(value) for key, value in entries.items()}
+
+
+def _rows_of(entries: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what an image can have several of."""
+    return [row for value in entries.values() if _is_rows(value) for row in value]
 
 
 def _is_rows(value: Any) -> bool:
@@ -334,8 +353,7 @@ def _print_csv(rows: Rows, answers: Answers, least: float) -> None:
     for path, answer in rows:
         entries = {} if isinstance(answer, UserError) else answer
         single = {key: value for key, value in entries.items() if not _is_rows(value)}
-        several = [row for value in entries.values() if _is_rows(value) for row in value]
-        values = [{**single, **row} for row in several] or ([single] if single else [])
+        values = [{**single, **row} for row in _rows_of(entries)] or ([single] if single else [])
         if values and not head:
             head = list(values[0])
             writer.writerow(["path", "error", *head])

@@ -88,7 +88,7 @@ class ModelConfig:
     pooled image, as in the published DeepLabv3 on MobileNetV2."""
     aspp_conv: Annotated[bool, read_when("model.head", "deeplabv3")] = False
     """Whether a 3×3 convolution follows DeepLabv3's ASPP (torchvision)."""
-    aux_head: Annotated[bool, _IS_DENSE] = False
+    aux_head: Annotated[bool, read_when("model.head", "deeplabv3")] = False
     """Whether training adds a small second head at the end of the stage before the last halving."""
     align_corners: Annotated[bool, _IS_DENSE] = False
     """How logits are resized to the image. True: the centres of the corner pixels coincide (TensorFlow, CoreNet).
@@ -127,6 +127,7 @@ _DECODED = (  # a folder of CIFAR-10 can hold images or an .npz file
     read_unless("data.name", "cifar10") | read_unless("data.path", Ending(".npz")),
 )
 _RESIZED = read_when("data.crop", "random_resized")
+_IS_CUT = read_when("model.head", "classifier")
 _SYNTHETIC = read_when("data.name", "synthetic")
 
 
@@ -204,11 +205,11 @@ class DataConfig:
     """Pixels of padding on each side, before the crop."""
     flip: bool = True
     """Whether half of the training images, chosen at random, are mirrored left to right."""
-    eval_crop: Literal["resize_crop", "central"] = "resize_crop"
+    eval_crop: Annotated[Literal["resize_crop", "central"], _IS_CUT] = "resize_crop"
     """Crop of evaluation images. resize_crop: resize the short side to resolution / `eval_crop_fraction`, then take the
     centre (PyTorch). central: take the central `eval_crop_fraction` of each side, then resize to a square whatever the
     aspect ratio (TF-slim)."""
-    eval_crop_fraction: Annotated[float, Within(0.01, 1)] = 0.875
+    eval_crop_fraction: Annotated[float, Within(0.01, 1), _IS_CUT] = 0.875
     """Share of a side that the crop of evaluation images keeps; see `eval_crop`."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation of resized images."""
@@ -316,8 +317,9 @@ class LossConfig:
         Literal["none", "balanced"] | tuple[tuple[str, float], ...], read_unless("distill.weight", 1.0)
     ] = "none"
     """Weights of the classes. balanced: an example weighs n / (k * images of its class), for n images and k classes, so
-    that every class weighs the same. Or weights by class name, as in {cat: 3, dog: 0.5}; other classes have 1. These
-    weights are scaled so that an example weighs 1 on average."""
+    that every class weighs the same. Or weights by class name, as in {cat: 3, dog: 0.5}; other classes have 1. In a
+    classification these weights are scaled so that an example weighs 1 on average; in a segmentation they are factors
+    for the loss of a pixel."""
     aux_weight: Annotated[float, AtLeast(0), read_when("model.aux_head", True)] = 0.4
     """Weight of the loss of the auxiliary head, beside that of the head."""
 

@@ -125,9 +125,20 @@ def _shuffled(count: int, seed: np.random.SeedSequence) -> np.ndarray:
 # --- filling the stream -------------------------------------------------------------------------------------
 
 
-def fits(view: View, split: Split) -> bool:
-    """Whether a split can be kept on a device: each image has one view only, and all of them are small enough."""
-    return not view.varies and len(split) * sum(array.size_bytes for array in view.spec.values()) <= RESIDENT_BYTES
+def size_bytes(view: View, split: Split) -> int:
+    """Returns the size of the views of all images, in bytes."""
+    return len(split) * sum(array.size_bytes for array in view.spec.values())
+
+
+def fits(view: View, split: Split, held_bytes: int = 0) -> bool:
+    """Whether a split can be kept on a device: each image has one view only, and all of them are small enough.
+
+    Args:
+      view: the view of an image.
+      split: the images.
+      held_bytes: size of other images of the same split that are kept already.
+    """
+    return not view.varies and held_bytes + size_bytes(view, split) <= RESIDENT_BYTES
 
 
 def fits_training(data: DataConfig, view: View, split: Split) -> bool:

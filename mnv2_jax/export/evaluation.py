@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnv2_jax.data.views.base import HasCanvases
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.data import Data
 from mnv2_jax.export.function import Exportable
@@ -42,9 +43,14 @@ def open_evaluation(data: Data, weights: Weights, source: str) -> Setup:
     """Opens the evaluation of the weights on one device.
 
     Raises:
-      UserError: if the classes of the data aren't those of the weights.
+      UserError: if the classes of the data aren't those of the weights, or images are evaluated at sizes of their own.
     """
-    return open_setup(data.config, jax.devices()[:1], classes=(source, weights.info, weights.model.num_classes))
+    setup = open_setup(data.config, jax.devices()[:1], classes=(source, weights.info, weights.model.num_classes))
+    if isinstance(setup.task.eval_view, HasCanvases):
+        raise UserError(
+            f"--eval: task={data.config.task} evaluates images at their own sizes, and a file has one; leave --eval out"
+        )
+    return setup
 
 
 def evaluate_network(setup: Setup, weights: Weights) -> Evaluation:

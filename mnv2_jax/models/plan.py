@@ -120,6 +120,11 @@ def check_plan(name: str, plan: Plan) -> None:
             raise UserError(f"model.name={name!r}: {place}={act!r} is no activation{nearest(str(act), ACTIVATIONS)}")
 
 
+def has_classes(part: str) -> bool:
+    """Whether a part of a head has channels that are classes, so that it doesn't suit other classes."""
+    return part.endswith("classifier")
+
+
 def part_of(name: str) -> str:
     """Returns the name of the part (`Network.parts`) to which a branch of the parameters belongs."""
     return name.removesuffix("_norm")

@@ -44,13 +44,15 @@ def overlay(image: np.ndarray, class_map: np.ndarray) -> np.ndarray:
 
 
 def legend(names: Sequence[str], numbers: Sequence[int]) -> np.ndarray:
-    """Draws the colours of some classes with their names below each other, uint8 [h, w, 3] on white.
+    """Draws the colours of some classes with numbers and names below each other, uint8 [h, w, 3] on white.
+
+    The numbers are those of the classes in masks; they also tell names apart whose letters the font lacks.
 
     Args:
       names: names by class.
       numbers: the classes to show.
     """
-    texts = [names[number] for number in numbers]
+    texts = [f"{number} {names[number]}" for number in numbers]
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     width = max([round(draw.textlength(text)) for text in texts], default=0) + 2 * _ROW_PX
     image = Image.new("RGB", (width, max(len(texts), 1) * _ROW_PX + 4), "white")

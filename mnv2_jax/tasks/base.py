@@ -152,8 +152,13 @@ class Answers(Protocol):
 class HasFiles(Protocol):
     """`Answers` that can be written to files."""
 
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Endings of the names of the files for one image."""
+        ...
+
     def files(self, image: np.ndarray, answer: PyTree) -> Mapping[str, bytes]:
-        """Makes the files for one image, uint8 [h, w, 3], by the endings of their names."""
+        """Makes the files for one image, uint8 [h, w, 3], by their `endings`."""
         ...
 
 

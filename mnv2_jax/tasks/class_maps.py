@@ -21,6 +21,8 @@ from mnv2_jax.weights.file import Weights
 class ClassMaps:
     """The `tasks.base.Answers` of a segmentation."""
 
+    endings = (".png", "-overlay.png")
+
     labels: tuple[str, ...]
     stride: int
     """Pixels of the image between two positions of the logits."""

@@ -117,7 +117,11 @@ class Predictor:
         return [self._framing.restore(answer, size) for answer, size in zip(answers, sizes, strict=True)]
 
     def features(self, images: Sequence[ImageLike]) -> np.ndarray:
-        """Returns the input of the classifier, float32 [n, c], for searches, clusters or a classifier of your own."""
+        """Returns the input of the classifier, float32 [n, c], for searches, clusters or a classifier of your own.
+
+        Raises:
+          UserError: as `__call__`, and for weights that have no vector for an image, such as those of a segmentation.
+        """
         batches = _batches(self._prepared(images)[0])
         rows = [jax.device_get(self._describe(self.weights.variables, batch))[:count] for batch, count in batches]
         return np.concatenate(rows)
@@ -218,6 +222,8 @@ class Predictor:
 
 def _embedding(model: Any, variables: PyTree, pixels: Array) -> Array:
     points = model.endpoints(variables, pixels)
+    if "pooled" not in points:
+        raise UserError("the head of these weights makes no vector for an image; take features from a classification")
     return points["hidden"] if "hidden" in points else points["pooled"]
 
 

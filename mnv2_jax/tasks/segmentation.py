@@ -14,6 +14,7 @@ from mnv2_jax.config import IGNORED, Config
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.views.segmentation import EvalView, TrainView
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.plan import has_classes
 from mnv2_jax.models.registry import for_classes
 from mnv2_jax.nn.resize import resize_bilinear, resize_each
 from mnv2_jax.ops import segmentation as ops
@@ -24,7 +25,7 @@ from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation, Kind
 from mnv2_jax.tasks.class_maps import class_maps, framing, stride_of
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
-from mnv2_jax.weights.file import Weights
+from mnv2_jax.weights.file import Weights, WeightsInfo
 
 _COLOR = 2
 """Number that is folded into an image's random key for its colours; that of classification."""
@@ -139,12 +140,19 @@ class Segmentation(Alone):
         unanswered = int(counts[:, -1].sum())
         chosen = examples(rows)
         place_of = {int(index): place for place, index in enumerate(rows["index"])}
-        doubts = [f"the network's outputs for {unanswered} pixels are not numbers; these pixels count as wrong"]
+        doubts = {
+            "no pixel of these masks has a class that counts, so that scores are 0; mnv2 inspect prints their values": (
+                pixels == 0
+            ),
+            f"the network's outputs for {unanswered} pixels are not numbers; these pixels count as wrong": (
+                unanswered > 0
+            ),
+        }
         return Evaluation(
             {**scalars, "loss": loss, "pixels": pixels, "count": len(rows["iou"])},
             tables,
             chosen,
-            notes=doubts if unanswered else (),
+            notes=[doubt for doubt, is_there in doubts.items() if is_there],
             maps={example["index"]: rows["map"][place_of[example["index"]]] for example in chosen},
         )
 
@@ -280,17 +288,55 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
     """Refuses weights whose head can't be trained further on these data.
 
     Raises:
-      UserError: saying how to start with a new head.
+      UserError: saying how to start with a new head, or that a part of the new head would be frozen.
     """
-    name, model = config.init.weights, weights.model
     if config.init.head == "new":
+        _check_frozen(config, weights, dataset)
         return
-    if model.options.head == "classifier":
-        raise UserError(f"init.weights={name!r} have no dense head; give --config.init.head=new for a new one")
-    if weights.info.labels != dataset.class_names:
-        raise UserError(
-            f"init.weights={name!r} have other classes than {dataset.name}; give --config.init.head=new for new ones"
-        )
+    try:
+        same_classes(dataset, weights.info, weights.model.num_classes)
+    except UserError as error:
+        name = config.init.weights
+        raise UserError(f"init.weights={name!r}: {error}, or give --config.init.head=new for a new head") from error
+
+
+def _check_frozen(config: Config, weights: Weights, dataset: Dataset) -> None:
+    model, first = for_classes(config.model, config.norm, len(dataset.class_names)), config.finetune.train_from[0]
+    before = (
+        model.parts[: model.parts.index(first)] if first in model.parts else ()
+    )  # an unknown one is refused elsewhere
+    frozen = [part for part in before if part in model.head_parts]
+    if not frozen:
+        return
+    random = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))["params"]
+    held = weights.variables["params"]
+    for part in frozen:
+        if has_classes(part) or _shapes(held.get(part)) != _shapes(random[part]):
+            raise UserError(
+                f"finetune.train_from={list(config.finetune.train_from)} freezes {part}, which is new with"
+                f" init.head=new, so it would stay random; begin with {part}"
+            )
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(np.shape, tree)
+
+
+def same_classes(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
+    """Returns the data, whose classes must be those of the weights in the same order: masks hold numbers of classes.
+
+    Raises:
+      UserError: naming the first class that differs.
+    """
+    ours, theirs = dataset.class_names, info.labels
+    if len(ours) != num_classes:
+        reason = f"the weights have {num_classes} classes and {dataset.name} has {len(ours)}"
+    elif theirs and ours != theirs:
+        place = next(place for place, names in enumerate(zip(ours, theirs, strict=True)) if len({*names}) > 1)
+        reason = f"class {place} is {theirs[place]!r} in the weights and {ours[place]!r} in {dataset.name}"
+    else:
+        return dataset
+    raise UserError(f"{reason}; let the data have the classes of the weights in the same order")
 
 
 TASKS.add(
@@ -301,6 +347,7 @@ TASKS.add(
         make=make_task,
         answers=class_maps,
         page=SEGMENTATION,
+        with_known_classes=same_classes,
         check_head=check_head,
         framing=framing,
     ),

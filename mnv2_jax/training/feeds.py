@@ -81,18 +81,21 @@ def eval_parts(setup: Setup, should_stop: Callable[[], bool] = _never) -> list[P
     """Makes the parts of the evaluation split, which hold every image once; most tasks have one."""
     split = setup.dataset.eval
     views = views_of(setup.task.eval_view, split)
-    if len(views) == 1:
-        return [_part(setup, views[0][0], split, np.arange(len(split)), should_stop)]
-    return [
-        _part(setup, view, split.subset(np.isin(np.arange(len(split)), indices)), indices, should_stop)
-        for view, indices in views
-    ]
+    parts, held_bytes = list[Part](), 0
+    for view, indices in views:
+        some = split if len(views) == 1 else split.subset(np.isin(np.arange(len(split)), indices))
+        resident = streams.fits(view, some, held_bytes)
+        held_bytes += resident * streams.size_bytes(view, some)
+        parts.append(_part(setup, view, some, indices, resident, should_stop))
+    return parts
 
 
-def _part(setup: Setup, view: View, split: Split, indices: np.ndarray, should_stop: Callable[[], bool]) -> Part:
+def _part(
+    setup: Setup, view: View, split: Split, indices: np.ndarray, resident: bool, should_stop: Callable[[], bool]
+) -> Part:
     data, devices = setup.config.data, setup.mesh.size
     batch_size = -(-min(data.eval_batch_size, len(split)) // devices) * devices
-    resident, undecoded = streams.fits(view, split), dict[int, str]()  # images that lie on the devices as zeros
+    undecoded = dict[int, str]()  # images that lie on the devices as zeros
     feed = _feed(setup, view, split, should_stop, undecoded) if resident else meshes.make_feed(setup.mesh, None)
 
     def through(damaged: dict[int, str]) -> Generator[Batch, None, None]:

@@ -12,7 +12,7 @@ import numpy as np
 from mnv2_jax.config import HEAD, STRUCTURE, Config, Loaded, ModelConfig, flatten, from_weights
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.base import Model
-from mnv2_jax.models.plan import part_of
+from mnv2_jax.models.plan import has_classes, part_of
 from mnv2_jax.registry import import_modules
 from mnv2_jax.runs.weights import open_weights
 from mnv2_jax.training.state import TrainState
@@ -106,18 +106,22 @@ def check_network(
     compared = ("name", *STRUCTURE, *(HEAD if config.init.head == "load" else ()))
     keys = [key for key in compared if getattr(requested, key) != getattr(actual, key) and not is_open(key)]
     if keys:
+        flags = [f"--config.model.{key}={getattr(actual, key)}" for key in keys]
+        if "head" in keys:  # the user wants this head, not that of the weights
+            flags = [flag for key, flag in zip(keys, flags, strict=True) if key not in HEAD]
+            flags.append("--config.init.head=new to train a new head")
         raise UserError(
             f"init.weights={config.init.weights!r} are of {describe(weights.model)}, but the config has"
             f" {', '.join(f'model.{key}={getattr(requested, key)!r}' for key in keys)};"
-            f" give {' '.join(f'--config.model.{key}={getattr(actual, key)}' for key in keys)}"
+            f" give {' '.join(flags)}"
         )
 
 
 def with_weights(state: TrainState, weights: Weights, head: Head, model: Model) -> TrainState:
     """Replaces the random weights of the state before the first step, which are those of ``model``.
 
-    With a new head, the last part keeps its random weights, and so do the other parts of the head that the weights lack
-    or have with other shapes, such as an auxiliary head for other classes. Parts of the weights that the network
+    With a new head, the last part keeps its random weights, and so do the other parts of the head that give classes, or
+    that the weights lack or have with other shapes. Parts of the weights that the network
     doesn't have are left out. The arrays are on the host, and each is a copy: the state will be donated, and a buffer
     can be donated only once.
     """
@@ -126,7 +130,9 @@ def with_weights(state: TrainState, weights: Weights, head: Head, model: Model) 
         part = part_of(name)
         if name not in random or part == model.parts[-1]:
             return False
-        return part not in model.head_parts or _shapes(branch) == _shapes(random[name])
+        if part not in model.head_parts:
+            return True
+        return not has_classes(part) and _shapes(branch) == _shapes(random[name])
 
     def copied(tree: PyTree, random: PyTree) -> PyTree:
         held = {name: branch for name, branch in tree.items() if is_held(name, branch, random)}

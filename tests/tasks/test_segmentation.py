@@ -1,5 +1,6 @@
 """Segmentation is the same function on any devices, in any batches and after a restart, and counts every pixel once."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -8,15 +9,24 @@ import numpy as np
 import pytest
 
 from mnv2_jax import config as configs
+from mnv2_jax import predict
 from mnv2_jax.config import IGNORED, DataConfig
-from mnv2_jax.data.views.segmentation import Canvases, EvalView, TrainView, nearest
+from mnv2_jax.data import streams
+from mnv2_jax.data.views.segmentation import Canvases, EvalView, TrainView, canvas_of, nearest
 from mnv2_jax.errors import UserError
+from mnv2_jax.export.data import Data
+from mnv2_jax.export.evaluation import open_evaluation
+from mnv2_jax.models.registry import for_classes
 from mnv2_jax.ops import segmentation as ops
-from mnv2_jax.tasks.class_maps import Canvas
+from mnv2_jax.report.overlays import legend
+from mnv2_jax.tasks.class_maps import Canvas, ClassMaps
+from mnv2_jax.tasks.segmentation import check_head, same_classes
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
-from mnv2_jax.training.feeds import train_batches
+from mnv2_jax.training.feeds import eval_parts, train_batches
+from mnv2_jax.training.initial import check_network
+from mnv2_jax.weights.file import Weights, WeightsInfo
 from tests import cli
 from tests.tasks import painted
 
@@ -140,6 +150,17 @@ def test_the_counts_are_those_of_a_plain_loop():
         assert float(losses[1][place]) == pytest.approx(plain[(*place, mask[1][place])], rel=1e-5)
 
 
+def test_an_evaluation_says_that_no_pixel_counts_or_outputs_are_no_numbers(file):
+    task = opened(file).task
+    rows = {name: np.zeros(2, np.int32) for name in ("index", "iou", "pixels", "right", "loss")}
+    rows["map"] = np.zeros((2, 160, 160), np.uint8)
+    counts = jnp.zeros((3, 4), jnp.int32)
+    for count, words in ((counts, "no pixel"), (counts.at[1, 1].set(5), None), (counts.at[1, 3].set(2), "2 pixels")):
+        rows["pixels"] = np.array([int(count.sum()), 0])
+        notes = task.summarise(jax.device_get(ops.split_counts(count)), rows).notes
+        assert (len(notes) == 1 and words in notes[0]) if words else not notes
+
+
 def test_image_and_mask_move_together():
     """The image shows its mask as grey values, so every crop, scale and flip must give the same again."""
     rng = np.random.default_rng(0)
@@ -185,6 +206,10 @@ def test_an_image_of_another_size_than_its_mask_is_resized():
 
 
 def test_canvases_hold_every_image_once():
+    assert [canvas_of(side, side + 1, extra) for side in (1, 128) for extra in (0, 1)] == [
+        *[(128, 128), (129, 129)],
+        *[(128, 256), (129, 129)],
+    ]
     split = painted.split("val", 1, 13)
     views = EvalView(DataConfig()).canvases(split)
     assert len(views) == 2
@@ -211,10 +236,25 @@ def test_an_image_that_is_resized_before_is_counted_at_its_own_size():
     assert canvas.restore(whole, image.shape[:2])["class"].shape == image.shape[:2]
 
 
+def test_canvases_share_the_memory_that_a_split_may_take(file, monkeypatch):
+    kept = []
+    load = streams.load_arrays
+    monkeypatch.setattr(
+        streams, "load_arrays", lambda data, view, *rest: kept.append(view.held.image) or load(data, view, *rest)
+    )
+    for limit, canvases in ((2**21, [(128, 128), (256, 128)]), (3 * 2**18, [(128, 128)]), (0, [])):
+        monkeypatch.setattr(streams, "RESIDENT_BYTES", limit)
+        assert len(eval_parts(opened(file))) == 2
+        assert kept == canvases
+        kept.clear()
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         ["model.head=classifier"],
+        ["model.head=lraspp", "model.aux_head=True"],
+        ["data.eval_crop_fraction=0.5"],
         ["data.crop=random_resized"],
         ["loss.label_smoothing=0.1"],
         ["augment.mixup_alpha=0.2"],
@@ -237,3 +277,72 @@ def test_class_weights_weigh_pixels(file):
         heavy.pixel_loss(logits, mask), plain.pixel_loss(logits, mask) * jnp.array([[[1, 3], [0, 1]]]), rtol=1e-6
     )
     assert dataclasses.replace(heavy, class_weights=None) == plain
+
+
+def test_data_of_other_classes_are_not_evaluated_and_not_trained_on_with_the_old_head(file):
+    dataset = opened(file).dataset
+    assert same_classes(dataset, WeightsInfo(labels=painted.CLASSES), 3) is dataset
+    assert same_classes(dataset, WeightsInfo(), 3) is dataset
+    for labels, words in ((("sky", "door", "wall"), "class 1 is 'door'"), (("sky", "wall"), "2 classes")):
+        with pytest.raises(UserError, match=words):
+            same_classes(dataset, WeightsInfo(labels=labels), len(labels))
+
+
+@pytest.mark.parametrize(
+    ("head", "first", "frozen"),
+    [("deeplabv3", "classifier", None), ("lraspp", "classifier", "low_classifier"), ("lraspp", "low_classifier", None)],
+)
+def test_a_part_of_a_new_head_is_not_frozen(file, head, first, frozen):
+    flags = (f"finetune.train_from={first}", f"model.head={head}", "init.head=new", "init.weights=x")
+    config = configs.load(str(file), [*SMALL, *flags]).config
+    model = opened(file, f"model.head={head}").task.model
+    spec = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape), jax.eval_shape(model.init, jax.random.key(0), spec))
+    dataset = painted.open_painted(None, False)
+    with pytest.raises(UserError, match=frozen) if frozen else contextlib.nullcontext():
+        check_head(config, Weights(model, variables, WeightsInfo()), dataset)
+    del variables["params"][model.head_parts[0]]
+    with pytest.raises(UserError, match=model.head_parts[0]):
+        check_head(config, Weights(model, variables, WeightsInfo()), dataset)
+
+
+def test_a_classification_gives_its_features_to_a_new_head_only(file):
+    """The error says so, instead of asking for a classifier."""
+    model = for_classes(configs.ModelConfig(width=0.1, depth=0.3), configs.NormConfig(), 5)
+    weights = Weights(model, {}, WeightsInfo())
+    config = configs.load(str(file), [*SMALL, "init.weights=x"]).config
+    with pytest.raises(UserError, match=r"give --config\.init\.head=new to train a new head$"):
+        check_network(config, weights)
+    check_network(dataclasses.replace(config, init=configs.InitConfig(weights="x", head="new")), weights)
+
+
+def test_a_file_of_one_size_is_not_evaluated_on_images_of_several(file):
+    experiment = opened(file)
+    weights = Weights(experiment.task.model, {}, WeightsInfo(labels=painted.CLASSES))
+    with pytest.raises(UserError, match="--eval"):
+        open_evaluation(Data(experiment.config, experiment.dataset), weights, "run")
+
+
+def test_files_of_answers_replace_neither_each_other_nor_an_image(tmp_path):
+    answers, folder = ClassMaps(("a",), 16, False, 1), tmp_path / "masks"
+    assert predict._Files(folder, [str(tmp_path / "a.jpg"), str(tmp_path / "x" / "a.jpg")], answers)
+    for names, words in (
+        (["a.jpg", "a.png"], "same a.png"),
+        (["a.jpg", "a-overlay.jpg"], "same a-overlay.png"),
+        (["masks/a.png"], "replace"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predict._Files(folder, [str(tmp_path / name) for name in names], answers)
+
+
+def test_a_legend_tells_names_apart_whose_letters_the_font_lacks():
+    names = ("\u65e5", "\u672c")
+    first, second = (legend(names, [number])[:, 16:] for number in (0, 1))
+    assert first.shape != second.shape or (first != second).any()
+
+
+def test_confidence_is_asked_only_of_answers_that_have_a_probability():
+    predict._check_confidence({"top": [{"probability": 0.1}], "boxes": []}, 0.5)
+    predict._check_confidence({"size": [3, 4], "classes": [{"share": 0.1}]}, 0)
+    with pytest.raises(UserError, match=r"--min-confidence=0\.5"):
+        predict._check_confidence({"size": [3, 4], "classes": [{"share": 0.1}]}, 0.5)

@@ -64,7 +64,8 @@ def canvas_of(height: int, width: int, extra: int = 0) -> tuple[int, int]:
     It depends on the image alone, so that an answer doesn't depend on other images. An extra pixel suits networks whose
     corners are aligned: a map of n positions at stride s then covers (n - 1) * s + 1 pixels.
     """
-    return -(-(height - extra) // _CANVAS) * _CANVAS + extra, -(-(width - extra) // _CANVAS) * _CANVAS + extra
+    rows, columns = (max(-(-(side - extra) // _CANVAS), 1) * _CANVAS + extra for side in (height, width))
+    return rows, columns
 
 
 class Canvases(NamedTuple):
