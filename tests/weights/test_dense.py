@@ -205,7 +205,7 @@ def test_a_classifier_gives_no_dense_head(tmp_path):
     save_weights(tmp_path / "w.safetensors", model, unflatten(leaves))
     options = ModelConfig(name="mobilenet_v1", width=0.25, head="deeplabv3")
     settings = Config(model=options, init=InitConfig(weights=str(tmp_path / "w.safetensors")))
-    with pytest.raises(UserError, match=r"model\.head='deeplabv3'; give --config\.model\.head=classifier"):
+    with pytest.raises(UserError, match=r"give --config\.init\.head=new"):
         resolve_weights(Loaded("x", settings, {}))
 
 
