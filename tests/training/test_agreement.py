@@ -11,8 +11,7 @@ What one has to know to make both the same:
 - The moving average begins with the initial weights, as TensorFlow's and as timm's ``update(model)``. timm's training
   script passes the step, and torch's AveragedModel counts: both then begin with the weights after the first step.
 - The average holds the running statistics too, as timm's does; torch's needs ``use_buffers=True`` for that.
-- uint8 pixels are normalised in float32 even where the network computes in float64, and XLA rounds otherwise than
-  torch there. The runs in float64 therefore get pixels in float64.
+- The runs in float64 get pixels in float64, so that both start from the same numbers.
 """
 
 import dataclasses
