@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike, Float
 
@@ -36,11 +37,30 @@ def conv(
       forms: how the convolution is computed, which changes the result by rounding only.
     """
     window = Window(stride, dilation, padding)
+    if dilation > 1 and stride == 1:
+        kernel = within_reach(kernel, (x.shape[1], x.shape[2]), dilation)
     if kernel.shape[:2] == (1, 1):
         return pointwise_form(forms.pointwise)(x, kernel, window)
     if x.shape[-1] <= IMAGE_CHANNELS:
         return image_form(forms.image)(x, kernel, window)
     return LAX.value(x, kernel, window)
+
+
+def within_reach(kernel: Float[Array, "r s i o"], size: tuple[int, int], dilation: int) -> Float[Array, "t u i o"]:
+    """Leaves out the taps of a dilated kernel that are so far from its centre that they meet only zeros of the padding.
+
+    With the rates of DeepLab and a small map these are most of them, and XLA's CPU backend computes them slowly.
+
+    Args:
+      kernel: kernel with odd r and s, applied with stride 1.
+      size: height and width of the map.
+      dilation: distance between taps.
+    """
+    for axis, (taps, extent) in enumerate(zip(kernel.shape[:2], size, strict=True)):
+        centre = taps // 2
+        reach = min(centre, (extent - 1) // dilation)
+        kernel = jax.lax.slice_in_dim(kernel, centre - reach, centre + reach + 1, axis=axis)
+    return kernel
 
 
 def depthwise_conv(

@@ -139,3 +139,22 @@ def test_a_form_that_is_named_is_taken_on_every_platform(kind):
 )
 def test_padding(size, kernel, window, expected):
     assert window.pad(size, kernel) == expected
+
+
+@pytest.mark.parametrize(("size", "dilation"), [((5, 9), 6), ((4, 3), 4), ((13, 8), 6), ((7, 7), 3)])
+def test_taps_beyond_the_map_change_nothing(size, dilation, x64):
+    """DeepLab's rates reach beyond small maps, where only the taps near the centre meet pixels."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(keys[0], (2, *size, 5)), jax.random.normal(keys[1], (3, 3, 5, 4))
+
+    def whole(x, kernel):
+        return forms.LAX.value(x, kernel, Window(1, dilation, "same"))
+
+    def ours(x, kernel):
+        return conv.conv(x, kernel, dilation=dilation)
+
+    kept = conv.within_reach(kernel, size, dilation).shape[:2]
+    assert kept == tuple(1 if dilation >= side else 3 for side in size)
+    for f in (lambda g: g, lambda g: jax.grad(lambda *args: jnp.sin(g(*args)).sum(), (0, 1))):
+        for one, other in zip(jax.tree.leaves(f(ours)(x, kernel)), jax.tree.leaves(f(whole)(x, kernel)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
