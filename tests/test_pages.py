@@ -158,6 +158,7 @@ def world(tmp_path_factory):
         shutil.copytree(world / "photos", world / name)
     shutil.copytree(world / "photos" / "val", world / "imagenet-r")
     masked.streets(world / "streets")
+    masked.pair(*(world / "streets" / name / "test" for name in ("images", "masks")), "f", 0, 1, 2, 255)
     arrays = {f"x_{split}": rng.integers(0, 256, (20, 32, 32, 3), np.uint8) for split in ("train", "test")}
     arrays |= {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
     (world / "cifar10").mkdir()
