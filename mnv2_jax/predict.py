@@ -46,8 +46,7 @@ examples:
 """
 
 
-def main() -> None:
-    """Reads the flags and the images, and prints the predictions."""
+def _parser() -> Parser:
     parser = Parser("Prints the most probable classes of images, by a trained run or by a weights file.", _HELP_AFTER)
     parser.add_argument("--workdir", type=run_folder_type, help="the folder of the run that predicts")
     parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or the name of published weights")
@@ -105,7 +104,12 @@ def main() -> None:
         metavar="IMAGE_OR_FOLDER",
         help="image files, or folders whose images are all taken, with those of subfolders, in sorted order",
     )
-    args, overrides = parser.parse(sys.argv[1:])
+    return parser
+
+
+def main() -> None:
+    """Reads the flags and the images, and prints the predictions."""
+    args, overrides = _parser().parse(sys.argv[1:])
     if (args.workdir is None) == (args.weights is None):
         raise UserError("give either --workdir, the folder of a trained run, as in runs/w0_35, or --weights, a file")
     if args.modules and not args.weights:
@@ -140,7 +144,6 @@ def main() -> None:
     if args.workdir is not None:
         print(*weights.info.notes, sep="\n", file=sys.stderr)  # which checkpoint was used
     failed: list[str] = []
-
     files = _Files(args.out, paths, predictor.answers) if args.out is not None else None
 
     def rows() -> Iterator[tuple[str, dict[str, Any] | UserError]]:

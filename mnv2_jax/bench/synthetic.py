@@ -57,7 +57,8 @@ def without_data(settings: Config, devices: Sequence[Any] | None = None, forms: 
 
     assert settings.model.num_classes is not None
     names = tuple(map(str, range(settings.model.num_classes)))
-    split = Split("train", np.zeros(IMAGENET_IMAGES, np.int32), read, targets={"mask": read})
+    labels = np.arange(IMAGENET_IMAGES, dtype=np.int32) % len(names)  # no class is empty, as class weights need it
+    split = Split("train", labels, read, targets={"mask": read})
     dataset = Dataset(settings.data.name, names, train=split, eval=split)
     kind, mesh, distill = kind_of(settings), meshes.make_mesh(devices), settings.distill
     task: Task
@@ -65,7 +66,7 @@ def without_data(settings: Config, devices: Sequence[Any] | None = None, forms: 
         student = make_task(settings, names, [1] * len(names))
         task = Distillation(student=student, teacher=Teacher(), temperature=distill.temperature, weight=distill.weight)
     else:
-        task = kind.make(settings, dataset, True)
+        task = kind.make(settings, dataset, False)
     task = task.with_forms(forms or meshes.fastest_forms(mesh, settings.model.dtype))
     setup = Setup(config=settings, dataset=dataset, kind=kind, task=task, mesh=mesh)
     return plan_experiment(setup, make_plan(settings, IMAGENET_IMAGES, task.model.parts))

@@ -165,7 +165,7 @@ class Network(nn.Module):
             model=self.model,
             layers=layers,
             points=dict(points),
-            trained=by_batch,
+            by_batch=by_batch,
             train=train,
             dropout_keys=dropout_keys,
             is_initializing=self.is_initializing(),

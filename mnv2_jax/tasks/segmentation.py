@@ -31,8 +31,6 @@ _COLOR = 2
 """Number that is folded into an image's random key for its colours; that of classification."""
 _SCALARS = ("miou", "pixel_accuracy", "mean_accuracy")
 """Entries of a summary that go into the log."""
-_MATRIX_CLASSES = 30
-"""Most classes for which the terminal shows the confusion matrix."""
 _MAP = 160
 """Sides of the small class maps of which pictures are drawn, in pixels."""
 _TYPICAL = MOST_EXAMPLES // 2
@@ -100,7 +98,9 @@ class Segmentation(Alone):
             return self.resized(logits, canvas)
         is_aligned, stride = self.model.options.align_corners, stride_of(self.model.options)
         size, seen = batch["size"].astype(logits.dtype), batch["seen"].astype(logits.dtype)
-        scales = stride * ((size - 1) / (seen - 1) if is_aligned else size / seen)
+        if is_aligned:  # a factor of distances, of which a side of one pixel has none
+            size, seen = jnp.maximum(size - 1, 1), jnp.maximum(seen - 1, 1)
+        scales = stride * size / seen
         return resize_each(logits, scales, (canvas[0], canvas[1]), align_corners=is_aligned)
 
     def pixel_loss(self, logits: Array, mask: Array) -> Array:
@@ -124,7 +124,6 @@ class Segmentation(Alone):
         rows = {
             "iou": ops.image_ious(counts),
             "pixels": counts.sum((1, 2)),
-            "right": jnp.diagonal(counts, axis1=1, axis2=2).sum(1),
             "loss": ops.pixel_losses(logits, mask).sum((1, 2)),
             "map": ops.small_maps(predicted, batch["size"], _MAP),
         }
@@ -302,9 +301,8 @@ def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
 
 def _check_frozen(config: Config, weights: Weights, dataset: Dataset) -> None:
     model, first = for_classes(config.model, config.norm, len(dataset.class_names)), config.finetune.train_from[0]
-    before = (
-        model.parts[: model.parts.index(first)] if first in model.parts else ()
-    )  # an unknown one is refused elsewhere
+    # An unknown part is refused elsewhere.
+    before = model.parts[: model.parts.index(first)] if first in model.parts else ()
     frozen = [part for part in before if part in model.head_parts]
     if not frozen:
         return

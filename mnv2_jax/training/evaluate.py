@@ -61,7 +61,7 @@ def make_evaluate(setup: Setup, supervisor: Supervisor | None = None) -> Callabl
                         throttle(rows)
                     judged.append((part.indices, rows))
                     compiled.add(number)
-        columns = _columns([(indices, jax.device_get(rows)) for indices, rows in judged])
+        columns = _columns(jax.device_get(judged))
         counts = columns.pop("mask", np.zeros(0, bool))
         # All processes see the same mask, so all take this branch. Each knows only the damaged images that it has met.
         if counts.sum() < len(split):

@@ -12,6 +12,7 @@ from mnv2_jax import config as configs
 from mnv2_jax import predict
 from mnv2_jax.config import IGNORED, DataConfig
 from mnv2_jax.data import streams
+from mnv2_jax.data.split import Split
 from mnv2_jax.data.views.segmentation import Canvases, EvalView, TrainView, canvas_of, nearest
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.data import Data
@@ -62,6 +63,11 @@ def whole(file, tmp_path_factory):
     """An uninterrupted run and its summary."""
     workdir = tmp_path_factory.mktemp("painted") / "whole"
     return workdir, cli.answer(cli.here("main", f"--config={file}", *FLAGS, f"--workdir={workdir}"))
+
+
+def one_pixel_high():
+    image, mask = np.zeros((1, 30, 3), np.uint8), np.zeros((1, 30), np.uint8)
+    return Split("val", np.zeros(1, np.int32), lambda index: image, True, {"mask": lambda index: mask})
 
 
 def opened(file, *overrides, devices=1):
@@ -233,6 +239,20 @@ def test_an_image_that_is_resized_before_is_counted_at_its_own_size():
     assert prepared.shape == (128, 128, 3)
     whole = {"class": np.zeros(prepared.shape[:2], np.uint8)}
     assert canvas.restore(whole, image.shape[:2])["class"].shape == image.shape[:2]
+
+
+@pytest.mark.parametrize("short_side", [None, 8, 20])
+def test_logits_lie_on_masks_down_to_one_pixel_where_corners_are_aligned(file, short_side):
+    task = opened(file, "model.align_corners=True", f"data.eval_short_side={short_side}").task
+    view, _ = task.eval_view.canvases(one_pixel_high())[0]
+    batch = {name: jnp.asarray(array)[None] for name, array in view(one_pixel_high().example(0), None).items()}
+    stride = task.model.options.output_stride
+    places = [1 + (side - 1) // stride for side in batch["image"].shape[1:3]]
+    logits = jnp.stack(jnp.meshgrid(*(jnp.arange(float(count)) for count in places), indexing="ij"), -1)[None]
+    found = task.on_masks(logits, batch)[0, :1, :30]
+    seen = np.asarray(batch["seen"][0])
+    np.testing.assert_allclose(found[0, :, 1], np.linspace(0, max(seen[1] - 1, 0) / stride, 30), atol=1e-4)
+    np.testing.assert_allclose(found[0, :, 0], 0, atol=1e-5)
 
 
 def test_canvases_share_the_memory_that_a_split_may_take(file, monkeypatch):

@@ -118,7 +118,7 @@ class EvalView:
         for index in range(len(split)):
             size = _size_of(split, index)
             seen = seen_size(size, self.data)
-            canvases = Canvases(canvas_of(*seen, self.extra), canvas_of(*size))
+            canvases = Canvases(canvas_of(*seen, self.extra), canvas_of(*size, self.extra))
             groups.setdefault(canvases, []).append(index)
         return [(dataclasses.replace(self, held=held), np.array(groups[held])) for held in sorted(groups)]
 

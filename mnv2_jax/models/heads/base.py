@@ -26,7 +26,7 @@ class Body:
     layers: Layers
     points: Points
     """Outputs of the stem, the blocks and, where the head uses it, the last convolution."""
-    trained: Mapping[str, bool]
+    by_batch: Mapping[str, bool]
     """Whether the norms of each part use the statistics of the batch."""
     train: bool
     """Whether there is dropout."""

@@ -96,7 +96,7 @@ def _compute(body: Body) -> Points:
         dense = functools.partial(layers.dense, use_bias=not plan.hidden_norm, kernel_init=layers.inits.hidden)
         x = dense(plan.hidden, name="hidden")(x)
         x = (
-            layers.norm(name="hidden_norm")(x, body.trained["hidden"], plan.act)
+            layers.norm(name="hidden_norm")(x, body.by_batch["hidden"], plan.act)
             if plan.hidden_norm
             else activate(x, plan.act)
         )

@@ -85,10 +85,10 @@ def aux_point(plan: Plan) -> str:
 def _compute(body: Body) -> Points:
     model, points = body.model, Points()
     aspp = Aspp(model.head_channels, model.aspp_rates, model.aspp_conv, body.layers, name="aspp")
-    points["aspp"] = aspp(body.last, body.trained["aspp"])
+    points["aspp"] = aspp(body.last, body.by_batch["aspp"])
     # Inference doesn't need the auxiliary head; its parameters are made whenever the variables are.
     if model.aux_head and (body.train or body.is_initializing):
-        points["aux"] = Aux(body.layers, name="aux")(body.points[aux_point(body.plan)], body.trained["aux"])
+        points["aux"] = Aux(body.layers, name="aux")(body.points[aux_point(body.plan)], body.by_batch["aux"])
         points["aux_logits"] = classify(body, points["aux"], "aux_classifier", _AUX_DROPOUT)
     points["logits"] = classify(body, points["aspp"])
     return points

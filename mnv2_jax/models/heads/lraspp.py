@@ -55,7 +55,7 @@ def _parts(plan: Plan, model: ModelConfig) -> tuple[str, ...]:
 def _compute(body: Body) -> Points:
     model, points = body.model, Points()
     low = body.points[low_point(body.plan)]
-    y = points["lraspp"] = LrAspp(model.head_channels, body.layers, name="lraspp")(body.last, body.trained["lraspp"])
+    y = points["lraspp"] = LrAspp(model.head_channels, body.layers, name="lraspp")(body.last, body.by_batch["lraspp"])
     wide = jnp.promote_types(y.dtype, jnp.float32)
     y = resize_bilinear(y.astype(wide), (low.shape[1], low.shape[2]), align_corners=model.align_corners)
     assert model.num_classes is not None
