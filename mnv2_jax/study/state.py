@@ -1,7 +1,7 @@
 """The state of a study's runs, as their folders tell it; nothing else is kept.
 
-STUDY/runs/NAME/      a run folder; its lock says that somebody trains there
-STUDY/logs/NAME.log   what its trainings printed
+STUDY/runs/NAME/        a run folder; its lock says that somebody trains there
+STUDY/logs/NAME.2.log   what its second training printed
 STUDY/failed/NAME.json  the exit code and the last line of a training that failed
 """
 
@@ -45,9 +45,9 @@ def run_folder(study: pathlib.Path, run: Run) -> pathlib.Path:
     return study / "runs" / run.name
 
 
-def log_file(study: pathlib.Path, run: Run) -> pathlib.Path:
-    """Returns the file with what a run's trainings printed."""
-    return study / "logs" / f"{run.name}.log"
+def log_file(study: pathlib.Path, run: Run, number: int) -> pathlib.Path:
+    """Returns the file with what a run's first (1), second, ... training printed."""
+    return study / "logs" / f"{run.name}.{number}.log"
 
 
 def failure_file(study: pathlib.Path, run: Run) -> pathlib.Path:

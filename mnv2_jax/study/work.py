@@ -8,6 +8,7 @@ kernel unlocks the folder, and the next worker resumes the run from its checkpoi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pathlib
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from mnv2_jax.errors import FaultError
 from mnv2_jax.json_files import write_json, writing
@@ -93,14 +94,13 @@ def _forwarding() -> Iterator[_Forward]:
 def _train(
     study: pathlib.Path, run: Run, command: Sequence[str], say: Callable[[str], None], forward: _Forward
 ) -> None:
-    folder, log = run_folder(study, run), log_file(study, run)
-    with writing(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
+    folder = run_folder(study, run)
     begin = time.monotonic()
     for number in range(1, _TRIES + 1):
         is_resumed = (folder / CONFIG).is_file()
-        say(f"{run.name}: {'resumed' if is_resumed else 'started'}; log in {log}")
-        with log.open("ab") as output:
+        with _new_log(study, run) as output:
+            log = pathlib.Path(output.name)
+            say(f"{run.name}: {'resumed' if is_resumed else 'started'}; log in {log}")
             # In a session of its own: Ctrl-C at a terminal goes to the worker alone, which sends it on once
             process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
             forward.process = process
@@ -108,7 +108,10 @@ def _train(
                 process.terminate()
             code = process.wait()
             forward.process = None
-        is_refused = bool(code) and HELD in _last_line(log)  # another worker was faster
+        line = _last_line(log)
+        is_refused = bool(code) and HELD in line  # another worker was faster
+        if is_refused:
+            log.unlink()
         may_pass = code == FaultError.exit_code or code < 0
         if is_refused or not may_pass or number == _TRIES or forward.stopped:
             break
@@ -118,7 +121,7 @@ def _train(
         failure_file(study, run).unlink(missing_ok=True)
         say(f"{run.name}: done {took}")
     elif code and not is_refused and not forward.stopped:
-        line = _last_line(log)
+        line = line[:500]
         failure_file(study, run).parent.mkdir(exist_ok=True)
         write_json(failure_file(study, run), {"exit_code": code, "line": line, "command": list(command)})
         say(f"{run.name}: failed {took} with exit code {code}: {line}")
@@ -126,9 +129,19 @@ def _train(
         say(f"{run.name}: stopped; the same command goes on")
 
 
+def _new_log(study: pathlib.Path, run: Run) -> BinaryIO:
+    """Opens a log that no other training writes to, or else one's last line could be taken for that of the other."""
+    numbers = itertools.count(1)
+    with writing(log_file(study, run, 1).parent):
+        log_file(study, run, 1).parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                return log_file(study, run, next(numbers)).open("xb")
+
+
 def _last_line(log: pathlib.Path) -> str:
     lines = log.read_text(errors="replace").splitlines()
-    return next((line for line in reversed(lines) if line.strip()), "")[:500]
+    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def retry(study: pathlib.Path, runs: Sequence[Run]) -> None:

@@ -1,5 +1,6 @@
 """Studies: their design, workers on one folder, and a report that is a function of the runs."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -114,12 +115,9 @@ def test_a_file_that_is_no_study_is_one_line(content, message, tmp_path):
 # --- workers ------------------------------------------------------------------------------------------------
 
 TRAINING = """
-import json, pathlib, sys, time
+import pathlib, shutil, sys, time
 from mnv2_jax.runs.folder import lock
-from tests.study.test_study import SMALL, fake_run
-from mnv2_jax.study import design
 folder, name, code = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-run = next(run for run in design.runs_of(SMALL) if run.name == name)
 with lock(folder / "runs" / name):
     if (folder / "runs" / name / "summary.json").is_file():
         raise SystemExit  # as a finished run does
@@ -129,13 +127,15 @@ with lock(folder / "runs" / name):
     if code:
         print("the reason", flush=True)
         raise SystemExit(code)
-    fake_run(folder, run, 0.9)
+    shutil.copytree(folder / "made" / "runs" / name, folder / "runs" / name, dirs_exist_ok=True)
 """
 
 
-def fake_command(folder, codes=()):
-    """Makes the commands of trainings that take no time; ``codes`` are exit codes by the run's name."""
+def fake_command(folder, runs, codes=()):
+    """Makes the commands of trainings of ``runs`` that take no time; ``codes`` are exit codes by the run's name."""
     codes = dict(codes)
+    for run in runs:
+        fake_run(folder / "made", run, 0.9)
     return lambda run, place: [sys.executable, "-c", TRAINING, str(folder), run.name, str(codes.get(run.name, 0))]
 
 
@@ -144,7 +144,7 @@ def test_two_workers_train_every_run_once_and_failures_do_not_stop_them(tmp_path
     monkeypatch.setenv("PYTHONPATH", str(cli.ROOT))
     monkeypatch.setattr(work, "_POLL_S", 0.1)
     runs = design.runs_of(SMALL)[:4]
-    command = fake_command(tmp_path, {runs[1].name: 2})
+    command = fake_command(tmp_path, runs, {runs[1].name: 2})
     ends, lines = [], []
     workers = [
         threading.Thread(target=lambda: ends.append(work.work(tmp_path, runs, lines.append, command))) for _ in "ab"
@@ -164,13 +164,34 @@ def test_two_workers_train_every_run_once_and_failures_do_not_stop_them(tmp_path
     assert sorted(set(trained)) == sorted(run.name for run in runs)
     assert all(trained.count(run.name) == 1 for run in (runs[0], runs[2], runs[3]))
     work.retry(tmp_path, runs)
-    assert [each.name for each in work.work(tmp_path, runs, lines.append, fake_command(tmp_path))] == ["done"] * 4
+    assert [each.name for each in work.work(tmp_path, runs, lines.append, fake_command(tmp_path, runs))] == ["done"] * 4
+
+
+def test_a_training_that_is_refused_is_no_failure_and_leaves_the_log_of_the_other_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(cli.ROOT))
+    (run,) = design.runs_of(SMALL)[:1]
+    others_log = state.log_file(tmp_path, run, 1)
+    with contextlib.ExitStack() as other:
+
+        def command(run, folder):
+            if not others_log.exists():  # another worker begins between this one's look and its training
+                other.enter_context(run_folders.lock(folder))
+                others_log.parent.mkdir()
+                others_log.write_text("of the other")
+            return fake_command(tmp_path, [run])(run, folder)
+
+        monkeypatch.setattr(time, "sleep", lambda seconds: other.close())
+        (final,) = work.work(tmp_path, [run], lambda line: None, command)
+    assert (final.name, final.failure) == ("done", {})
+    own_log = state.log_file(tmp_path, run, 2)
+    assert sorted(others_log.parent.iterdir()) == [others_log, own_log]
+    assert (others_log.read_text(), own_log.read_text()) == ("of the other", "")
 
 
 def test_faults_of_the_machine_are_tried_again(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(cli.ROOT))
     (run,) = design.runs_of(SMALL)[:1]
-    (final,) = work.work(tmp_path, [run], lambda line: None, fake_command(tmp_path, {run.name: 75}))
+    (final,) = work.work(tmp_path, [run], lambda line: None, fake_command(tmp_path, [run], {run.name: 75}))
     assert (final.name, final.failure["exit_code"]) == ("failed", 75)
     assert (tmp_path / "trained.txt").read_text().split() == [run.name] * 3
 
