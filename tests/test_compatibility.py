@@ -25,6 +25,7 @@ SINCE = {
     "data.synthetic_images": [1_281_167, 50_000],
     "data.size": None,
     "data.eval_short_side": None,
+    "data.eval_canvas": None,
     "data.mask_values": "index",
     "data.ignored_classes": [],
     "data.crop_scale": [0.5, 2.0],

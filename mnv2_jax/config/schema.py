@@ -161,6 +161,10 @@ class DataConfig:
     eval_short_side: Annotated[int | None, Within(8, 8192), _IS_DENSE] = None
     """Short side to which images are resized before an evaluation, in pixels. The classes are resized back, and their
     pixels counted at the size of the mask. Unset: images keep their size."""
+    eval_canvas: Annotated[tuple[int, int] | None, Within(8, 8192), _IS_DENSE] = None
+    """Height and width of the canvas on which every image is evaluated, in pixels: multiples of the output stride, plus
+    1 with `ModelConfig.align_corners`. A larger image is shrunk to fit, and its classes are resized back. Unset: each
+    image has the smallest canvas that holds it and whose sides are multiples of 128."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128

@@ -89,7 +89,10 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
     parser.add_argument("--precision", default=precisions, metavar="A,B", help=f"precisions (default: {precisions})")
     parser.add_checkpoint_flag()
     parser.add_argument(
-        "--resolution", type=_size, metavar="PX", help="height and width (default: that of the weights)"
+        "--resolution",
+        type=_size,
+        metavar="PX|HxW",
+        help="height and width, as in 224, or 384x512 for a segmentation (default: that of the weights)",
     )
     parser.add_argument(
         "--pixels", choices=("uint8", "float32"), default="uint8", help="type of the input: 0..255, or 0..1"
@@ -148,19 +151,21 @@ def _rows(
     from mnv2_jax.export import data, evaluation, files, web
     from mnv2_jax.export.formats import Source
     from mnv2_jax.export.function import Exportable, check_finite, in_float32
-    from mnv2_jax.tasks.predictor import Predictor
+    from mnv2_jax.processes import runtime
+    from mnv2_jax.registry import TASKS, import_modules
+    from mnv2_jax.runs.weights import load_weights
 
-    runtime = web.read_runtime(args.runtime) if any(form == "web" for form, _ in chosen) else None
-    predictor = Predictor(args.source, checkpoint=args.checkpoint, modules=modules_of(args))
-    weights = in_float32(predictor.weights)
+    page_runtime = web.read_runtime(args.runtime) if any(form == "web" for form, _ in chosen) else None
+    runtime.configure()
+    import_modules(modules_of(args))
+    weights = in_float32(load_weights(args.source, checkpoint=args.checkpoint))
     check_finite(weights)
-    exportable = Exportable(weights, args.resolution or predictor.resolution, args.pixels, args.outputs)
+    weights, size = TASKS.find(weights.info.task).at_size(weights, args.resolution)
+    exportable = Exportable(weights, size, args.pixels, args.outputs)
     calibrates = isinstance(args.calibration, int) and any(precision == "int8" for _, precision in chosen)
-    opened = data.open_data(args.source, weights, exportable.resolution, args.data, overrides, calibrates)
-    source = Source(
-        exportable, lambda: data.calibration_images(opened, predictor, exportable, args.calibration), runtime
-    )
-    images = data.check_images(opened, predictor, exportable, args.images, _CHECKED)
+    opened = data.open_data(args.source, weights, args.data, overrides, calibrates)
+    source = Source(exportable, lambda: data.calibration_images(opened, exportable, args.calibration), page_runtime)
+    images = data.check_images(opened, exportable, args.images, _CHECKED)
     evaluator = None
     if is_benchmark and opened is None and isinstance(args.calibration, int):
         print("no data: nothing is calibrated or evaluated; give --data, as in folder:photos", file=sys.stderr)
@@ -211,10 +216,14 @@ def _stem(source: str) -> str:
     return path.stem if path.is_file() else path.name
 
 
-def _size(text: str) -> int:
-    if not text.isdecimal() or not 8 <= int(text) <= 4096:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of pixels from 8 to 4096")
-    return int(text)
+def _size(text: str) -> tuple[int, int]:
+    height, separator, width = text.partition("x")
+    sides = (height, width if separator else height)
+    if not all(side.isdecimal() and 8 <= int(side) <= 4096 for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a whole number of pixels from 8 to 4096, or two, as in 384x512"
+        )
+    return int(sides[0]), int(sides[1])
 
 
 def _calibration(text: str) -> int | pathlib.Path:

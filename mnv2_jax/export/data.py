@@ -18,7 +18,6 @@ from mnv2_jax.data.split import Split
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import Exportable
 from mnv2_jax.flags import config_of_run
-from mnv2_jax.tasks.predictor import Predictor
 from mnv2_jax.weights.file import Weights
 
 
@@ -31,14 +30,13 @@ class Data(NamedTuple):
 
 
 def open_data(
-    source: str, weights: Weights, resolution: int, name: str | None, overrides: Sequence[str], calibrates: bool
+    source: str, weights: Weights, name: str | None, overrides: Sequence[str], calibrates: bool
 ) -> Data | None:
     """Opens the data of a run, or those that a flag names; None if there are neither.
 
     Args:
       source: what is exported.
-      weights: its weights.
-      resolution: height and width that the network sees, in pixels.
+      weights: its weights, for images of one size.
       name: data as in a config's argument, such as ``folder:photos``; None: those of the run.
       overrides: changes of config keys, as ``data.eval_split=test``.
       calibrates: whether training images are used for calibration. Data without splits are divided then; otherwise
@@ -54,7 +52,7 @@ def open_data(
         return None
     spec = config_of_run(path) if name is None else f"w1_0:data={name}"
     config, info = configs.load(spec, overrides).config, weights.info
-    preprocessing = dataclasses.asdict(info.preprocessing) | {"resolution": resolution, "eval_resolution": None}
+    preprocessing = dataclasses.asdict(info.preprocessing) | {"eval_resolution": None}
     for override in overrides:
         if override.partition("=")[0].removeprefix("data.") in preprocessing:
             raise UserError(f"--config.{override}: a file has the preprocessing of its weights; leave it out")
@@ -71,14 +69,11 @@ def open_data(
     return Data(dataclasses.replace(config, data=held_out), dataset)
 
 
-def calibration_images(
-    data: Data | None, predictor: Predictor, exportable: Exportable, wanted: int | pathlib.Path
-) -> np.ndarray:
+def calibration_images(data: Data | None, exportable: Exportable, wanted: int | pathlib.Path) -> np.ndarray:
     """Reads images for calibration, as the network sees them in evaluation.
 
     Args:
       data: the data, of which training images are drawn with seed 0.
-      predictor: prepares the images.
       exportable: what is exported.
       wanted: number of training images; all if there are fewer. Or a folder whose images are taken instead.
 
@@ -89,7 +84,7 @@ def calibration_images(
       UserError: if there are no training images, or none can be decoded.
     """
     if isinstance(wanted, pathlib.Path):
-        images = _of_folder(wanted, predictor, exportable.resolution, "--calibration")
+        images = _of_folder(wanted, exportable, "--calibration")
         return exportable.to_input(np.random.default_rng(0).permutation(images))  # files lie in the order of classes
     if data is None:
         raise UserError(
@@ -98,17 +93,14 @@ def calibration_images(
     check_trainable(data.dataset)
     train = data.dataset.train
     order = np.random.default_rng(0).permutation(len(train)).tolist()
-    return exportable.to_input(_prepared(train, order, wanted, predictor, exportable.resolution))
+    return exportable.to_input(_prepared(train, order, wanted, exportable))
 
 
-def check_images(
-    data: Data | None, predictor: Predictor, exportable: Exportable, paths: Sequence[str], most: int
-) -> np.ndarray:
+def check_images(data: Data | None, exportable: Exportable, paths: Sequence[str], most: int) -> np.ndarray:
     """Reads the images on which a file is compared with the network; calibration doesn't use them.
 
     Args:
       data: the data, whose evaluation split is used if there are no paths.
-      predictor: prepares the images.
       exportable: what is exported.
       paths: image files or folders. If there are neither data nor paths, crops of scikit-learn's two photos are used.
       most: the most images.
@@ -117,37 +109,35 @@ def check_images(
       The input of the function that is exported, [n, h, w, 3].
     """
     if paths:
-        parts = [_of_folder(pathlib.Path(path), predictor, exportable.resolution, "--images", most) for path in paths]
+        parts = [_of_folder(pathlib.Path(path), exportable, "--images", most) for path in paths]
         images: Any = np.concatenate(parts)[:most]
     elif data is not None:
         split = data.dataset.eval
         order = np.random.default_rng(0).permutation(len(split)).tolist()
-        images = _prepared(split, order, most, predictor, exportable.resolution)
+        images = _prepared(split, order, most, exportable)
     else:
-        images = [predictor.preprocess(crop, exportable.resolution) for crop in _crops(most)]
+        images = [exportable.prepared(crop) for crop in _crops(most)]
     return exportable.to_input(np.stack(images))
 
 
-def _of_folder(
-    path: pathlib.Path, predictor: Predictor, resolution: int, flag: str, most: int | None = None
-) -> np.ndarray:
-    """Returns the images of a folder, or of one file, prepared: uint8 [n, resolution, resolution, 3]."""
+def _of_folder(path: pathlib.Path, exportable: Exportable, flag: str, most: int | None = None) -> np.ndarray:
+    """Returns the images of a folder, or of one file, prepared: uint8 [n, h, w, 3]."""
     if not path.exists():
         raise UserError(f"{flag}={path}: there is no such folder or image; correct the path")
     files = find_images(str(path))[0] if path.is_dir() else [str(path)]
     if not files:
         raise UserError(f"{flag}={path}: no image that can be read in this folder; give another")
-    return np.stack([predictor.preprocess(file, resolution) for file in files[:most]])
+    return np.stack([exportable.prepared(file) for file in files[:most]])
 
 
-def _prepared(split: Split, order: Sequence[int], count: int, predictor: Predictor, resolution: int) -> np.ndarray:
-    """Returns the first images in an order that can be decoded, prepared: uint8 [n, resolution, resolution, 3]."""
+def _prepared(split: Split, order: Sequence[int], count: int, exportable: Exportable) -> np.ndarray:
+    """Returns the first images in an order that can be decoded, prepared: uint8 [n, h, w, 3]."""
     images: list[np.ndarray] = []
     for index in order:
         if len(images) == count:
             break
         try:
-            images.append(predictor.preprocess(np.asarray(split.example(index)["image"]), resolution))
+            images.append(exportable.prepared(np.asarray(split.example(index)["image"])))
         except DamagedImageError:
             continue
     if not images:

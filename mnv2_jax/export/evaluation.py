@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnv2_jax.data.views.base import HasCanvases
+from mnv2_jax.config import ModelConfig
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.data import Data
 from mnv2_jax.export.function import Exportable
@@ -43,14 +43,9 @@ def open_evaluation(data: Data, weights: Weights, source: str) -> Setup:
     """Opens the evaluation of the weights on one device.
 
     Raises:
-      UserError: if the classes of the data aren't those of the weights, or images are evaluated at sizes of their own.
+      UserError: if the classes of the data aren't those of the weights.
     """
-    setup = open_setup(data.config, jax.devices()[:1], classes=(source, weights.info, weights.model.num_classes))
-    if isinstance(setup.task.eval_view, HasCanvases):
-        raise UserError(
-            f"--eval: task={data.config.task} evaluates images at their own sizes, and a file has one; leave --eval out"
-        )
-    return setup
+    return open_setup(data.config, jax.devices()[:1], classes=(source, weights.info, weights.model.num_classes))
 
 
 def evaluate_network(setup: Setup, weights: Weights) -> Evaluation:
@@ -89,13 +84,18 @@ class _FileModel:
     exportable: Exportable
     call: Callable[[Array], dict[str, Array]]
 
+    @property
+    def options(self) -> ModelConfig:
+        """Options of the network."""
+        return self.exportable.weights.model.options
+
     def apply(self, variables: PyTree, images: Array, train: bool = False) -> tuple[PyTree, PyTree]:
         """Computes the outputs for normalised images, float32 [b, h, w, 3], from the pixels that they were."""
         preprocessing = self.exportable.weights.info.preprocessing
         mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (preprocessing.mean, preprocessing.std))
         pixels = jnp.round((images * std + mean) * 255).astype(jnp.uint8)
         outputs = self.call(pixels if self.exportable.pixels == "uint8" else pixels / jnp.float32(255))
-        return (outputs["logits"] if set(outputs) == {"logits"} else outputs), {}
+        return self.exportable.restored(outputs), {}
 
 
 def compare(setup: Setup, network: Evaluation, file: Evaluation) -> Comparison:

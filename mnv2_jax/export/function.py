@@ -17,6 +17,7 @@ from mnv2_jax.export.idioms import recognise
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.registry import TASKS
+from mnv2_jax.tasks.predictor import ImageLike, pixels_of
 from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
 
@@ -24,6 +25,8 @@ Pixels: TypeAlias = Literal["uint8", "float32"]
 Outputs: TypeAlias = Literal["raw", "answers"]
 Storage: TypeAlias = Literal["float32", "float16", "dynamic"]
 """How the weights of a function in floats are stored: as they are, in half precision, or kernels in 8 bits."""
+_LOGITS = "logits"
+"""Name of the output of a network that returns an array."""
 INPUT = "images"
 """Name of the input in every format."""
 
@@ -32,9 +35,10 @@ class Exportable(NamedTuple):
     """What is exported of weights, besides the format."""
 
     weights: Weights
-    resolution: int
+    size: tuple[int, int]
+    """Height and width of the images, which are those of the framing of the weights; see `tasks.base.Kind.at_size`."""
     pixels: Pixels
-    """Type of the input, [b, resolution, resolution, 3], RGB: uint8 in 0..255, or float32 in 0..1."""
+    """Type of the input, [b, h, w, 3], RGB: uint8 in 0..255, or float32 in 0..1."""
     outputs: Outputs
     """raw: the network's outputs, such as logits. answers: those of `tasks.base.Answers.decode`, as top classes."""
 
@@ -45,10 +49,19 @@ class Exportable(NamedTuple):
 
     def spec(self, batch: Any = 1) -> jax.ShapeDtypeStruct:
         """Returns the shape and type of the input."""
-        return jax.ShapeDtypeStruct((batch, self.resolution, self.resolution, 3), jnp.dtype(self.pixels))
+        return jax.ShapeDtypeStruct((batch, *self.size, 3), jnp.dtype(self.pixels))
+
+    def prepared(self, image: ImageLike) -> np.ndarray:
+        """Prepares an image as in evaluation: uint8 [h, w, 3].
+
+        Raises:
+          UserError: if a file can't be read.
+          DamagedImageError: if it can't be decoded.
+        """
+        return TASKS.find(self.weights.info.task).framing(self.weights)(pixels_of(image))
 
     def to_input(self, images: np.ndarray) -> np.ndarray:
-        """Turns images, uint8 [n, resolution, resolution, 3], into the input."""
+        """Turns images, uint8 [n, h, w, 3], into the input."""
         return images if self.pixels == "uint8" else (images / np.float32(255)).astype(np.float32)
 
     def apply(self, variables: PyTree, images: Array, forms: Forms = LIBRARY) -> dict[str, Array]:
@@ -60,7 +73,13 @@ class Exportable(NamedTuple):
         info, model = self.weights.info, self.weights.model.with_forms(forms)
         raw, _ = model.apply(variables, normalise(images, info.preprocessing.mean, info.preprocessing.std))
         decoded = raw if self.outputs == "raw" else TASKS.find(info.task).answers(self.weights, None).decode(raw)
-        return decoded if isinstance(decoded, dict) else {"logits": decoded}
+        return decoded if isinstance(decoded, dict) else {_LOGITS: decoded}
+
+    def restored(self, outputs: dict[str, Array]) -> PyTree:
+        """Turns raw outputs by their names into what the network returns, an array or a dict."""
+        spec = jax.ShapeDtypeStruct(self.spec().shape, jnp.float32)
+        returned, _ = jax.eval_shape(self.weights.model.apply, self.variables, spec)
+        return outputs if isinstance(returned, dict) else outputs[_LOGITS]
 
     def graph(self) -> graphs.Graph:
         """Traces the function at batch 1, with norms folded and idioms recognised; the known values are arrays."""
@@ -74,10 +93,9 @@ class Exportable(NamedTuple):
     def facts(self) -> Mapping[str, str]:
         """Texts that are stored in or beside a file: labels, preprocessing, source, and what the input is."""
         info = self.weights.info
-        preprocessing = dataclasses.asdict(info.preprocessing) | {"resolution": self.resolution}
         return {
             "labels": json.dumps(info.labels),
-            "preprocessing": json.dumps(preprocessing),
+            "preprocessing": json.dumps(dataclasses.asdict(info.preprocessing)),
             "input": json.dumps({"name": INPUT, "layout": "NHWC", "channels": "RGB", "range": _RANGES[self.pixels]}),
             "task": info.task,
             "source": info.source,

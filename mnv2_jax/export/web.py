@@ -117,7 +117,7 @@ def _facts(exportable: Exportable, name: str) -> dict[str, Any]:
         "name": name,
         "model": describe(weights.model),
         "source": facts["source"],
-        "resolution": exportable.resolution,
+        "resolution": exportable.size[0],
         "preprocessing": json.loads(facts["preprocessing"]),
         "input": INPUT,
         "labels": answers.labels,

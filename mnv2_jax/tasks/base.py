@@ -12,6 +12,7 @@ from mnv2_jax.config import Config, DataConfig, ModelConfig, NormConfig, build
 from mnv2_jax.data.images import evaluation_view
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.views.base import View
+from mnv2_jax.errors import UserError
 from mnv2_jax.models.base import Model
 from mnv2_jax.nn.forms import Forms
 from mnv2_jax.registry import TASKS, module_of
@@ -194,6 +195,18 @@ def _crop(weights: Weights) -> Crop:
     return Crop(build({"data": dataclasses.asdict(weights.info.preprocessing)}).data)
 
 
+def _square(weights: Weights, size: tuple[int, int] | None) -> tuple[Weights, tuple[int, int]]:
+    preprocessing = weights.info.preprocessing
+    height, width = size or (preprocessing.resolution, preprocessing.resolution)
+    if height != width:
+        raise UserError(
+            f"--resolution={height}x{width}: the crop of evaluation of the task {weights.info.task!r} is a square; give"
+            " one number"
+        )
+    info = dataclasses.replace(weights.info, preprocessing=dataclasses.replace(preprocessing, resolution=height))
+    return weights._replace(info=info), (height, width)
+
+
 def _same_dataset(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
     del info, num_classes
     return dataset
@@ -228,6 +241,9 @@ class Kind:
     and can be used without the variant's module. Unset: they are saved as this task's."""
     framing: Callable[[Weights], Framing] = _crop
     """Makes from weights what prepares an image for them."""
+    at_size: Callable[[Weights, tuple[int, int] | None], tuple[Weights, tuple[int, int]]] = _square
+    """Returns weights whose `framing` makes images of one height and width, and these; None: the usual ones of the
+    weights. Raises `UserError` if the network or the framing can't have that size."""
     page: Page = PLAIN
     """Parts that this task adds to the report."""
     with_known_classes: Callable[[Dataset, WeightsInfo, int], Dataset] = _same_dataset

@@ -11,6 +11,7 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig, ModelConfig, build
 from mnv2_jax.data.views.segmentation import nearest, on_canvas, seen_size
+from mnv2_jax.errors import UserError
 from mnv2_jax.nn.resize import resize_bilinear
 from mnv2_jax.report.overlays import beside, legend, mask_png, overlay, png
 from mnv2_jax.types import Array, PyTree
@@ -89,6 +90,41 @@ def framing(weights: Weights) -> Canvas:
     """Makes the framing for weights."""
     data = build({"data": dataclasses.asdict(weights.info.preprocessing)}).data
     return Canvas(data, int(weights.model.options.align_corners))
+
+
+def check_canvas(canvas: tuple[int, int], model: ModelConfig, key: str) -> None:
+    """Refuses a canvas that the positions of the last map don't cover exactly.
+
+    Raises:
+      UserError: naming ``key`` and the nearest canvas that is allowed.
+    """
+    stride, extra = model.output_stride, int(model.align_corners)
+    nearest_sides = tuple(max(round((side - extra) / stride), 1) * stride + extra for side in canvas)
+    if nearest_sides != canvas:
+        raise UserError(
+            f"{key}={'x'.join(map(str, canvas))}: the sides must be multiples of the output stride, {stride}"
+            f"{', plus 1' * extra}; the nearest is {'x'.join(map(str, nearest_sides))}"
+        )
+
+
+def at_size(weights: Weights, size: tuple[int, int] | None) -> tuple[Weights, tuple[int, int]]:
+    """Returns the weights for images of one size, and that size.
+
+    Args:
+      weights: the weights.
+      size: height and width of the canvas; None: `DataConfig.eval_canvas` of the weights, or a square of about their
+        resolution.
+
+    Raises:
+      UserError: if the network can't have images of this size.
+    """
+    info, model = weights.info, weights.model.options
+    extra = int(model.align_corners)
+    side = -(-(info.preprocessing.resolution - extra) // model.output_stride) * model.output_stride + extra
+    canvas = size or info.preprocessing.eval_canvas or (side, side)
+    check_canvas(canvas, model, "--resolution")
+    preprocessing = dataclasses.replace(info.preprocessing, eval_canvas=canvas)
+    return weights._replace(info=dataclasses.replace(info, preprocessing=preprocessing)), canvas
 
 
 def stride_of(model: ModelConfig) -> int:

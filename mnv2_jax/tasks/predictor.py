@@ -19,7 +19,7 @@ from PIL import Image
 
 from mnv2_jax import graph
 from mnv2_jax.config import build
-from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, evaluation_view, rgb
+from mnv2_jax.data.images import DamagedImageError, damaged_images, decode, rgb
 from mnv2_jax.data.shared import NumpyBatch, empty
 from mnv2_jax.data.workers import in_order
 from mnv2_jax.errors import UserError
@@ -126,14 +126,14 @@ class Predictor:
         rows = [jax.device_get(self._describe(self.weights.variables, batch))[:count] for batch, count in batches]
         return np.concatenate(rows)
 
-    def preprocess(self, image: ImageLike, resolution: int | None = None) -> np.ndarray:
-        """Prepares an image as in evaluation: uint8 [resolution, resolution, 3], RGB; unset: the network's resolution.
+    def preprocess(self, image: ImageLike) -> np.ndarray:
+        """Prepares an image as in evaluation: uint8 [p, q, 3], RGB; for a classification a square of `resolution`.
 
         Raises:
           UserError: if a file can't be read.
           DamagedImageError: if it can't be decoded.
         """
-        return evaluation_view(pixels_of(image), self._data, resolution)
+        return self._framing(pixels_of(image))
 
     def decode(self, images: Sequence[np.ndarray], names: Sequence[str]) -> Iterator[PyTree]:
         """Yields the answer for each prepared image, as `tasks.base.Answers` takes it.

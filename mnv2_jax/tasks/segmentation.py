@@ -23,7 +23,7 @@ from mnv2_jax.registry import TASKS
 from mnv2_jax.report.segmentation import SEGMENTATION
 from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation, Kind
-from mnv2_jax.tasks.class_maps import class_maps, framing, stride_of
+from mnv2_jax.tasks.class_maps import at_size, check_canvas, class_maps, framing, stride_of
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 from mnv2_jax.weights.file import Weights, WeightsInfo
 
@@ -244,6 +244,8 @@ def check_dense(config: Config) -> None:
     """
     if config.model.head == "classifier":
         raise UserError("task=segmentation needs a dense head; set model.head=deeplabv3 or lraspp")
+    if config.data.eval_canvas is not None:
+        check_canvas(config.data.eval_canvas, config.model, "data.eval_canvas")
     default = Config()
     only = {
         "data.crop": config.data.crop in ("scale", "none"),
@@ -348,6 +350,7 @@ TASKS.add(
         with_known_classes=same_classes,
         check_head=check_head,
         framing=framing,
+        at_size=at_size,
     ),
     __name__,
 )

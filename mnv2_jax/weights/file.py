@@ -46,6 +46,7 @@ class Preprocessing:
     interpolation: str = DataConfig.interpolation
     antialias: bool = DataConfig.antialias
     eval_short_side: int | None = DataConfig.eval_short_side
+    eval_canvas: tuple[int, int] | None = DataConfig.eval_canvas
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,15 @@ from tests.test_graph import drawn
 def exportable(name="mobilenet_v2", resolution=64, pixels="uint8", outputs="raw", **options):
     """Makes what is exported of a network with drawn weights and seven classes."""
     model = create_model(name, 7, **options)
-    info = WeightsInfo(labels=tuple("abcdefg"), preprocessing=Preprocessing(mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4)))
-    return Exportable(Weights(model, drawn(model), info), resolution, pixels, outputs)
+    preprocessing = Preprocessing(resolution=resolution, mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4))
+    info = WeightsInfo(labels=tuple("abcdefg"), preprocessing=preprocessing)
+    return Exportable(Weights(model, drawn(model), info), (resolution, resolution), pixels, outputs)
 
 
 def images_of(exported, batch):
     """Draws images."""
     rng = np.random.default_rng(0)
-    return exported.to_input(rng.integers(0, 256, (batch, exported.resolution, exported.resolution, 3), np.uint8))
+    return exported.to_input(rng.integers(0, 256, (batch, *exported.size, 3), np.uint8))
 
 
 class Small(NamedTuple):

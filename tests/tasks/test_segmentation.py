@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,6 @@ from mnv2_jax.data import streams
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.views.segmentation import Canvases, EvalView, TrainView, canvas_of, nearest
 from mnv2_jax.errors import UserError
-from mnv2_jax.export.data import Data
-from mnv2_jax.export.evaluation import open_evaluation
 from mnv2_jax.models.registry import for_classes
 from mnv2_jax.ops import segmentation as ops
 from mnv2_jax.report.overlays import legend
@@ -224,21 +223,27 @@ def test_canvases_hold_every_image_once():
             assert view(split.example(index), None)["image"].shape == (*view.held.image, 3)
 
 
-def test_an_image_that_is_resized_before_is_counted_at_its_own_size():
-    data = DataConfig(eval_short_side=20)
+@pytest.mark.parametrize(
+    ("data", "seen", "canvas"),
+    [
+        (DataConfig(eval_short_side=20), [(20, 28), (20, 27), (28, 20), (47, 20)], (128, 128)),
+        (DataConfig(eval_canvas=(48, 64)), [(40, 56), (36, 48), (48, 34), (48, 21)], (48, 64)),
+        (DataConfig(eval_short_side=80, eval_canvas=(48, 64)), [(46, 64), (48, 64), (48, 34), (48, 21)], (48, 64)),
+    ],
+)
+def test_an_image_that_is_resized_before_is_counted_at_its_own_size(data, seen, canvas):
     split = painted.split("val", 1, 4)
     for view, indices in EvalView(data).canvases(split):
         for index in indices.tolist():
             row, mask = view(split.example(index), None), split.example(index)["mask"]
             assert tuple(row["size"]) == mask.shape
-            assert min(row["seen"]) == 20
+            assert tuple(row["seen"]) == seen[index]
             np.testing.assert_array_equal(row["class_map"][: mask.shape[0], : mask.shape[1]], mask)
-    image = split.example(3)["image"]
-    canvas = Canvas(data, 0)
-    prepared = canvas(image)
-    assert prepared.shape == (128, 128, 3)
+    image, framing = split.example(3)["image"], Canvas(data, 0)
+    prepared = framing(image)
+    assert prepared.shape == (*canvas, 3)
     whole = {"class": np.zeros(prepared.shape[:2], np.uint8)}
-    assert canvas.restore(whole, image.shape[:2])["class"].shape == image.shape[:2]
+    assert framing.restore(whole, image.shape[:2])["class"].shape == image.shape[:2]
 
 
 @pytest.mark.parametrize("short_side", [None, 8, 20])
@@ -335,11 +340,16 @@ def test_a_classification_gives_its_features_to_a_new_head_only(file):
     check_network(dataclasses.replace(config, init=configs.InitConfig(weights="x", head="new")), weights)
 
 
-def test_a_file_of_one_size_is_not_evaluated_on_images_of_several(file):
-    experiment = opened(file)
-    weights = Weights(experiment.task.model, {}, WeightsInfo(labels=painted.CLASSES))
-    with pytest.raises(UserError, match="--eval"):
-        open_evaluation(Data(experiment.config, experiment.dataset), weights, "run")
+def test_a_file_of_one_size_is_evaluated_on_images_of_several_as_the_network_is_on_one_canvas(whole, tmp_path):
+    flags = (whole[0], f"--out={tmp_path}", "--format=stablehlo", "--eval")
+    assert cli.here("export.__main__", *flags, "--resolution=60x96").returncode == 2
+    (row,) = cli.answer(cli.here("export.__main__", *flags, "--resolution=48x96", "--json"))["files"]
+    assert row["file"] == pytest.approx(row["network"], abs=1e-4)
+    canvas = "--config.data.eval_canvas=(48,96)"
+    evaluated = cli.answer(cli.here("main", "--mode=eval", f"--workdir={whole[0]}", "--json", canvas))
+    assert evaluated["eval"]["miou"] == row["network"]
+    (facts,) = tmp_path.glob("*.json")
+    assert json.loads(facts.read_text())["preprocessing"]["eval_canvas"] == [48, 96]
 
 
 def test_files_of_answers_replace_neither_each_other_nor_an_image(tmp_path):

@@ -79,9 +79,9 @@ class Canvases(NamedTuple):
 class EvalView:
     """The `View` of evaluation: the image on a canvas, top left, with its class_map on another.
 
-    The image has the size ``seen``, int32 [2], which differs from that of the mask, ``size``, where
-    `DataConfig.eval_short_side` is set. The rest of the image's canvas has the mean colour; that of the mask is
-    ignored. Without canvases, image and mask are resized to `DataConfig.train_size`.
+    The image has the size ``seen``, int32 [2], which may differ from that of the mask, ``size``, where
+    `DataConfig.eval_short_side` or `DataConfig.eval_canvas` is set. The rest of the image's canvas has the mean colour;
+    that of the mask is ignored. Without canvases, image and mask are resized to `DataConfig.train_size`.
     """
 
     data: DataConfig
@@ -118,7 +118,8 @@ class EvalView:
         for index in range(len(split)):
             size = _size_of(split, index)
             seen = seen_size(size, self.data)
-            canvases = Canvases(canvas_of(*seen, self.extra), canvas_of(*size, self.extra))
+            image = image_canvas(seen, self.data, self.extra)
+            canvases = Canvases(image, image if seen == size else canvas_of(*size, self.extra))
             groups.setdefault(canvases, []).append(index)
         return [(dataclasses.replace(self, held=held), np.array(groups[held])) for held in sorted(groups)]
 
@@ -139,11 +140,19 @@ class EvalView:
 
 
 def seen_size(size: tuple[int, int], data: DataConfig) -> tuple[int, int]:
-    """Returns the size at which an evaluation sees an image of a size; see `DataConfig.eval_short_side`."""
-    if data.eval_short_side is None:
-        return size
-    factor = data.eval_short_side / min(size)
+    """Returns the size at which an evaluation sees an image of a size.
+
+    See `DataConfig.eval_short_side` and `DataConfig.eval_canvas`.
+    """
+    factor = 1.0 if data.eval_short_side is None else data.eval_short_side / min(size)
+    if data.eval_canvas is not None:
+        factor = min(factor, *(side / own for side, own in zip(data.eval_canvas, size, strict=True)))
     return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+
+
+def image_canvas(seen: tuple[int, int], data: DataConfig, extra: int = 0) -> tuple[int, int]:
+    """Returns the canvas of an image that is seen at a size: `DataConfig.eval_canvas`, or that of `canvas_of`."""
+    return data.eval_canvas or canvas_of(*seen, extra)
 
 
 def _resized_to_see(image: np.ndarray, data: DataConfig) -> np.ndarray:
@@ -154,7 +163,7 @@ def _resized_to_see(image: np.ndarray, data: DataConfig) -> np.ndarray:
 def on_canvas(image: np.ndarray, data: DataConfig, extra: int = 0) -> np.ndarray:
     """Puts an image, uint8 [h, w, 3], on its canvas, as in evaluation."""
     image = _resized_to_see(image, data)
-    return _padded_image(image, canvas_of(image.shape[0], image.shape[1], extra), data.mean)
+    return _padded_image(image, image_canvas((image.shape[0], image.shape[1]), data, extra), data.mean)
 
 
 def _spec(size: tuple[int, int]) -> Mapping[str, Array]:
