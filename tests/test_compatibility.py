@@ -26,6 +26,8 @@ SINCE = {
     "data.size": None,
     "data.eval_short_side": None,
     "data.eval_canvas": None,
+    "data.eval_window": None,
+    "data.eval_mirror": False,
     "data.mask_values": "index",
     "data.ignored_classes": [],
     "data.crop_scale": [0.5, 2.0],

@@ -165,6 +165,12 @@ class DataConfig:
     """Height and width of the canvas on which every image is evaluated, in pixels: multiples of the output stride, plus
     1 with `ModelConfig.align_corners`. A larger image is shrunk to fit, and its classes are resized back. Unset: each
     image has the smallest canvas that holds it and whose sides are multiples of 128."""
+    eval_window: Annotated[tuple[int, int] | None, Within(8, 8192), _IS_DENSE] = None
+    """Height and width of the windows in which an evaluation sees a larger canvas, in pixels: multiples of the output
+    stride, plus 1 with `ModelConfig.align_corners`. Neighbours share a third or more, and where windows overlap, the
+    mean of their logits counts. Unset: the network sees a canvas at once."""
+    eval_mirror: Annotated[bool, _IS_DENSE] = False
+    """Whether an evaluation takes the mean of the probabilities for the image and for its mirror image."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128

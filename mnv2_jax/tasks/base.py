@@ -170,6 +170,10 @@ class Framing(Protocol):
         """Makes the network's input, uint8 [p, q, 3], of an image, uint8 [h, w, 3], as in evaluation."""
         ...
 
+    def outputs(self, network: Callable[[Array], PyTree], images: Array) -> PyTree:
+        """Computes the outputs for normalised inputs [b, p, q, 3] by a network, which may be called several times."""
+        ...
+
     def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
         """Brings the answer for one image to the image's height and width."""
         ...
@@ -184,6 +188,10 @@ class Crop:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Cuts the crop out of an image."""
         return evaluation_view(image, self.data)
+
+    def outputs(self, network: Callable[[Array], PyTree], images: Array) -> PyTree:
+        """Computes the outputs of the network."""
+        return network(images)
 
     def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
         """Returns the answer as it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from mnv2_jax.config import DataConfig, ModelConfig, build
 from mnv2_jax.data.views.segmentation import nearest, on_canvas, seen_size
 from mnv2_jax.errors import UserError
 from mnv2_jax.nn.resize import resize_bilinear
+from mnv2_jax.ops.windows import Network, in_windows, with_mirror
 from mnv2_jax.report.overlays import beside, legend, mask_png, overlay, png
 from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
@@ -74,11 +75,25 @@ class Canvas:
     """The `tasks.base.Framing` of a segmentation: the whole image on its canvas."""
 
     data: DataConfig
-    extra: int
+    model: ModelConfig
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Puts an image, uint8 [h, w, 3], on its canvas."""
-        return on_canvas(image, self.data, self.extra)
+        return on_canvas(image, self.data, int(self.model.align_corners))
+
+    def outputs(self, network: Callable[[Array], PyTree], images: Array) -> PyTree:
+        """Computes the logits, as `config.DataConfig.eval_window` and `config.DataConfig.eval_mirror` say."""
+
+        def logits(images: Array) -> Array:
+            outputs: Mapping[str, Array] = network(images)
+            return outputs["logits"]
+
+        look: Network = logits
+        if self.data.eval_window is not None:
+            look = in_windows(look, self.data.eval_window, self.model.output_stride, stride_of(self.model))
+        if self.data.eval_mirror:
+            look = with_mirror(look)
+        return {"logits": look(images)}
 
     def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
         """Cuts the answer for a canvas to what was seen of the image, and resizes that to the image's size."""
@@ -89,7 +104,7 @@ class Canvas:
 def framing(weights: Weights) -> Canvas:
     """Makes the framing for weights."""
     data = build({"data": dataclasses.asdict(weights.info.preprocessing)}).data
-    return Canvas(data, int(weights.model.options.align_corners))
+    return Canvas(data, weights.model.options)
 
 
 def check_canvas(canvas: tuple[int, int], model: ModelConfig, key: str) -> None:
@@ -108,7 +123,7 @@ def check_canvas(canvas: tuple[int, int], model: ModelConfig, key: str) -> None:
 
 
 def at_size(weights: Weights, size: tuple[int, int] | None) -> tuple[Weights, tuple[int, int]]:
-    """Returns the weights for images of one size, and that size.
+    """Returns the weights for images of one size, which are seen once and at once, and that size.
 
     Args:
       weights: the weights.
@@ -123,7 +138,7 @@ def at_size(weights: Weights, size: tuple[int, int] | None) -> tuple[Weights, tu
     side = -(-(info.preprocessing.resolution - extra) // model.output_stride) * model.output_stride + extra
     canvas = size or info.preprocessing.eval_canvas or (side, side)
     check_canvas(canvas, model, "--resolution")
-    preprocessing = dataclasses.replace(info.preprocessing, eval_canvas=canvas)
+    preprocessing = dataclasses.replace(info.preprocessing, eval_canvas=canvas, eval_window=None, eval_mirror=False)
     return weights._replace(info=dataclasses.replace(info, preprocessing=preprocessing)), canvas
 
 

@@ -214,8 +214,12 @@ class Predictor:
 
     def _answer_batch(self, arrays: Sequence[Array], images: Array) -> tuple[PyTree, Array]:
         """Computes decoded outputs, and whether they are finite, bool [b]; ``arrays`` are the folded variables."""
-        template = graph.abstract(functools.partial(self._graph, shape=images.shape), self.weights.variables)
-        outputs = graph.run(graph.with_known(template, arrays), self._pixels(images))
+
+        def network(images: Array) -> PyTree:
+            template = graph.abstract(functools.partial(self._graph, shape=images.shape), self.weights.variables)
+            return graph.run(graph.with_known(template, arrays), images)
+
+        outputs = self._framing.outputs(network, self._pixels(images))
         finite = [jnp.isfinite(leaf.reshape(len(images), -1)).all(axis=1) for leaf in jax.tree.leaves(outputs)]
         return self.answers.decode(outputs), jnp.stack(finite).all(axis=0)
 

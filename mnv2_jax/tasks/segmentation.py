@@ -23,7 +23,7 @@ from mnv2_jax.registry import TASKS
 from mnv2_jax.report.segmentation import SEGMENTATION
 from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation, Kind
-from mnv2_jax.tasks.class_maps import at_size, check_canvas, class_maps, framing, stride_of
+from mnv2_jax.tasks.class_maps import Canvas, at_size, check_canvas, class_maps, framing, stride_of
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 from mnv2_jax.weights.file import Weights, WeightsInfo
 
@@ -116,7 +116,11 @@ class Segmentation(Alone):
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         """Counts pixels by true and predicted class, at the size of the mask."""
-        outputs, _ = self.model.apply(variables, self._normalised(batch["image"]), train=False)
+
+        def network(images: Array) -> PyTree:
+            return self.model.apply(variables, images, train=False)[0]
+
+        outputs = Canvas(self.data, self.model.options).outputs(network, self._normalised(batch["image"]))
         mask = batch["class_map"]
         logits = self.on_masks(outputs["logits"], batch)
         predicted = ops.predictions(logits)
@@ -244,8 +248,9 @@ def check_dense(config: Config) -> None:
     """
     if config.model.head == "classifier":
         raise UserError("task=segmentation needs a dense head; set model.head=deeplabv3 or lraspp")
-    if config.data.eval_canvas is not None:
-        check_canvas(config.data.eval_canvas, config.model, "data.eval_canvas")
+    for key, size in (("eval_canvas", config.data.eval_canvas), ("eval_window", config.data.eval_window)):
+        if size is not None:
+            check_canvas(size, config.model, f"data.{key}")
     default = Config()
     only = {
         "data.crop": config.data.crop in ("scale", "none"),

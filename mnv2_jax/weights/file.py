@@ -47,6 +47,8 @@ class Preprocessing:
     antialias: bool = DataConfig.antialias
     eval_short_side: int | None = DataConfig.eval_short_side
     eval_canvas: tuple[int, int] | None = DataConfig.eval_canvas
+    eval_window: tuple[int, int] | None = DataConfig.eval_window
+    eval_mirror: bool = DataConfig.eval_mirror
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,15 +20,17 @@ from mnv2_jax.models.registry import for_classes
 from mnv2_jax.ops import segmentation as ops
 from mnv2_jax.report.overlays import legend
 from mnv2_jax.tasks.class_maps import Canvas, ClassMaps
+from mnv2_jax.tasks.predictor import Predictor
 from mnv2_jax.tasks.segmentation import check_head, same_classes
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.feeds import eval_parts, train_batches
 from mnv2_jax.training.initial import check_network
-from mnv2_jax.weights.file import Weights, WeightsInfo
+from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
 from tests import cli
 from tests.tasks import painted
+from tests.test_graph import drawn
 
 CONFIG = """
 from mnv2_jax import presets
@@ -223,6 +225,23 @@ def test_canvases_hold_every_image_once():
             assert view(split.example(index), None)["image"].shape == (*view.held.image, 3)
 
 
+def test_predictions_are_those_of_an_evaluation_in_windows_and_mirrored(file):
+    options = {"eval_window": (64, 32), "eval_mirror": True}
+    experiment = opened(file, *(f"data.{key}={value}" for key, value in options.items()))
+    variables = drawn(experiment.task.model)
+    scalars = make_evaluate(experiment)(variables).scalars
+    info = WeightsInfo(task="segmentation", labels=painted.CLASSES, preprocessing=Preprocessing(**options))
+    weights = Weights(experiment.task.model, variables, info)
+    split = painted.split("val", 1, 13)
+    images, masks = zip(*((each["image"], each["mask"]) for each in map(split.example, range(13))), strict=True)
+    answers = Predictor(weights).arrays(images)
+    right = sum(int((answer["class"] == mask).sum()) for answer, mask in zip(answers, masks, strict=True))
+    assert right / scalars["pixels"] == pytest.approx(scalars["pixel_accuracy"], abs=1e-4)
+    at_once = weights._replace(info=dataclasses.replace(info, preprocessing=Preprocessing()))
+    others = Predictor(at_once).arrays(images)
+    assert any((answer["class"] != other["class"]).any() for answer, other in zip(answers, others, strict=True))
+
+
 @pytest.mark.parametrize(
     ("data", "seen", "canvas"),
     [
@@ -239,7 +258,7 @@ def test_an_image_that_is_resized_before_is_counted_at_its_own_size(data, seen, 
             assert tuple(row["size"]) == mask.shape
             assert tuple(row["seen"]) == seen[index]
             np.testing.assert_array_equal(row["class_map"][: mask.shape[0], : mask.shape[1]], mask)
-    image, framing = split.example(3)["image"], Canvas(data, 0)
+    image, framing = split.example(3)["image"], Canvas(data, configs.ModelConfig())
     prepared = framing(image)
     assert prepared.shape == (*canvas, 3)
     whole = {"class": np.zeros(prepared.shape[:2], np.uint8)}
