@@ -17,6 +17,7 @@ import jaxtyping
 import pytest
 from absl import flags
 
+from mnv2_jax.registry import TASKS
 from tests import cli
 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {cli.OLDER_EMITTERS}"  # read by the first backend
@@ -66,6 +67,13 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     order = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_tasks():
+    """Registers the package's own tasks, before a test replaces the registries for a while: they register but once."""
+    for name in TASKS.names():
+        TASKS.find(name)
 
 
 @pytest.fixture(scope="session")

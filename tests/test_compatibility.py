@@ -37,6 +37,7 @@ SINCE = {
     "log.trace": False,
     "loss.aux_weight": 0.4,
     "model.head": "classifier",
+    "model.reduced_tail": None,
     "model.head_channels": 256,
     "model.aspp_rates": [],
     "model.aspp_conv": False,

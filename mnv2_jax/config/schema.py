@@ -39,6 +39,9 @@ class ModelConfig:
     """Depth multiplier, of the number of blocks in a stage; mobilenet_v2 only."""
     activation: Literal["relu", "relu6"] | None = None
     """Activation of mobilenet_v1 and mobilenet_v2. Unset: the activation of the published network."""
+    reduced_tail: Literal["paper", "torchvision"] | None = None
+    """Halves the channels from the last halving of the map on, for few classes. paper: mobilenet_v2 and mobilenet_v3 of
+    V3's paper, sections 6.3 and 6.4. torchvision: mobilenet_v3, whose first expansion there stays whole."""
     num_classes: Annotated[int | None, AtLeast(2)] = None
     """Number of classes. Unset: the number in the data."""
     strides: Annotated[tuple[int, int, int, int, int], Within(1, 2)] = (2, 2, 2, 2, 2)

@@ -48,6 +48,13 @@ TABLE_2 = Table(
 )
 
 
+def reduced(table: Table) -> Table:
+    """Makes the variant with half the channels from the last halving of the map on."""
+    first = max(number for number, row in enumerate(table.stages) if row.stride == 2)
+    tail = (dataclasses.replace(row, channels=row.channels // 2) for row in table.stages[first:])
+    return dataclasses.replace(table, stages=(*table.stages[:first], *tail), head=table.head // 2)
+
+
 def plan(model: ModelConfig, table: Table) -> Plan:
     """Makes the network of a config.
 
@@ -56,6 +63,7 @@ def plan(model: ModelConfig, table: Table) -> Plan:
     scales neither the stem nor the head (timm's mobilenetv2_110d and 120d). ``model.depth`` multiplies the number of
     blocks, rounded up, in all stages except the first and the last (timm's 110d: 1.2, 120d: 1.4).
     """
+    table = reduced(table) if model.reduced_tail else table
     rule = model.width_rule
     divisor = 4 if rule == "divisor4" else 8
     act = model.activation or "relu6"

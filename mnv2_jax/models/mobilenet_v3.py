@@ -112,6 +112,19 @@ def minimalistic(table: Table) -> Table:
     return dataclasses.replace(table, stages=tuple(tuple(map(plain, stage)) for stage in table.stages))
 
 
+def reduced(table: Table, rule: Literal["paper", "torchvision"]) -> Table:
+    """Makes the variant with half the channels in its last stage; torchvision's first expansion there stays whole."""
+    tail = tuple(
+        dataclasses.replace(
+            row,
+            channels=row.channels // 2,
+            expanded_channels=row.expanded_channels // (1 if rule == "torchvision" and not place else 2),
+        )
+        for place, row in enumerate(table.stages[-1])
+    )
+    return dataclasses.replace(table, stages=(*table.stages[:-1], tail), hidden=table.hidden // 2)
+
+
 class WidthRule(NamedTuple):
     """Effect of a width on stem, expanded channels and head. The output channels of blocks are always multiplied."""
 
@@ -154,6 +167,7 @@ def plan(model: ModelConfig, table: Table) -> Plan:
     Channels are rounded to multiples of 8. The rule of `WIDTH_RULES` that ``model.width_rule`` names decides the rest:
     ``"standard"`` (TF-slim's), ``"torchvision"``, ``"keras"``, or ``"fixed_stem_head"`` (timm's for widths below 0.75).
     """
+    table = reduced(table, model.reduced_tail) if model.reduced_tail else table
     rule = WIDTH_RULES[model.width_rule]
     last = table.stages[-1][-1]
     before, full = make_divisible(table.stem * rule.stem(model.width)), table.stem

@@ -24,13 +24,18 @@ from mnv2_jax.registry import MODELS, OR_MODULE, module_of
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
 
+_OPTIONS = ("width", "depth", "activation")
+"""Options of a `ModelConfig` that some networks don't have."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A registered network, and the options of a `ModelConfig` that it has beyond those that all networks have."""
+    """A registered network, and which of the options of a `ModelConfig` it has that some networks don't have."""
 
     plan: Callable[[ModelConfig], Plan]
     options: tuple[str, ...] = ("width",)
     width_rules: tuple[str, ...] = ("standard",)
+    reduced_tails: tuple[str, ...] = ()
 
 
 def _family(plan: Callable[..., Plan], tables: Mapping[str, Any], **facts: Any) -> dict[str, Architecture]:
@@ -49,6 +54,7 @@ _MODELS: dict[str, Architecture] = {
         {"mobilenet_v2": mobilenet_v2.TABLE_2},
         options=("width", "activation", "depth"),
         width_rules=("standard", "corenet", "divisor4", "fixed_stem_head"),
+        reduced_tails=("paper",),
     ),
     **_family(
         mobilenet_v3.plan,
@@ -59,6 +65,7 @@ _MODELS: dict[str, Architecture] = {
             "mobilenet_v3_small_minimalistic": mobilenet_v3.minimalistic(mobilenet_v3.SMALL),
         },
         width_rules=("standard", "torchvision", "fixed_stem_head", "keras"),
+        reduced_tails=("paper", "torchvision"),
     ),
     **_family(
         mobilenet_v4.plan,
@@ -98,9 +105,8 @@ def register_model(
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise UserError(f"model name {name!r} is invalid; use lower-case letters, digits and underscores")
-    known = ("width", "depth", "activation")
-    if isinstance(options, str) or not set(options) <= set(known):
-        raise UserError(f"model.name={name!r}: options={options!r} must be a tuple of some of {', '.join(known)}")
+    if isinstance(options, str) or not set(options) <= set(_OPTIONS):
+        raise UserError(f"model.name={name!r}: options={options!r} must be a tuple of some of {', '.join(_OPTIONS)}")
     if name in _MODELS:
         raise UserError(f"model.name={name!r} is the package's own model; give yours another name")
     MODELS.add(name, Architecture(plan, options, width_rules), module_of(plan))
@@ -296,8 +302,14 @@ def _check_options(model: ModelConfig, architecture: Architecture) -> None:
             f"model.width_rule={model.width_rule!r}: {model.name} has no such rule; give one of:"
             f" {', '.join(architecture.width_rules)}"
         )
+    if model.reduced_tail is not None and model.reduced_tail not in architecture.reduced_tails:
+        having = [name for name, other in _MODELS.items() if model.reduced_tail in other.reduced_tails]
+        raise UserError(
+            f"model.reduced_tail={model.reduced_tail!r}: {model.name} has no such tail; these models have it:"
+            f" {', '.join(having)}"
+        )
     default = ModelConfig()
-    for option in ("width", "depth", "activation"):
+    for option in _OPTIONS:
         value = getattr(model, option)
         if option not in architecture.options and value != getattr(default, option):
             having = [name for name, other in _MODELS.items() if option in other.options]

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.recipes.corenet import CORENET_DEEPLABV3_V2, CORENET_V1, CORENET_V2, CORENET_V3_LARGE
-from mnv2_jax.recipes.deeplab import DEEPLAB_VOC
+from mnv2_jax.recipes.deeplab import DEEPLAB_CITYSCAPES, DEEPLAB_VOC
 from mnv2_jax.recipes.garden import PAPER_V4, TFMG_V1, TFMG_V2, TFMG_V3_LARGE, TFMG_V3_SMALL, TFMG_V4, by_column
 from mnv2_jax.recipes.own import CIFAR, DIGITS, FINETUNE, SCRATCH, SEGMENT
 from mnv2_jax.recipes.slim import PAPER, TF_SLIM_V2
@@ -72,6 +72,7 @@ RECIPES: Mapping[str, Recipe] = {
     "scratch": SCRATCH,
     "segment": SEGMENT,
     "deeplab_voc": DEEPLAB_VOC,
+    "deeplab_cityscapes": DEEPLAB_CITYSCAPES,
     "finetune": FINETUNE,
 }
 """Recipes by name. The names are those in the tests' file of facts; `paper` is the recipe of MobileNetV2's paper."""

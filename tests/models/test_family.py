@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.config import NormConfig
+from mnv2_jax.models.counting import count_layers
 from mnv2_jax.models.network import Network
 from mnv2_jax.models.plan import Plan
 from mnv2_jax.models.registry import Model, create_model, list_models
@@ -190,6 +191,13 @@ def test_v3_channels_are_those_of_the_literature(table):
     ]
     expected["blocks"] = [row[:5] for row in expected["blocks"]]
     assert v3_channels(traced(model)["params"], len(plan.blocks)) == expected
+
+
+@pytest.mark.parametrize(("size", "params"), [("large", 2_569_352), ("small", 1_099_672)])
+def test_reduced_tails_of_torchvision_have_its_parameters(size, params):
+    """Torchvision 0.29's mobilenet_v3_*(reduced_tail=True); the paper's are in models/test_heads.py."""
+    model = create_model(f"mobilenet_v3_{size}", 1000, reduced_tail="torchvision")
+    assert count_layers(model, 224).params == params
 
 
 # --- output stride and padding ------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ def test_equal_options_give_equal_models():
         (dict(name="resnet50", width=0.5), r"model.width=0.5: resnet50 .* mobilenet_v1, mob"),
         (dict(name="resnet50", depth=2.0), r"model.depth=2.0: resnet50 .* mobilenet_v2"),
         (dict(name="mobilenet_v3_small", activation="relu"), r"model.activation='relu': .* mobilenet_v1, mobilenet_v2"),
+        (dict(reduced_tail="torchvision"), r"reduced_tail='torchvision': mobilenet_v2 .* mobilenet_v3_large"),
+        (dict(name="mobilenet_v1", reduced_tail="paper"), r"reduced_tail='paper': mobilenet_v1 .* mobilenet_v2"),
         (dict(width_rule="torchvision"), r"width_rule='torchvision': mobilenet_v2 .* standard"),
     ],
 )
