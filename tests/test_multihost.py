@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import cli
+from tests.tasks import test_segmentation
 
 STEPS = 12  # several more than a signal waits for, so that it comes before the end on a busy machine, too
 SHRUNK = (
@@ -209,6 +210,38 @@ def test_layouts_go_on_from_each_other(tmp_path):
         assert [line["step"] for line in ours] == [line["step"] for line in reference]
         for mine, other in zip(ours, reference, strict=True):
             assert mine["loss"] == pytest.approx(other["loss"], rel=1e-9, abs=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_a_segmentation_as_one(tmp_path):
+    """With images of several sizes, of which each process reads its part; stopped once, and resumed."""
+    config, steps = tmp_path / "painted.py", 16
+    config.write_text(test_segmentation.CONFIG)
+    flags = (
+        f"--config={config}",
+        *(f"--config.{override}" for override in test_segmentation.SMALL),
+        *("--config.modules=tests.tasks.painted", "--config.model.name=mobilenet_v2", "--config.data.name=painted"),
+        *("--config.model.dtype=float64", f"--config.train.steps={steps}", "--config.train.eval_every_epochs=2"),
+    )
+    environment = cli.environment
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "environment", lambda devices=1: environment(devices) | {"JAX_ENABLE_X64": "1"})
+        with Run(tmp_path / "whole", 1, 2, *flags) as run:
+            run.finished()
+        with Run(tmp_path / "run", 2, 1, *flags) as run:
+            run.until(lambda: run.logged() >= 1)
+            run.processes[1].send_signal(signal.SIGTERM)
+            run.finished()
+        assert not (tmp_path / "run" / "summary.json").exists()
+        with Run(tmp_path / "run", 2, 1, *flags) as run:
+            run.finished()
+    for split in ("train", "eval"):
+        ours, reference = (cli.metrics(tmp_path / name, split) for name in ("run", "whole"))
+        assert [line["step"] for line in ours] == [line["step"] for line in reference]
+        for mine, other in zip(ours, reference, strict=True):
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-9, abs=0)
+            assert mine.get("miou") == other.get("miou")
+            assert mine.get("batch_hash") == other.get("batch_hash")
 
 
 def newest_fingerprint(workdir):
