@@ -16,7 +16,7 @@ from mnv2_jax.config.rules import Above, AtLeast, Ending, Growing, Within, read_
 
 IGNORED = 255
 """Value of a mask's pixels that belong to no class."""
-_IS_DENSE = read_unless("model.head", "classifier")
+_IS_DENSE = read_when("model.head", "deeplabv3", "lraspp")
 
 STRUCTURE = ("width", "width_rule", "depth", "activation", "padding", "dilation_from")
 """Options of a `ModelConfig` that weights depend on: with other values, the network computes another function."""
@@ -81,9 +81,12 @@ class ModelConfig:
     """Initialisation of each kind of layer: a row of `nn.initializers.INITS`, which gives the formulas and sources."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type in which the network computes; parameters, statistics, logits and losses are at least float32."""
-    head: Literal["classifier", "deeplabv3", "lraspp"] = "classifier"
+    head: Literal["classifier", "deeplabv3", "lraspp", "ssdlite"] = "classifier"
     """What follows the features. classifier: the mean over the map, then classes of the image. deeplabv3, lraspp:
-    classes of each pixel (`models.heads`), for task=segmentation."""
+    classes of each pixel (`models.heads`), for task=segmentation. ssdlite: boxes, for task=detection."""
+    anchors: Annotated[Literal["tensorflow", "torchvision"], read_when("model.head", "ssdlite")] = "tensorflow"
+    """Shapes and order of SSDLite's anchors. tensorflow: 3 at a position of the first map and 6 of the others.
+    torchvision: 6 of all, and others than TensorFlow's."""
     head_channels: Annotated[int, Within(1, 8192), _IS_DENSE] = 256
     """Channels of the layers of a dense head."""
     aspp_rates: Annotated[tuple[int, ...], Within(1, 1024), Growing(), read_when("model.head", "deeplabv3")] = ()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mnv2_jax.config import ModelConfig, NormConfig
 from mnv2_jax.models.heads import HEADS
-from mnv2_jax.models.heads.base import Body, Head
+from mnv2_jax.models.heads.base import EXPANDED, Body, Head
 from mnv2_jax.models.plan import Plan, places
 from mnv2_jax.nn.blocks import Layers, MobileAttention, bind_layers, drop_path, max_pool
 from mnv2_jax.nn.conv import Conv, DepthwiseConv
@@ -109,7 +109,7 @@ class Network(nn.Module):
 
     @property
     def endpoint_strides(self) -> dict[str, int]:
-        """Height of the image over height of the map, for each endpoint of the features that is a map, in order."""
+        """Height of the image over height of the map, for each endpoint of the features that ends a part, in order."""
         plan = self.plan
         names = ["stem", *(["pool"] if plan.stem_pool else [])]
         names += [f"block_{i}" for i in range(1, len(plan.blocks) + 1)]
@@ -154,8 +154,13 @@ class Network(nn.Module):
         for index, (block, place) in enumerate(zip(plan.blocks, placed, strict=True), 1):
             name = f"block_{index}"
             block_layers = self._with_drop_path(layers, index, dropout_keys) if trained[name] else layers
+            if name == self.head.tap(plan):
+                tapped = [x]
+                block_layers = dataclasses.replace(block_layers, tap=functools.partial(_recorded, tapped))
             options = dict(block.options, layers=block_layers, stride=place.stride, dilation=place.dilation)
             x = block.module(**options, name=name)(x, by_batch[name])
+            if name == self.head.tap(plan):
+                points[EXPANDED] = tapped[-1]
             points[name] = x
         if self.head.has_last_conv(plan):
             assert plan.head is not None
@@ -201,6 +206,11 @@ class Network(nn.Module):
             dtype=dtype,
             inits=INITS[model.init],
         )
+
+
+def _recorded(record: list[Array], y: Array) -> Array:
+    record.append(y)
+    return y
 
 
 def _conv_padding(model: ModelConfig) -> Any:

@@ -57,6 +57,8 @@ class Layers:
     """Initialisers; `conv` and `depthwise` use theirs unless a block passes another."""
     branch: Callable[[Array], Array] = _whole
     """Function applied to the branch of a residual block before it is added; see `drop_path`."""
+    tap: Callable[[Array], Array] = _whole
+    """Function applied to the expansion of an inverted residual, before its depthwise convolution."""
 
     def residual(self, x: Array, y: Array, stride: int) -> Array:
         """Adds the block's input to ``y`` if it has the same shape and the stride is 1; otherwise returns ``y``."""
@@ -170,7 +172,7 @@ class InvertedResidual(nn.Module):
         """See the module."""
         y, layers = x, self.layers
         if self.hidden is not None:
-            y = layers.conv_norm(y, train, self.hidden, "expand", self.act)
+            y = layers.tap(layers.conv_norm(y, train, self.hidden, "expand", self.act))
         window: dict[str, Any] = dict(kernel_size=self.kernel_size, stride=self.stride, dilation=self.dilation)
         y = layers.depthwise_norm(y, train, act=self.act, **window)
         if self.squeezed is not None:
@@ -248,7 +250,7 @@ class UniversalInvertedBottleneck(nn.Module):
         if self.start_kernel_size:
             first = window if not self.kernel_size else dict(window, stride=1)
             y = layers.depthwise_norm(y, train, "start_depthwise", kernel_size=self.start_kernel_size, **first)
-        y = layers.conv_norm(y, train, make_divisible(x.shape[-1] * self.expand_ratio), "expand", self.act)
+        y = layers.tap(layers.conv_norm(y, train, make_divisible(x.shape[-1] * self.expand_ratio), "expand", self.act))
         if self.kernel_size:
             y = layers.depthwise_norm(y, train, act=self.act, kernel_size=self.kernel_size, **window)
         y = layers.conv_norm(y, train, self.features, "project")

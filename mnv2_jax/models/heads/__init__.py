@@ -8,6 +8,12 @@ from mnv2_jax.models.heads.base import Head
 from mnv2_jax.models.heads.classifier import CLASSIFIER
 from mnv2_jax.models.heads.deeplabv3 import DEEPLABV3
 from mnv2_jax.models.heads.lraspp import LRASPP
+from mnv2_jax.models.heads.ssdlite import SSDLITE
 
-HEADS: Mapping[str, Head] = {"classifier": CLASSIFIER, "deeplabv3": DEEPLABV3, "lraspp": LRASPP}
+HEADS: Mapping[str, Head] = {
+    "classifier": CLASSIFIER,
+    "deeplabv3": DEEPLABV3,
+    "lraspp": LRASPP,
+    "ssdlite": SSDLITE,
+}
 """Heads by the value of `config.ModelConfig.head`."""

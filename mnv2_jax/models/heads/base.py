@@ -58,6 +58,12 @@ class Head(NamedTuple):
     """Computes the outputs of its parts. It is called inside the network, whose submodules it makes."""
     outputs: Callable[[Mapping[str, Array]], Any]
     """Selects the outputs of the network among all points."""
+    tap: Callable[[Plan], str | None] = lambda plan: None
+    """Name of the block whose expansion the head uses, as the point `EXPANDED`; None: it uses none."""
+
+
+EXPANDED = "expanded"
+"""Name of the expansion of the block that `Head.tap` names; of a block without one, what the block gets."""
 
 
 def is_feature(plan: Plan) -> bool:
