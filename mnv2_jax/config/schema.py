@@ -41,7 +41,8 @@ class ModelConfig:
     """Activation of mobilenet_v1 and mobilenet_v2. Unset: the activation of the published network."""
     reduced_tail: Literal["paper", "torchvision"] | None = None
     """Halves the channels from the last halving of the map on, for few classes. paper: mobilenet_v2 and mobilenet_v3 of
-    V3's paper, sections 6.3 and 6.4. torchvision: mobilenet_v3, whose first expansion there stays whole."""
+    V3's paper for segmentation (section 6.4). torchvision: mobilenet_v3, whose first expansion there stays whole, as in
+    that paper's detection (section 6.3)."""
     num_classes: Annotated[int | None, AtLeast(2)] = None
     """Number of classes. Unset: the number in the data."""
     strides: Annotated[tuple[int, int, int, int, int], Within(1, 2)] = (2, 2, 2, 2, 2)
