@@ -17,6 +17,7 @@ from mnv2_jax.config.rules import Above, AtLeast, Ending, Growing, Within, read_
 IGNORED = 255
 """Value of a mask's pixels that belong to no class."""
 _IS_DENSE = read_when("model.head", "deeplabv3", "lraspp")
+_HAS_BOXES = read_when("model.head", "ssdlite")
 
 STRUCTURE = ("width", "width_rule", "depth", "activation", "padding", "dilation_from")
 """Options of a `ModelConfig` that weights depend on: with other values, the network computes another function."""
@@ -85,9 +86,12 @@ class ModelConfig:
     head: Literal["classifier", "deeplabv3", "lraspp", "ssdlite"] = "classifier"
     """What follows the features. classifier: the mean over the map, then classes of the image. deeplabv3, lraspp:
     classes of each pixel (`models.heads`), for task=segmentation. ssdlite: boxes, for task=detection."""
-    anchors: Annotated[Literal["tensorflow", "torchvision"], read_when("model.head", "ssdlite")] = "tensorflow"
+    anchors: Annotated[Literal["tensorflow", "torchvision"], _HAS_BOXES] = "tensorflow"
     """Shapes and order of SSDLite's anchors. tensorflow: 3 at a position of the first map and 6 of the others.
     torchvision: 6 of all, and others than TensorFlow's."""
+    box_scores: Annotated[Literal["softmax", "sigmoid"], _HAS_BOXES] = "softmax"
+    """What the logits of an anchor mean. softmax: one of the classes or the background (torchvision). sigmoid: a
+    probability of each by itself (TensorFlow)."""
     head_channels: Annotated[int, Within(1, 8192), _IS_DENSE] = 256
     """Channels of the layers of a dense head."""
     aspp_rates: Annotated[tuple[int, ...], Within(1, 1024), Growing(), read_when("model.head", "deeplabv3")] = ()
@@ -178,6 +182,12 @@ class DataConfig:
     mean of their logits counts. Unset: the network sees a canvas at once."""
     eval_mirror: Annotated[bool, _IS_DENSE] = False
     """Whether an evaluation takes the mean of the probabilities for the image and for its mirror image."""
+    eval_min_score: Annotated[float, Within(0, 1), _HAS_BOXES] = 0.001
+    """Least probability of a box that is found."""
+    eval_nms_iou: Annotated[float, Within(0, 1), _HAS_BOXES] = 0.55
+    """Overlap (IoU) above which the less probable of two boxes of a class is dropped."""
+    eval_max_boxes: Annotated[int, Within(1, 4096), _HAS_BOXES] = 100
+    """Largest number of boxes that are found in an image; COCO counts 100."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128
@@ -193,10 +203,16 @@ class DataConfig:
     which classes.txt gives for each class. In all, 255 of index and one_based is ignored."""
     ignored_classes: Annotated[tuple[str, ...], _IS_DENSE] = ()
     """Names of classes whose pixels are ignored, in training and in evaluation; the other classes keep their order."""
-    crop: Literal["random_resized", "shift", "scale", "none"] = "random_resized"
+    crop: Literal["random_resized", "shift", "scale", "iou", "none"] = "random_resized"
     """Random crop of training images. random_resized: crop an area and resize it. shift: pad with `pad_pixels` zeros on
     each side, then crop to the original size. scale: scale image and mask by a factor within `crop_scale`, then crop,
-    padding what is too small. none: no random crop."""
+    padding what is too small. iou: crop so that some box overlaps the crop by a drawn share at least (SSD). none: no
+    random crop."""
+    expand: Annotated[float, Within(1, 16), _HAS_BOXES] = 1.0
+    """Largest factor by which half of the training images are made larger, around them the mean colour, before the
+    crop, so that objects become smaller (SSD: 4)."""
+    max_boxes: Annotated[int, Within(1, 4096), _HAS_BOXES] = 100
+    """Largest number of boxes of a training image; of more, the largest are kept. Evaluation counts all."""
     crop_scale: Annotated[tuple[float, float], Above(0, 16), Growing(loosely=True), read_when("data.crop", "scale")] = (
         0.5,
         2.0,

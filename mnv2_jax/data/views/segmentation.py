@@ -228,11 +228,11 @@ def _draw_factor(size: tuple[int, ...], data: DataConfig, rng: np.random.Generat
 
 def _rotated(image: np.ndarray, mask: np.ndarray, degrees: float, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Rotates about the centre, the image bilinearly."""
-    turned = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR, fillcolor=_colour(data.mean))
+    turned = Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR, fillcolor=mean_colour(data.mean))
     return np.asarray(turned), np.asarray(Image.fromarray(mask).rotate(degrees, fillcolor=IGNORED))
 
 
-def _colour(mean: tuple[float, ...]) -> tuple[int, ...]:
+def mean_colour(mean: tuple[float, ...]) -> tuple[int, ...]:
     """Returns the mean colour as pixels."""
     return tuple(np.clip(np.rint(255 * np.array(mean)), 0, 255).astype(int).tolist())
 
@@ -262,6 +262,6 @@ def _padded_image(image: np.ndarray, size: tuple[int, int], mean: tuple[float, .
     if image.shape[:2] == size:
         return image
     canvas = np.empty((*size, 3), np.uint8)
-    canvas[...] = _colour(mean)
+    canvas[...] = mean_colour(mean)
     canvas[: image.shape[0], : image.shape[1]] = image
     return canvas
