@@ -23,7 +23,6 @@ from mnv2_jax.nn.norm import INPUTS
 from mnv2_jax.registry import MODELS, OR_MODULE, module_of
 from mnv2_jax.types import Array, Key, PyTree, Variables
 
-
 _OPTIONS = ("width", "depth", "activation")
 """Options of a `ModelConfig` that some networks don't have."""
 

@@ -44,8 +44,8 @@ DEEPLAB_VOC: Tree = dict(
 )
 DEEPLAB_CITYSCAPES: Tree = but(
     # The author's numbers for train_fine (issue 3677 there: learning rate 0.01, crops of 769 px, 90,000 steps, norms
-    # trained), and cityscapes.md's batch of 16. They are those of Xception and V2; V3's paper gives none for LR-ASPP, and
-    # starts from random weights.
+    # trained), and cityscapes.md's batch of 16. They are those of Xception and V2; V3's paper gives none for LR-ASPP,
+    # and starts from random weights.
     DEEPLAB_VOC,
     model=dict(head="lraspp", head_channels=128, dropout=0.0),
     data=dict(name="cityscapes", resolution=769, eval_batch_size=4),
