@@ -127,7 +127,14 @@ def module_of(function: Any) -> str:
     return module
 
 
-TASKS = Registry("task", {"classification": "mnv2_jax.tasks.builtin", "segmentation": "mnv2_jax.tasks.segmentation"})
+TASKS = Registry(
+    "task",
+    {
+        "classification": "mnv2_jax.tasks.builtin",
+        "segmentation": "mnv2_jax.tasks.segmentation",
+        "detection": "mnv2_jax.tasks.detection",
+    },
+)
 """Tasks by the name in `config.Config.task`; each is a `tasks.base.Kind`."""
 MODELS = Registry("model.name", {})
 """Models outside the package by the name in `config.ModelConfig.name`; each is a `models.registry.Architecture`."""

@@ -148,6 +148,27 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     return _figure(_svg(draw, "Accuracy by confidence", (5.0, 3.6)), "Reliability: accuracy by confidence")
 
 
+def precision_recall(curves: Mapping[str, Sequence[float]]) -> str:
+    """Chart of precision over recall, one line a class; "" without classes.
+
+    Args:
+      curves: precisions (0 to 1) by the class' name, at recalls that divide 0 to 1 evenly.
+    """
+    if not curves:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for number, (name, precision) in enumerate(curves.items()):
+            colour, style = _LINES[number % len(_LINES)]
+            recall = np.linspace(0, 1, len(precision))
+            axes.plot(recall, precision, color=colour, linestyle=style, label=name, linewidth=1.3)
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+        axes.legend(loc="lower left", fontsize=7)
+
+    return _figure(_svg(draw, "Precision over recall", (5.0, 3.4)), "Precision over recall at an IoU of 0.5")
+
+
 class Point(NamedTuple):
     """A score at a cost."""
 

@@ -6,13 +6,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Self
 
+import jax
 import numpy as np
 
 from mnv2_jax.config import AugmentConfig, DataConfig
 from mnv2_jax.models.registry import Model
 from mnv2_jax.nn.forms import Forms
 from mnv2_jax.ops import augment
-from mnv2_jax.types import Array, Key, PyTree
+from mnv2_jax.ops.random import example_keys, stream_key
+from mnv2_jax.types import Array, Batch, Key, PyTree
+
+COLOR = 2
+"""Number that is folded into an image's random key for its colours."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,15 @@ class Alone:
 
     def _normalised(self, images: Array) -> Array:
         return augment.normalise(images, self.data.mean, self.data.std)
+
+    def _coloured_batch(self, batch: Batch) -> Array:
+        """Changes the colours of a batch's training images, and normalises them."""
+        base = example_keys(stream_key(self.seed, "augment"), batch["epoch"], batch["index"])
+
+        def keys() -> Key:
+            return jax.vmap(jax.random.fold_in, (0, None))(base, COLOR)
+
+        return self._normalised(self._coloured(keys, batch["image"]))
 
     def _coloured(self, keys: Callable[[], Key], images: Array) -> Array:
         """Changes the colours of training images [b, h, w, 3], as `config.AugmentConfig.color` says.

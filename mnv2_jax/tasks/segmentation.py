@@ -14,27 +14,22 @@ from mnv2_jax.config import IGNORED, Config
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.views.segmentation import EvalView, TrainView
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.plan import has_classes
 from mnv2_jax.models.registry import for_classes
 from mnv2_jax.nn.resize import resize_bilinear, resize_each
 from mnv2_jax.ops import segmentation as ops
-from mnv2_jax.ops.random import example_keys, stream_key
+from mnv2_jax.ops.random import example_keys
 from mnv2_jax.registry import TASKS
 from mnv2_jax.report.segmentation import SEGMENTATION
 from mnv2_jax.tasks.alone import Alone
-from mnv2_jax.tasks.base import MOST_EXAMPLES, Aux, Evaluation, Kind
+from mnv2_jax.tasks.base import Aux, Evaluation, Kind
 from mnv2_jax.tasks.class_maps import Canvas, at_size, check_canvas, class_maps, framing, stride_of
+from mnv2_jax.tasks.numbered import check_head, check_num_classes, check_options, same_classes, worst_and_typical
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
-from mnv2_jax.weights.file import Weights, WeightsInfo
 
-_COLOR = 2
-"""Number that is folded into an image's random key for its colours; that of classification."""
 _SCALARS = ("miou", "pixel_accuracy", "mean_accuracy")
 """Entries of a summary that go into the log."""
 _MAP = 160
 """Sides of the small class maps of which pictures are drawn, in pixels."""
-_TYPICAL = MOST_EXAMPLES // 2
-"""Number of examples around the median; the others are the worst."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +64,8 @@ class Segmentation(Alone):
         del frozen
         dropout_keys = example_keys(key, batch["epoch"], batch["index"])
         variables = {"params": params, **model_state}
-        outputs, new_state = self.model.apply(variables, self._augmented(batch), train=True, dropout_keys=dropout_keys)
+        images = self._coloured_batch(batch)
+        outputs, new_state = self.model.apply(variables, images, train=True, dropout_keys=dropout_keys)
         mask = batch["class_map"]
         is_valid = mask != IGNORED
         logits = self.resized(outputs["logits"], mask.shape[1:])
@@ -178,14 +174,6 @@ class Segmentation(Alone):
         worst = [example for example in evaluation.examples if example["why"] == "worst" and "path" in example]
         return lines + [f"  {example['path']}: IoU {example['iou']:.1%}" for example in worst[:5]]
 
-    def _augmented(self, batch: Batch) -> Array:
-        base = example_keys(stream_key(self.seed, "augment"), batch["epoch"], batch["index"])
-
-        def keys() -> Key:
-            return jax.vmap(jax.random.fold_in, (0, None))(base, _COLOR)
-
-        return self._normalised(self._coloured(keys, batch["image"]))
-
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{share:.2%}"
@@ -203,10 +191,7 @@ def examples(rows: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """
     labelled = np.flatnonzero(rows["pixels"] > 0)
     order = labelled[np.argsort(rows["iou"][labelled], kind="stable")]
-    num_worst = min(MOST_EXAMPLES - _TYPICAL, -(-len(order) // 2))
-    rest = order[num_worst:]
-    middle = max((len(rest) - _TYPICAL) // 2, 0)
-    chosen = [("worst", row) for row in order[:num_worst]] + [("typical", row) for row in rest[middle:][:_TYPICAL]]
+    chosen = worst_and_typical(order.tolist())
     facts = ("index", "iou", "pixels")
     return [{"why": why, **{name: rows[name][row].item() for name in facts}} for why, row in chosen]
 
@@ -224,11 +209,8 @@ def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Segmentation
             " voc_segmentation or cityscapes"
         )
     check_dense(config)
+    check_num_classes(config, dataset)
     names = dataset.class_names
-    if config.model.num_classes not in (None, len(names)):
-        raise UserError(
-            f"model.num_classes={config.model.num_classes}, but {dataset.name} has {len(names)} classes; leave it unset"
-        )
     return Segmentation(
         model=for_classes(config.model, config.norm, len(names)),
         data=config.data,
@@ -251,25 +233,15 @@ def check_dense(config: Config) -> None:
     for key, size in (("eval_canvas", config.data.eval_canvas), ("eval_window", config.data.eval_window)):
         if size is not None:
             check_canvas(size, config.model, f"data.{key}")
-    default = Config()
-    only = {
-        "data.crop": config.data.crop in ("scale", "none"),
-        "data.eval_resolution": config.data.eval_resolution is None,
-        "data.scales": not config.data.scales,
-        "loss.label_smoothing": config.loss.label_smoothing == 0,
-        "loss.class_weights": config.loss.class_weights != "balanced",
-        "distill.teacher": config.distill.teacher is None and config.distill.logits is None,
-        **{
-            f"augment.{name}": getattr(config.augment, name) == getattr(default.augment, name)
-            for name in (
-                *("policy", "shift_fraction", "erase_probability"),
-                *("mixup_alpha", "cutmix_alpha"),
-            )
+    check_options(
+        config,
+        {
+            "data.crop": config.data.crop in ("scale", "none"),
+            "data.eval_resolution": config.data.eval_resolution is None,
+            "data.scales": not config.data.scales,
+            "loss.class_weights": config.loss.class_weights != "balanced",
         },
-    }
-    for key, is_allowed in only.items():
-        if not is_allowed:
-            raise UserError(f"{key}: task=segmentation doesn't have this option with this value; leave it out")
+    )
 
 
 def class_weights(config: Config, class_names: Sequence[str]) -> tuple[float, ...] | None:
@@ -288,60 +260,6 @@ def class_weights(config: Config, class_names: Sequence[str]) -> tuple[float, ..
         if name not in class_names:
             raise UserError(f"loss.class_weights: the data have no class {name!r}; they are {', '.join(class_names)}")
     return tuple(weights.get(name, 1.0) for name in class_names)
-
-
-def check_head(config: Config, weights: Weights, dataset: Dataset) -> None:
-    """Refuses weights whose head can't be trained further on these data.
-
-    Raises:
-      UserError: saying how to start with a new head, or that a part of the new head would be frozen.
-    """
-    if config.init.head == "new":
-        _check_frozen(config, weights, dataset)
-        return
-    try:
-        same_classes(dataset, weights.info, weights.model.num_classes)
-    except UserError as error:
-        name = config.init.weights
-        raise UserError(f"init.weights={name!r}: {error}, or give --config.init.head=new for a new head") from error
-
-
-def _check_frozen(config: Config, weights: Weights, dataset: Dataset) -> None:
-    model, first = for_classes(config.model, config.norm, len(dataset.class_names)), config.finetune.train_from[0]
-    # An unknown part is refused elsewhere.
-    before = model.parts[: model.parts.index(first)] if first in model.parts else ()
-    frozen = [part for part in before if part in model.head_parts]
-    if not frozen:
-        return
-    random = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))["params"]
-    held = weights.variables["params"]
-    for part in frozen:
-        if has_classes(part) or _shapes(held.get(part)) != _shapes(random[part]):
-            raise UserError(
-                f"finetune.train_from={list(config.finetune.train_from)} freezes {part}, which is new with"
-                f" init.head=new, so it would stay random; begin with {part}"
-            )
-
-
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(np.shape, tree)
-
-
-def same_classes(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
-    """Returns the data, whose classes must be those of the weights in the same order: masks hold numbers of classes.
-
-    Raises:
-      UserError: naming the first class that differs.
-    """
-    ours, theirs = dataset.class_names, info.labels
-    if len(ours) != num_classes:
-        reason = f"the weights have {num_classes} classes and {dataset.name} has {len(ours)}"
-    elif theirs and ours != theirs:
-        place = next(place for place, names in enumerate(zip(ours, theirs, strict=True)) if len({*names}) > 1)
-        reason = f"class {place} is {theirs[place]!r} in the weights and {ours[place]!r} in {dataset.name}"
-    else:
-        return dataset
-    raise UserError(f"{reason}; let the data have the classes of the weights in the same order")
 
 
 TASKS.add(

@@ -154,7 +154,7 @@ def expanded(
     canvas = np.empty((rows, columns, 3), np.uint8)
     canvas[...] = mean_colour(data.mean)
     canvas[top : top + height, left : left + width] = image
-    return canvas, dataclasses.replace(targets, boxes=targets.boxes + (top, left, top, left))
+    return canvas, dataclasses.replace(targets, boxes=targets.boxes + np.array([top, left, top, left]))
 
 
 def overlapping_crop(image: np.ndarray, targets: Targets, rng: np.random.Generator) -> tuple[np.ndarray, Targets]:
@@ -178,7 +178,7 @@ def overlapping_crop(image: np.ndarray, targets: Targets, rng: np.random.Generat
             crop = np.array([top, left, top + rows, left + columns], np.float64)
             middles = (targets.boxes[:, :2] + targets.boxes[:, 2:]) / 2
             inside = ((middles > crop[:2]) & (middles < crop[2:])).all(1)
-            if not inside.any() or _overlaps(targets.boxes[inside], crop).max() < least:
+            if not inside.any() or overlaps(targets.boxes[inside], crop[None]).max() < least:
                 continue
             low, high = np.tile(crop[:2], 2), np.tile(crop[2:], 2)
             boxes = np.clip(targets.boxes, low, high) - low
@@ -186,7 +186,9 @@ def overlapping_crop(image: np.ndarray, targets: Targets, rng: np.random.Generat
     return image, targets
 
 
-def _overlaps(boxes: np.ndarray, crop: np.ndarray) -> np.ndarray:
-    """Returns the IoU [n] of boxes [n, 4] with a crop [4]."""
-    common = areas(np.concatenate([np.maximum(boxes[:, :2], crop[:2]), np.minimum(boxes[:, 2:], crop[2:])], 1))
-    return common / np.maximum(areas(boxes) + areas(crop[None]) - common, 1e-9)
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the IoU [n, m] of boxes [n, 4] with others [m, 4]; 0 where neither has an area."""
+    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    common = np.prod(np.maximum(high - low, 0), -1)
+    union = areas(boxes)[:, None] + areas(others) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

@@ -5,8 +5,8 @@
     map_i ─┬─► 3×3 depthwise ─► 1×1 ─► boxes of each anchor
            └─► 3×3 depthwise ─► 1×1 ─► classes of each anchor
 
-These are the maps of TensorFlow's networks and of torchvision's. Where the block has no expansion (V1), the first map is
-what the block gets; where there is no last convolution, the second map is the output of the last block.
+These are the maps of TensorFlow's networks and of torchvision's. Where the block has no expansion (V1), the first map
+is what the block gets; where there is no last convolution, the second map is the output of the last block.
 """
 
 from __future__ import annotations

@@ -1,0 +1,126 @@
+"""Parts of the report for a detection: average precision by class, precision over recall, drawn boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mnv2_jax.data.split import Example
+from mnv2_jax.report.boxes import drawn
+from mnv2_jax.report.charts import Panel, precision_recall
+from mnv2_jax.report.overlays import beside
+from mnv2_jax.report.page import Facts, Page, Written, fitting
+from mnv2_jax.report.words import number, percent, place, table, text
+
+_PICTURE_PX = 240
+
+
+def _lead(summary: Facts, dataset: Facts) -> Sequence[str]:
+    scores = summary.get("eval", {})
+    if "map" not in scores:
+        return []
+    split = f" of the {text(dataset['eval_split'])} split" if dataset.get("eval_split") else ""
+    sentences = [
+        f"<strong>{percent(scores['map'])}</strong> mean average precision (COCO's), {percent(scores['ap50'])} at an"
+        f" IoU of 0.5, on {number(scores['count'])} images{split} with {number(scores['boxes'])} boxes."
+    ]
+    best = summary.get("best", {})
+    if best and best["step"] != summary.get("steps"):
+        sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['map'])}.")
+    return sentences
+
+
+def _tiles(dataset: Facts) -> Written:
+    del dataset
+    return {
+        "map": ("mean AP", percent),
+        "ap50": ("AP at IoU 0.5", percent),
+        "ap75": ("AP at IoU 0.75", percent),
+        "loss": ("loss", lambda loss: number(loss, ".4f")),
+        "boxes": ("boxes", number),
+        "count": ("images evaluated", number),
+    }
+
+
+def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) -> str:
+    del dataset
+    sizes = table(
+        ("boxes", "AP", "recall (100 boxes)"),
+        [
+            (text(name), percent(evaluation["by_size"][name]["ap"]), percent(evaluation["by_size"][name]["recall"]))
+            for name in evaluation["by_size"]
+        ],
+    )
+    return (
+        f"<section><h3>AP by class</h3>{_classes(evaluation['per_class'])}<h3>AP by size</h3>{sizes}"
+        f"{precision_recall(evaluation['curves'])}{_examples(evaluation, pictures)}</section>"
+    )
+
+
+def _classes(rows: Iterable[Mapping[str, Any]]) -> str:
+    cells = [
+        (
+            text(row["label"]),
+            number(row["boxes"]),
+            f'<span class=meter style="--s:{100 * (row["ap"] or 0):.1f}%"></span>',
+            percent(row["ap"]),
+            percent(row["ap50"]),
+        )
+        for row in rows
+    ]
+    return table(("class", "boxes", "", "AP", "AP at 0.5"), cells, "classes")
+
+
+_TITLES = {"worst": "Worst images", "typical": "Typical images"}
+
+
+def _examples(evaluation: Facts, pictures: Mapping[int, str]) -> str:
+    parts = []
+    for why, title in _TITLES.items():
+        cards = [
+            f"<figure>{pictures[example['index']]}<figcaption>{number(example['missed'])} missed,"
+            f" {number(example['wrong'])} wrong of {number(example['boxes'])} boxes"
+            f"<span class=note>{_place(example)}</span></figcaption></figure>"
+            for example in evaluation.get("examples", ())
+            if example["why"] == why and example["index"] in pictures
+        ]
+        if cards:
+            note = "<p class=note>True boxes, broken lines; found boxes of a probability above a half.</p>"
+            parts.append(f'<h3>{title}</h3>{note}<div class="pictures wide">{"".join(cards)}</div>')
+    return "".join(parts)
+
+
+def _place(example: Mapping[str, Any]) -> str:
+    return place(example["path"]) if "path" in example else f"image {example['index']}"
+
+
+def draw(example: Example, found: np.ndarray | None) -> np.ndarray:
+    """Draws the true boxes and, where they are known, the found ones over an image, beside each other.
+
+    Args:
+      example: the image and its boxes.
+      found: [n, 5], (y0, x0, y1, x1) in pixels of the image, and the class.
+    """
+    image = np.asarray(example["image"])
+    small = fitting(image, _PICTURE_PX)
+    scale = np.tile(np.array(small.shape[:2]) / image.shape[:2], 2)
+    pictures = [drawn(small, example["boxes"] * scale, example["classes"], is_dashed=True)]
+    if found is not None:
+        pictures.append(drawn(small, found[:, :4] * scale, found[:, 4].astype(int)))
+    return beside(pictures)
+
+
+DETECTION = Page(
+    lead=_lead,
+    tiles=_tiles,
+    panels=(
+        Panel("Mean AP", "map", ("eval",), "{:.4g} %", 100),
+        Panel("Loss of boxes", "box_loss", ("train",), "{:.3g}", 1),
+        Panel("Loss of classes", "class_loss", ("train",), "{:.3g}", 1),
+    ),
+    sections=_evaluation,
+    draw=draw,
+)
+"""The report's parts for a detection."""

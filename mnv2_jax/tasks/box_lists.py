@@ -1,0 +1,139 @@
+"""Answers of a detection network: boxes with their classes and probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.config import DataConfig, ModelConfig, build
+from mnv2_jax.data.images import resized
+from mnv2_jax.models.anchors import anchors
+from mnv2_jax.ops import boxes as ops
+from mnv2_jax.report.boxes import drawn
+from mnv2_jax.report.overlays import beside, legend, png
+from mnv2_jax.types import Array, PyTree
+from mnv2_jax.weights.file import Weights
+
+_CANDIDATES = 300
+"""Most probable boxes of a class among which overlapping ones are dropped (torchvision's topk_candidates)."""
+
+
+def scores_of(logits: Array, model: ModelConfig) -> Array:
+    """Returns the probabilities [..., k] of the classes from the logits [..., k + 1] of anchors."""
+    if model.box_scores == "softmax":
+        return jax.nn.softmax(logits)[..., 1:]
+    return jax.nn.sigmoid(logits[..., 1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxLists:
+    """The `tasks.base.Answers` of a detection."""
+
+    endings = ("-boxes.png",)
+
+    labels: tuple[str, ...]
+    model: ModelConfig
+    data: DataConfig
+    """Size of the images, and how boxes are chosen."""
+
+    def decode(self, outputs: PyTree) -> dict[str, Array]:
+        """Chooses boxes from codes [b, a, 4] and logits [b, a, k + 1].
+
+        Returns:
+          boxes [b, n, 4], (y0, x0, y1, x1) as shares of the image's sides, the most probable first; class int32 [b, n];
+          probability [b, n], 0 where there is no box. n is `config.DataConfig.eval_max_boxes`.
+        """
+        codes, logits = outputs["boxes"], outputs["logits"]
+        resolution = self.data.seen_resolution
+        at = jnp.asarray(anchors(self.model.anchors, resolution, resolution), codes.dtype)
+
+        def choose(codes: Array, logits: Array) -> dict[str, Array]:
+            found = ops.detections(
+                jnp.clip(ops.decode(codes, at), 0, 1),
+                scores_of(logits, self.model),
+                score_threshold=self.data.eval_min_score,
+                iou_threshold=self.data.eval_nms_iou,
+                candidates=_CANDIDATES,
+                most=self.data.eval_max_boxes,
+            )
+            return {"box": found.boxes, "class": found.classes, "probability": found.scores}
+
+        return jax.vmap(choose)(codes, logits)
+
+    def to_json(self, answer: PyTree) -> dict[str, Any]:
+        """The answer for one image as ``{"boxes": [{"box": [x0, y0, x1, y1], "index", "label", "probability"}, ...]}``.
+
+        Boxes are in pixels of the image, the most probable first.
+        """
+        rows = []
+        for (y0, x0, y1, x1), index, probability in zip(
+            *(np.asarray(answer[name]).tolist() for name in ("box", "class", "probability")), strict=True
+        ):
+            if probability > 0:
+                box = [round(side, 2) for side in (x0, y0, x1, y1)]
+                rows.append({"box": box, "index": index, "label": self.labels[index], "probability": probability})
+        return {"boxes": rows}
+
+    def to_text(self, entries: Mapping[str, Any]) -> list[str]:
+        """The entries of `to_json` as text, one line per box."""
+        width = max((len(row["label"]) for row in entries["boxes"]), default=0)
+        return [
+            f"{row['label']:<{width}}  {row['probability']:7.2%}  "
+            + " ".join(f"{name}={side:.0f}" for name, side in zip(("x0", "y0", "x1", "y1"), row["box"], strict=True))
+            for row in entries["boxes"]
+        ]
+
+    def files(self, image: np.ndarray, answer: PyTree) -> dict[str, bytes]:
+        """The boxes over the image, with a legend, by the ending of the file.
+
+        Args:
+          image: uint8 [h, w, 3].
+          answer: the answer, in pixels of the image.
+        """
+        is_box = np.asarray(answer["probability"]) > 0
+        classes = np.asarray(answer["class"])[is_box]
+        picture = drawn(image, np.asarray(answer["box"])[is_box], classes)
+        return {"-boxes.png": png(beside([picture, legend(self.labels, np.unique(classes).tolist())], gap_px=8))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeezed:
+    """The `tasks.base.Framing` of a detection: the whole image, resized to a square."""
+
+    data: DataConfig
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Resizes an image, uint8 [h, w, 3]."""
+        return resized(image, self.data.seen_resolution, self.data.seen_resolution, self.data)
+
+    def outputs(self, network: Callable[[Array], PyTree], images: Array) -> PyTree:
+        """Computes the outputs of the network."""
+        return network(images)
+
+    def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
+        """Turns shares of the sides into pixels of the image."""
+        return {**answer, "box": np.asarray(answer["box"]) * (*size, *size)}
+
+
+def framing(weights: Weights) -> Squeezed:
+    """Makes the framing for weights."""
+    return Squeezed(build({"data": dataclasses.asdict(weights.info.preprocessing)}).data)
+
+
+def box_lists(weights: Weights, most: int | None) -> BoxLists:
+    """Makes the answers for weights; classes without a name are labelled by their number.
+
+    Raises:
+      UserError: if more boxes are requested than anchors can give.
+    """
+    info, model = weights.info, weights.model
+    data = build({"data": dataclasses.asdict(info.preprocessing)}).data
+    if most is not None:
+        data = dataclasses.replace(data, eval_max_boxes=most)
+    labels = info.labels or tuple(map(str, range(model.num_classes)))
+    return BoxLists(labels, model.options, data)

@@ -1,0 +1,225 @@
+"""Detection: boxes of objects by SSD's loss over anchors, COCO's mean average precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.config import Config
+from mnv2_jax.data.sources import Dataset
+from mnv2_jax.data.split import Split
+from mnv2_jax.data.views.detection import EvalView, Targets, TrainView, overlaps, targets_of
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.anchors import anchors
+from mnv2_jax.models.registry import for_classes
+from mnv2_jax.ops import boxes as ops
+from mnv2_jax.ops.random import example_keys
+from mnv2_jax.registry import TASKS
+from mnv2_jax.report.detection import DETECTION
+from mnv2_jax.tasks.alone import Alone
+from mnv2_jax.tasks.base import Aux, Evaluation, Kind
+from mnv2_jax.tasks.box_lists import BoxLists, box_lists, framing
+from mnv2_jax.tasks.coco import mean_average_precision
+from mnv2_jax.tasks.numbered import check_head, check_num_classes, check_options, same_classes, worst_and_typical
+from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
+
+_NEGATIVES = 3
+"""Anchors of the background that train, for each anchor of an object (SSD's paper, section 2.2)."""
+_SCALARS = ("map", "ap50", "ap75")
+_SHOWN = 0.5
+"""Least probability of a box that counts as a mistake, and is drawn."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detection(Alone):
+    """The `tasks.base.Task` of detection. The network's output is ``{"boxes": [b, a, 4], "logits": [b, a, k + 1]}``."""
+
+    score = "map"
+
+    truth: Split
+    """The split that is evaluated, whose boxes are read as they are."""
+
+    @property
+    def train_view(self) -> TrainView:
+        """View of image and boxes for training; colours are changed on the device."""
+        return TrainView(self.data)
+
+    @property
+    def eval_view(self) -> EvalView:
+        """View of image and boxes for evaluation."""
+        return EvalView(self.data)
+
+    def init(self, key: Key) -> Variables:
+        """Initialises the variables, which don't depend on the size of images."""
+        return self.model.init(key, jax.ShapeDtypeStruct((1, *self.data.train_size, 3), jnp.float32))
+
+    def loss(self, params: PyTree, model_state: PyTree, frozen: PyTree, batch: Batch, key: Key) -> tuple[Array, Aux]:
+        """SSD's loss: of the classes of an object's anchors and of the hardest others, and of the objects' boxes.
+
+        The sum over the batch is divided by its weight, the number of anchors of objects, in which an image without
+        any counts as one. Metrics: loss, box_loss and class_loss.
+        """
+        del frozen
+        dropout_keys = example_keys(key, batch["epoch"], batch["index"])
+        variables = {"params": params, **model_state}
+        images = self._coloured_batch(batch)
+        outputs, new_state = self.model.apply(variables, images, train=True, dropout_keys=dropout_keys)
+        of_boxes, of_classes, counts = self.image_losses(outputs, batch)
+        weight = counts.sum()
+        box_loss, class_loss = of_boxes.sum() / weight, of_classes.sum() / weight
+        loss = box_loss + class_loss
+        return loss, Aux(new_state, {"loss": loss, "box_loss": box_loss, "class_loss": class_loss}, weight)
+
+    def image_losses(self, outputs: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
+        """Sums the losses of boxes and of classes for each image, [b] each, and counts its anchors of objects, [b].
+
+        An image without one counts as 1, and its three hardest anchors train as background.
+        """
+        codes, logits = outputs["boxes"], outputs["logits"]
+        size = batch["image"].shape[1:3]
+        at = jnp.asarray(anchors(self.model.options.anchors, *size), codes.dtype)
+        boxes = batch["boxes"].astype(codes.dtype)
+        matched = jax.vmap(ops.match, (None, 0, 0, 0))(at, boxes, batch["classes"], batch["ignored"])
+        is_object, is_background = matched >= 0, matched == ops.BACKGROUND
+        place = jnp.maximum(matched, 0)
+        targets = ops.encode(jnp.take_along_axis(boxes, place[..., None], 1), at[None])
+        of_boxes = jnp.where(is_object, ops.smooth_l1(codes - targets).sum(-1), 0)
+        labels = jnp.where(is_object, jnp.take_along_axis(batch["classes"], place, 1) + 1, 0)
+        each = ops.class_losses(logits, labels, self.model.options.box_scores)
+        counts = jnp.maximum(is_object.sum(1), 1)
+        hardest = ops.hardest(jnp.where(is_background, each, -jnp.inf), _NEGATIVES * counts) & is_background
+        of_classes = jnp.where(is_object | hardest, each, 0)
+        return of_boxes.sum(1), of_classes.sum(1), counts.astype(codes.dtype)
+
+    def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
+        """Finds boxes, in pixels of each image, and sums the losses."""
+        outputs, _ = self.model.apply(variables, self._normalised(batch["image"]), train=False)
+        of_boxes, of_classes, counts = self.image_losses(outputs, batch)
+        answers = BoxLists(self.class_names, self.model.options, self.data).decode(outputs)
+        rows = {**answers, "size": batch["size"], "loss": of_boxes + of_classes, "weight": counts}
+        return {"images": batch["mask"].sum(dtype=jnp.int32)}, rows
+
+    def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
+        """COCO's numbers (`tasks.coco`), the mean loss, and `examples`."""
+        del sums
+        truth = [
+            targets_of({name: read(index) for name, read in self.truth.targets.items()}) for index in rows["index"]
+        ]
+        sides = np.tile(rows["size"], 2)[:, None]
+        boxes, classes, scores = rows["box"] * sides, rows["class"], rows["probability"]
+        tables = mean_average_precision(truth, boxes, classes, scores, self.class_names)
+        scalars = {name: tables.pop(name) for name in _SCALARS}
+        loss = float(rows["loss"].sum(dtype=np.float64) / max(rows["weight"].sum(dtype=np.float64), 1))
+        chosen = examples(rows["index"], truth, boxes, classes, scores)
+        place_of = {int(index): place for place, index in enumerate(rows["index"])}
+        shown = {each["index"]: scores[place_of[each["index"]]] >= _SHOWN for each in chosen}
+        found = {
+            index: np.concatenate([boxes[place_of[index]], classes[place_of[index]][:, None]], 1)[is_shown]
+            for index, is_shown in shown.items()
+        }
+        counts = {"boxes": sum(int((~each.ignored).sum()) for each in truth), "count": len(truth)}
+        return Evaluation({**scalars, "loss": loss, **counts}, tables, chosen, maps=found)
+
+    def headline(self, scalars: Mapping[str, float]) -> str:
+        """One line, such as ``mAP 41.20%, AP50 80.10%, AP75 38.00%, loss 2.3412, 72 images``."""
+        s = scalars
+        return (
+            f"mAP {s['map']:.2%}, AP50 {s['ap50']:.2%}, AP75 {s['ap75']:.2%}, loss {s['loss']:.4f}, {s['count']} images"
+        )
+
+    def details(self, evaluation: Evaluation) -> list[str]:
+        """Average precision by class, and the files of the worst images."""
+        lines = [
+            f"  {row['label']:<30} AP {_percent(row['ap']):>8}  AP50 {_percent(row['ap50']):>8}  {row['boxes']:,} boxes"
+            for row in evaluation.tables["per_class"]
+        ]
+        worst = [each for each in evaluation.examples if each["why"] == "worst" and "path" in each]
+        return lines + [f"  {each['path']}: {each['missed']} missed, {each['wrong']} wrong" for each in worst[:5]]
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2%}"
+
+
+def examples(
+    indices: np.ndarray, truth: Sequence[Targets], boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray
+) -> list[dict[str, Any]]:
+    """Selects the images with the most mistakes, and those around the median.
+
+    A mistake is a true box that no found box of its class meets with an IoU of 0.5, or a found box of a probability of
+    a half that meets no true box of its class.
+
+    Args:
+      indices: numbers of the images in the split, [n].
+      truth: their objects.
+      boxes: found boxes [n, d, 4] in pixels.
+      classes: their classes [n, d].
+      scores: their probabilities [n, d].
+
+    Returns:
+      At most `MOST_EXAMPLES` images: index, why ("worst" or "typical"), boxes, missed and wrong.
+    """
+    rows = []
+    for index, objects, box, number, score in zip(indices.tolist(), truth, boxes, classes, scores, strict=True):
+        shown = score >= _SHOWN
+        meets = (overlaps(objects.boxes, box[shown]) >= 0.5) & (objects.classes[:, None] == number[shown][None])
+        missed = int((~meets.any(1) & ~objects.ignored).sum())
+        wrong = int((~meets.any(0)).sum())
+        rows.append({"index": index, "boxes": int((~objects.ignored).sum()), "missed": missed, "wrong": wrong})
+    order = sorted(range(len(rows)), key=lambda place: -(rows[place]["missed"] + rows[place]["wrong"]))
+    return [{"why": why, **rows[place]} for why, place in worst_and_typical(order)]
+
+
+def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Detection:
+    """Makes the task of a config and its data.
+
+    Raises:
+      UserError: if the data have no boxes, the network has no head for them, or an option is of another task.
+    """
+    del evaluates
+    if any("boxes" not in split.targets for split in (dataset.train, dataset.eval) if len(split)):
+        raise UserError(
+            f"data.name={dataset.name!r} has no boxes, which task=detection needs; use box_folder, coco or"
+            " voc_detection"
+        )
+    if config.model.head != "ssdlite":
+        raise UserError("task=detection needs a head for boxes; set model.head=ssdlite")
+    check_options(
+        config,
+        {
+            "data.crop": config.data.crop in ("iou", "none"),
+            "data.size": config.data.size is None,
+            "augment.rotation_degrees": config.augment.rotation_degrees == 0,
+            "loss.class_weights": config.loss.class_weights == "none",
+        },
+    )
+    check_num_classes(config, dataset)
+    return Detection(
+        model=for_classes(config.model, config.norm, len(dataset.class_names)),
+        data=config.data,
+        augment=config.augment,
+        class_names=dataset.class_names,
+        seed=config.seed,
+        truth=dataset.eval,
+    )
+
+
+TASKS.add(
+    "detection",
+    Kind(
+        name="detection",
+        model=for_classes,
+        make=make_task,
+        answers=box_lists,
+        page=DETECTION,
+        with_known_classes=same_classes,
+        check_head=check_head,
+        framing=framing,
+    ),
+    __name__,
+)
