@@ -16,7 +16,7 @@ RECIPE_OF_DATA = {"digits": "digits", "cifar10": "cifar", "folder": "scratch", "
 _WITHOUT_FILES = {"digits": "comes with scikit-learn", "synthetic": "is made on the fly"}
 """Data sets that have no path, and the reason."""
 
-DATA_INDEPENDENT_RECIPES = ("finetune", "segment")
+DATA_INDEPENDENT_RECIPES = ("finetune", "segment", "detect")
 """Recipes of config files that stay the default for every data set."""
 
 _NATIVE_RESOLUTION = {

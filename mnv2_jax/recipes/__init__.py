@@ -27,8 +27,9 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.recipes.corenet import CORENET_DEEPLABV3_V2, CORENET_V1, CORENET_V2, CORENET_V3_LARGE
 from mnv2_jax.recipes.deeplab import DEEPLAB_CITYSCAPES, DEEPLAB_VOC
 from mnv2_jax.recipes.garden import PAPER_V4, TFMG_V1, TFMG_V2, TFMG_V3_LARGE, TFMG_V3_SMALL, TFMG_V4, by_column
-from mnv2_jax.recipes.own import CIFAR, DIGITS, FINETUNE, SCRATCH, SEGMENT
+from mnv2_jax.recipes.own import CIFAR, DETECT, DIGITS, FINETUNE, SCRATCH, SEGMENT
 from mnv2_jax.recipes.slim import PAPER, TF_SLIM_V2
+from mnv2_jax.recipes.ssdlite import TF_SSDLITE_V2, TORCHVISION_SSDLITE_V3
 from mnv2_jax.recipes.timm import EFFICIENTNET_JAX, TIMM_V3_LARGE_RA
 from mnv2_jax.recipes.torchvision import (
     DLI14_V2,
@@ -71,6 +72,9 @@ RECIPES: Mapping[str, Recipe] = {
     "digits": DIGITS,
     "scratch": SCRATCH,
     "segment": SEGMENT,
+    "detect": DETECT,
+    "tf_ssdlite_v2": TF_SSDLITE_V2,
+    "torchvision_ssdlite_v3": TORCHVISION_SSDLITE_V3,
     "deeplab_voc": DEEPLAB_VOC,
     "deeplab_cityscapes": DEEPLAB_CITYSCAPES,
     "finetune": FINETUNE,
