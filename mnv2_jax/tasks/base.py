@@ -179,8 +179,16 @@ class Framing(Protocol):
         ...
 
 
+class Once:
+    """The part of a `Framing` whose inputs a network sees once."""
+
+    def outputs(self, network: Callable[[Array], PyTree], images: Array) -> PyTree:
+        """Computes the outputs of the network."""
+        return network(images)
+
+
 @dataclasses.dataclass(frozen=True)
-class Crop:
+class Crop(Once):
     """The `Framing` of tasks whose answers have no place in the image: the crop of evaluation."""
 
     data: DataConfig
@@ -188,10 +196,6 @@ class Crop:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Cuts the crop out of an image."""
         return evaluation_view(image, self.data)
-
-    def outputs(self, network: Callable[[Array], PyTree], images: Array) -> PyTree:
-        """Computes the outputs of the network."""
-        return network(images)
 
     def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
         """Returns the answer as it is."""

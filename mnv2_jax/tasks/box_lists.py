@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from mnv2_jax.models.anchors import anchors
 from mnv2_jax.ops import boxes as ops
 from mnv2_jax.report.boxes import drawn
 from mnv2_jax.report.overlays import beside, legend, png
+from mnv2_jax.tasks.base import Once
 from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
 
@@ -53,7 +54,7 @@ class BoxLists:
         at = jnp.asarray(anchors(self.model.anchors, resolution, resolution), codes.dtype)
 
         def choose(codes: Array, logits: Array) -> dict[str, Array]:
-            found = ops.detections(
+            boxes, classes, scores = ops.detections(
                 jnp.clip(ops.decode(codes, at), 0, 1),
                 scores_of(logits, self.model),
                 score_threshold=self.data.eval_min_score,
@@ -61,7 +62,7 @@ class BoxLists:
                 candidates=_CANDIDATES,
                 most=self.data.eval_max_boxes,
             )
-            return {"box": found.boxes, "class": found.classes, "probability": found.scores}
+            return {"box": boxes, "class": classes, "probability": scores}
 
         return jax.vmap(choose)(codes, logits)
 
@@ -102,7 +103,7 @@ class BoxLists:
 
 
 @dataclasses.dataclass(frozen=True)
-class Squeezed:
+class Squeezed(Once):
     """The `tasks.base.Framing` of a detection: the whole image, resized to a square."""
 
     data: DataConfig
@@ -110,10 +111,6 @@ class Squeezed:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Resizes an image, uint8 [h, w, 3]."""
         return resized(image, self.data.seen_resolution, self.data.seen_resolution, self.data)
-
-    def outputs(self, network: Callable[[Array], PyTree], images: Array) -> PyTree:
-        """Computes the outputs of the network."""
-        return network(images)
 
     def restore(self, answer: PyTree, size: tuple[int, int]) -> PyTree:
         """Turns shares of the sides into pixels of the image."""

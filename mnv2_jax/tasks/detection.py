@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mnv2_jax.config import Config
 from mnv2_jax.data.sources import Dataset
@@ -30,6 +31,15 @@ from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
 _NEGATIVES = 3
 """Anchors of the background that train, for each anchor of an object (SSD's paper, section 2.2)."""
+
+
+def _sigmoid_loss(logits: Array, labels: Array) -> Array:
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+
+
+_CLASS_LOSSES = {"softmax": optax.softmax_cross_entropy_with_integer_labels, "sigmoid": _sigmoid_loss}
+"""Losses [b, a] from logits [b, a, k + 1] and classes [b, a], 0 for the background, by `ModelConfig.box_scores`."""
 _SCALARS = ("map", "ap50", "ap75")
 _SHOWN = 0.5
 """Least probability of a box that counts as a mistake, and is drawn."""
@@ -84,17 +94,16 @@ class Detection(Alone):
         size = batch["image"].shape[1:3]
         at = jnp.asarray(anchors(self.model.options.anchors, *size), codes.dtype)
         boxes = batch["boxes"].astype(codes.dtype)
-        matched = jax.vmap(ops.match, (None, 0, 0, 0))(at, boxes, batch["classes"], batch["ignored"])
-        is_object, is_background = matched >= 0, matched == ops.BACKGROUND
-        place = jnp.maximum(matched, 0)
-        targets = ops.encode(jnp.take_along_axis(boxes, place[..., None], 1), at[None])
-        of_boxes = jnp.where(is_object, ops.smooth_l1(codes - targets).sum(-1), 0)
+        matches = jax.vmap(ops.match, (None, 0, 0, 0))(at, boxes, batch["classes"], batch["ignored"])
+        is_object, place = matches >= 0, jnp.maximum(matches, 0)
+        targets = jax.vmap(ops.encode, (0, None))(jnp.take_along_axis(boxes, place[..., None], 1), at)
+        of_boxes = jnp.where(is_object, optax.huber_loss(codes, targets).sum(-1), 0)
         labels = jnp.where(is_object, jnp.take_along_axis(batch["classes"], place, 1) + 1, 0)
-        each = ops.class_losses(logits, labels, self.model.options.box_scores)
-        counts = jnp.maximum(is_object.sum(1), 1)
-        hardest = ops.hardest(jnp.where(is_background, each, -jnp.inf), _NEGATIVES * counts) & is_background
-        of_classes = jnp.where(is_object | hardest, each, 0)
-        return of_boxes.sum(1), of_classes.sum(1), counts.astype(codes.dtype)
+        each = _CLASS_LOSSES[self.model.options.box_scores](logits, labels)
+        negatives = ops.hard_negatives(each, matches, _NEGATIVES, least=_NEGATIVES)
+        of_classes = jnp.where(is_object | negatives, each, 0)
+        counts = jnp.maximum(is_object.sum(1), 1).astype(codes.dtype)
+        return of_boxes.sum(1), of_classes.sum(1), counts
 
     def metrics(self, variables: Variables, batch: Batch) -> tuple[PyTree, dict[str, Array]]:
         """Finds boxes, in pixels of each image, and sums the losses."""

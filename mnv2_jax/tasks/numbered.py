@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 def worst_and_typical(order: Sequence[_T]) -> list[tuple[str, _T]]:
-    """Selects at most `MOST_EXAMPLES` of what is in order, the worst first: "worst", and "typical" around the median."""
+    """Selects at most `MOST_EXAMPLES` of a list that begins with the worst: "worst", and "typical" at the median."""
     num_worst = min(MOST_EXAMPLES - _TYPICAL, -(-len(order) // 2))
     rest = order[num_worst:]
     middle = max((len(rest) - _TYPICAL) // 2, 0)

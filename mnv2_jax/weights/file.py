@@ -36,7 +36,8 @@ _TEXTS = ("labels", "class_ids", "notes")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How images were prepared when the weights were evaluated; the fields are those of `config.DataConfig`."""
+    """How images were prepared when the weights were evaluated, and boxes were chosen; the fields are those of
+    `config.DataConfig`."""
 
     resolution: int = DataConfig.resolution
     mean: tuple[float, float, float] = DataConfig.mean
@@ -49,6 +50,9 @@ class Preprocessing:
     eval_canvas: tuple[int, int] | None = DataConfig.eval_canvas
     eval_window: tuple[int, int] | None = DataConfig.eval_window
     eval_mirror: bool = DataConfig.eval_mirror
+    eval_min_score: float = DataConfig.eval_min_score
+    eval_nms_iou: float = DataConfig.eval_nms_iou
+    eval_max_boxes: int = DataConfig.eval_max_boxes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
