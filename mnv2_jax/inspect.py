@@ -33,9 +33,10 @@ DIR is one of
   a folder of images without classes
   a folder or .tar of images with masks: images/train and masks/train, train/images and train/masks, images and masks
   with a classes.txt; ADEChallengeData2016, VOC2012 or Cityscapes
+  a folder or .tar of images with boxes: XML of VOC or labelImg, text files of YOLO, or JSON files of COCO
 Every image is read once and decoded. Duplicates are images with the same bytes, or the same pixels at a small size: a
 copy with other metadata is found, a copy that was compressed again is not. Of masks, values, sizes and each class'
-share of the pixels are printed. Nothing is written but --report.
+share of the pixels are printed; of boxes, their numbers by class and size, and what was dropped or corrected. Nothing is written but --report.
 
 examples:
   python -m mnv2_jax.inspect photos/

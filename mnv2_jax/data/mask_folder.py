@@ -100,9 +100,15 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
     """
     tree = open_tree(path)
     found = _SOURCES[data.name].read(tree, data, tree_classes)
-    masked = [name for name, pairs in found.splits.items() if pairs.images]
     chosen = choose_splits(
-        path, list(found.splits), masked, "masks", data.eval_split, found.layout, with_eval, with_train
+        path,
+        list(found.splits),
+        lambda name: bool(found.splits[name].images),
+        "masks",
+        data.eval_split,
+        found.layout,
+        with_eval,
+        with_train,
     )
     opened = {name: _make_split(tree, name, found) for name in chosen.used}
     _check_two_classes(found, opened[chosen.used[0]])

@@ -198,6 +198,19 @@ class _Subset:
         return _where(self.read, int(self.indices[index]))
 
 
+def origin_of(read: Callable[[int], Any], rows: np.ndarray) -> tuple[Callable[[int], Any], np.ndarray]:
+    """Returns the reader of which a subset was taken, and the numbers that images have there.
+
+    Args:
+      read: a reader of `Split.read` or `Split.targets`, perhaps of a subset.
+      rows: numbers of images, int [n].
+    """
+    origin: Any = read
+    while isinstance(origin, _Subset):
+        origin, rows = origin.read, origin.indices[rows]
+    return origin, rows
+
+
 def _digest(read: Callable[[int], Any], rows: Rows) -> dict[str, str]:
     return read.digest(rows) if isinstance(read, Identified) else {}
 
@@ -358,7 +371,7 @@ class Chosen(NamedTuple):
 def choose_splits(
     path: str,
     names: Sequence[str],
-    annotated: Collection[str],
+    is_annotated: Callable[[str], bool],
     noun: str,
     eval_split: str | None,
     layout: str,
@@ -370,7 +383,8 @@ def choose_splits(
     Args:
       path: where the splits lie, for an error.
       names: the names of the splits; only "" where there are no splits.
-      annotated: those that have what is to be learnt; the others can't be evaluated.
+      is_annotated: whether a split has what is to be learnt; the others can't be evaluated. It may take long, and isn't
+        called for the split to train on.
       noun: what that is, as "masks".
       eval_split: as `data.eval_split`.
       layout: advice on how to arrange the files, for an error.
@@ -390,12 +404,14 @@ def choose_splits(
     train = require_split(path, names, "train", layout) if with_train else None
     if train is not None and not with_eval:
         return Chosen(train, train, note_unused(names, train, None), False)
-    held_out = find_split(path, annotated, None) if eval_split is None else None
-    if held_out is None:
+    if eval_split is None:
+        candidates = [name for name in names if role_of(name) in ("val", "test") and is_annotated(name)]
+        held_out = find_split(path, candidates, None) or require_split(path, names, None, layout)
+    else:
         held_out = require_split(path, names, eval_split, layout)
-    if held_out not in annotated:
-        candidates = [f"data.eval_split={other}" for other in annotated if role_of(other) != "train"]
-        advice = f"set {candidates[0]}" if candidates else "hold out a share of train with data.holdout_fraction=0.1"
+    if held_out != train and not is_annotated(held_out):
+        others = [f"data.eval_split={name}" for name in names if role_of(name) != "train" and is_annotated(name)]
+        advice = f"set {others[0]}" if others else "hold out a share of train with data.holdout_fraction=0.1"
         raise UserError(f"{path}: {held_out}/ has images but no {noun}, so that it can't be evaluated; {advice}")
     return Chosen(train, held_out, note_unused(names, train, held_out), False)
 
