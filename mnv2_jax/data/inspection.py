@@ -573,8 +573,8 @@ def unusable_masks(inspection: Inspection) -> Table:
 
 def _annotations(inspection: Inspection) -> Mapping[str, Annotations]:
     """Returns the annotations of the splits that have boxes."""
-    found = {name: annotations_of(split) for name, split in inspection.inventory.splits.items()}
-    return {name: annotations for name, annotations in found.items() if annotations is not None}
+    every = {name: annotations_of(split) for name, split in inspection.inventory.splits.items()}
+    return {name: found for name, found in every.items() if found is not None}
 
 
 def _with_sum(counts: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
@@ -586,8 +586,7 @@ def boxes(inspection: Inspection) -> Table:
     """Makes the table of the boxes of each class in each split; it counts those of all images, inspected or not."""
     names = inspection.inventory.class_names
     counts = {
-        name: np.bincount(annotations.classes, minlength=len(names))
-        for name, annotations in _annotations(inspection).items()
+        name: np.bincount(found.classes, minlength=len(names)) for name, found in _annotations(inspection).items()
     }
     columns = _with_sum(counts, "boxes")
     rows = [(name, *(int(column[label]) for column in columns.values())) for label, name in enumerate(names)]
@@ -620,8 +619,8 @@ def box_sizes(inspection: Inspection) -> Table:
 def boxes_per_image(inspection: Inspection) -> Table:
     """Makes the table of how many boxes the images of each split have, inspected or not."""
     rows = []
-    for name, annotations in _annotations(inspection).items():
-        counts = annotations.counts
+    for name, found in _annotations(inspection).items():
+        counts = found.counts
         least, median, most = int(counts.min()), float(np.median(counts)), int(counts.max())
         rows.append((name, len(counts), int((counts == 0).sum()), least, median, most))
     head = ("split", "images", "without boxes", "least", "median", "most")
@@ -634,7 +633,7 @@ def box_faults(inspection: Inspection) -> Table:
     nothing = Fault(0, "")
     rows = []
     for kind, words in FAULTS.items():
-        met = [annotations.faults.get(kind, nothing) for annotations in every.values()]
+        met = [found.faults.get(kind, nothing) for found in every.values()]
         example = next((fault.example for fault in met if fault.times), "")
         rows.append((kind, *(fault.times for fault in met), words, example))
     return Table("box_faults", "Boxes and files with a defect", ("kind", *every, "meaning", "example"), rows)

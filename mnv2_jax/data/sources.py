@@ -186,7 +186,8 @@ def take_inventory(data: DataConfig) -> Inventory:
     Images with masks or boxes are recognised by the names of their folders and files. Reads no image.
 
     Args:
-      data: `path` and `image_root` are read, and `mask_values` and `ignored_classes` for images with masks.
+      data: `path` and `image_root` are read, and `mask_values` and `ignored_classes` for images with masks. A `name` of
+        images with masks or boxes says what the path holds; any other leaves that to its folders.
 
     Raises:
       UserError: if the path can't be read or holds no image.
@@ -204,12 +205,15 @@ def take_inventory(data: DataConfig) -> Inventory:
             f" since then, run python -m mnv2_jax.data.prepare verify {path}"
         )
     tree = folder.open_tree(path)
-    if (name := mask_folder.find_name(tree)) is not None and image_root is None:
+    name = data.name
+    if name not in (*mask_folder.NAMES, *box_folder.NAMES) and image_root is None:
+        name = mask_folder.find_name(tree) or box_folder.find_name(tree) or name
+    if name in mask_folder.NAMES:
         return mask_folder.take_inventory(tree, dataclasses.replace(data, name=name))
     for key, is_set in (("mask_values", data.mask_values != "index"), ("ignored_classes", data.ignored_classes)):
         if is_set:
             raise UserError(f"{path}: no folders of images and masks are in it, so {key} has no use; leave it out")
-    if image_root is None and (name := box_folder.find_name(tree)) is not None:
+    if name in box_folder.NAMES:
         return box_folder.take_inventory(tree, name)
     return lists.take_inventory(path, image_root) if is_list else folder.take_inventory(tree)
 
