@@ -252,7 +252,7 @@ def parse_coco(file: str, content: bytes) -> Coco:
     sizes = [[_side(file, entry, side) for side in ("height", "width")] for entry in images]
     image, boxes, classes, crowd, areas, strays = [], [], [], [], [], []
     for place, entry in enumerate(annotations or ()):
-        name = f"annotation {_field(file, entry, 'id', 'annotation') if 'id' in entry else f'at place {place}'}"
+        name = f"annotation {entry['id'] if isinstance(entry, dict) and 'id' in entry else f'at place {place}'}"
         row = rows.get(_field(file, entry, "image_id", name))
         if row is None:
             strays.append(f"{file} ({name})")
