@@ -15,6 +15,7 @@ from typing import Any
 import tqdm
 
 from mnv2_jax.config import DataConfig
+from mnv2_jax.data import box_folder, mask_folder
 from mnv2_jax.data.inspection import Inspection, Table, inspect_images, tables_of
 from mnv2_jax.data.sources import check_trainable, open_dataset, take_inventory
 from mnv2_jax.errors import UserError, exit_on_user_error
@@ -33,9 +34,11 @@ DIR is one of
   a folder of images without classes
   a folder or .tar of images with masks: images/train and masks/train, train/images and train/masks, images and masks
   with a classes.txt; ADEChallengeData2016, VOC2012 or Cityscapes
+  a folder or .tar of images with boxes: XML of VOC or labelImg, text files of YOLO, or JSON files of COCO
 Every image is read once and decoded. Duplicates are images with the same bytes, or the same pixels at a small size: a
 copy with other metadata is found, a copy that was compressed again is not. Of masks, values, sizes and each class'
-share of the pixels are printed. Nothing is written but --report.
+share of the pixels are printed; of boxes, their numbers by class and size, and what was dropped or corrected. Nothing
+is written but --report.
 
 examples:
   python -m mnv2_jax.inspect photos/
@@ -63,6 +66,12 @@ def main() -> None:
         help=f"open at most N images, evenly spread over the data (default: {LIMIT:,}; 0: all)",
     )
     parser.add_argument(
+        "--name",
+        choices=(*mask_folder.NAMES, *box_folder.NAMES),
+        default="folder",
+        help="what the folder holds, as data.name (default: its folders tell; VOC2012, with both, is taken for masks)",
+    )
+    parser.add_argument(
         "--mask_values",
         choices=typing.get_args(typing.get_type_hints(DataConfig)["mask_values"]),
         default=DataConfig.mask_values,
@@ -87,7 +96,7 @@ def main() -> None:
     if not os.path.exists(args.path):
         raise UserError(f"{args.path}: no such file or folder; correct the path")
     data = DataConfig(
-        name="folder",
+        name=args.name,
         path=args.path,
         image_root=args.image_root,
         mask_values=args.mask_values,

@@ -149,7 +149,8 @@ class DataConfig:
     name: str = "imagenet"
     """Data set. For training: digits, cifar10, imagenet, folder or tfds:NAME. For evaluation only: imagenet_v2,
     imagenet_r, imagenet_a or imagenet_sketch. To test a machine: synthetic, with images made on the fly. For
-    segmentation, with masks: mask_folder, ade20k, voc_segmentation or cityscapes."""
+    segmentation, with masks: mask_folder, ade20k, voc_segmentation or cityscapes. For detection, with boxes: coco,
+    voc_detection or box_folder."""
     path: Annotated[str | None, read_unless("data.name", "digits", "synthetic")] = None
     """Path of the data: a directory or .tar, a list of files and labels (.csv, .tsv, .txt; `data.lists`), or a folder
     that `data.prepare` wrote. For TFDS it is the data_dir. Digits come with scikit-learn and have no path."""

@@ -247,22 +247,23 @@ class _Listing:
     """Paths of the files that are left out."""
 
 
-_MASKED = ({"images", "masks"}, {"img_dir", "ann_dir"}, {"images", "annotations"})
-"""Names of folders that hold images and their masks, which nobody means as classes."""
+_ANNOTATED = ({"images", "masks"}, {"img_dir", "ann_dir"}, {"images", "annotations"}, {"images", "labels"})
+"""Names of folders that hold images and their masks or boxes, which nobody means as classes."""
 
 
-def _check_no_masks(tree: Tree, name: str, folders: Collection[str]) -> None:
-    if set(folders) in _MASKED:
+def _check_no_annotations(tree: Tree, name: str, folders: Collection[str]) -> None:
+    if set(folders) in _ANNOTATED:
         where = f"{name}/ " if name else ""
         raise UserError(
-            f"{tree.path}: {where}holds {' and '.join(sorted(folders))}, which are images and their masks and no"
-            " classes; for a class of each pixel use --config=segment_folder with this path"
+            f"{tree.path}: {where}holds {' and '.join(sorted(folders))}, which are images and their masks or"
+            " boxes and no classes; for a class of each pixel use --config=segment_folder with this path, and"
+            " data.name=box_folder for boxes"
         )
 
 
 def _list_split(tree: Tree, name: str) -> _Listing:
     beside, classes = tree.files(name), tree.folders(name)
-    _check_no_masks(tree, name, classes)
+    _check_no_annotations(tree, name, classes)
     if not classes and (flat := [path for path in beside if _is_flat(path)]):
         return _Listing(name, _group_by_label(tree, name, flat), [path for path in beside if not _is_flat(path)])
     if not classes:

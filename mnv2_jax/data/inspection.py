@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mnv2_jax.config import IGNORED
+from mnv2_jax.data.boxes import FAULTS, Annotations, Fault, annotations_of, has_boxes
 from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.images import DamagedImageError, EncodedImage
 from mnv2_jax.data.masks import MaskReader, Meaning, advice
@@ -40,6 +41,8 @@ _CHUNK, _WAITING = 32, 4
 _TURNED = range(2, 9)
 """Values of the EXIF tag 0x0112 by which an image is rotated or mirrored."""
 _ORIENTATION = 0x0112
+_AREAS: Mapping[str, float] = {"small": 32**2, "medium": 96**2, "large": np.inf}
+"""COCO's words for the size of a box, each with the area in pixels below which it holds."""
 _MOST_NAMED, _UNEVEN = 5, 1.5
 """Classes that a note names at most; and the ratio of the largest to the smallest class that is worth a note."""
 
@@ -565,6 +568,89 @@ def unusable_masks(inspection: Inspection) -> Table:
     return Table("unusable_masks", "Masks that can't be used", ("split", "file"), rows, note)
 
 
+# --- tables on boxes ----------------------------------------------------------------------------------------
+
+
+def _annotations(inspection: Inspection) -> Mapping[str, Annotations]:
+    """Returns the annotations of the splits that have boxes."""
+    every = {name: annotations_of(split) for name, split in inspection.inventory.splits.items()}
+    return {name: found for name, found in every.items() if found is not None}
+
+
+def _with_sum(counts: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Returns the columns of several splits and, named ``name``, of all of them."""
+    return {**(counts if len(counts) > 1 else {}), name: np.sum(list(counts.values()), 0)}
+
+
+def boxes(inspection: Inspection) -> Table:
+    """Makes the table of the boxes of each class in each split; it counts those of all images, inspected or not."""
+    names = inspection.inventory.class_names
+    counts = {
+        name: np.bincount(found.classes, minlength=len(names)) for name, found in _annotations(inspection).items()
+    }
+    columns = _with_sum(counts, "boxes")
+    rows = [(name, *(int(column[label]) for column in columns.values())) for label, name in enumerate(names)]
+    rows.append(("all", *(int(column.sum()) for column in columns.values())))
+    absent = [names[label] for label in np.flatnonzero(columns["boxes"] == 0)]
+    more = f" and {len(absent) - _MOST_NAMED:,} more" if len(absent) > _MOST_NAMED else ""
+    note = f"{len(absent):,} of {len(names):,} classes have no boxes: {', '.join(absent[:_MOST_NAMED])}{more}"
+    return Table("boxes", "Boxes", ("class", *columns), rows, note if absent else "")
+
+
+def box_sizes(inspection: Inspection) -> Table:
+    """Makes the table of the boxes by their area in pixels of the image; it counts those of the inspected images."""
+    every = _annotations(inspection)
+    limits, counts = list(_AREAS.values())[:-1], {name: np.zeros(len(_AREAS), int) for name in every}
+    for finding in inspection.sound:
+        y0, x0, y1, x1 = every[finding.split].boxes(finding.index, finding.size).T
+        kinds = np.searchsorted(limits, (y1 - y0) * (x1 - x0), side="right")
+        counts[finding.split] += np.bincount(kinds, minlength=len(_AREAS))
+    columns = _with_sum(counts, "boxes")
+    rows = [(word, *(int(column[kind]) for column in columns.values())) for kind, word in enumerate(_AREAS)]
+    return Table(
+        "box_sizes",
+        "Boxes by size",
+        ("size", *columns),
+        rows,
+        "small: below 32² pixels; medium: below 96²; large: others",
+    )
+
+
+def boxes_per_image(inspection: Inspection) -> Table:
+    """Makes the table of how many boxes the images of each split have, inspected or not."""
+    rows = []
+    for name, found in _annotations(inspection).items():
+        counts = found.counts
+        least, median, most = int(counts.min()), float(np.median(counts)), int(counts.max())
+        rows.append((name, len(counts), int((counts == 0).sum()), least, median, most))
+    head = ("split", "images", "without boxes", "least", "median", "most")
+    return Table("boxes_per_image", "Boxes of an image", head, rows)
+
+
+def box_faults(inspection: Inspection) -> Table:
+    """Makes the table of what was left out, dropped or corrected, with a file as an example."""
+    every = _annotations(inspection)
+    nothing = Fault(0, "")
+    rows = []
+    for kind, words in FAULTS.items():
+        met = [found.faults.get(kind, nothing) for found in every.values()]
+        example = next((fault.example for fault in met if fault.times), "")
+        rows.append((kind, *(fault.times for fault in met), words, example))
+    return Table("box_faults", "Boxes and files with a defect", ("kind", *every, "meaning", "example"), rows)
+
+
+def image_sizes(inspection: Inspection) -> Table:
+    """Makes the table of the images whose size isn't the one that their annotation states."""
+    every = _annotations(inspection)
+    rows = []
+    for finding in inspection.sound:
+        stated = every[finding.split].sizes[finding.index].tolist()
+        if all(stated) and tuple(stated) != finding.size:
+            rows.append((finding.split, finding.name, _size(finding.size), _size((stated[0], stated[1]))))
+    note = f"{len(rows):,}; their boxes are probably those of another image, or of the image turned" if rows else ""
+    return Table("image_sizes", "Images of another size than stated", ("split", "image", "size", "stated"), rows, note)
+
+
 TABLES: tuple[Callable[[Inspection], Table], ...] = (classes, sizes, formats, traits, duplicates, damaged, unread)
 """Functions that make the tables on images with classes, in the order in which the tables are shown."""
 MASK_TABLES: tuple[Callable[[Inspection], Table], ...] = (
@@ -572,9 +658,16 @@ MASK_TABLES: tuple[Callable[[Inspection], Table], ...] = (
     *(table for table in TABLES if table is not classes),
 )
 """Functions that make the tables on images with masks."""
+BOX_TABLES: tuple[Callable[[Inspection], Table], ...] = (
+    *(boxes, box_sizes, boxes_per_image, box_faults, image_sizes),
+    *(table for table in TABLES if table is not classes),
+)
+"""Functions that make the tables on images with boxes."""
 
 
 def tables_of(inspection: Inspection) -> list[Table]:
     """Makes the tables on a source."""
-    has_masks = any("mask" in split.targets for split in inspection.inventory.splits.values())
-    return [make(inspection) for make in (MASK_TABLES if has_masks else TABLES)]
+    splits = inspection.inventory.splits.values()
+    has_masks = any("mask" in split.targets for split in splits)
+    tables = MASK_TABLES if has_masks else BOX_TABLES if any(map(has_boxes, splits)) else TABLES
+    return [make(inspection) for make in tables]

@@ -15,31 +15,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import posixpath
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mnv2_jax.config import IGNORED, DataConfig
 from mnv2_jax.data import mask_classes
-from mnv2_jax.data.folder import Tree, base_name, is_taken, left_out, open_tree
+from mnv2_jax.data.class_file import CLASSES_FILE, Colour, parse_classes
+from mnv2_jax.data.folder import Tree, base_name, is_taken, open_tree
 from mnv2_jax.data.images import DamagedImageError, check_readable
-from mnv2_jax.data.masks import MOST_CLASSES, Colour, MaskReader, Meaning, meaning_of
-from mnv2_jax.data.split import (
-    NO_CLASS,
-    Inventory,
-    OpenedSplits,
-    Split,
-    find_split,
-    note_unused,
-    require_split,
-    role_of,
-    usual_order,
-)
+from mnv2_jax.data.masks import MOST_CLASSES, MaskReader, Meaning, meaning_of
+from mnv2_jax.data.split import NO_CLASS, Inventory, OpenedSplits, Split, choose_splits, role_of, usual_order
+from mnv2_jax.data.trees import by_name, content_near, counted, exists, find_base, listed, others, tops
 from mnv2_jax.errors import UserError, nearest
 
-CLASSES_FILE = "classes.txt"
 _FOLDERS = {"images": "masks", "img_dir": "ann_dir"}
 """Names of the folder of images, each with that of the masks; the second pair is mmsegmentation's."""
 _LAYOUT = (
@@ -52,7 +42,6 @@ _LINE = (
 )
 _SAMPLE = 32
 """Masks of two classes that are read to tell 0 and 255 from 0 and 1."""
-_COLOUR = re.compile(r"(.*\S)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})")
 
 
 class _Pairs(NamedTuple):
@@ -111,28 +100,20 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
     """
     tree = open_tree(path)
     found = _SOURCES[data.name].read(tree, data, tree_classes)
-    eval_split = data.eval_split
-    if is_unsplit := list(found.splits) == [""]:
-        if eval_split is not None and not (with_train and role_of(eval_split) == "train"):
-            raise UserError(
-                f"{path}: has no splits, and so no {eval_split}; set data.eval_split to None, which holds out a share"
-                " of the images"
-            )
-        train = held_out = ""
-    else:
-        names = list(found.splits)
-        train = require_split(path, names, "train", found.layout) if with_train else ""
-        held_out = train if train and not with_eval else _find_masked(path, found, eval_split)
-    used = (train, held_out) if with_train else (held_out,)
-    opened = {name: _make_split(tree, name, found) for name in dict.fromkeys(used)}
-    _check_two_classes(found, opened[used[0]])
-    trained = opened[train] if with_train else opened[held_out].without_images("train")
-    notes = (*found.notes, *(note for name in opened for note in _missing(name, found.splits[name])))
-    if not is_unsplit:
-        is_evaluated = with_eval or not with_train
-        notes = (*note_unused(found.splits, train or None, held_out if is_evaluated else None), *notes)
-    holds_out = is_unsplit and with_train and eval_split is None
-    return OpenedSplits(found.meaning.kept_names, trained, opened[held_out], notes, holds_out)
+    chosen = choose_splits(
+        path,
+        list(found.splits),
+        lambda name: bool(found.splits[name].images),
+        "masks",
+        data.eval_split,
+        found.layout,
+        with_eval,
+        with_train,
+    )
+    opened = {name: _make_split(tree, name, found) for name in chosen.used}
+    _check_two_classes(found, opened[chosen.used[0]])
+    missing = [note for name in opened for note in _missing(name, found.splits[name])]
+    return chosen.opened(found.meaning.kept_names, opened, (*found.notes, *missing))
 
 
 def take_inventory(tree: Tree, data: DataConfig) -> Inventory:
@@ -191,19 +172,6 @@ def class_names(data: DataConfig, path: str | None) -> tuple[str, ...]:
 # --- splits -------------------------------------------------------------------------------------------------
 
 
-def _find_masked(path: str, found: _Set, requested: str | None) -> str:
-    """Finds the split to evaluate, which must have masks."""
-    masked = [name for name, pairs in found.splits.items() if pairs.images]
-    if requested is None and (name := find_split(path, masked, None)) is not None:
-        return name
-    name = require_split(path, list(found.splits), requested, found.layout)
-    if name not in masked:
-        others = [f"data.eval_split={other}" for other in masked if role_of(other) != "train"]
-        advice = f"set {others[0]}" if others else "hold out a share of train with data.holdout_fraction=0.1"
-        raise UserError(f"{path}: {name}/ has images but no masks, so that it can't be evaluated; {advice}")
-    return name
-
-
 def _make_split(tree: Tree, name: str, found: _Set) -> Split:
     pairs = found.splits[name]
     if not pairs.images:
@@ -228,14 +196,10 @@ def _missing(name: str, pairs: _Pairs) -> tuple[str, ...]:
     prefix = f"{name}: " if name else ""
     counts = (("image", "mask", pairs.unmasked), ("mask", "image", pairs.unpictured))
     return tuple(
-        f"{prefix}{_count(files, this)} without {'an' if other == 'image' else 'a'} {other}, as {files[0]}"
+        f"{prefix}{counted(files, this)} without {'an' if other == 'image' else 'a'} {other}, as {files[0]}"
         for this, other, files in counts
         if files
     )
-
-
-def _count(things: Sequence[str], noun: str) -> str:
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _check_two_classes(found: _Set, split: Split) -> None:
@@ -269,15 +233,12 @@ def tree_classes(tree: Tree, data: DataConfig) -> tuple[tuple[str, ...], tuple[C
     Raises:
       UserError: if it doesn't exist, or naming what is wrong in it.
     """
-    beside, content = tree.home / CLASSES_FILE, tree.content(CLASSES_FILE)
-    place = str(beside) if content is None else f"{tree.path}: {CLASSES_FILE}"
-    if content is None and beside.is_file():
-        content = beside.read_bytes()
+    place, content = content_near(tree, CLASSES_FILE)
     if content is None:
         if data.mask_values == "binary":
             return ("background", "foreground"), ()
         raise UserError(
-            f"{beside}: does not exist, so that the classes have no names; {_LINE}. python -m mnv2_jax.inspect"
+            f"{place}: does not exist, so that the classes have no names; {_LINE}. python -m mnv2_jax.inspect"
             f" {tree.path} prints the values that masks hold"
         )
     names, colours = _parse_classes(place, content)
@@ -293,38 +254,13 @@ def tree_classes(tree: Tree, data: DataConfig) -> tuple[tuple[str, ...], tuple[C
 
 def _parse_classes(file: str, content: bytes) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
     """Parses classes.txt; colours are read where every line ends in three numbers."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not text in UTF-8 ({error.reason}); save it as such") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    colours: list[Colour] = []
-    matches = [_COLOUR.fullmatch(line) for line in lines]
-    if lines and all(matches):
-        lines = [match[1] for match in matches if match]
-        colours = [(int(match[2]), int(match[3]), int(match[4])) for match in matches if match]
-    numbered = [line.split(maxsplit=1) for line in lines]
-    if all(len(words) == 2 and words[0].isdecimal() for words in numbered):
-        numbers = [int(number) for number, _ in numbered]
-        if absent := sorted(set(range(len(numbers))) - set(numbers)):
-            raise UserError(
-                f"{file}: no line has number {absent[0]}; number the {len(numbers)} classes from 0 to"
-                f" {len(numbers) - 1}, or leave the numbers out"
-            )
-        order = np.argsort(numbers).tolist()
-        lines = [numbered[place][1] for place in order]
-        colours = [colours[place] for place in order] if colours else []
-    for words, kind in ((lines, "class"), (colours, "colour")):
-        if repeated := next((word for word in words if list(words).count(word) > 1), None):
-            raise UserError(f"{file}: {kind} {repeated!r} is given twice; correct one of the lines")
-    if strange := next((colour for colour in colours if max(colour) > 255), None):
-        raise UserError(f"{file}: {strange} is no colour; write red, green and blue from 0 to 255")
-    if not 2 <= len(lines) <= MOST_CLASSES:
+    names, colours = parse_classes(file, content, with_colours=True)
+    if not 2 <= len(names) <= MOST_CLASSES:
         raise UserError(
-            f"{file}: names {len(lines)} classes, and there must be 2 to {MOST_CLASSES}; {_LINE}. What belongs to no"
+            f"{file}: names {len(names)} classes, and there must be 2 to {MOST_CLASSES}; {_LINE}. What belongs to no"
             " class is a class of its own, such as background, or ignored (data.ignored_classes)"
         )
-    return tuple(lines), tuple(colours)
+    return names, colours
 
 
 def _ignored(names: Sequence[str], data: DataConfig) -> tuple[int, ...]:
@@ -344,11 +280,6 @@ def _ignored(names: Sequence[str], data: DataConfig) -> tuple[int, ...]:
 # --- pairs of files -----------------------------------------------------------------------------------------
 
 
-def _exists(tree: Tree, folder: str) -> bool:
-    parent, name = posixpath.split(folder)
-    return not folder or ((not parent or _exists(tree, parent)) and name in tree.folders(parent))
-
-
 def _pair(images: Mapping[str, str], masks: Mapping[str, str], values: str = "") -> _Pairs:
     """Pairs files, given by names that a mask shares with its image."""
     both = sorted(images.keys() & masks.keys())
@@ -361,46 +292,19 @@ def _pair(images: Mapping[str, str], masks: Mapping[str, str], values: str = "")
     )
 
 
-def _by_name(tree: Tree, folder: str, ending: str = "") -> dict[str, str]:
-    """Returns the images anywhere below a folder by their paths in it, without extension and a further ending.
-
-    Raises:
-      UserError: if two files have the same name.
-    """
-    files: dict[str, str] = {}
-    for path in tree.below(folder) if _exists(tree, folder) else ():
-        name = posixpath.splitext(path.removeprefix(f"{folder}/"))[0]
-        if not is_taken(path) or not name.endswith(ending):
-            continue
-        name = name.removesuffix(ending)
-        if name in files:
-            raise UserError(
-                f"{tree.path}: {files[name]} and {path} differ in their extensions alone; an image has one mask, so"
-                " remove or rename one of them"
-            )
-        files[name] = path
-    return files
-
-
-def _others(tree: Tree, folders: Iterable[str]) -> tuple[str, ...]:
-    """Returns a note, if any, on the files in some folders that are no images."""
-    return left_out([path for folder in folders for path in tree.below(folder) if not is_taken(path)])
-
-
 def _paired_folders(tree: Tree, images: str, masks: str) -> tuple[dict[str, _Pairs], tuple[str, ...]]:
     """Pairs the files of two folders that hold either splits or files; returns the splits and notes."""
-    tops = [folder for folder in (images, masks) if _exists(tree, folder)]
+    tops = [folder for folder in (images, masks) if exists(tree, folder)]
     names = sorted({name for top in tops for name in tree.folders(top) if role_of(name)})
-    notes = _others(tree, tops)
+    notes = others(tree, tops)
     if not names:
-        return {"": _pair(_by_name(tree, images), _by_name(tree, masks))}, notes
+        return {"": _pair(by_name(tree, images), by_name(tree, masks))}, notes
     splits = {
-        name: _pair(_by_name(tree, f"{images}/{name}"), _by_name(tree, f"{masks}/{name}"))
-        for name in usual_order(names)
+        name: _pair(by_name(tree, f"{images}/{name}"), by_name(tree, f"{masks}/{name}")) for name in usual_order(names)
     }
     used = tuple(f"{top}/{name}/" for top in tops for name in names)
     stray = [path for top in tops for path in tree.below(top) if is_taken(path) and not path.startswith(used)]
-    outside = (f"left out: {_count(stray, 'image')} outside of the splits, as {stray[0]}",) if stray else ()
+    outside = (f"left out: {counted(stray, 'image')} outside of the splits, as {stray[0]}",) if stray else ()
     return splits, (*notes, *outside)
 
 
@@ -431,10 +335,10 @@ def _read_mask_folder(tree: Tree, data: DataConfig, classes: ClassesReader) -> _
             return _Set(splits, meanings, notes)
     splits, notes = dict[str, _Pairs](), tuple[str, ...]()
     for name, images, masks in _split_folders(tree):
-        splits[name] = _pair(_by_name(tree, images), _by_name(tree, masks))
-        notes += _others(tree, filter(lambda folder: _exists(tree, folder), (images, masks)))
+        splits[name] = _pair(by_name(tree, images), by_name(tree, masks))
+        notes += others(tree, filter(lambda folder: exists(tree, folder), (images, masks)))
     if not splits:
-        raise UserError(f"{tree.path}: there is no images/ in it, {_tops(tree)}; {_LAYOUT}")
+        raise UserError(f"{tree.path}: there is no images/ in it, {tops(tree)}; {_LAYOUT}")
     return _Set({name: splits[name] for name in usual_order(splits)}, meanings, notes)
 
 
@@ -466,14 +370,14 @@ def _read_ade20k(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
         "give the folder ADEChallengeData2016 of the scene parsing challenge, with images/training,"
         " annotations/training, images/validation and annotations/validation"
     )
-    base = _find_base(tree, data, _ADE20K_BASES, "annotations", layout)
+    base = find_base(tree, data.name, _ADE20K_BASES, "annotations", layout)
     splits, notes = _paired_folders(tree, posixpath.join(base, "images"), posixpath.join(base, "annotations"))
     meaning = dataclasses.replace(_meaning_of("one_based", mask_classes.ADE20K, data), kind="ade20k")
     return _Set(splits, {"": meaning}, notes, layout)
 
 
 def _is_ade20k(tree: Tree) -> bool:
-    return any(_exists(tree, posixpath.join(base, "annotations", "training")) for base in _ADE20K_BASES)
+    return any(exists(tree, posixpath.join(base, "annotations", "training")) for base in _ADE20K_BASES)
 
 
 _VOC_BASES = ("", "VOC2012", "VOCdevkit/VOC2012")
@@ -488,28 +392,29 @@ def _read_voc(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
     layout = (
         "give the folder VOC2012, with JPEGImages, SegmentationClass and ImageSets/Segmentation/train.txt and val.txt"
     )
-    base = _find_base(tree, data, _VOC_BASES, "JPEGImages", layout)
+    base = find_base(tree, data.name, _VOC_BASES, "JPEGImages", layout)
     folders = {name: posixpath.join(base, name) for name in ("JPEGImages", "SegmentationClass", "SegmentationClassAug")}
-    images, official, augmented = (_by_name(tree, folder) for folder in folders.values())
+    images, official, augmented = (by_name(tree, folder) for folder in folders.values())
+    known = official.keys() | augmented.keys() | images.keys()
     lists = {
-        name: _listed(content)
+        name: listed(content, known)
         for name in ("train", "val", "trainval", "test", _AUGMENTED)
         if (content := tree.content(posixpath.join(base, _VOC_LISTS, f"{name}.txt"))) is not None
     }
     splits, notes = dict[str, _Pairs](), tuple[str, ...]()
-    for name, listed in lists.items():
+    for name, entries in lists.items():
         # The lists say what belongs to a split, so a file that isn't listed isn't missing its other half.
         masks = augmented if name == _AUGMENTED else official
         listed_images, listed_masks = (
-            {entry: files[entry] for entry in listed if entry in files} for files in (images, masks)
+            {entry: files[entry] for entry in entries if entry in files} for files in (images, masks)
         )
         splits[name] = _pair(listed_images, listed_masks)
-        if absent := [entry for entry in listed if entry not in images and entry not in masks]:
-            notes += (f"{name}.txt lists {_count(absent, 'name')} that no file has, as {absent[0]}",)
+        if absent := [entry for entry in entries if entry not in images and entry not in masks]:
+            notes += (f"{name}.txt lists {counted(absent, 'name')} that no file has, as {absent[0]}",)
     if _AUGMENTED in splits and augmented:
         if twice := sorted(set(lists[_AUGMENTED]) & set(lists.get("val", ()))):
             raise UserError(
-                f"{tree.path}: trainaug.txt lists {_count(twice, 'image')} of val.txt, as {twice[0]}, so that training"
+                f"{tree.path}: trainaug.txt lists {counted(twice, 'image')} of val.txt, as {twice[0]}, so that training"
                 " would see what is evaluated; take them out of trainaug.txt"
             )
         splits["train"] = splits[_AUGMENTED]
@@ -520,21 +425,15 @@ def _read_voc(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
     return _Set(splits, {"": meaning}, notes, layout)
 
 
-def _listed(content: bytes) -> list[str]:
-    """Returns the names in a list, whose lines hold a name, or the paths of an image and its mask."""
-    lines = content.decode(errors="replace").splitlines()
-    return [posixpath.splitext(posixpath.basename(line.split()[0]))[0] for line in lines if line.strip()]
-
-
 def _is_voc(tree: Tree) -> bool:
-    return any(_exists(tree, posixpath.join(base, "SegmentationClass")) for base in _VOC_BASES)
+    return any(exists(tree, posixpath.join(base, "SegmentationClass")) for base in _VOC_BASES)
 
 
 def _read_cityscapes(tree: Tree, data: DataConfig, classes: ClassesReader) -> _Set:
     del classes
     _check_mask_values(data, ("index",))
     layout = "give the folder that holds leftImg8bit/train/CITY/*.png and gtFine/train/CITY/*_gtFine_labelTrainIds.png"
-    _find_base(tree, data, ("",), "leftImg8bit", layout)
+    find_base(tree, data.name, ("",), "leftImg8bit", layout)
     names, ids = tuple(mask_classes.CITYSCAPES), tuple(mask_classes.CITYSCAPES.values())
     by_train_id = {IGNORED: IGNORED} | {label: label for label in range(len(names))}
     by_label_id = {IGNORED: IGNORED} | dict.fromkeys(range(mask_classes.CITYSCAPES_IDS), IGNORED)
@@ -546,10 +445,10 @@ def _read_cityscapes(tree: Tree, data: DataConfig, classes: ClassesReader) -> _S
     }
     splits = {}
     for name in usual_order(filter(role_of, tree.folders("leftImg8bit"))):
-        images = _by_name(tree, f"leftImg8bit/{name}", "_leftImg8bit")
+        images = by_name(tree, f"leftImg8bit/{name}", "_leftImg8bit")
         # The published masks of test hold no classes, which are kept for the benchmark.
         masks = {
-            kind: {} if role_of(name) == "test" else _by_name(tree, f"gtFine/{name}", f"_gtFine_{kind}")
+            kind: {} if role_of(name) == "test" else by_name(tree, f"gtFine/{name}", f"_gtFine_{kind}")
             for kind in meanings
         }
         kind = next((kind for kind in meanings if masks[kind]), "labelIds")
@@ -561,20 +460,6 @@ def _read_cityscapes(tree: Tree, data: DataConfig, classes: ClassesReader) -> _S
 
 def _is_cityscapes(tree: Tree) -> bool:
     return {"leftImg8bit", "gtFine"} <= set(tree.folders(""))
-
-
-def _find_base(tree: Tree, data: DataConfig, bases: Sequence[str], folder: str, layout: str) -> str:
-    """Returns the first of some folders that has a certain folder in it."""
-    for base in bases:
-        if _exists(tree, posixpath.join(base, folder)):
-            return base
-    raise UserError(f"{tree.path}: there is no {folder}/ of {data.name} in it, {_tops(tree)}; {layout}")
-
-
-def _tops(tree: Tree) -> str:
-    """Writes which folders are at the top instead of those that are missing."""
-    tops = ", ".join(f"{name}/" for name in tree.folders("")[:8])
-    return f"only {tops}" if tops else "and no folders at all"
 
 
 class _Source(NamedTuple):

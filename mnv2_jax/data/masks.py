@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mnv2_jax.config import IGNORED
+from mnv2_jax.data.class_file import Colour
 from mnv2_jax.data.images import DamagedImageError, EncodedImage, Picture, naming_file
 from mnv2_jax.data.split import Identified, Located, Rows
 from mnv2_jax.errors import UserError
@@ -29,9 +30,6 @@ _MOST_NAMED = 5
 _DEPTH, _COLOUR_TYPE = 24, 25
 """Offsets of two bytes in the header of a PNG: bits per sample, and the type, which is 0 for grey."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-Colour = tuple[int, int, int]
-"""Red, green and blue, from 0 to 255."""
 
 
 class Table(NamedTuple):

@@ -1,4 +1,4 @@
-"""The data sets: each becomes two `Split`s of images with random access, which have labels or masks.
+"""The data sets: each becomes two `Split`s of images with random access, which have labels, masks or boxes.
 
     DataConfig ──► open_dataset ──► Dataset(class_names, train: Split, eval: Split)
 
@@ -16,7 +16,17 @@ from typing import NamedTuple
 import numpy as np
 
 from mnv2_jax.config import DataConfig
-from mnv2_jax.data import folder, imagenet, imagenet_subsets, lists, mask_folder, shards, synthetic, tfds_source
+from mnv2_jax.data import (
+    box_folder,
+    folder,
+    imagenet,
+    imagenet_subsets,
+    lists,
+    mask_folder,
+    shards,
+    synthetic,
+    tfds_source,
+)
 from mnv2_jax.data.split import Inventory, OpenedSplits, Split, stratified_share
 from mnv2_jax.errors import UserError, machine_fault, nearest
 from mnv2_jax.registry import DATASETS, OR_MODULE, module_of
@@ -24,7 +34,7 @@ from mnv2_jax.registry import DATASETS, OR_MODULE, module_of
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = (
     *("digits", "cifar10", "imagenet", *imagenet_subsets.NAMES, "folder", "tfds:NAME", "synthetic"),
-    *mask_folder.NAMES,
+    *(*mask_folder.NAMES, *box_folder.NAMES),
 )
 UNSPLIT_HOLDOUT = 0.2
 """Share of each class that is held out where the data have no splits and `data.holdout_fraction` is 0."""
@@ -102,12 +112,12 @@ def check_path(data: DataConfig) -> None:
 
 
 def open_dataset(data: DataConfig, evaluates: bool = False) -> Dataset:
-    """Opens the data set that the config names; reads file names and labels, but no image files, and of masks a few.
+    """Opens the data set that the config names; reads names, labels and boxes, but no image files, and of masks a few.
 
     Args:
       data: `name`, `path`, `image_root`, `eval_split` and `holdout_fraction` are read, and `mask_values` and
         `ignored_classes` for images with masks. Where the data have no splits and `holdout_fraction` is 0,
-        `UNSPLIT_HOLDOUT` of each class is held out, or of the images if they have masks.
+        `UNSPLIT_HOLDOUT` of each class is held out, or of the images if they have masks or boxes.
       evaluates: true where nothing is trained: images to evaluate are enough then, and train may have none.
 
     Raises:
@@ -151,6 +161,8 @@ def known_num_classes(data: DataConfig) -> int:
             return len(tfds_source.class_names(name, data.path))
         if data.name in ("folder", "imagenet"):
             return len(_class_names(data, data.path))
+        if data.name in box_folder.NAMES:
+            return len(box_folder.class_names(data.name, data.path))
     if data.name in mask_folder.NAMES:
         path = data.path if data.path is not None and os.path.exists(data.path) else None
         if names := mask_folder.class_names(data, path):
@@ -171,10 +183,11 @@ def known_num_classes(data: DataConfig) -> int:
 def take_inventory(data: DataConfig) -> Inventory:
     """Lists everything that a folder, a tar or a list of files holds, whether or not a run can train on it.
 
-    Images with masks are recognised by the names of their folders. Reads no image.
+    Images with masks or boxes are recognised by the names of their folders and files. Reads no image.
 
     Args:
-      data: `path` and `image_root` are read, and `mask_values` and `ignored_classes` for images with masks.
+      data: `path` and `image_root` are read, and `mask_values` and `ignored_classes` for images with masks. A `name` of
+        images with masks or boxes says what the path holds; any other leaves that to its folders.
 
     Raises:
       UserError: if the path can't be read or holds no image.
@@ -192,11 +205,16 @@ def take_inventory(data: DataConfig) -> Inventory:
             f" since then, run python -m mnv2_jax.data.prepare verify {path}"
         )
     tree = folder.open_tree(path)
-    if (name := mask_folder.find_name(tree)) is not None and image_root is None:
+    name = data.name
+    if name not in (*mask_folder.NAMES, *box_folder.NAMES) and image_root is None:
+        name = mask_folder.find_name(tree) or box_folder.find_name(tree) or name
+    if name in mask_folder.NAMES:
         return mask_folder.take_inventory(tree, dataclasses.replace(data, name=name))
     for key, is_set in (("mask_values", data.mask_values != "index"), ("ignored_classes", data.ignored_classes)):
         if is_set:
             raise UserError(f"{path}: no folders of images and masks are in it, so {key} has no use; leave it out")
+    if name in box_folder.NAMES:
+        return box_folder.take_inventory(tree, name)
     return lists.take_inventory(path, image_root) if is_list else folder.take_inventory(tree)
 
 
@@ -212,7 +230,7 @@ def _find_opener(data: DataConfig) -> Callable[[DataConfig, bool], Dataset]:
         return _open_tfds
     openers = {"digits": _open_digits, "cifar10": _open_cifar10, "imagenet": _open_folder, "folder": _open_folder}
     openers |= dict.fromkeys(imagenet_subsets.NAMES, _open_subset) | {"synthetic": _open_synthetic}
-    openers |= dict.fromkeys(mask_folder.NAMES, _open_masked)
+    openers |= dict.fromkeys(mask_folder.NAMES, _open_masked) | dict.fromkeys(box_folder.NAMES, _open_boxed)
     if data.name in DATASETS.names():
         return _open_registered
     if data.name not in openers:
@@ -310,6 +328,12 @@ def _open_masked(data: DataConfig, evaluates: bool) -> Dataset:
     """Opens a data set of `mask_folder`."""
     with_eval = data.holdout_fraction == 0
     return _dataset(data, mask_folder.open_splits(data, _existing_path(data), with_eval, not evaluates))
+
+
+def _open_boxed(data: DataConfig, evaluates: bool) -> Dataset:
+    """Opens a data set of `box_folder`."""
+    with_eval = data.holdout_fraction == 0
+    return _dataset(data, box_folder.open_splits(data, _existing_path(data), with_eval, not evaluates))
 
 
 def _dataset(data: DataConfig, opened: OpenedSplits) -> Dataset:

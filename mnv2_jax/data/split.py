@@ -198,6 +198,19 @@ class _Subset:
         return _where(self.read, int(self.indices[index]))
 
 
+def origin_of(read: Callable[[int], Any], rows: np.ndarray) -> tuple[Callable[[int], Any], np.ndarray]:
+    """Returns the reader of which a subset was taken, and the numbers that images have there.
+
+    Args:
+      read: a reader of `Split.read` or `Split.targets`, perhaps of a subset.
+      rows: numbers of images, int [n].
+    """
+    origin: Any = read
+    while isinstance(origin, _Subset):
+        origin, rows = origin.read, origin.indices[rows]
+    return origin, rows
+
+
 def _digest(read: Callable[[int], Any], rows: Rows) -> dict[str, str]:
     return read.digest(rows) if isinstance(read, Identified) else {}
 
@@ -324,6 +337,83 @@ def note_unused(names: Iterable[str], train: str | None, held_out: str | None) -
     uses = [f"training uses {train!r}"] if train else []
     uses += [f"evaluation uses {held_out!r}" if held_out else "evaluation uses a share held out of it"]
     return (f"{', '.join(uses)}; not used: {', '.join(map(repr, unused))}",)
+
+
+class Chosen(NamedTuple):
+    """The splits that a run uses, by their names; the split of a source without splits is called ""."""
+
+    train: str | None
+    """None where nothing is trained."""
+    eval: str
+    notes: tuple[str, ...]
+    """A note, if any, on the splits that aren't used."""
+    holds_out: bool
+    """Whether both are all of the images, of which a share will be held out."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The names of the splits to open, train first, each once."""
+        return tuple(dict.fromkeys(name for name in (self.train, self.eval) if name is not None))
+
+    def opened(self, class_names: tuple[str, ...], splits: Mapping[str, Split], notes: Iterable[str]) -> OpenedSplits:
+        """Returns the splits once they are open.
+
+        Args:
+          class_names: the names of the classes.
+          splits: the splits of `used`.
+          notes: further notes.
+        """
+        held_out = splits[self.eval]
+        train = held_out.without_images("train") if self.train is None else splits[self.train]
+        return OpenedSplits(class_names, train, held_out, (*self.notes, *notes), self.holds_out)
+
+
+def choose_splits(
+    path: str,
+    names: Sequence[str],
+    is_annotated: Callable[[str], bool],
+    noun: str,
+    eval_split: str | None,
+    layout: str,
+    with_eval: bool,
+    with_train: bool,
+) -> Chosen:
+    """Chooses among the splits of images that have a mask or boxes.
+
+    Args:
+      path: where the splits lie, for an error.
+      names: the names of the splits; only "" where there are no splits.
+      is_annotated: whether a split has what is to be learnt; the others can't be evaluated. It may take long, and isn't
+        called for the split to train on.
+      noun: what that is, as "masks".
+      eval_split: as `data.eval_split`.
+      layout: advice on how to arrange the files, for an error.
+      with_eval: False where the images to evaluate will be taken out of train, which is then chosen for both.
+      with_train: False where nothing is trained.
+
+    Raises:
+      UserError: if there is no such split, several are meant, or the split to evaluate isn't annotated.
+    """
+    if list(names) == [""]:
+        if eval_split is not None and not (with_train and role_of(eval_split) == "train"):
+            raise UserError(
+                f"{path}: has no splits, and so no {eval_split}; set data.eval_split to None, which holds out a share"
+                " of the images"
+            )
+        return Chosen("" if with_train else None, "", (), with_train and eval_split is None)
+    train = require_split(path, names, "train", layout) if with_train else None
+    if train is not None and not with_eval:
+        return Chosen(train, train, note_unused(names, train, None), False)
+    if eval_split is None:
+        candidates = [name for name in names if role_of(name) in ("val", "test") and is_annotated(name)]
+        held_out = find_split(path, candidates, None) or require_split(path, names, None, layout)
+    else:
+        held_out = require_split(path, names, eval_split, layout)
+    if held_out != train and not is_annotated(held_out):
+        others = [f"data.eval_split={name}" for name in names if role_of(name) != "train" and is_annotated(name)]
+        advice = f"set {others[0]}" if others else "hold out a share of train with data.holdout_fraction=0.1"
+        raise UserError(f"{path}: {held_out}/ has images but no {noun}, so that it can't be evaluated; {advice}")
+    return Chosen(train, held_out, note_unused(names, train, held_out), False)
 
 
 # --- a share of a split -------------------------------------------------------------------------------------
