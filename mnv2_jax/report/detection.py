@@ -15,27 +15,30 @@ from mnv2_jax.report.page import Facts, Page, Written, fitting
 from mnv2_jax.report.words import number, percent, place, table, text
 
 _PICTURE_PX = 240
+_SIZES = ("small", "medium", "large")
+_CURVES = 10
+"""Most classes whose curves are drawn."""
 
 
 def _lead(summary: Facts, dataset: Facts) -> Sequence[str]:
     scores = summary.get("eval", {})
-    if "map" not in scores:
+    if "ap" not in scores:
         return []
     split = f" of the {text(dataset['eval_split'])} split" if dataset.get("eval_split") else ""
     sentences = [
-        f"<strong>{percent(scores['map'])}</strong> mean average precision (COCO's), {percent(scores['ap50'])} at an"
+        f"<strong>{percent(scores['ap'])}</strong> mean average precision (COCO's), {percent(scores['ap50'])} at an"
         f" IoU of 0.5, on {number(scores['count'])} images{split} with {number(scores['boxes'])} boxes."
     ]
     best = summary.get("best", {})
     if best and best["step"] != summary.get("steps"):
-        sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['map'])}.")
+        sentences.append(f"The best evaluation was at step {number(best['step'])}: {percent(best['ap'])}.")
     return sentences
 
 
 def _tiles(dataset: Facts) -> Written:
     del dataset
     return {
-        "map": ("mean AP", percent),
+        "ap": ("mean AP", percent),
         "ap50": ("AP at IoU 0.5", percent),
         "ap75": ("AP at IoU 0.75", percent),
         "loss": ("loss", lambda loss: number(loss, ".4f")),
@@ -47,15 +50,14 @@ def _tiles(dataset: Facts) -> Written:
 def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) -> str:
     del dataset
     sizes = table(
-        ("boxes", "AP", "recall (100 boxes)"),
-        [
-            (text(name), percent(evaluation["by_size"][name]["ap"]), percent(evaluation["by_size"][name]["recall"]))
-            for name in evaluation["by_size"]
-        ],
+        ("boxes", "AP", "recall"),
+        [(size, percent(evaluation[f"ap_{size}"]), percent(evaluation[f"ar_{size}"])) for size in _SIZES],
     )
+    curves = {row["label"]: row["curve50"] for row in evaluation["per_class"][:_CURVES] if row["curve50"]}
     return (
-        f"<section><h3>AP by class</h3>{_classes(evaluation['per_class'])}<h3>AP by size</h3>{sizes}"
-        f"{precision_recall(evaluation['curves'])}{_examples(evaluation, pictures)}</section>"
+        f"<section><h3>AP by class</h3>{_classes(evaluation['per_class'])}<h3>AP by size</h3>"
+        f"<p class=note>Small: below 32² pixels; large: above 96².</p>{sizes}{precision_recall(curves)}"
+        f"{_examples(evaluation, pictures)}</section>"
     )
 
 
@@ -116,7 +118,7 @@ DETECTION = Page(
     lead=_lead,
     tiles=_tiles,
     panels=(
-        Panel("Mean AP", "map", ("eval",), "{:.4g} %", 100),
+        Panel("Mean AP", "ap", ("eval",), "{:.4g} %", 100),
         Panel("Loss of boxes", "box_loss", ("train",), "{:.3g}", 1),
         Panel("Loss of classes", "class_loss", ("train",), "{:.3g}", 1),
     ),

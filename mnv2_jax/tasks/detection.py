@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import optax
 from mnv2_jax.config import Config
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
-from mnv2_jax.data.views.detection import EvalView, Targets, TrainView, overlaps, targets_of
+from mnv2_jax.data.views.detection import EvalView, TrainView, overlaps
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.anchors import anchors
 from mnv2_jax.models.registry import for_classes
@@ -25,7 +25,7 @@ from mnv2_jax.report.detection import DETECTION
 from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import Aux, Evaluation, Kind
 from mnv2_jax.tasks.box_lists import BoxLists, box_lists, framing
-from mnv2_jax.tasks.coco import mean_average_precision
+from mnv2_jax.tasks.coco import coco_scores
 from mnv2_jax.tasks.numbered import check_head, check_num_classes, check_options, same_classes, worst_and_typical
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
@@ -40,7 +40,7 @@ def _sigmoid_loss(logits: Array, labels: Array) -> Array:
 
 _CLASS_LOSSES = {"softmax": optax.softmax_cross_entropy_with_integer_labels, "sigmoid": _sigmoid_loss}
 """Losses [b, a] from logits [b, a, k + 1] and classes [b, a], 0 for the background, by `ModelConfig.box_scores`."""
-_SCALARS = ("map", "ap50", "ap75")
+_SCALARS = ("ap", "ap50", "ap75")
 _SHOWN = 0.5
 """Least probability of a box that counts as a mistake, and is drawn."""
 
@@ -49,7 +49,7 @@ _SHOWN = 0.5
 class Detection(Alone):
     """The `tasks.base.Task` of detection. The network's output is ``{"boxes": [b, a, 4], "logits": [b, a, k + 1]}``."""
 
-    score = "map"
+    score = "ap"
 
     truth: Split
     """The split that is evaluated, whose boxes are read as they are."""
@@ -116,29 +116,35 @@ class Detection(Alone):
     def summarise(self, sums: PyTree, rows: Mapping[str, np.ndarray]) -> Evaluation:
         """COCO's numbers (`tasks.coco`), the mean loss, and `examples`."""
         del sums
-        truth = [
-            targets_of({name: read(index) for name, read in self.truth.targets.items()}) for index in rows["index"]
-        ]
-        sides = np.tile(rows["size"], 2)[:, None]
-        boxes, classes, scores = rows["box"] * sides, rows["class"], rows["probability"]
-        tables = mean_average_precision(truth, boxes, classes, scores, self.class_names)
+        indices = rows["index"].tolist()
+        truths = [{name: read(index) for name, read in self.truth.targets.items()} for index in indices]
+        sides = np.tile(rows["size"], 2)[:, None].astype(np.float64)
+        found = Found(rows["box"] * sides, rows["class"], rows["probability"])
+        tables = coco_scores(indices, truths, *found, self.class_names)
         scalars = {name: tables.pop(name) for name in _SCALARS}
         loss = float(rows["loss"].sum(dtype=np.float64) / max(rows["weight"].sum(dtype=np.float64), 1))
-        chosen = examples(rows["index"], truth, boxes, classes, scores)
-        place_of = {int(index): place for place, index in enumerate(rows["index"])}
-        shown = {each["index"]: scores[place_of[each["index"]]] >= _SHOWN for each in chosen}
-        found = {
-            index: np.concatenate([boxes[place_of[index]], classes[place_of[index]][:, None]], 1)[is_shown]
-            for index, is_shown in shown.items()
-        }
-        counts = {"boxes": sum(int((~each.ignored).sum()) for each in truth), "count": len(truth)}
-        return Evaluation({**scalars, "loss": loss, **counts}, tables, chosen, maps=found)
+        chosen = examples(indices, truths, found)
+        places = {index: place for place, index in enumerate(indices)}
+        boxes = sum(row["boxes"] for row in tables["per_class"])
+        doubts = [] if boxes else ["no box of these images counts, so that scores are 0; mnv2 inspect shows the boxes"]
+        return Evaluation(
+            {
+                **{name: score or 0.0 for name, score in scalars.items()},
+                "loss": loss,
+                "boxes": boxes,
+                "count": len(truths),
+            },
+            tables,
+            chosen,
+            notes=doubts,
+            maps={each["index"]: found.shown(places[each["index"]]) for each in chosen},
+        )
 
     def headline(self, scalars: Mapping[str, float]) -> str:
         """One line, such as ``mAP 41.20%, AP50 80.10%, AP75 38.00%, loss 2.3412, 72 images``."""
         s = scalars
         return (
-            f"mAP {s['map']:.2%}, AP50 {s['ap50']:.2%}, AP75 {s['ap75']:.2%}, loss {s['loss']:.4f}, {s['count']} images"
+            f"mAP {s['ap']:.2%}, AP50 {s['ap50']:.2%}, AP75 {s['ap75']:.2%}, loss {s['loss']:.4f}, {s['count']} images"
         )
 
     def details(self, evaluation: Evaluation) -> list[str]:
@@ -155,33 +161,45 @@ def _percent(share: float | None) -> str:
     return "none" if share is None else f"{share:.2%}"
 
 
-def examples(
-    indices: np.ndarray, truth: Sequence[Targets], boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray
-) -> list[dict[str, Any]]:
+class Found(NamedTuple):
+    """The boxes that were found in images, d places each."""
+
+    boxes: np.ndarray
+    """[n, d, 4], (y0, x0, y1, x1) in pixels."""
+    classes: np.ndarray
+    """[n, d]."""
+    scores: np.ndarray
+    """[n, d], 0 where there is no box."""
+
+    def shown(self, place: int) -> np.ndarray:
+        """Returns the boxes of an image that are drawn, [k, 5]: the box and its class."""
+        rows = np.concatenate([self.boxes[place], self.classes[place][:, None]], 1)
+        return rows[self.scores[place] >= _SHOWN]
+
+
+def examples(indices: Sequence[int], truths: Sequence[Mapping[str, np.ndarray]], found: Found) -> list[dict[str, Any]]:
     """Selects the images with the most mistakes, and those around the median.
 
     A mistake is a true box that no found box of its class meets with an IoU of 0.5, or a found box of a probability of
     a half that meets no true box of its class.
 
     Args:
-      indices: numbers of the images in the split, [n].
-      truth: their objects.
-      boxes: found boxes [n, d, 4] in pixels.
-      classes: their classes [n, d].
-      scores: their probabilities [n, d].
+      indices: numbers of the images in the split.
+      truths: their boxes [n, 4], classes [n] and crowd [n].
+      found: what was found in them.
 
     Returns:
       At most `MOST_EXAMPLES` images: index, why ("worst" or "typical"), boxes, missed and wrong.
     """
     rows = []
-    for index, objects, box, number, score in zip(indices.tolist(), truth, boxes, classes, scores, strict=True):
-        shown = score >= _SHOWN
-        meets = (overlaps(objects.boxes, box[shown]) >= 0.5) & (objects.classes[:, None] == number[shown][None])
-        missed = int((~meets.any(1) & ~objects.ignored).sum())
-        wrong = int((~meets.any(0)).sum())
-        rows.append({"index": index, "boxes": int((~objects.ignored).sum()), "missed": missed, "wrong": wrong})
-    order = sorted(range(len(rows)), key=lambda place: -(rows[place]["missed"] + rows[place]["wrong"]))
-    return [{"why": why, **rows[place]} for why, place in worst_and_typical(order)]
+    for place, (index, truth) in enumerate(zip(indices, truths, strict=True)):
+        shown, counts = found.shown(place), ~truth["crowd"]
+        meets = overlaps(truth["boxes"], shown[:, :4]) >= 0.5
+        meets &= truth["classes"][:, None] == shown[:, 4]
+        missed, wrong = int((~meets.any(1) & counts).sum()), int((~meets.any(0)).sum())
+        rows.append({"index": index, "boxes": int(counts.sum()), "missed": missed, "wrong": wrong})
+    rows.sort(key=lambda row: -(row["missed"] + row["wrong"]))
+    return [{"why": why, **row} for why, row in worst_and_typical(rows)]
 
 
 def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Detection:
