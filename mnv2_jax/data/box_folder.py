@@ -226,16 +226,24 @@ class _Kind(NamedTuple):
 
 _KINDS = {".xml": _Kind(parse_xml, is_relative=False, needs_file=True), ".txt": _Kind(parse_yolo, True, False)}
 """Formats by the extension of their files."""
+_NOTHING = Marked((0, 0), [], [], [])
 
 
-def _read_part(tree: Tree, files: _Files, ending: str, names: Callable[[], tuple[str, tuple[str, ...]]]) -> _Part:
+def _read_part(
+    tree: Tree,
+    files: _Files,
+    ending: str,
+    parse: Callable[[str], Marked],
+    find_classes: Callable[[], tuple[str, tuple[str, ...]]],
+) -> _Part:
     """Reads the annotations of a split.
 
     Args:
       tree: the files.
       files: those of the split.
       ending: a key of `_KINDS`.
-      names: a function that returns where the classes are named, and their names.
+      parse: a function from the path of a file of boxes to what it states.
+      find_classes: a function that returns where the classes are named, and their names.
     """
     kind = _KINDS[ending]
     may_lack = files.is_annotated and not kind.needs_file
@@ -244,33 +252,26 @@ def _read_part(tree: Tree, files: _Files, ending: str, names: Callable[[], tuple
         "no annotation": [files.images[name] for name in sorted(files.images.keys() - set(used))],
         "no image": [files.annotations[name] for name in sorted(files.annotations.keys() - files.images.keys())],
     }
-    place, class_names = names() if used else ("", ())
-    is_yolo = kind.is_relative
-    numbers = {str(label) if is_yolo else name: label for label, name in enumerate(class_names)}
-    all_marked = [_marked(tree, files.annotations.get(name), ending) for name in used]
+    place, class_names = find_classes() if used else ("", ())
+    numbers = {str(label) if kind.is_relative else name: label for label, name in enumerate(class_names)}
+    stated = [parse(files.annotations[name]) if name in files.annotations else _NOTHING for name in used]
     classes = [
         numbers_of(_where(tree, files.annotations[name]), marked.names, numbers, place)
-        for name, marked in zip(used, all_marked, strict=True)
+        for name, marked in zip(used, stated, strict=True)
         if marked.names
     ]
-    counts = [len(marked.names) for marked in all_marked]
+    counts = np.array([len(marked.names) for marked in stated], np.int64)
     objects = Objects(
         files=[files.annotations.get(name, files.images[name]) for name in used],
-        sizes=np.array([marked.size for marked in all_marked], np.int64).reshape(-1, 2),
-        image=np.repeat(np.arange(len(used)), np.array(counts, np.int64)),
-        corners=np.array([box for marked in all_marked for box in marked.corners], np.float64).reshape(-1, 4),
+        sizes=np.array([marked.size for marked in stated], np.int64).reshape(-1, 2),
+        image=np.repeat(np.arange(len(used)), counts),
+        corners=np.array([box for marked in stated for box in marked.corners], np.float64).reshape(-1, 4),
         classes=np.array([label for labels in classes for label in labels], np.int64),
-        crowd=np.array([is_crowd for marked in all_marked for is_crowd in marked.crowd], bool),
+        crowd=np.array([is_crowd for marked in stated for is_crowd in marked.crowd], bool),
         is_one_based=ending == ".xml",
         is_relative=kind.is_relative,
     )
     return _Part(class_names, [files.images[name] for name in used], objects, faults, place)
-
-
-def _marked(tree: Tree, path: str | None, ending: str) -> Marked:
-    content = b"" if path is None else tree.content(path)
-    assert content is not None
-    return _KINDS[ending].parse(_where(tree, path or ""), content) if path else Marked((0, 0), [], [], [])
 
 
 def _where(tree: Tree, path: str) -> str:
@@ -284,12 +285,18 @@ def _set_of_files(
     """Returns the set of some splits; ``folders``: where class files may lie besides the top."""
 
     @functools.cache
-    def names() -> tuple[str, tuple[str, ...]]:
-        return _stated_classes(tree, folders) or _found_classes(tree, splits.values(), ending)
+    def parse(path: str) -> Marked:
+        content = tree.content(path)
+        assert content is not None
+        return _KINDS[ending].parse(_where(tree, path), content)
+
+    @functools.cache
+    def find_classes() -> tuple[str, tuple[str, ...]]:
+        return _stated_classes(tree, folders) or _found_classes(tree, splits.values(), ending, parse)
 
     @functools.cache
     def read(name: str) -> _Part:
-        return _read_part(tree, splits[name], ending, names)
+        return _read_part(tree, splits[name], ending, parse, find_classes)
 
     return _Set(tuple(splits), read, tuple(notes), layout)
 
@@ -306,7 +313,9 @@ def _stated_classes(tree: Tree, folders: Iterable[str]) -> tuple[str, tuple[str,
     return stated[0] if stated else None
 
 
-def _found_classes(tree: Tree, splits: Iterable[_Files], ending: str) -> tuple[str, tuple[str, ...]]:
+def _found_classes(
+    tree: Tree, splits: Iterable[_Files], ending: str, parse: Callable[[str], Marked]
+) -> tuple[str, tuple[str, ...]]:
     """Returns the classes that the annotations name: in VOC's order if they are VOC's, and otherwise sorted."""
     if ending != ".xml":
         raise UserError(
@@ -314,7 +323,7 @@ def _found_classes(tree: Tree, splits: Iterable[_Files], ending: str) -> tuple[s
             " class in the order of their numbers, or give the data.yaml"
         )
     paths = {path for files in splits for name, path in files.annotations.items() if name in files.images}
-    found = {name for path in sorted(paths) for name in _marked(tree, path, ending).names}
+    found = {name for path in sorted(paths) for name in parse(path).names}
     if not found:
         raise UserError(
             f"{tree.path}: no annotation has a box, so that there is no class; write them to {CLASSES_FILE}"
