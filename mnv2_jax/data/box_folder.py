@@ -129,6 +129,7 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
         with_train,
     )
     opened = {name: _make_split(tree, name, found) for name in chosen.used}
+    _check_apart(tree, chosen.used, found)
     notes = [note for split in opened.values() for note in _note(split)]
     return chosen.opened(found.class_names(chosen.used), opened, (*found.notes, *notes))
 
@@ -195,6 +196,18 @@ def _make_split(tree: Tree, name: str, found: _Set) -> Split:
             sizes[index] = split.read(index).shape[:2]
         objects = dataclasses.replace(objects, sizes=sizes)
     return dataclasses.replace(split, targets=readers(in_order(objects, part.faults), split.read))
+
+
+def _check_apart(tree: Tree, names: Sequence[str], found: _Set) -> None:
+    """Refuses two splits that share images: training would see what is evaluated."""
+    if len(names) < 2:
+        return
+    first, second = (found.read(name).images for name in names)
+    if shared := sorted(set(first) & set(second)):
+        raise UserError(
+            f"{tree.path}: {counted(shared, 'image')} of {names[1]} {'is' if len(shared) == 1 else 'are'} also in"
+            f" {names[0]}, as {shared[0]}, so that training would see what is evaluated; take them out of one of them"
+        )
 
 
 def _note(split: Split) -> tuple[str, ...]:
@@ -494,6 +507,8 @@ _COCO_LAYOUT = (
 )
 _OFFICIAL = "instances_"
 """How the names of COCO's files of boxes begin; others beside them are about key points or captions."""
+_MOST_JSON = 16
+"""JSON files that are opened in search of COCO's; more of them are those of another format, with one for each image."""
 
 
 def _split_named(name: str) -> str | None:
@@ -518,7 +533,8 @@ def _coco_files(tree: Tree) -> list[tuple[str, str]]:
 
 
 def _is_coco(tree: Tree) -> bool:
-    return any(is_coco(tree.content(path) or b"") for _, path in _coco_files(tree))
+    files = _coco_files(tree)
+    return len(files) <= _MOST_JSON and any(is_coco(tree.content(path) or b"") for _, path in files)
 
 
 def _read_coco(tree: Tree, name: str) -> _Set:

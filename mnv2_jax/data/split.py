@@ -86,7 +86,8 @@ class Split:
     in_memory: bool = False
     """Whether reading an image is only a copy in memory, so that worker processes would gain nothing."""
     targets: Mapping[str, Callable[[int], Any]] = dataclasses.field(default_factory=dict)
-    """Functions that read further targets of image number i, by their names in an `Example`, such as "mask"."""
+    """Functions that read further targets of image number i, by their names in an `Example`: "mask"; or "boxes",
+    float32 [n, 4] as (y0, x0, y1, x1) in pixels with exclusive end, "classes", int32 [n], and "crowd", bool [n]."""
 
     def __post_init__(self) -> None:
         """Raises a `UserError` for labels in an array that aren't integers."""
