@@ -104,7 +104,7 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
     """Opens the train split and the split to evaluate; reads the annotations of both.
 
     Args:
-      data: `name` and `eval_split` are read.
+      data: `name`, `train_split` and `eval_split` are read.
       path: a directory or a .tar file that exists.
       with_eval: False where the images to evaluate will be taken out of train; the train split is then returned twice.
       with_train: False where nothing is trained. Train then has no images and need not exist.
@@ -127,6 +127,7 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
         found.layout,
         with_eval,
         with_train,
+        data.train_split,
     )
     opened = {name: _make_split(tree, name, found) for name in chosen.used}
     _check_apart(tree, chosen.used, found)
@@ -206,7 +207,8 @@ def _check_apart(tree: Tree, names: Sequence[str], found: _Set) -> None:
     if shared := sorted(set(first) & set(second)):
         raise UserError(
             f"{tree.path}: {counted(shared, 'image')} of {names[1]} {'is' if len(shared) == 1 else 'are'} also in"
-            f" {names[0]}, as {shared[0]}, so that training would see what is evaluated; take them out of one of them"
+            f" {names[0]}, as {shared[0]}, so that training would see what is evaluated; set another"
+            " data.train_split or data.eval_split, or take them out of one split"
         )
 
 

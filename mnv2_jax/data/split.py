@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from mnv2_jax.data.images import Picture
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, nearest
 
 _NAMES = {
     "train": ("train", "training"),
@@ -378,6 +378,7 @@ def choose_splits(
     layout: str,
     with_eval: bool,
     with_train: bool,
+    train_split: str = "train",
 ) -> Chosen:
     """Chooses among the splits of images that have a mask or boxes.
 
@@ -391,10 +392,15 @@ def choose_splits(
       layout: advice on how to arrange the files, for an error.
       with_eval: False where the images to evaluate will be taken out of train, which is then chosen for both.
       with_train: False where nothing is trained.
+      train_split: the split to train on.
 
     Raises:
       UserError: if there is no such split, several are meant, or the split to evaluate isn't annotated.
     """
+    if train_split != "train" and with_train and train_split not in names:
+        raise UserError(
+            f"{path}: data.train_split={train_split!r} is no split{nearest(train_split, filter(None, names))}"
+        )
     if list(names) == [""]:
         if eval_split is not None and not (with_train and role_of(eval_split) == "train"):
             raise UserError(
@@ -402,7 +408,7 @@ def choose_splits(
                 " of the images"
             )
         return Chosen("" if with_train else None, "", (), with_train and eval_split is None)
-    train = require_split(path, names, "train", layout) if with_train else None
+    train = require_split(path, names, train_split, layout) if with_train else None
     if train is not None and not with_eval:
         return Chosen(train, train, note_unused(names, train, None), False)
     if eval_split is None:
