@@ -28,6 +28,7 @@ SINCE = {
     "data.eval_canvas": None,
     "data.eval_window": None,
     "data.eval_mirror": False,
+    "data.train_split": "train",
     "data.mask_values": "index",
     "data.ignored_classes": [],
     "data.crop_scale": [0.5, 2.0],

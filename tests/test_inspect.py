@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli import answer, here
-from tests.data import masked
+from tests.data import boxed, masked
 from tests.data.conftest import smooth_image
 from tests.report.test_page import Page
 
@@ -219,6 +219,69 @@ def test_masks_whose_classes_are_not_known_yet(tmp_path):
     assert [(row["value"], row["train images"]) for row in tree["tables"]["masks"]][1] == ("(1, 2, 3)", 3)
 
 
+def test_boxes(tmp_path):
+    """A data set with every defect of boxes, each of which is counted and stops nothing."""
+    top = boxed.voc(tmp_path / "pets")
+    boxes = top / "Annotations"
+    boxed.xml(
+        boxes / "a.xml",
+        *(boxed.element("cat", box) for box in ((5, 5, 5, 5), (90, 5, 99, 9), (70, 5, 99, 9), (20, 30, 10, 5))),
+        boxed.element("dog", (1, 1, 40, 40)),
+    )
+    boxed.xml(boxes / "b.xml", size=(61, 80))
+    boxed.picture(top / "JPEGImages" / "f.jpg", (200, 300))
+    boxed.picture(top / "JPEGImages" / "g.jpg")
+    boxed.xml(boxes / "f.xml", boxed.element("dog", (1, 1, 300, 200)), boxed.element("cat", (1, 1, 96, 96)), size=None)
+    boxed.xml(boxes / "h.xml", boxed.element("cat", (1, 1, 9, 9)))
+    (top / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\nf\ng\nh\n")
+    (top / "ImageSets" / "Main" / "trainval.txt").write_text("a\nb\nc\nd\ne\n")
+    page = tmp_path / "pets.html"
+    tree = answer(here("inspect", top, f"--report={page}", "--json"))
+    assert (tree["splits"], tree["class_names"]) == ({"train": 4, "val": 2}, ["cat", "dog"])
+    tables = tree["tables"]
+    assert not {"classes", "masks"} & set(tables)
+    assert tables["boxes"] == [
+        {"class": "cat", "train": 4, "val": 2, "boxes": 6},
+        {"class": "dog", "train": 3, "val": 2, "boxes": 5},
+        {"class": "all", "train": 7, "val": 4, "boxes": 11},
+    ]
+    assert tables["box_sizes"] == [
+        {"size": "small", "train": 3, "val": 2, "boxes": 5},
+        {"size": "medium", "train": 2, "val": 2, "boxes": 4},
+        {"size": "large", "train": 2, "val": 0, "boxes": 2},
+    ]
+    assert tables["boxes_per_image"] == [
+        {"split": "train", "images": 4, "without boxes": 1, "least": 0, "median": 2, "most": 3},
+        {"split": "val", "images": 2, "without boxes": 0, "least": 2, "median": 2, "most": 2},
+    ]
+    counts = {row["kind"]: (row["train"], row["val"]) for row in tables["box_faults"]}
+    kinds = ("no area", "outside", "clipped", "reversed", "no boxes", "no annotation", "no image")
+    assert counts == dict.fromkeys(kinds, (1, 0)) | {"ignored": (1, 2)}
+    assert all(row["example"] for row in tables["box_faults"])
+    assert [(row["size"], row["stated"]) for row in tables["image_sizes"]] == [("80×60", "80×61")]
+    assert tree["training"] == {"train": 4, "eval": 2, "eval_split": "val"}
+    assert "Boxes by size" in Page(page.read_text()).text
+    assert "Boxes by size" in here("inspect", top).stdout
+
+
+@pytest.mark.parametrize("write", [boxed.yolo, boxed.official])
+def test_boxes_of_other_forms(tmp_path, write):
+    tree = answer(here("inspect", write(tmp_path / "pets"), "--json"))
+    assert tree["splits"] == {"train": 3, "val": 2}
+    assert [row["boxes"] for row in tree["tables"]["boxes"]] == [5, 5, 10]
+    assert [row["boxes"] for row in tree["tables"]["box_sizes"]] == [5, 5, 0]
+    assert "problem" not in tree["training"]
+
+
+def test_a_folder_with_masks_and_boxes(tmp_path):
+    top = boxed.voc(tmp_path / "VOC2012")
+    shutil.copytree(top / "ImageSets" / "Main", top / "ImageSets" / "Segmentation")
+    for name in "abcde":
+        masked.write(top / "SegmentationClass" / f"{name}.png", masked.mask(0, 1, 255, size=boxed.SIZE))
+    for option, table in (("", "masks"), ("--name=voc_segmentation", "masks"), ("--name=voc_detection", "boxes")):
+        assert table in answer(here("inspect", top, *filter(None, [option]), "--json"))["tables"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -231,6 +294,8 @@ def test_masks_whose_classes_are_not_known_yet(tmp_path):
         (["{empty}", "--config.data.name=x"], "--config.data.name=x"),
         (["{empty}", "--jsn"], "--json"),
         (["{empty}", "--mask_values=x"], "--mask_values"),
+        (["{empty}", "--name=x"], "--name"),
+        (["{empty}", "--name=coco"], "no JSON file of coco"),
         (["{empty}", "--ignored_classes=x"], "no folders of images and masks"),
     ],
 )
@@ -263,3 +328,22 @@ def test_real_streets(real_data):
     assert rows[-1]["class"] == "Unlabelled (ignored)"
     assert [round(rows[-1][f"{split} %"], 2) for split in ("val", "test")] == [1.7, 3.83]
     assert tree["tables"]["unknown_values"] == tree["tables"]["mask_sizes"] == tree["tables"]["unusable_masks"] == []
+
+
+def test_real_blood_cells(real_data):
+    """The numbers of boxes are those that were counted when the data were packed, without two that have no area."""
+    path = pathlib.Path(real_data) / "detection" / "bccd.tar"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    tree = answer(here("inspect", path, "--json"))
+    assert tree["splits"] == {"train": 205, "val": 87, "test": 72}
+    assert {row["class"]: row["boxes"] for row in tree["tables"]["boxes"]} == {
+        "RBC": 4155 - 2,
+        "WBC": 372,
+        "Platelets": 361,
+        "all": 4888 - 2,
+    }
+    assert [row["boxes"] for row in tree["tables"]["box_sizes"]] == [32, 1386, 3468]
+    counts = {row["kind"]: sum(row[split] for split in tree["splits"]) for row in tree["tables"]["box_faults"]}
+    assert {kind: count for kind, count in counts.items() if count} == {"no area": 2}
+    assert tree["training"] == {"train": 205, "eval": 87, "eval_split": "val"}

@@ -193,6 +193,8 @@ class DataConfig:
     """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128
     """Largest number of images per evaluation step. The result doesn't depend on it."""
+    train_split: Annotated[str, read_when("data.name", "coco", "voc_detection", "box_folder")] = "train"
+    """Split to train on, of images with boxes, as trainval of VOC. `eval_split` must then name one apart from it."""
     eval_split: str | None = None
     """Split for evaluation, by any of its names (valid, dev, testing …). Unset: val, or test where there is no val."""
     holdout_fraction: Annotated[float, Within(0, 0.9)] = 0.0

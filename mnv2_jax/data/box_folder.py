@@ -104,7 +104,7 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
     """Opens the train split and the split to evaluate; reads the annotations of both.
 
     Args:
-      data: `name` and `eval_split` are read.
+      data: `name`, `train_split` and `eval_split` are read.
       path: a directory or a .tar file that exists.
       with_eval: False where the images to evaluate will be taken out of train; the train split is then returned twice.
       with_train: False where nothing is trained. Train then has no images and need not exist.
@@ -127,8 +127,10 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
         found.layout,
         with_eval,
         with_train,
+        data.train_split,
     )
     opened = {name: _make_split(tree, name, found) for name in chosen.used}
+    _check_apart(tree, chosen.used, found)
     notes = [note for split in opened.values() for note in _note(split)]
     return chosen.opened(found.class_names(chosen.used), opened, (*found.notes, *notes))
 
@@ -197,6 +199,19 @@ def _make_split(tree: Tree, name: str, found: _Set) -> Split:
     return dataclasses.replace(split, targets=readers(in_order(objects, part.faults), split.read))
 
 
+def _check_apart(tree: Tree, names: Sequence[str], found: _Set) -> None:
+    """Refuses two splits that share images: training would see what is evaluated."""
+    if len(names) < 2:
+        return
+    first, second = (found.read(name).images for name in names)
+    if shared := sorted(set(first) & set(second)):
+        raise UserError(
+            f"{tree.path}: {counted(shared, 'image')} of {names[1]} {'is' if len(shared) == 1 else 'are'} also in"
+            f" {names[0]}, as {shared[0]}, so that training would see what is evaluated; set another"
+            " data.train_split or data.eval_split, or take them out of one split"
+        )
+
+
 def _note(split: Split) -> tuple[str, ...]:
     annotations = annotations_of(split)
     assert annotations is not None
@@ -226,16 +241,24 @@ class _Kind(NamedTuple):
 
 _KINDS = {".xml": _Kind(parse_xml, is_relative=False, needs_file=True), ".txt": _Kind(parse_yolo, True, False)}
 """Formats by the extension of their files."""
+_NOTHING = Marked((0, 0), [], [], [])
 
 
-def _read_part(tree: Tree, files: _Files, ending: str, names: Callable[[], tuple[str, tuple[str, ...]]]) -> _Part:
+def _read_part(
+    tree: Tree,
+    files: _Files,
+    ending: str,
+    parse: Callable[[str], Marked],
+    find_classes: Callable[[], tuple[str, tuple[str, ...]]],
+) -> _Part:
     """Reads the annotations of a split.
 
     Args:
       tree: the files.
       files: those of the split.
       ending: a key of `_KINDS`.
-      names: a function that returns where the classes are named, and their names.
+      parse: a function from the path of a file of boxes to what it states.
+      find_classes: a function that returns where the classes are named, and their names.
     """
     kind = _KINDS[ending]
     may_lack = files.is_annotated and not kind.needs_file
@@ -244,33 +267,26 @@ def _read_part(tree: Tree, files: _Files, ending: str, names: Callable[[], tuple
         "no annotation": [files.images[name] for name in sorted(files.images.keys() - set(used))],
         "no image": [files.annotations[name] for name in sorted(files.annotations.keys() - files.images.keys())],
     }
-    place, class_names = names() if used else ("", ())
-    is_yolo = kind.is_relative
-    numbers = {str(label) if is_yolo else name: label for label, name in enumerate(class_names)}
-    all_marked = [_marked(tree, files.annotations.get(name), ending) for name in used]
+    place, class_names = find_classes() if used else ("", ())
+    numbers = {str(label) if kind.is_relative else name: label for label, name in enumerate(class_names)}
+    stated = [parse(files.annotations[name]) if name in files.annotations else _NOTHING for name in used]
     classes = [
         numbers_of(_where(tree, files.annotations[name]), marked.names, numbers, place)
-        for name, marked in zip(used, all_marked, strict=True)
+        for name, marked in zip(used, stated, strict=True)
         if marked.names
     ]
-    counts = [len(marked.names) for marked in all_marked]
+    counts = np.array([len(marked.names) for marked in stated], np.int64)
     objects = Objects(
         files=[files.annotations.get(name, files.images[name]) for name in used],
-        sizes=np.array([marked.size for marked in all_marked], np.int64).reshape(-1, 2),
-        image=np.repeat(np.arange(len(used)), np.array(counts, np.int64)),
-        corners=np.array([box for marked in all_marked for box in marked.corners], np.float64).reshape(-1, 4),
+        sizes=np.array([marked.size for marked in stated], np.int64).reshape(-1, 2),
+        image=np.repeat(np.arange(len(used)), counts),
+        corners=np.array([box for marked in stated for box in marked.corners], np.float64).reshape(-1, 4),
         classes=np.array([label for labels in classes for label in labels], np.int64),
-        crowd=np.array([is_crowd for marked in all_marked for is_crowd in marked.crowd], bool),
+        crowd=np.array([is_crowd for marked in stated for is_crowd in marked.crowd], bool),
         is_one_based=ending == ".xml",
         is_relative=kind.is_relative,
     )
     return _Part(class_names, [files.images[name] for name in used], objects, faults, place)
-
-
-def _marked(tree: Tree, path: str | None, ending: str) -> Marked:
-    content = b"" if path is None else tree.content(path)
-    assert content is not None
-    return _KINDS[ending].parse(_where(tree, path or ""), content) if path else Marked((0, 0), [], [], [])
 
 
 def _where(tree: Tree, path: str) -> str:
@@ -284,12 +300,18 @@ def _set_of_files(
     """Returns the set of some splits; ``folders``: where class files may lie besides the top."""
 
     @functools.cache
-    def names() -> tuple[str, tuple[str, ...]]:
-        return _stated_classes(tree, folders) or _found_classes(tree, splits.values(), ending)
+    def parse(path: str) -> Marked:
+        content = tree.content(path)
+        assert content is not None
+        return _KINDS[ending].parse(_where(tree, path), content)
+
+    @functools.cache
+    def find_classes() -> tuple[str, tuple[str, ...]]:
+        return _stated_classes(tree, folders) or _found_classes(tree, splits.values(), ending, parse)
 
     @functools.cache
     def read(name: str) -> _Part:
-        return _read_part(tree, splits[name], ending, names)
+        return _read_part(tree, splits[name], ending, parse, find_classes)
 
     return _Set(tuple(splits), read, tuple(notes), layout)
 
@@ -306,7 +328,9 @@ def _stated_classes(tree: Tree, folders: Iterable[str]) -> tuple[str, tuple[str,
     return stated[0] if stated else None
 
 
-def _found_classes(tree: Tree, splits: Iterable[_Files], ending: str) -> tuple[str, tuple[str, ...]]:
+def _found_classes(
+    tree: Tree, splits: Iterable[_Files], ending: str, parse: Callable[[str], Marked]
+) -> tuple[str, tuple[str, ...]]:
     """Returns the classes that the annotations name: in VOC's order if they are VOC's, and otherwise sorted."""
     if ending != ".xml":
         raise UserError(
@@ -314,7 +338,7 @@ def _found_classes(tree: Tree, splits: Iterable[_Files], ending: str) -> tuple[s
             " class in the order of their numbers, or give the data.yaml"
         )
     paths = {path for files in splits for name, path in files.annotations.items() if name in files.images}
-    found = {name for path in sorted(paths) for name in _marked(tree, path, ending).names}
+    found = {name for path in sorted(paths) for name in parse(path).names}
     if not found:
         raise UserError(
             f"{tree.path}: no annotation has a box, so that there is no class; write them to {CLASSES_FILE}"
@@ -485,6 +509,8 @@ _COCO_LAYOUT = (
 )
 _OFFICIAL = "instances_"
 """How the names of COCO's files of boxes begin; others beside them are about key points or captions."""
+_MOST_JSON = 16
+"""JSON files that are opened in search of COCO's; more of them are those of another format, with one for each image."""
 
 
 def _split_named(name: str) -> str | None:
@@ -509,7 +535,8 @@ def _coco_files(tree: Tree) -> list[tuple[str, str]]:
 
 
 def _is_coco(tree: Tree) -> bool:
-    return any(is_coco(tree.content(path) or b"") for _, path in _coco_files(tree))
+    files = _coco_files(tree)
+    return len(files) <= _MOST_JSON and any(is_coco(tree.content(path) or b"") for _, path in files)
 
 
 def _read_coco(tree: Tree, name: str) -> _Set:

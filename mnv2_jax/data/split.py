@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from mnv2_jax.data.images import Picture
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import UserError, nearest
 
 _NAMES = {
     "train": ("train", "training"),
@@ -86,7 +86,8 @@ class Split:
     in_memory: bool = False
     """Whether reading an image is only a copy in memory, so that worker processes would gain nothing."""
     targets: Mapping[str, Callable[[int], Any]] = dataclasses.field(default_factory=dict)
-    """Functions that read further targets of image number i, by their names in an `Example`, such as "mask"."""
+    """Functions that read further targets of image number i, by their names in an `Example`: "mask"; or "boxes",
+    float32 [n, 4] as (y0, x0, y1, x1) in pixels with exclusive end, "classes", int32 [n], and "crowd", bool [n]."""
 
     def __post_init__(self) -> None:
         """Raises a `UserError` for labels in an array that aren't integers."""
@@ -377,6 +378,7 @@ def choose_splits(
     layout: str,
     with_eval: bool,
     with_train: bool,
+    train_split: str = "train",
 ) -> Chosen:
     """Chooses among the splits of images that have a mask or boxes.
 
@@ -390,10 +392,15 @@ def choose_splits(
       layout: advice on how to arrange the files, for an error.
       with_eval: False where the images to evaluate will be taken out of train, which is then chosen for both.
       with_train: False where nothing is trained.
+      train_split: the split to train on.
 
     Raises:
       UserError: if there is no such split, several are meant, or the split to evaluate isn't annotated.
     """
+    if train_split != "train" and with_train and train_split not in names:
+        raise UserError(
+            f"{path}: data.train_split={train_split!r} is no split{nearest(train_split, filter(None, names))}"
+        )
     if list(names) == [""]:
         if eval_split is not None and not (with_train and role_of(eval_split) == "train"):
             raise UserError(
@@ -401,7 +408,7 @@ def choose_splits(
                 " of the images"
             )
         return Chosen("" if with_train else None, "", (), with_train and eval_split is None)
-    train = require_split(path, names, "train", layout) if with_train else None
+    train = require_split(path, names, train_split, layout) if with_train else None
     if train is not None and not with_eval:
         return Chosen(train, train, note_unused(names, train, None), False)
     if eval_split is None:

@@ -424,6 +424,22 @@ def test_what_could_be_either_is_refused(tmp_path):
     refused(files, "could each be the split train", "coco")
 
 
+def test_splits_that_share_images_are_refused(tmp_path):
+    voc(tmp_path, (("train", "abcd"), ("val", "de")))
+    assert "d.jpg" in refused(tmp_path, "1 image of val is also in train", "voc_detection")
+    assert len(opened(tmp_path, "voc_detection", evaluates=True).eval) == 2
+    assert len(opened(tmp_path, "voc_detection", holdout_fraction=0.5).train) == 2
+
+
+def test_the_split_to_train_on(tmp_path):
+    voc(tmp_path, (("train", "ab"), ("val", "c"), ("test", "d")))
+    (tmp_path / "ImageSets" / "Main" / "trainval.txt").write_text("a\nb\nc\n")
+    dataset = opened(tmp_path, "voc_detection", train_split="trainval", eval_split="test")
+    assert (names_of(dataset.train), names_of(dataset.eval)) == (["a", "b", "c"], ["d"])
+    refused(tmp_path, r"1 image of val is also in trainval.*data\.eval_split", "voc_detection", train_split="trainval")
+    refused(tmp_path, r"data\.train_split='x' is no split; one of: test, train", "voc_detection", train_split="x")
+
+
 def test_class_folders_are_told_from_images_and_boxes(tmp_path):
     refused(yolo(tmp_path), "box_folder", "folder")
 
