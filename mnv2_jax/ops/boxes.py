@@ -224,10 +224,9 @@ def detections(
     chosen, numbers = jax.lax.top_k(jnp.where(keep, best, 0).reshape(-1), places)
     is_there = chosen > 0
     own = rivals.reshape(-1, 4).at[numbers].get(mode="promise_in_bounds")
+    found = jnp.where(is_there[:, None], own, 0)
     classes = jnp.where(is_there, jax.lax.div(numbers, jnp.asarray(candidates, numbers.dtype)), -1).astype(jnp.int32)
+    if places == most:
+        return found, classes, chosen
     empty = (0, most - places)
-    return (
-        jnp.pad(jnp.where(is_there[:, None], own, 0), (empty, (0, 0))),
-        jnp.pad(classes, empty, constant_values=-1),
-        jnp.pad(chosen, empty),
-    )
+    return jnp.pad(found, (empty, (0, 0))), jnp.pad(classes, empty, constant_values=-1), jnp.pad(chosen, empty)
