@@ -64,7 +64,8 @@ class BoxLists:
             )
             return {"box": boxes, "class": classes, "probability": scores}
 
-        return jax.vmap(choose)(codes, logits)
+        # One image after the other: the overlaps of all candidates are large
+        return jax.lax.map(lambda image: choose(*image), (codes, logits))
 
     def to_json(self, answer: PyTree) -> dict[str, Any]:
         """The answer for one image as ``{"boxes": [{"box": [x0, y0, x1, y1], "index", "label", "probability"}, ...]}``.

@@ -121,19 +121,14 @@ class Detection(Alone):
         sides = np.tile(rows["size"], 2)[:, None].astype(np.float64)
         found = Found(rows["box"] * sides, rows["class"], rows["probability"])
         tables = coco_scores(indices, truths, *found, self.class_names)
-        scalars = {name: tables.pop(name) for name in _SCALARS}
+        scalars = {name: tables.pop(name) or 0.0 for name in _SCALARS}
         loss = float(rows["loss"].sum(dtype=np.float64) / max(rows["weight"].sum(dtype=np.float64), 1))
         chosen = examples(indices, truths, found)
         places = {index: place for place, index in enumerate(indices)}
         boxes = sum(row["boxes"] for row in tables["per_class"])
         doubts = [] if boxes else ["no box of these images counts, so that scores are 0; mnv2 inspect shows the boxes"]
         return Evaluation(
-            {
-                **{name: score or 0.0 for name, score in scalars.items()},
-                "loss": loss,
-                "boxes": boxes,
-                "count": len(truths),
-            },
+            {**scalars, "loss": loss, "boxes": boxes, "count": len(truths)},
             tables,
             chosen,
             notes=doubts,
