@@ -1,6 +1,6 @@
 """Batches in memory shared by worker and main process: nothing is copied, and the memory is used again.
 
-    worker:  empty(shape) ──► filled ──► parcel(batch) ──┐ numbers of segments, instead of the arrays
+    worker:  empty(shape) ──► filled ──► parcel(batch) ──┐ the number of a segment, instead of the arrays
     main:    Receiver.open ◄─────────────────────────────┘
              used, dropped ──► the segment is free; the worker fills it again
 
@@ -17,6 +17,7 @@ import dataclasses
 import math
 import mmap
 import os
+import pickle
 import tempfile
 import weakref
 from multiprocessing import reduction
@@ -46,15 +47,27 @@ class _Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parcel:
-    """A batch on its way between processes."""
+class _Content:
+    """What a parcel holds."""
 
     small: NumpyBatch
     """Arrays that are sent themselves."""
     places: dict[str, _Place]
-    """Arrays that lie in segments."""
-    error: UserError | None = None
+    """Arrays that lie in segments of their own."""
+    error: UserError | None
     """An error that is sent instead of a batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parcel:
+    """A batch on its way between processes.
+
+    Its message is so short that the system writes it whole (`select.PIPE_BUF`). Of a longer one, a worker that is ended
+    can leave the beginning in a full pipe, for the rest of which the main process would wait forever.
+    """
+
+    content: _Place | None
+    """The pickled `_Content`; None: there is none, behind the end of a stream."""
 
 
 # --- in a worker --------------------------------------------------------------------------------------------
@@ -87,17 +100,27 @@ class _Segments:
         self._filling.add(number)
         return np.ndarray(shape, np.uint8, segment, _HEADER_BYTES)
 
-    def parcel(self, batch: NumpyBatch) -> Parcel:
+    def parcel(self, batch: NumpyBatch | UserError) -> Parcel:
+        if isinstance(batch, UserError):
+            for number in self._filling:
+                self._segments[number][0] = 0
+            self._filling.clear()
+            return self._packed(_Content({}, {}, batch))
         number_of = {id(self._segments[number]): number for number in self._filling}
         numbers = {key: number_of[id(array.base)] for key, array in batch.items() if id(array.base) in number_of}
         # The segment of an array that is left out, or sent in part or twice, would never be free again.
         assert sorted(numbers.values()) == sorted(self._filling), "send every array of empty(), whole and once"
         self._filling.clear()
-        places = {
-            key: _Place((self._worker, number), batch[key].shape, self._handles.pop(number, None))
-            for key, number in numbers.items()
-        }
-        return Parcel({key: array for key, array in batch.items() if key not in places}, places)
+        places = {key: self._place(number, batch[key].shape) for key, number in numbers.items()}
+        return self._packed(_Content({key: x for key, x in batch.items() if key not in places}, places, None))
+
+    def _packed(self, content: _Content) -> Parcel:
+        message = np.frombuffer(pickle.dumps(content), np.uint8)
+        self.empty(message.shape)[...] = message
+        return Parcel(self._place(self._filling.pop(), message.shape))
+
+    def _place(self, number: int, shape: tuple[int, ...]) -> _Place:
+        return _Place((self._worker, number), shape, self._handles.pop(number, None))
 
 
 def nameless_file() -> BinaryIO:
@@ -142,9 +165,13 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8) if _segments is None else _segments.empty(shape)
 
 
-def parcel(batch: NumpyBatch) -> Parcel:
-    """Makes the message that a worker sends for a batch; the worker must not change arrays from `empty` afterwards."""
-    return Parcel(batch, {}) if _segments is None else _segments.parcel(batch)
+def parcel(batch: NumpyBatch | UserError) -> Parcel:
+    """Makes the message that a worker sends for a batch, or for an error instead of one.
+
+    The worker must not change arrays from `empty` afterwards.
+    """
+    assert _segments is not None, "only a worker sends parcels"
+    return _segments.parcel(batch)
 
 
 # --- in the main process ------------------------------------------------------------------------------------
@@ -165,9 +192,11 @@ class Receiver:
           UserError: the error of the parcel.
           OSError, EOFError: if the worker is gone, and its segment with it.
         """
-        if parcel.error is not None:
-            raise parcel.error
-        return parcel.small | {key: self._array(place) for key, place in parcel.places.items()}
+        assert parcel.content is not None, "there is nothing behind the end of a stream"
+        content: _Content = pickle.loads(self._array(parcel.content).data)
+        if content.error is not None:
+            raise content.error
+        return content.small | {key: self._array(place) for key, place in content.places.items()}
 
     def _array(self, place: _Place) -> np.ndarray:
         if place.handle is not None:

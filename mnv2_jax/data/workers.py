@@ -220,11 +220,11 @@ class _ParcelMaker:
 
     def __call__(self, number: int) -> Parcel:
         if number >= self.stop:
-            return Parcel({}, {})
+            return Parcel(None)
         try:
             return shared.parcel(self.make(number))
         except UserError as error:
-            return Parcel({}, {}, error)
+            return shared.parcel(error)
 
 
 def _allow_open_files() -> None:

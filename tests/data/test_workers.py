@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -126,8 +127,8 @@ def test_segments_are_filled_again_and_none_is_left():
     first = next(batches)["image"]
     for _ in range(80):
         next(batches)
-    # A worker has one in hand, three on the way, and ours; the first is held.
-    assert 3 <= segments() - before <= 2 * 5 + 1
+    # A worker has one in hand, three on the way, and ours, each with its message; the first is held.
+    assert 3 <= segments() - before <= 2 * 2 * 5 + 1
     del batches
     assert segments() - before == 1
     assert first.shape == (4, 16, 16, 3)
@@ -161,7 +162,35 @@ def test_a_segment_grows_with_what_it_must_hold(receiver):
         assert batch["image"].shape == (number, 2, 2, 3)
         np.testing.assert_array_equal(batch["index"], np.arange(number))
         del batch, filled
-    assert mapped() == before + 2
+    assert mapped() == before + 4  # and those of the messages
+
+
+def test_messages_are_so_short_that_they_are_written_whole(receiver):
+    """Or a worker that ends could leave a part of one in the pipe."""
+    arrays = {f"array_{number}": np.full((64, 100, 4), number, np.float32) for number in range(40)}
+    pictures = {f"image_{number}": shared.empty((8, 8, 3)) for number in range(40)}
+    message = pickle.dumps(shared.parcel(arrays | pictures))
+    assert len(message) < select.PIPE_BUF / 2
+    batch = receiver.open(pickle.loads(message))
+    np.testing.assert_array_equal(batch["array_39"], arrays["array_39"])
+    message = pickle.dumps(shared.parcel(UserError("x" * 10_000)))
+    assert len(message) < select.PIPE_BUF / 2
+    with pytest.raises(UserError, match="xxx"):
+        receiver.open(pickle.loads(message))
+
+
+CLOSED_EARLY = """
+import numpy as np, time
+from mnv2_jax.data.workers import in_order
+batches = in_order(lambda step: {"boxes": np.full((64, 400, 4), step, np.float32)}, 0, 1000, 2)
+next(batches)
+time.sleep(2)  # the workers fill the pipe
+batches.close()
+"""
+
+
+def test_a_stream_of_large_arrays_is_closed_while_its_pipe_is_full():
+    subprocess.run([sys.executable, "-c", CLOSED_EARLY], cwd=cli.ROOT, timeout=120, check=True)
 
 
 def test_arrays_that_are_there_together_have_segments_of_their_own(receiver):
