@@ -238,8 +238,8 @@ def test_predictions_are_those_of_an_evaluation_in_windows_and_mirrored(file):
     right = sum(int((answer["class"] == mask).sum()) for answer, mask in zip(answers, masks, strict=True))
     assert right / scalars["pixels"] == pytest.approx(scalars["pixel_accuracy"], abs=1e-4)
     at_once = weights._replace(info=dataclasses.replace(info, preprocessing=Preprocessing()))
-    others = Predictor(at_once).arrays(images)
-    assert any((answer["class"] != other["class"]).any() for answer, other in zip(answers, others, strict=True))
+    others = Predictor(at_once).arrays(images[:3])
+    assert any((answer["class"] != other["class"]).any() for answer, other in zip(answers, others, strict=False))
 
 
 @pytest.mark.parametrize(
