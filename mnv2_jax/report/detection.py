@@ -10,9 +10,10 @@ import numpy as np
 from mnv2_jax.data.split import Example
 from mnv2_jax.report.boxes import drawn
 from mnv2_jax.report.charts import Panel, precision_recall
+from mnv2_jax.report.examples import examples
 from mnv2_jax.report.overlays import beside
 from mnv2_jax.report.page import Facts, Page, Written, fitting
-from mnv2_jax.report.words import number, percent, place, table, text
+from mnv2_jax.report.words import number, percent, table, text
 
 _PICTURE_PX = 240
 _SIZES = ("small", "medium", "large")
@@ -75,27 +76,13 @@ def _classes(rows: Iterable[Mapping[str, Any]]) -> str:
     return table(("class", "boxes", "", "AP", "AP at 0.5"), cells, "classes")
 
 
-_TITLES = {"worst": "Worst images", "typical": "Typical images"}
-
-
 def _examples(evaluation: Facts, pictures: Mapping[int, str]) -> str:
-    parts = []
-    for why, title in _TITLES.items():
-        cards = [
-            f"<figure>{pictures[example['index']]}<figcaption>{number(example['missed'])} missed,"
-            f" {number(example['wrong'])} wrong of {number(example['boxes'])} boxes"
-            f"<span class=note>{_place(example)}</span></figcaption></figure>"
-            for example in evaluation.get("examples", ())
-            if example["why"] == why and example["index"] in pictures
-        ]
-        if cards:
-            note = "<p class=note>True boxes, broken lines; found boxes of a probability above a half.</p>"
-            parts.append(f'<h3>{title}</h3>{note}<div class="pictures wide">{"".join(cards)}</div>')
-    return "".join(parts)
-
-
-def _place(example: Mapping[str, Any]) -> str:
-    return place(example["path"]) if "path" in example else f"image {example['index']}"
+    return examples(
+        evaluation,
+        pictures,
+        "True boxes, broken lines; found boxes of a probability above a half.",
+        lambda row: f"{number(row['missed'])} missed, {number(row['wrong'])} wrong of {number(row['boxes'])} boxes",
+    )
 
 
 def draw(example: Example, found: np.ndarray | None) -> np.ndarray:

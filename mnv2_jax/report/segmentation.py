@@ -10,10 +10,11 @@ from PIL import Image
 
 from mnv2_jax.data.split import Example
 from mnv2_jax.report.charts import Panel
+from mnv2_jax.report.examples import examples
 from mnv2_jax.report.overlays import beside, overlay
 from mnv2_jax.report.page import Facts, Page, Written, fitting
 from mnv2_jax.report.sections import confusion_table
-from mnv2_jax.report.words import number, percent, place, table, text
+from mnv2_jax.report.words import number, percent, table, text
 
 _NAMED_CLASSES = 30
 """Most classes for which the confusion of pixels is shown."""
@@ -71,26 +72,13 @@ def _classes(rows: Iterable[Mapping[str, Any]], total: int) -> str:
     return table(("class", "pixels", "", "IoU", "accuracy"), cells, "classes")
 
 
-_TITLES = {"worst": "Worst images", "typical": "Typical images"}
-
-
 def _examples(evaluation: Facts, pictures: Mapping[int, str]) -> str:
-    parts = []
-    for why, title in _TITLES.items():
-        cards = [
-            f"<figure>{pictures[example['index']]}<figcaption>mean IoU {percent(example['iou'])}"
-            f"<span class=note>{_place(example)}</span></figcaption></figure>"
-            for example in evaluation.get("examples", ())
-            if example["why"] == why and example["index"] in pictures
-        ]
-        if cards:
-            note = "<p class=note>Image, true classes, predicted classes.</p>"
-            parts.append(f'<h3>{title}</h3>{note}<div class="pictures wide">{"".join(cards)}</div>')
-    return "".join(parts)
-
-
-def _place(example: Mapping[str, Any]) -> str:
-    return place(example["path"]) if "path" in example else f"image {example['index']}"
+    return examples(
+        evaluation,
+        pictures,
+        "Image, true classes, predicted classes.",
+        lambda example: f"mean IoU {percent(example['iou'])}",
+    )
 
 
 def draw(example: Example, class_map: np.ndarray | None) -> np.ndarray:
