@@ -155,7 +155,7 @@ def main() -> None:
             entries = predictor.answers.to_json(answer)
             _check_confidence(entries, args.min_confidence)
             if files is not None:
-                files.write(path, answer)
+                files.write(path, answer, args.min_confidence)
             yield path, entries
 
     print_rows = _print_json if args.json else _print_csv if args.csv else _print_text
@@ -187,8 +187,8 @@ class _Files:
                     raise UserError(f"--out={folder}: {file} would replace an image to predict; give another folder")
                 owners[file] = path
 
-    def write(self, path: str, answer: Any) -> None:
-        """Writes the files of one image.
+    def write(self, path: str, answer: Any, min_confidence: float | None) -> None:
+        """Writes the files of one image, without what is less probable.
 
         Raises:
           UserError: if they can't be written.
@@ -196,7 +196,7 @@ class _Files:
         from mnv2_jax.json_files import write_bytes, writing
         from mnv2_jax.tasks.predictor import pixels_of
 
-        for ending, content in self._answers.files(pixels_of(path), answer).items():
+        for ending, content in self._answers.files(pixels_of(path), answer, min_confidence).items():
             file = self._folder / f"{self._names[path]}{ending}"
             with writing(file):
                 file.parent.mkdir(parents=True, exist_ok=True)

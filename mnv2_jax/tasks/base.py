@@ -158,8 +158,11 @@ class HasFiles(Protocol):
         """Endings of the names of the files for one image."""
         ...
 
-    def files(self, image: np.ndarray, answer: PyTree) -> Mapping[str, bytes]:
-        """Makes the files for one image, uint8 [h, w, 3], by their `endings`."""
+    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float | None) -> Mapping[str, bytes]:
+        """Makes the files for one image, uint8 [h, w, 3], by their `endings`.
+
+        What is less probable than ``min_confidence`` is left out; None: the usual of the task.
+        """
         ...
 
 

@@ -20,6 +20,8 @@ from mnv2_jax.tasks.base import Once
 from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
 
+SHOWN = 0.5
+"""Least probability of a box that is drawn, and that counts as a mistake where there is none."""
 _CANDIDATES = 300
 """Most probable boxes of a class among which overlapping ones are dropped (torchvision's topk_candidates)."""
 
@@ -90,14 +92,16 @@ class BoxLists:
             for row in entries["boxes"]
         ]
 
-    def files(self, image: np.ndarray, answer: PyTree) -> dict[str, bytes]:
+    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float | None = None) -> dict[str, bytes]:
         """The boxes over the image, with a legend, by the ending of the file.
 
         Args:
           image: uint8 [h, w, 3].
           answer: the answer, in pixels of the image.
+          min_confidence: least probability of the boxes; None: `SHOWN`.
         """
-        is_box = np.asarray(answer["probability"]) > 0
+        is_box = np.asarray(answer["probability"]) >= (SHOWN if min_confidence is None else min_confidence)
+        is_box &= np.asarray(answer["probability"]) > 0
         classes = np.asarray(answer["class"])[is_box]
         picture = drawn(image, np.asarray(answer["box"])[is_box], classes)
         return {"-boxes.png": png(beside([picture, legend(self.labels, np.unique(classes).tolist())], gap_px=8))}

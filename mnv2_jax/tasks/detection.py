@@ -24,7 +24,7 @@ from mnv2_jax.registry import TASKS
 from mnv2_jax.report.detection import DETECTION
 from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import Aux, Evaluation, Kind
-from mnv2_jax.tasks.box_lists import BoxLists, box_lists, framing
+from mnv2_jax.tasks.box_lists import SHOWN, BoxLists, box_lists, framing
 from mnv2_jax.tasks.coco import coco_scores
 from mnv2_jax.tasks.numbered import check_head, check_num_classes, check_options, same_classes, worst_and_typical
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
@@ -41,8 +41,6 @@ def _sigmoid_loss(logits: Array, labels: Array) -> Array:
 _CLASS_LOSSES = {"softmax": optax.softmax_cross_entropy_with_integer_labels, "sigmoid": _sigmoid_loss}
 """Losses [b, a] from logits [b, a, k + 1] and classes [b, a], 0 for the background, by `ModelConfig.box_scores`."""
 _SCALARS = ("ap", "ap50", "ap75")
-_SHOWN = 0.5
-"""Least probability of a box that counts as a mistake, and is drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +167,7 @@ class Found(NamedTuple):
     def shown(self, place: int) -> np.ndarray:
         """Returns the boxes of an image that are drawn, [k, 5]: the box and its class."""
         rows = np.concatenate([self.boxes[place], self.classes[place][:, None]], 1)
-        return rows[self.scores[place] >= _SHOWN]
+        return rows[self.scores[place] >= SHOWN]
 
 
 def examples(indices: Sequence[int], truths: Sequence[Mapping[str, np.ndarray]], found: Found) -> list[dict[str, Any]]:
