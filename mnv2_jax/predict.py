@@ -155,7 +155,7 @@ def main() -> None:
             entries = predictor.answers.to_json(answer)
             _check_confidence(entries, args.min_confidence)
             if files is not None:
-                files.write(path, answer, args.min_confidence)
+                files.write(path, answer, args.min_confidence or None)
             yield path, entries
 
     print_rows = _print_json if args.json else _print_csv if args.csv else _print_text
