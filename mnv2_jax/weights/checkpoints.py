@@ -203,7 +203,7 @@ def _prefixes(names: Iterable[str]) -> dict[str, Anchor]:
             if prefix == name or (prefix and not prefix.endswith(".")):
                 continue
             anchors.setdefault(prefix, anchor)
-    inside = {prefix + anchor.inside for prefix, anchor in anchors.items() if anchor.inside}
+    inside = {prefix + beginning for prefix, anchor in anchors.items() for beginning in anchor.inside}
     return {prefix: anchor for prefix, anchor in anchors.items() if prefix not in inside}
 
 

@@ -1,4 +1,4 @@
-"""Networks of other libraries that give a class to each pixel: names of layers, and what their files don't say."""
+"""Networks of other libraries that find classes of pixels or boxes: names of layers, and what their files don't say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mnv2_jax.data.mask_classes import VOC
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.anchors import NUM_MAPS, shapes_of
+from mnv2_jax.models.heads import SSDLITE
 from mnv2_jax.models.plan import Plan
 from mnv2_jax.models.registry import Model
-from mnv2_jax.weights import names
+from mnv2_jax.weights import by_name, names
+from mnv2_jax.weights.coco_classes import COCO
 from mnv2_jax.weights.conventions import Source
 from mnv2_jax.weights.layers import ForeignNetwork
 from mnv2_jax.weights.names import Names
@@ -26,8 +30,17 @@ WIDTHS = tuple(
 """Widths of MobileNetV2, among which that of a TFLite file is found by its channels."""
 
 
+def _num_classes(tensors: Mapping[str, np.ndarray], table: Names) -> int:
+    return by_name.num_classes(tensors, table)
+
+
+def _no_options(tensors: Mapping[str, np.ndarray], table: Names) -> dict[str, Any]:
+    del tensors, table
+    return {}
+
+
 class DenseForm(NamedTuple):
-    """A form of dense network that a library writes."""
+    """A form of network for pixels or boxes that a library writes."""
 
     model: str
     """Network of the features, where the user names none."""
@@ -38,7 +51,7 @@ class DenseForm(NamedTuple):
     names: Callable[[Plan], Names]
     """Table of names, features and head."""
     first: str
-    """Our name of the layer whose outputs are `config.ModelConfig.head_channels`."""
+    """Our name of the layer whose outputs are `config.ModelConfig.head_channels`; empty: the head has no such layer."""
     head_epsilon: float
     """Epsilon of the norms of the head."""
     aux: str = ""
@@ -47,6 +60,20 @@ class DenseForm(NamedTuple):
     """What is left out: a text for the note, by the beginning of the tensors' names."""
     is_pool_first: bool = False
     """Whether the pooled image stands before the other branches in the input of the projection."""
+    task: str = "segmentation"
+    """Task of the network."""
+    num_classes: Callable[[Mapping[str, np.ndarray], Names], int] = _num_classes
+    """Counts the classes, from the tensors and the table of names."""
+    more_options: Callable[[Mapping[str, np.ndarray], Names], dict[str, Any]] = _no_options
+    """Reads further fields of `config.ModelConfig` from the shapes of the tensors."""
+    preprocessing: Mapping[str, Any] = types.MappingProxyType({"eval_crop_fraction": 1.0})
+    """Fields of `file.Preprocessing` in the published evaluation; whole images are evaluated."""
+    decay: float | None = None
+    """Decay of the norms' statistics, where it isn't that of the library's classifiers."""
+    classes: Mapping[int, tuple[str, ...]] = types.MappingProxyType({len(VOC): VOC})
+    """Names of the classes that are meant where a file has this many and doesn't name them."""
+    has_x_first: bool = False
+    """Whether codes of boxes are in the order x, y, width, height."""
 
 
 def _torchvision(plan: Plan) -> Names:
@@ -84,6 +111,43 @@ def _torchvision_deeplabv3(plan: Plan) -> Names:
         "aspp/conv_norm": "classifier.2",
         "classifier": "classifier.4",
     }
+
+
+def _torchvision_ssdlite(plan: Plan) -> Names:
+    """Names of torchvision's SSDLite, which cuts its features behind an expansion: features.0 ends with it."""
+    tap = int(SSDLITE.tap(plan).removeprefix("block_"))
+    table = Names()
+    for layer, name in names.torchvision_v3(plan).items():
+        place, _, rest = name.removeprefix("features.").partition(".")
+        if not name.startswith("features."):
+            continue
+        if int(place) < tap:
+            table[layer] = f"backbone.features.0.{place}.{rest}"
+        elif int(place) > tap:
+            table[layer] = f"backbone.features.1.{int(place) - tap}.{rest}"
+        elif rest.startswith("block.0."):
+            table[layer] = f"backbone.features.0.{place}.{rest.removeprefix('block.0.')}"
+        else:
+            table[layer] = f"backbone.features.1.0.{rest.removeprefix('block.')}"
+    for number in range(4):
+        for place, layer in enumerate(("reduce", "depthwise", "project")):
+            at = f"backbone.extra.{number}.{place}"
+            table |= {f"extra_{number + 1}/{layer}": f"{at}.0", f"extra_{number + 1}/{layer}_norm": f"{at}.1"}
+    for kind, library in (("boxes", "regression"), ("classifier", "classification")):
+        for number in range(NUM_MAPS):
+            ours, at = f"map_{number + 1}_{kind}", f"head.{library}_head.module_list.{number}"
+            table |= {ours: f"{at}.1", f"{ours}/depthwise": f"{at}.0.0", f"{ours}/depthwise_norm": f"{at}.0.1"}
+    return table
+
+
+def _ssdlite_classes(tensors: Mapping[str, np.ndarray], table: Names) -> int:
+    anchors = len(shapes_of("torchvision")[0])
+    return len(tensors[f"{table['map_1_classifier']}.weight"]) // anchors - 1  # the first is the background
+
+
+def _ssdlite_tail(tensors: Mapping[str, np.ndarray], table: Names) -> dict[str, Any]:
+    kernel = tensors.get(f"{table['head']}.weight", np.empty(0))
+    return {"reduced_tail": "torchvision" if len(kernel) == 480 else None}
 
 
 def _corenet_deeplabv3(plan: Plan) -> Names:
@@ -138,6 +202,29 @@ DENSE: Mapping[tuple[Source, str], DenseForm] = {
         head_epsilon=1e-5,
         # It has 10 channels at stride 8, and ours at least 128 at stride 16. Inference needs neither.
         unused={"aux_classifier.": "the auxiliary head, which is of another form and only used in training,"},
+    ),
+    # torchvision/models/detection/ssdlite.py; GeneralizedRCNNTransform resizes without antialiasing
+    ("torchvision", "ssdlite"): DenseForm(
+        model="mobilenet_v3_large",
+        options={"anchors": "torchvision", "box_scores": "softmax"},
+        resolution=320,
+        names=_torchvision_ssdlite,
+        first="",
+        head_epsilon=1e-3,
+        task="detection",
+        num_classes=_ssdlite_classes,
+        more_options=_ssdlite_tail,
+        preprocessing={
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "antialias": False,
+            "eval_min_score": 0.001,
+            "eval_nms_iou": 0.55,
+            "eval_max_boxes": 300,
+        },
+        decay=0.97,
+        classes={len(COCO): COCO},
+        has_x_first=True,
     ),
     # apple/corenet projects/mobilenet_v2/segmentation/deeplabv3_ade20k.yaml, heads/deeplabv3.py, modules/aspp_block.py
     ("corenet", "deeplabv3"): DenseForm(
@@ -195,14 +282,16 @@ def options_of(path: pathlib.Path, form: DenseForm, foreign: StateDict, table: N
     Raises:
       UserError: if the layer is missing whose shape is needed.
     """
+    options = {**form.options, "head": foreign.head, **form.more_options(foreign.tensors, table)}
+    if not form.first:
+        return options
     name = f"{table[form.first]}.weight"
     if name not in foreign.tensors:
         raise UserError(
             f"{path}: isn't a whole {foreign.head} of {foreign.source}: it lacks {name}; give other weights"
         )
     return {
-        **form.options,
-        "head": foreign.head,
+        **options,
         "head_channels": len(foreign.tensors[name]),
         "aux_head": bool(form.aux) and any(name.startswith(form.aux) for name in foreign.tensors),
     }
@@ -238,6 +327,10 @@ def adapt(form: DenseForm, model: Model, leaves: dict[str, np.ndarray]) -> list[
             f"the norms of the head had an epsilon of {form.head_epsilon:g}; their scales were changed for"
             f" {model.norm.epsilon:g}, which gives the same outputs"
         )
+    for place in [place for place in leaves if form.has_x_first and place.split("/")[1].endswith("_boxes")]:
+        if place.count("/") == 2:  # the values of boxes, not the depthwise convolution before them
+            codes = leaves[place].reshape(*leaves[place].shape[:-1], -1, 4)
+            leaves[place] = codes[..., [1, 0, 3, 2]].reshape(leaves[place].shape)
     if form.is_pool_first:
         kernel = leaves["params/aspp/project/kernel"]
         leaves["params/aspp/project/kernel"] = np.roll(kernel, -model.options.head_channels, axis=2)

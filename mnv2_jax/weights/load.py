@@ -21,7 +21,6 @@ import numpy as np
 
 from mnv2_jax.config import NormConfig
 from mnv2_jax.data import imagenet
-from mnv2_jax.data.mask_classes import VOC
 from mnv2_jax.errors import UserError, nearest
 from mnv2_jax.models.registry import Model, create_model, list_models
 from mnv2_jax.presets import native_resolution
@@ -127,20 +126,22 @@ def load_weights(
     if model not in list_models():
         raise UserError(f"unknown model {model!r}{nearest(model, list_models())}")
     network, leaves, notes = _convert(path, foreign, library, model, options, class_names, head, form)
-    if form and not class_names and network.num_classes == len(VOC):
-        class_names = {"labels": VOC}
-        notes.append("the file doesn't name its 21 classes, which are taken for PASCAL VOC's")
+    if form and not class_names and network.num_classes in form.classes:
+        class_names = {"labels": form.classes[network.num_classes]}
+        notes.append(
+            f"the file doesn't name its {network.num_classes} classes, which are taken for the published network's"
+        )
     full_preprocessing = preprocessing_from(preprocessing or {}, _preprocessing(path, foreign, library, model, form))
     _check_pixels(path, foreign, model, preprocessing or {})
     if "resolution" not in (preprocessing or {}) and getattr(foreign, "resolution", None) is None:
         notes.append(f"the file gives no resolution; {full_preprocessing.resolution} px is the published one")
-    has_classes = "params/classifier/kernel" in leaves
+    has_classes = form is not None or "params/classifier/kernel" in leaves
     classes = _classes(path, network.num_classes, class_names) if has_classes else {}
     info = WeightsInfo(
         preprocessing=full_preprocessing,
         labels=classes.get("labels", ()),
         class_ids=classes.get("class_ids", ()),
-        task="segmentation" if form else WeightsInfo.task,
+        task=form.task if form else WeightsInfo.task,
         source=text if is_name else library,
         notes=(f"converted from {path.name}", *file_notes, *notes),
     )
@@ -196,10 +197,10 @@ def _preprocessing(
     convention = CONVENTIONS[library, names.family_of(model)]
     fields: dict[str, Any] = {key: getattr(convention, key) for key in ("interpolation", "antialias")}
     fields["resolution"] = form.resolution if form else native_resolution(model)
-    if form:
-        fields["eval_crop_fraction"] = 1.0  # whole images are evaluated
     if convention.normalisation is not None:
         fields |= {key: (value,) * 3 for key, value in zip(("mean", "std"), convention.normalisation, strict=True)}
+    if form:
+        fields |= form.preprocessing
     if isinstance(foreign, ForeignNetwork):
         stated = {"resolution": foreign.resolution, "mean": foreign.mean, "std": foreign.std}
         fields |= {key: value for key, value in stated.items() if value is not None}
@@ -248,7 +249,8 @@ def _convert(
     if convention.activation is not None:
         options["activation"] = convention.activation
     file_epsilon = foreign.epsilon if isinstance(foreign, ForeignNetwork) else None
-    norm = NormConfig(epsilon=convention.epsilon if file_epsilon is None else file_epsilon, decay=convention.decay)
+    decay = convention.decay if form is None or form.decay is None else form.decay
+    norm = NormConfig(epsilon=convention.epsilon if file_epsilon is None else file_epsilon, decay=decay)
 
     def build(num_classes: int, **chosen: Any) -> Model:
         return create_model(name, num_classes, norm=norm, **options | dict(requested) | chosen)
@@ -277,7 +279,7 @@ def _convert(
     elif form:
         table = form.names(sketch.plan)
         options |= {"align_corners": convention.align_corners, **dense.options_of(path, form, foreign, table)}
-        network = build(by_name.num_classes(foreign.tensors, table))
+        network = build(form.num_classes(foreign.tensors, table))
         state, notes = dense.used(form, foreign.tensors)
         leaves, zeros = by_name.leaves_of(path, network, state, table)
         notes += [f"the file lacks {name}, which was set to zero" for name in zeros]

@@ -29,19 +29,25 @@ class Anchor(NamedTuple):
     with another index isn't part of the network. Empty: the tensors have the library's own names."""
     head: str = "classifier"
     """What follows the features, as in `config.ModelConfig.head`."""
-    inside: str = ""
-    """Beginning of names within the network that look like a network of their own."""
+    inside: tuple[str, ...] = ()
+    """Beginnings of names within the network that look like networks of their own."""
 
 
 _FEATURES = {str(place): f"features.{place}" for place in range(19)}
 _RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 ANCHORS = (
-    Anchor("classifier.cbr.0.weight", "torchvision", head="lraspp", inside="backbone."),
-    Anchor("classifier.0.convs.0.0.weight", "torchvision", head="deeplabv3", inside="backbone."),
-    Anchor("seg_head.aspp.aspp_layer.convs.0.block.conv.weight", "corenet", head="deeplabv3", inside="encoder."),
+    Anchor(
+        "head.classification_head.module_list.0.0.0.weight",
+        "torchvision",
+        head="ssdlite",
+        inside=("backbone.features.0.", "backbone.features.1."),
+    ),
+    Anchor("classifier.cbr.0.weight", "torchvision", head="lraspp", inside=("backbone.",)),
+    Anchor("classifier.0.convs.0.0.weight", "torchvision", head="deeplabv3", inside=("backbone.",)),
+    Anchor("seg_head.aspp.aspp_layer.convs.0.block.conv.weight", "corenet", head="deeplabv3", inside=("encoder.",)),
     Anchor("segmentation_head.conv_aspp.convolution.weight", "transformers", head="deeplabv3"),
     Anchor("conv_stem.weight", "timm"),
-    Anchor("features.0.0.weight", "torchvision", inside="features."),
+    Anchor("features.0.0.weight", "torchvision", inside=("features.",)),
     Anchor("layer1.0.conv1.weight", "torchvision"),  # timm's ResNet has the same names
     Anchor("conv_1.block.conv.weight", "corenet"),
     # Backbones that users cut out by `net.features` or `nn.Sequential(*list(net.children())[:-1])`

@@ -6,6 +6,7 @@ import pytest
 
 from mnv2_jax.data.mask_classes import VOC
 from mnv2_jax.nn.resize import resize_bilinear
+from mnv2_jax.tasks.predictor import Predictor
 from mnv2_jax.weights.file import read_weights, save_weights
 from mnv2_jax.weights.load import load_weights
 from tests.weights import parity
@@ -140,3 +141,53 @@ def test_corenet(has_aux, tmp_path):
         parameter.numel() for parameter in model.parameters()
     )
     check(weights, model, lambda model, x: resized(model(x)), tmp_path)
+
+
+def test_torchvision_ssdlite(segmentation, tmp_path, monkeypatch):
+    """Raw outputs in torchvision's order, and the boxes after its post-processing with a plain suppression."""
+    import torchvision
+
+    def plain_nms(boxes, scores, labels, threshold):
+        """Greedy suppression within each class."""
+        order, kept = scores.argsort(descending=True, stable=True).tolist(), []
+        shared = torchvision.ops.box_iou(boxes, boxes)
+        for row in order:
+            if all(labels[row] != labels[other] or shared[row, other] <= threshold for other in kept):
+                kept.append(row)
+        return torch.tensor(kept, dtype=torch.long)
+
+    monkeypatch.setattr(torchvision.ops.boxes, "batched_nms", plain_nms)
+    model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=6
+    )
+
+    def raw(x):
+        return model.head(list(model.backbone(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).values()))
+
+    randomised(model, lambda: raw(parity.images((320, 320))))
+    weights = load_weights(saved(model, tmp_path / "model.pth"), labels=tuple("abcde"))
+    options, info = weights.model.options, weights.info
+    assert (options.head, options.anchors, options.reduced_tail, weights.model.num_classes) == (
+        *("ssdlite", "torchvision", "torchvision"),
+        5,
+    )
+    assert (info.task, info.preprocessing.resolution, info.preprocessing.mean) == ("detection", 320, (0.5, 0.5, 0.5))
+    x = parity.images((320, 320))
+    with torch.no_grad():
+        theirs = raw(x)
+    outputs, _ = jax.jit(weights.model.apply)(weights.variables, x)
+    assert parity.difference(outputs["logits"], theirs["cls_logits"].numpy()) < parity.TOLERANCE
+    codes = theirs["bbox_regression"].numpy()[..., [1, 0, 3, 2]]
+    assert parity.difference(outputs["boxes"], codes) < parity.TOLERANCE
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (320, 320, 3), dtype=np.uint8) for _ in range(2)]  # nothing is resized
+    with torch.no_grad():
+        found = model([torch.from_numpy(picture.transpose(2, 0, 1) / np.float32(255)) for picture in pictures])
+    for ours, its in zip(Predictor(weights).arrays(pictures), found, strict=True):
+        count = len(its["scores"])
+        assert count > 20
+        np.testing.assert_allclose(ours["probability"][:count], its["scores"], atol=1e-4)
+        assert (ours["probability"][count:] == 0).all()
+        same = ours["class"][:count] + 1 == its["labels"].numpy()
+        assert same.mean() > 0.98  # neighbours of nearly equal scores may change places
+        np.testing.assert_allclose(ours["box"][:count][same][:, [1, 0, 3, 2]], its["boxes"].numpy()[same], atol=1.0)

@@ -29,7 +29,8 @@ def timm(operators):
     return pytest.importorskip("timm", reason="pip install .[parity]")
 
 
-def randomised(model):
+def randomised(model, forward=None):
+    """Draws weights, and measures the norms' statistics; ``forward``: how the model is called, by default on images."""
     rng = np.random.default_rng(0)
     for name, tensor in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -38,7 +39,9 @@ def randomised(model):
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    endpoints(model.train(), parity.CALIBRATION, {})
+    model.train()
+    with torch.no_grad():
+        forward() if forward else endpoints(model, parity.CALIBRATION, {})
     for norm in norms:
         norm.num_batches_tracked.zero_()
     return model.eval()
