@@ -41,15 +41,19 @@ def test_every_config_builds_and_survives_json(path, recipe, tmp_path):
     assert (again.name, again.workdir) == (tmp_path.name, str(tmp_path))
 
 
-SEGMENTATION = json.loads((ROOT / "tests" / "golden" / "segmentation.json").read_text())["recipes"]
-NETWORKS = [path for path in CONFIGS if path.stem not in ("finetune", "segment_folder", *SEGMENTATION)]
+OTHER_TASKS = {
+    name: facts
+    for task in ("segmentation", "detection")
+    for name, facts in json.loads((ROOT / "tests" / "golden" / f"{task}.json").read_text())["recipes"].items()
+}
+NETWORKS = [path for path in CONFIGS if path.stem not in ("finetune", "segment_folder", "detect_folder", *OTHER_TASKS)]
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
-def test_a_config_of_segmentation_has_the_published_facts(name):
+@pytest.mark.parametrize("name", OTHER_TASKS)
+def test_a_config_of_another_task_has_the_published_facts(name):
     built = config.load(str(ROOT / "configs" / f"{name}.py")).config
     values = config.flatten(config.to_dict(built)) | {"optim.peak_lr": built.peak_lr}
-    facts = SEGMENTATION[name]["config"]
+    facts = OTHER_TASKS[name]["config"]
     assert {key: values[key] for key in facts} == facts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,19 @@ _NAMES = (
     *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
 )
 """Names of COCOeval's twelve numbers, in its order."""
+
+
+def check_installed() -> None:
+    """Refuses to go on without pycocotools.
+
+    Raises:
+      UserError: if it isn't installed.
+    """
+    try:
+        for name in ("coco", "cocoeval"):
+            importlib.import_module(f"pycocotools.{name}")
+    except ImportError as error:
+        raise UserError("COCO's scores need pycocotools; run pip install 'mnv2_jax[detection]'") from error
 
 
 def coco_scores(
@@ -53,11 +67,10 @@ def coco_scores(
       UserError: if pycocotools isn't installed.
       ValueError: if two images have one number.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise UserError("COCO's scores need pycocotools; run pip install 'mnv2_jax[detection]'") from error
+    check_installed()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     if len(set(image_ids)) < len(image_ids):
         raise ValueError("image_ids: two images have one number")
 

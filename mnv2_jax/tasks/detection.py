@@ -25,7 +25,7 @@ from mnv2_jax.report.detection import DETECTION
 from mnv2_jax.tasks.alone import Alone
 from mnv2_jax.tasks.base import Aux, Evaluation, Kind
 from mnv2_jax.tasks.box_lists import SHOWN, BoxLists, box_lists, framing
-from mnv2_jax.tasks.coco import coco_scores
+from mnv2_jax.tasks.coco import check_installed, coco_scores
 from mnv2_jax.tasks.numbered import check_head, check_num_classes, check_options, same_classes, worst_and_typical
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
 
@@ -207,6 +207,7 @@ def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Detection:
             f"data.name={dataset.name!r} has no boxes, which task=detection needs; use box_folder, coco or"
             " voc_detection"
         )
+    check_installed()  # before hours of training, not at the first evaluation
     if config.model.head != "ssdlite":
         raise UserError("task=detection needs a head for boxes; set model.head=ssdlite")
     check_options(

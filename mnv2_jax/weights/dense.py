@@ -115,7 +115,7 @@ def _torchvision_deeplabv3(plan: Plan) -> Names:
 
 def _torchvision_ssdlite(plan: Plan) -> Names:
     """Names of torchvision's SSDLite, which cuts its features behind an expansion: features.0 ends with it."""
-    tap = int(SSDLITE.tap(plan).removeprefix("block_"))
+    tap = int((SSDLITE.tap(plan) or "").removeprefix("block_"))
     table = Names()
     for layer, name in names.torchvision_v3(plan).items():
         place, _, rest = name.removeprefix("features.").partition(".")
@@ -130,8 +130,8 @@ def _torchvision_ssdlite(plan: Plan) -> Names:
         else:
             table[layer] = f"backbone.features.1.0.{rest.removeprefix('block.')}"
     for number in range(4):
-        for place, layer in enumerate(("reduce", "depthwise", "project")):
-            at = f"backbone.extra.{number}.{place}"
+        for index, layer in enumerate(("reduce", "depthwise", "project")):
+            at = f"backbone.extra.{number}.{index}"
             table |= {f"extra_{number + 1}/{layer}": f"{at}.0", f"extra_{number + 1}/{layer}_norm": f"{at}.1"}
     for kind, library in (("boxes", "regression"), ("classifier", "classification")):
         for number in range(NUM_MAPS):

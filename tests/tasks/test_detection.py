@@ -171,7 +171,7 @@ def test_answers_are_boxes_in_pixels_the_most_probable_first(file, tmp_path):
     answers = box_lists(weights, 2)
     at = anchors("tensorflow", 64, 64)
     logits = np.full((1, len(at), 3), [9.0, 0, 0], np.float32)
-    logits[0, 5], logits[0, 200] = [0, 0, 5], [0, 3, 0]
+    logits[0, 5], logits[0, 80] = [0, 0, 5], [0, 3, 0]
     outputs = {"boxes": jnp.zeros((1, len(at), 4)), "logits": jnp.asarray(logits)}
     answer = jax.tree.map(lambda x: np.asarray(x[0]), jax.jit(answers.decode)(outputs))
     answer = framing(weights).restore(answer, (100, 200))
