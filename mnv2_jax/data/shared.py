@@ -80,11 +80,16 @@ class _Segments:
         self._worker = worker
         self._segments: list[mmap.mmap] = []
         self._handles: dict[int, Any] = {}  # of the segments that were not sent yet
+        self._messages: set[int] = set()  # numbers of the segments of messages, or all would grow as large as pictures
         self._filling: set[int] = set()  # numbers of the segments given out since the last parcel
 
-    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+    def empty(self, shape: tuple[int, ...], is_message: bool = False) -> np.ndarray:
         size_bytes = _HEADER_BYTES + math.prod(shape)
-        free = [number for number, segment in enumerate(self._segments) if not segment[0]]
+        free = [
+            number
+            for number, segment in enumerate(self._segments)
+            if not segment[0] and (number in self._messages) == is_message
+        ]
         fitting = [number for number in free if len(self._segments[number]) >= size_bytes]
         if fitting:
             number = fitting[0]
@@ -95,6 +100,8 @@ class _Segments:
             number = len(self._segments)
             segment, self._handles[number] = _make_segment(size_bytes)
             self._segments.append(segment)
+            if is_message:
+                self._messages.add(number)
         segment = self._segments[number]
         segment[0] = 1
         self._filling.add(number)
@@ -116,7 +123,7 @@ class _Segments:
 
     def _packed(self, content: _Content) -> Parcel:
         message = np.frombuffer(pickle.dumps(content), np.uint8)
-        self.empty(message.shape)[...] = message
+        self.empty(message.shape, is_message=True)[...] = message
         return Parcel(self._place(self._filling.pop(), message.shape))
 
     def _place(self, number: int, shape: tuple[int, ...]) -> _Place:

@@ -165,6 +165,20 @@ def test_a_segment_grows_with_what_it_must_hold(receiver):
     assert mapped() == before + 4  # and those of the messages
 
 
+def test_messages_do_not_take_the_segments_of_pictures(receiver):
+    """Whatever is on the way and held, no more segments become large than pictures are there together."""
+    rng, on_the_way, held = np.random.default_rng(0), [], []
+    for _ in range(200):
+        while len(on_the_way) + len(held) < 4 and rng.random() < 0.7:
+            on_the_way.append(sent({"image": shared.empty((200, 200, 3)), "index": np.arange(4)}))
+        while on_the_way and rng.random() < 0.6:
+            held.append(receiver.open(on_the_way.pop(0)))
+        while held and rng.random() < 0.6:
+            held.pop(int(rng.integers(len(held))))
+    large = [segment for segment in shared._segments._segments if len(segment) > 200 * 200 * 3]
+    assert len(large) == 4
+
+
 def test_messages_are_so_short_that_they_are_written_whole(receiver):
     """Or a worker that ends could leave a part of one in the pipe."""
     arrays = {f"array_{number}": np.full((64, 100, 4), number, np.float32) for number in range(40)}
