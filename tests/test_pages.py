@@ -16,7 +16,7 @@ from mnv2_jax.__main__ import DOORS
 from mnv2_jax.config.options import OPTIONS
 from mnv2_jax.data import imagenet
 from tests import cli, docs
-from tests.data import masked
+from tests.data import boxed, masked
 from tests.data.test_prepare import original_files, write_tars
 
 OTHERS = {".", "docker", "export", "tensorboard", "sed", "python3.11", "pytest"}
@@ -159,6 +159,12 @@ def world(tmp_path_factory):
     shutil.copytree(world / "photos" / "val", world / "imagenet-r")
     masked.streets(world / "streets")
     masked.pair(*(world / "streets" / name / "test" for name in ("images", "masks")), "f", 0, 1, 2, 255)
+    for split, count in (("train", 8), ("val", 4), ("test", 4)):
+        for number in range(count):
+            name = f"{split}/{split}_{number}"
+            boxed.picture(world / "cells" / "images" / f"{name}.png")
+            boxed.lines(world / "cells" / "labels" / f"{name}.txt", (number % 2, 0.5, 0.5, 0.4, 0.4))
+    (world / "cells" / "classes.txt").write_text("red\nwhite\n")
     arrays = {f"x_{split}": rng.integers(0, 256, (20, 32, 32, 3), np.uint8) for split in ("train", "test")}
     arrays |= {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
     (world / "cifar10").mkdir()

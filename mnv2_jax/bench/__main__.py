@@ -68,7 +68,8 @@ def _parser() -> Parser:
         "--against",
         metavar="WHOM",
         help="rivals to compare with: torch, timm's same network in PyTorch, eager and compiled (needs the extra"
-        " parity); xla, our network with XLA's own convolutions; or torch,xla",
+        " parity); xla, our network with XLA's own convolutions; answers, our network up to the answers of the task,"
+        " such as boxes; or some of them, as in torch,xla",
     )
     parser.add_argument(
         "--roofline",
@@ -133,6 +134,8 @@ def _contest(args: argparse.Namespace, overrides: list[str]) -> None:
 
     settings, entries = synthetic.load(args.config, overrides), _entries(args.against)
     mode = "train" if args.what == "step" else "infer"
+    if mode == "train" and any(entry.answers for entry in entries):
+        raise UserError(f"--against={args.against}: only infer has answers; leave them out")
     rows = contest.compare(entries, mode, settings, args.repeats)
     results = {"what": args.what, **_description(settings), "rows": rows}
     if args.roofline:

@@ -1,13 +1,15 @@
 """Process of one contender: builds a network, then takes a turn for each request until standard input ends.
 
-    {"who": …, "what": …, "config": …, "forms": …, "params": n}   ->  {"ready": facts} or {"unavailable": reason}
-    {"repeat": n}                                     ->  {"seconds": of n steps or batches in a row}
-    {"peak": true}                                    ->  {"bytes": most device memory in use so far, or null}
+    {"who": …, "what": …, "config": …, "forms": …, "answers": …, "params": n}
+                     ->  {"ready": facts} or {"unavailable": reason}
+    {"repeat": n}    ->  {"seconds": of n steps or batches in a row}
+    {"peak": true}   ->  {"bytes": most device memory in use so far, or null}
 
 If a turn fails, the process answers {"unavailable": reason} and ends.
 
 Requests come on standard input and answers go to standard output, one line each. ``what`` is "train" or "infer".
-``who`` is one of `OURS` (with the layers in ``forms``), `TORCH` and `TORCH_COMPILE`. Each contender has its own
+``who`` is one of `OURS` (with the layers in ``forms``; in inference up to the answers if ``answers`` is true), `TORCH`
+and `TORCH_COMPILE`. Each contender has its own
 process, since two frameworks share neither a GPU's memory nor a thread pool well.
 """
 
@@ -37,11 +39,11 @@ class Runner(NamedTuple):
     facts: dict[str, Any]
 
 
-def build_ours(settings: Config, mode: str, forms: dict[str, Any] | None) -> Runner:
-    """Compiles the train step or the inference of a config for one batch that stays on the devices."""
+def build_ours(settings: Config, mode: str, forms: dict[str, Any] | None, answers: bool) -> Runner:
+    """Compiles the train step, or the inference without or with answers, for one batch that stays on the devices."""
     import jax
 
-    from mnv2_jax.bench.synthetic import normalised, random_batch, without_data
+    from mnv2_jax.bench.synthetic import decoder, normalised, random_batch, without_data
     from mnv2_jax.config import check_devices
     from mnv2_jax.nn.forms import Forms
     from mnv2_jax.processes import runtime
@@ -59,7 +61,8 @@ def build_ours(settings: Config, mode: str, forms: dict[str, Any] | None) -> Run
         arguments = state, {}, batch
     else:
         images = jax.jit(lambda batch: normalised(experiment, batch))(batch)
-        function = jax.jit(lambda variables, images: model.apply(variables, images)[0])
+        decode = decoder(experiment) if answers else lambda outputs: outputs
+        function = jax.jit(lambda variables, images: decode(model.apply(variables, images)[0]))
         arguments = jax.tree.map(lambda x: x.copy(), state.variables), images
     start = time.perf_counter()
     lowered = function.lower(*arguments)
@@ -128,7 +131,7 @@ def main() -> None:
     settings = build(job["config"])
     try:
         if job["who"] == OURS:
-            runner = build_ours(settings, job["what"], job["forms"])
+            runner = build_ours(settings, job["what"], job["forms"], job["answers"])
         else:
             runner = build_torch(settings, job["what"], job["who"] == TORCH_COMPILE, job["params"])
     except UserError:

@@ -38,11 +38,17 @@ class Entry:
     """`OURS`, `TORCH` or `TORCH_COMPILE`."""
     forms: Forms | None = None
     """Forms of the layers; None takes those that training uses."""
+    answers: bool = False
+    """Whether inference goes on from the network's outputs to the answers of the task."""
 
 
 OUR_ENTRY = Entry("ours")
 LIBRARY_ENTRY = Entry("XLA's forms", forms=LIBRARY)
-RIVALS = {"torch": (Entry("torch eager", TORCH), Entry("torch.compile", TORCH_COMPILE)), "xla": (LIBRARY_ENTRY,)}
+RIVALS = {
+    "torch": (Entry("torch eager", TORCH), Entry("torch.compile", TORCH_COMPILE)),
+    "xla": (LIBRARY_ENTRY,),
+    "answers": (Entry("with answers", answers=True),),
+}
 """Entries of each rival that --against can name."""
 
 _COMMAND: Sequence[str] = (sys.executable, "-m", "mnv2_jax.bench.contender")
@@ -71,7 +77,7 @@ class Contender:
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment},
         )
         forms = entry.forms and dataclasses.asdict(entry.forms)
-        job = {"who": entry.implementation, "forms": forms, "params": params}
+        job = {"who": entry.implementation, "forms": forms, "params": params, "answers": entry.answers}
         self._send(job | {"what": mode, "config": config.to_dict(settings)})
 
     def wait_until_ready(self, limit_s: float | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -25,7 +25,8 @@ from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.experiment import Experiment, Setup, plan_experiment
 from mnv2_jax.training.initial import resolve_weights
 from mnv2_jax.training.plan import make_plan
-from mnv2_jax.types import Array, Batch
+from mnv2_jax.types import Array, Batch, PyTree
+from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
 
 
 def load(spec: str, overrides: Sequence[str]) -> Config:
@@ -58,7 +59,7 @@ def without_data(settings: Config, devices: Sequence[Any] | None = None, forms: 
     assert settings.model.num_classes is not None
     names = tuple(map(str, range(settings.model.num_classes)))
     labels = np.arange(IMAGENET_IMAGES, dtype=np.int32) % len(names)  # no class is empty, as class weights need it
-    split = Split("train", labels, read, targets={"mask": read})
+    split = Split("train", labels, read, targets=dict.fromkeys(("mask", "boxes", "classes", "crowd"), read))
     dataset = Dataset(settings.data.name, names, train=split, eval=split)
     kind, mesh, distill = kind_of(settings), meshes.make_mesh(devices), settings.distill
     task: Task
@@ -89,15 +90,23 @@ def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> Batch:
-    """Returns a batch of noise on the devices: pixels in 0..255, other integers in 0..num_classes - 1."""
+    """Returns a batch of noise on the devices: pixels in 0..255, other integers in 0..num_classes - 1.
+
+    Floats are boxes, two corners in 0..1 each, and booleans are False.
+    """
     rng, spec = np.random.default_rng(seed), abstract_batch(experiment)
     classes = experiment.task.model.num_classes
-    drawn = {name: array for name, array in spec.items() if name not in ("index", "epoch", TEACHER_LOGITS)}
+
+    def drawn(name: str, array: jax.ShapeDtypeStruct) -> np.ndarray:
+        if array.dtype.kind == "f":
+            corners = rng.random((*array.shape[:-1], 2, 2), np.float32)
+            return np.sort(corners, axis=-2).reshape(array.shape)
+        if array.dtype.kind == "b":
+            return np.zeros(array.shape, array.dtype)
+        return rng.integers(0, 256 if name == "image" else classes, array.shape, array.dtype)
+
     arrays = {
-        **{
-            name: rng.integers(0, 256 if name == "image" else classes, array.shape, array.dtype)
-            for name, array in drawn.items()
-        },
+        **{name: drawn(name, x) for name, x in spec.items() if name not in ("index", "epoch", TEACHER_LOGITS)},
         "index": np.arange(spec["index"].shape[0], dtype=np.int32),
         "epoch": np.zeros(spec["epoch"].shape, np.int32),
     }
@@ -110,3 +119,10 @@ def normalised(experiment: Experiment, batch: Batch) -> Array:
     """Returns the images of a batch, normalised as for inference."""
     data = experiment.config.data
     return normalise(batch["image"], data.mean, data.std)
+
+
+def decoder(experiment: Experiment) -> Callable[[PyTree], PyTree]:
+    """Returns the function from the network's outputs to the answers of the task (`tasks.base.Answers.decode`)."""
+    info = WeightsInfo(task=experiment.config.task, preprocessing=Preprocessing.of(experiment.config.data))
+    model: Any = experiment.task.model
+    return experiment.kind.answers(Weights(model, {}, info), None).decode

@@ -165,7 +165,7 @@ def check(settings: Config, mode: Literal["train", "infer"]) -> None:
         f"timm has no {model.name}": model.name not in NETWORKS,
         "model.num_classes is not set": model.num_classes is None,
         "model.dtype=float64 is only for tests": model.dtype == "float64",
-        **(_dense_reasons(settings) if model.head != "classifier" else {}),
+        **_HEAD_REASONS.get(model.head, _no_head)(settings),
         f"model.output_stride={model.output_stride}: timm's network is only built with 32": model.output_stride != 32
         and model.head == "classifier",
         "timm's MobileNetV1 has no model.width_rule=corenet": model.name == "mobilenet_v1"
@@ -182,19 +182,38 @@ def check(settings: Config, mode: Literal["train", "infer"]) -> None:
             raise Unavailable(reason)
 
 
-def _dense_reasons(settings: Config) -> dict[str, bool]:
+def _no_head(settings: Config) -> dict[str, bool]:
+    return {f"model.head={settings.model.head}: the rival has none": settings.model.head != "classifier"}
+
+
+def _deeplabv3_reasons(settings: Config) -> dict[str, bool]:
     """Returns reasons against torchvision's DeepLabv3 on timm's features, and whether they hold."""
     model = settings.model
     return {
-        "the dense rival is torchvision's DeepLabv3 on MobileNetV2 1.0 (model.head=deeplabv3, model.aspp_conv=True,"
-        " model.head_channels=256, three model.aspp_rates)": model.head != "deeplabv3"
-        or not model.aspp_conv
+        "the rival is torchvision's DeepLabv3 on MobileNetV2 1.0 (model.aspp_conv=True, model.head_channels=256, three"
+        " model.aspp_rates)": not model.aspp_conv
         or model.head_channels != 256
         or len(model.aspp_rates) != 3
         or (model.name, model.width, model.depth) != ("mobilenet_v2", 1.0, 1.0),
         "model.aux_head: the rival has none": model.aux_head,
         "norm.statistics=running: the rival's norms use those of the batch": settings.norm.statistics == "running",
     }
+
+
+def _ssdlite_reasons(settings: Config) -> dict[str, bool]:
+    """Returns reasons against torchvision's SSDLite, and whether they hold."""
+    model = settings.model
+    return {
+        "the rival is torchvision's SSDLite on MobileNetV3-Large 1.0 (model.anchors=torchvision,"
+        " model.box_scores=softmax, model.reduced_tail=torchvision)": (model.name, model.width, model.depth)
+        != ("mobilenet_v3_large", 1.0, 1.0)
+        or (model.anchors, model.box_scores, model.reduced_tail) != ("torchvision", "softmax", "torchvision"),
+        "norm.statistics=running: the rival's norms use those of the batch": settings.norm.statistics == "running",
+    }
+
+
+_HEAD_REASONS = {"deeplabv3": _deeplabv3_reasons, "ssdlite": _ssdlite_reasons}
+"""Functions that return the reasons against the rival of a head other than the classifier."""
 
 
 def timm_name(model: ModelConfig) -> str:
@@ -241,8 +260,8 @@ def build_network(model: ModelConfig, norm: Any, params: int) -> Any:
 def _create_network(model: ModelConfig) -> Any:
     import timm
 
-    if model.head == "deeplabv3":
-        return _create_deeplabv3(model)
+    if model.head in _CREATE_DENSE:
+        return _CREATE_DENSE[model.head](model)
     options: dict[str, Any] = dict(num_classes=model.num_classes, drop_rate=model.dropout)
     options |= dict(drop_path_rate=model.drop_path)
     if model.name == "resnet50":
@@ -294,6 +313,41 @@ def _create_deeplabv3(model: ModelConfig) -> Any:
     return DeepLabV3()
 
 
+def _create_ssdlite(model: ModelConfig) -> Any:
+    """Builds torchvision's SSDLite, which maps images to its outputs, or images and boxes to its loss."""
+    import torch
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+    from torchvision.models.detection.image_list import ImageList
+    from torchvision.ops import box_iou
+
+    assert model.num_classes is not None
+    ssd: Any = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=model.num_classes + 1)
+
+    class SsdLite(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = ssd.backbone, ssd.head
+
+        def forward(self, images: Any, targets: Any = None) -> Any:
+            features = list(self.backbone(images).values())
+            outputs = self.head(features)
+            if targets is None:
+                return outputs
+            size = tuple(images.shape[-2:])
+            anchors = ssd.anchor_generator(ImageList(images, [size] * len(images)), features)
+            objects = [{"boxes": each[:, :4], "labels": each[:, 4].long()} for each in targets]
+            matches = [
+                ssd.proposal_matcher(box_iou(each["boxes"], own)) for each, own in zip(objects, anchors, strict=True)
+            ]
+            return sum(ssd.compute_loss(objects, outputs, anchors, matches).values())
+
+    return SsdLite()
+
+
+_CREATE_DENSE = {"deeplabv3": _create_deeplabv3, "ssdlite": _create_ssdlite}
+"""Functions that build torchvision's network with a head."""
+
+
 def _set_strides(network: Any, model: ModelConfig) -> None:
     """Sets the strides of the config at the five places where timm's network halves its map, in order."""
     import torch
@@ -331,8 +385,8 @@ def _block_of(module: str) -> str:
 def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Returns a function that trains on one batch and returns its loss, a tensor; and facts about the step.
 
-    A step normalises the images as timm's loader does, computes the smoothed cross-entropy and its gradient, clips it,
-    and updates weights and moving average. The batch isn't augmented.
+    A step normalises the images as timm's loader does, computes the loss (the smoothed cross-entropy, or SSD's) and its
+    gradient, clips it, and updates weights and moving average. The batch isn't augmented.
     """
     import torch
     from timm.utils import ModelEmaV3
@@ -356,9 +410,7 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
         for uint8, targets in pieces:
             x = uint8.float().sub_(mean).div_(std)
             with autocast():
-                loss = torch.nn.functional.cross_entropy(
-                    called(x), targets, label_smoothing=settings.loss.label_smoothing
-                )
+                loss = _loss(settings, called, x, targets)
             (loss / accumulate if accumulate > 1 else loss).backward()
         if optim.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(weights, optim.clip_grad_norm)
@@ -376,6 +428,15 @@ def train_step(settings: Config, model: Any, device: Any, compiled: bool) -> tup
         "left_out": left_out(settings),
     }
     return step, facts
+
+
+def _loss(settings: Config, called: Any, images: Any, targets: Any) -> Any:
+    import torch
+
+    if settings.model.head == "ssdlite":
+        return called(images, targets)
+    logits = called(images)
+    return torch.nn.functional.cross_entropy(logits, targets, label_smoothing=settings.loss.label_smoothing)
 
 
 def left_out(settings: Config) -> list[str]:
@@ -411,15 +472,25 @@ def infer_step(settings: Config, model: Any, device: Any, compiled: bool) -> Cal
 
 
 def _batch(settings: Config, device: Any) -> tuple[Any, Any]:
-    """Returns random uint8 images [b, 3, h, w], channels-last, and labels [b], for a dense head [b, h, w]."""
+    """Returns random uint8 images [b, 3, h, w], channels-last, and their targets.
+
+    These are labels [b]; for DeepLabv3 [b, h, w]; for SSDLite [b, n, 5], x0, y0, x1, y1 in pixels and the label, which
+    counts from 1, for `DataConfig.max_boxes` boxes.
+    """
     import torch
 
     data, classes = settings.data, settings.model.num_classes
     assert classes is not None
     size = data.train_size
     images = torch.randint(256, (data.batch_size, 3, *size), dtype=torch.uint8)
-    labels = torch.randint(classes, (data.batch_size, *(() if settings.model.head == "classifier" else size)))
-    return images.to(device, memory_format=torch.channels_last), labels.to(device)
+    if settings.model.head == "ssdlite":
+        corners = torch.rand(data.batch_size, data.max_boxes, 2, 2).sort(dim=2).values
+        boxes = (corners * torch.tensor(size[::-1])).flatten(2)
+        numbers = torch.randint(1, classes + 1, (*boxes.shape[:2], 1))
+        targets = torch.cat([boxes, numbers], 2)
+    else:
+        targets = torch.randint(classes, (data.batch_size, *(() if settings.model.head == "classifier" else size)))
+    return images.to(device, memory_format=torch.channels_last), targets.to(device)
 
 
 def _statistics(settings: Config, device: Any) -> tuple[Any, Any]:

@@ -239,6 +239,20 @@ class FieldReader:
         return {"values": sha256_of(getattr(chosen, self.field))}
 
 
+@dataclasses.dataclass(frozen=True)
+class Renumbered:
+    """Reads the classes of images with other numbers."""
+
+    read: Callable[[int], np.ndarray]
+    numbers: np.ndarray
+    """int32 [k]: the new number of each class."""
+
+    def __call__(self, index: int) -> np.ndarray:
+        """Returns the new numbers of an image's classes, int32 [n]."""
+        renumbered: np.ndarray = self.numbers[self.read(index)]
+        return renumbered
+
+
 def _indices(annotations: Annotations, rows: Rows) -> np.ndarray:
     return np.arange(len(annotations))[rows]
 

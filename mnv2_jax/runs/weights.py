@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 from typing import Any, Literal
@@ -33,9 +32,8 @@ def read_run_weights(workdir: pathlib.Path, checkpoint: Literal["latest", "best"
     model = kind.model(settings.model, settings.norm, len(names))
     checkpoint = checkpoint or settings.usual_checkpoint
     step, variables = restore_variables(workdir, checkpoint)
-    options = {field.name: getattr(settings.data, field.name) for field in dataclasses.fields(Preprocessing)}
     info = WeightsInfo(
-        preprocessing=Preprocessing(**options | {"resolution": settings.data.seen_resolution}),
+        preprocessing=Preprocessing.of(settings.data),
         labels=tuple(names),
         task=kind.saved_as or settings.task,
         notes=(f"step {step} of the run {workdir.name}, its {checkpoint} checkpoint",),

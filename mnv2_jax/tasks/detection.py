@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from mnv2_jax.config import Config
+from mnv2_jax.data.boxes import Renumbered, annotations_of
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
 from mnv2_jax.data.views.detection import EvalView, TrainView, overlaps
@@ -28,6 +29,7 @@ from mnv2_jax.tasks.box_lists import SHOWN, BoxLists, box_lists, framing
 from mnv2_jax.tasks.coco import check_installed, coco_scores
 from mnv2_jax.tasks.numbered import check_head, check_num_classes, check_options, same_classes, worst_and_typical
 from mnv2_jax.types import Array, Batch, Key, PyTree, Variables
+from mnv2_jax.weights.file import WeightsInfo
 
 _NEGATIVES = 3
 """Anchors of the background that train, for each anchor of an object (SSD's paper, section 2.2)."""
@@ -115,7 +117,10 @@ class Detection(Alone):
         """COCO's numbers (`tasks.coco`), the mean loss, and `examples`."""
         del sums
         indices = rows["index"].tolist()
+        annotations = annotations_of(self.truth)
         truths = [{name: read(index) for name, read in self.truth.targets.items()} for index in indices]
+        if annotations is not None and annotations.areas is not None:
+            truths = [{**truths[n], "areas": annotations.areas[annotations.of(i)]} for n, i in enumerate(indices)]
         sides = np.tile(rows["size"], 2)[:, None].astype(np.float64)
         found = Found(rows["box"] * sides, rows["class"], rows["probability"])
         tables = coco_scores(indices, truths, *found, self.class_names)
@@ -230,6 +235,24 @@ def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Detection:
     )
 
 
+def known_classes(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Dataset:
+    """Returns the data with the classes of the weights, which have all classes of the data by name, for an evaluation.
+
+    So weights for the 90 ids of COCO's categories are evaluated on data with its 80 categories. A class of which the
+    data have no boxes isn't in the means.
+
+    Raises:
+      UserError: naming the first class that differs, if the weights lack one.
+    """
+    names, classes = info.labels, dataset.eval.targets.get("classes")
+    if len(names) != num_classes or not {*dataset.class_names} <= {*names} or classes is None:
+        return same_classes(dataset, info, num_classes)
+    numbers = np.array([names.index(name) for name in dataset.class_names], np.int32)
+    targets = {**dataset.eval.targets, "classes": Renumbered(classes, numbers)}
+    evaluated = dataclasses.replace(dataset.eval, targets=targets)
+    return dataclasses.replace(dataset, class_names=names, eval=evaluated)
+
+
 TASKS.add(
     "detection",
     Kind(
@@ -238,7 +261,7 @@ TASKS.add(
         make=make_task,
         answers=box_lists,
         page=DETECTION,
-        with_known_classes=same_classes,
+        with_known_classes=known_classes,
         check_head=check_head,
         framing=framing,
     ),

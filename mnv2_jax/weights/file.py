@@ -9,7 +9,7 @@ import os
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,12 @@ class Preprocessing:
     eval_min_score: float = DataConfig.eval_min_score
     eval_nms_iou: float = DataConfig.eval_nms_iou
     eval_max_boxes: int = DataConfig.eval_max_boxes
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Self:
+        """Returns that of a config."""
+        options = {field.name: getattr(data, field.name) for field in dataclasses.fields(cls)}
+        return cls(**options | {"resolution": data.seen_resolution})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.anchors import anchors
 from mnv2_jax.ops import boxes as ops
 from mnv2_jax.tasks.box_lists import box_lists, framing
-from mnv2_jax.tasks.detection import Found, examples
+from mnv2_jax.tasks.detection import Found, examples, known_classes
 from mnv2_jax.tasks.predictor import Predictor
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
@@ -182,6 +182,18 @@ def test_answers_are_boxes_in_pixels_the_most_probable_first(file, tmp_path):
     assert len(answers.to_text({"boxes": entries})) == 2
     (content,) = answers.files(np.zeros((100, 200, 3), np.uint8), answer).values()
     assert content.startswith(b"\x89PNG")
+
+
+def test_weights_with_more_classes_are_evaluated_on_data_that_have_some_of_them():
+    dataset = framed.open_framed(None, True)
+    names = ("N/A", "blue", "N/A", "green", "red")
+    known = known_classes(dataset, WeightsInfo(labels=names), 5)
+    assert known.class_names == names
+    for index in range(13):
+        ours, theirs = (each.eval.targets["classes"](index) for each in (dataset, known))
+        assert [framed.CLASSES[number] for number in ours] == [names[number] for number in theirs]
+    with pytest.raises(UserError, match="blue"):
+        known_classes(dataset, WeightsInfo(labels=("red", "green")), 2)
 
 
 @pytest.mark.parametrize(
