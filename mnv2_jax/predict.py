@@ -1,4 +1,4 @@
-"""Predicts the classes of images: ``python -m mnv2_jax.predict --weights=v2.safetensors IMAGE_OR_FOLDER...``.
+"""Predicts what is in images: ``python -m mnv2_jax.predict --weights=v2.safetensors IMAGE_OR_FOLDER...``.
 
 With ``--store-logits`` it stores a teacher's logits for all training images of a config, for a student to learn from.
 """
@@ -32,7 +32,8 @@ exits with code 2 at the end. With --workdir, standard error names the checkpoin
 
 --json prints one list to standard output, an element a line:
   [{"path": "a.jpg", "top": [{"index": 3, "label": "cat", "probability": 0.98}, ...]}, {"path": ..., "error": ...}]
---csv prints a line for each class of an image: path, error, index, label, probability.
+or "boxes", of which each has x0, y0, x1 and y1 in pixels, too.
+--csv prints a line for each class or box of an image: path, error, (x0, y0, x1, y1,) index, label, probability.
 
 --store-logits writes the logits of every training image of --config to a file for --config.distill.logits. The images
 are preprocessed as in evaluation, and only the data section of the config is used.
@@ -42,25 +43,31 @@ examples:
   python -m mnv2_jax.predict --workdir=runs/w0_35 --checkpoint=best --top=1 --json photos/
   python -m mnv2_jax.predict --weights=v2.safetensors photos/
   python -m mnv2_jax.predict --weights=timm/mobilenetv2_100.ra_in1k photos/
+  python -m mnv2_jax.predict --workdir=runs/detect_folder --min-confidence=0.3 --out=drawn photos/
   python -m mnv2_jax.predict --workdir=runs/w1_0 --config=w0_35:data=folder:DIR --store-logits=w1_0.npz
 """
 
 
 def _parser() -> Parser:
-    parser = Parser("Prints the most probable classes of images, by a trained run or by a weights file.", _HELP_AFTER)
+    parser = Parser(
+        "Prints the classes of images, or the boxes of objects in them, by a trained run or by a weights file.",
+        _HELP_AFTER,
+    )
     parser.add_argument("--workdir", type=run_folder_type, help="the folder of the run that predicts")
     parser.add_argument("--weights", help="a file that mnv2_jax.convert wrote, or the name of published weights")
     parser.add_modules_flag()
     parser.add_checkpoint_flag()
     parser.add_argument(
-        "--top", type=_at_least_one, metavar="K", help="classes to print for each image (default: 5; at most all)"
+        "--top",
+        type=_at_least_one,
+        metavar="K",
+        help="most classes or boxes to print for each image (default: 5 classes; data.eval_max_boxes boxes)",
     )
     parser.add_argument(
         "--min-confidence",
         type=_share,
-        default=0.0,
         metavar="P",
-        help="leave out answers less probable than P (0 to 1)",
+        help="leave out classes or boxes less probable than P, from 0 to 1 (default: 0; of boxes 0.5)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list to standard output, and nothing else there"
@@ -79,8 +86,8 @@ def _parser() -> Parser:
         "--out",
         type=folder_type,
         metavar="DIR",
-        help="for a segmentation: also write the classes of each pixel (NAME.png, a number each) and an overlay with"
-        " its legend (NAME-overlay.png) into this folder",
+        help="also write pictures into this folder: of a segmentation the classes of each pixel (NAME.png, a number"
+        " each) and an overlay with its legend (NAME-overlay.png), of a detection the boxes (NAME-boxes.png)",
     )
     parser.add_argument(
         "--store-logits",
@@ -138,9 +145,12 @@ def main() -> None:
         print(line, file=sys.stderr)
     weights = _open(args)
 
+    from mnv2_jax.tasks.base import HasUsualConfidence
     from mnv2_jax.tasks.predictor import Predictor
 
     predictor = Predictor(weights, top=args.top)
+    usual = predictor.answers.usual_confidence if isinstance(predictor.answers, HasUsualConfidence) else 0.0
+    least = usual if args.min_confidence is None else args.min_confidence
     if args.workdir is not None:
         print(*weights.info.notes, sep="\n", file=sys.stderr)  # which checkpoint was used
     failed: list[str] = []
@@ -153,13 +163,13 @@ def main() -> None:
                 yield path, answer
                 continue
             entries = predictor.answers.to_json(answer)
-            _check_confidence(entries, args.min_confidence)
+            _check_confidence(entries, least)
             if files is not None:
-                files.write(path, answer, args.min_confidence or None)
+                files.write(path, answer, least)
             yield path, entries
 
     print_rows = _print_json if args.json else _print_csv if args.csv else _print_text
-    print_rows(rows(), predictor.answers, args.min_confidence)
+    print_rows(rows(), predictor.answers, least)
     if failed:
         raise UserError(
             f"{len(failed):,} of {len(paths):,} images can't be read (the first: {failed[0]}); their rows say why"
@@ -187,7 +197,7 @@ class _Files:
                     raise UserError(f"--out={folder}: {file} would replace an image to predict; give another folder")
                 owners[file] = path
 
-    def write(self, path: str, answer: Any, min_confidence: float | None) -> None:
+    def write(self, path: str, answer: Any, min_confidence: float) -> None:
         """Writes the files of one image, without what is less probable.
 
         Raises:
@@ -233,7 +243,7 @@ def _store_logits(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         ("--json", args.json),
         ("--csv", args.csv),
         ("--from-list", args.from_list),
-        ("--min-confidence", args.min_confidence),
+        ("--min-confidence", args.min_confidence is not None),
         ("--workers", args.workers is not None),
         ("--out", args.out is not None),
         (str(args.images[0]) if args.images else "", args.images),

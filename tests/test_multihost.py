@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import cli
-from tests.tasks import test_segmentation
+from tests.tasks import test_detection, test_segmentation
 
 STEPS = 12  # several more than a signal waits for, so that it comes before the end on a busy machine, too
 SHRUNK = (
@@ -213,14 +213,17 @@ def test_layouts_go_on_from_each_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate_a_segmentation_as_one(tmp_path):
+@pytest.mark.parametrize(
+    ("task", "data", "score"), [(test_segmentation, "painted", "miou"), (test_detection, "framed", "ap")]
+)
+def test_two_processes_train_and_evaluate_a_dense_task_as_one(task, data, score, tmp_path):
     """With images of several sizes, of which each process reads its part; stopped once, and resumed."""
-    config, steps = tmp_path / "painted.py", 16
-    config.write_text(test_segmentation.CONFIG)
+    config, steps = tmp_path / "dense.py", 16
+    config.write_text(task.CONFIG)
     flags = (
         f"--config={config}",
-        *(f"--config.{override}" for override in test_segmentation.SMALL),
-        *("--config.modules=tests.tasks.painted", "--config.model.name=mobilenet_v2", "--config.data.name=painted"),
+        *(f"--config.{override}" for override in task.SMALL),
+        *(f"--config.modules=tests.tasks.{data}", "--config.model.name=mobilenet_v2", f"--config.data.name={data}"),
         *("--config.model.dtype=float64", f"--config.train.steps={steps}", "--config.train.eval_every_epochs=2"),
     )
     environment = cli.environment
@@ -240,7 +243,7 @@ def test_two_processes_train_and_evaluate_a_segmentation_as_one(tmp_path):
         assert [line["step"] for line in ours] == [line["step"] for line in reference]
         for mine, other in zip(ours, reference, strict=True):
             assert mine["loss"] == pytest.approx(other["loss"], rel=1e-9, abs=0)
-            assert mine.get("miou") == other.get("miou")
+            assert mine.get(score) == other.get(score)
             assert mine.get("batch_hash") == other.get("batch_hash")
 
 

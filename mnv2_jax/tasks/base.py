@@ -158,11 +158,21 @@ class HasFiles(Protocol):
         """Endings of the names of the files for one image."""
         ...
 
-    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float | None) -> Mapping[str, bytes]:
+    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float) -> Mapping[str, bytes]:
         """Makes the files for one image, uint8 [h, w, 3], by their `endings`.
 
-        What is less probable than ``min_confidence`` is left out; None: the usual of the task.
+        What is less probable than ``min_confidence`` is left out.
         """
+        ...
+
+
+@runtime_checkable
+class HasUsualConfidence(Protocol):
+    """`Answers` of which only the more probable ones are of interest."""
+
+    @property
+    def usual_confidence(self) -> float:
+        """Least probability of the answers that are given to people who ask for no other, from 0 to 1."""
         ...
 
 

@@ -21,7 +21,8 @@ from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
 
 SHOWN = 0.5
-"""Least probability of a box that is drawn, and that counts as a mistake where there is none."""
+"""Least probability of a box that is printed or drawn by itself, and that counts as a mistake where there is none."""
+_SIDES = ("x0", "y0", "x1", "y1")
 _CANDIDATES = 300
 """Most probable boxes of a class among which overlapping ones are dropped (torchvision's topk_candidates)."""
 
@@ -38,6 +39,7 @@ class BoxLists:
     """The `tasks.base.Answers` of a detection."""
 
     endings = ("-boxes.png",)
+    usual_confidence = SHOWN
 
     labels: tuple[str, ...]
     model: ModelConfig
@@ -70,17 +72,18 @@ class BoxLists:
         return jax.lax.map(lambda image: choose(*image), (codes, logits))
 
     def to_json(self, answer: PyTree) -> dict[str, Any]:
-        """The answer for one image as ``{"boxes": [{"box": [x0, y0, x1, y1], "index", "label", "probability"}, ...]}``.
+        """The answer for one image as ``{"boxes": [{"x0", "y0", "x1", "y1", "index", "label", "probability"}, ...]}``.
 
         Boxes are in pixels of the image, the most probable first.
         """
         rows = []
-        for (y0, x0, y1, x1), index, probability in zip(
+        for box, index, probability in zip(
             *(np.asarray(answer[name]).tolist() for name in ("box", "class", "probability")), strict=True
         ):
             if probability > 0:
-                box = [round(side, 2) for side in (x0, y0, x1, y1)]
-                rows.append({"box": box, "index": index, "label": self.labels[index], "probability": probability})
+                sides = {name: round(side, 2) for name, side in zip(("y0", "x0", "y1", "x1"), box, strict=True)}
+                facts = {"index": index, "label": self.labels[index], "probability": probability}
+                rows.append({**{name: sides[name] for name in _SIDES}, **facts})
         return {"boxes": rows}
 
     def to_text(self, entries: Mapping[str, Any]) -> list[str]:
@@ -88,19 +91,19 @@ class BoxLists:
         width = max((len(row["label"]) for row in entries["boxes"]), default=0)
         return [
             f"{row['label']:<{width}}  {row['probability']:7.2%}  "
-            + " ".join(f"{name}={side:.0f}" for name, side in zip(("x0", "y0", "x1", "y1"), row["box"], strict=True))
+            + " ".join(f"{name}={row[name]:.0f}" for name in _SIDES)
             for row in entries["boxes"]
         ]
 
-    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float | None = None) -> dict[str, bytes]:
+    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float = SHOWN) -> dict[str, bytes]:
         """The boxes over the image, with a legend, by the ending of the file.
 
         Args:
           image: uint8 [h, w, 3].
           answer: the answer, in pixels of the image.
-          min_confidence: least probability of the boxes; None: `SHOWN`.
+          min_confidence: least probability of the boxes.
         """
-        is_box = np.asarray(answer["probability"]) >= (SHOWN if min_confidence is None else min_confidence)
+        is_box = np.asarray(answer["probability"]) >= min_confidence
         is_box &= np.asarray(answer["probability"]) > 0
         classes = np.asarray(answer["class"])[is_box]
         picture = drawn(image, np.asarray(answer["box"])[is_box], classes)

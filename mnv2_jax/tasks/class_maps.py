@@ -57,15 +57,15 @@ class ClassMaps:
         width = max((len(row["label"]) for row in entries["classes"]), default=0)
         return [f"{row['label']:<{width}}  {row['share']:7.2%}" for row in entries["classes"]]
 
-    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float | None = None) -> dict[str, bytes]:
+    def files(self, image: np.ndarray, answer: PyTree, min_confidence: float = 0.0) -> dict[str, bytes]:
         """Files for one image, by their endings: the classes as a PNG of indices, and an overlay with its legend.
 
         Args:
           image: uint8 [h, w, 3].
           answer: the answer, of the image's size.
-          min_confidence: None; a class of a pixel has no probability.
+          min_confidence: 0; a class of a pixel has no probability.
         """
-        assert min_confidence is None
+        assert not min_confidence
         class_map = np.asarray(answer["class"])
         seen = np.unique(class_map).tolist()
         picture = beside([overlay(image, class_map), legend(self.labels, seen)], gap_px=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -248,7 +248,7 @@ def known_classes(dataset: Dataset, info: WeightsInfo, num_classes: int) -> Data
     if len(names) != num_classes or not {*dataset.class_names} <= {*names} or classes is None:
         return same_classes(dataset, info, num_classes)
     numbers = np.array([names.index(name) for name in dataset.class_names], np.int32)
-    targets = {**dataset.eval.targets, "classes": Renumbered(classes, numbers)}
+    targets: dict[str, Callable[[int], Any]] = {**dataset.eval.targets, "classes": Renumbered(classes, numbers)}
     evaluated = dataclasses.replace(dataset.eval, targets=targets)
     return dataclasses.replace(dataset, class_names=names, eval=evaluated)
 
