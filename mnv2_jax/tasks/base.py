@@ -50,7 +50,8 @@ class Evaluation(NamedTuple):
     """Columns [n] of a table of all images, by name: "index" in the split, and the answers, as text or numbers. A
     number that isn't finite means that there is no answer. {}: the task has no such table."""
     maps: Mapping[int, np.ndarray] = {}
-    """Small class maps, uint8 [h, w], by index, from which the pictures of the examples are drawn."""
+    """Answers for the examples, by index, from which their pictures are drawn: class maps, uint8 [h, w], or boxes,
+    [n, 5]."""
 
 
 MOST_EXAMPLES = 24

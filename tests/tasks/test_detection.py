@@ -10,6 +10,7 @@ import pytest
 from mnv2_jax import config as configs
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.anchors import anchors
+from mnv2_jax.models.registry import for_classes
 from mnv2_jax.ops import boxes as ops
 from mnv2_jax.tasks.box_lists import box_lists, framing
 from mnv2_jax.tasks.detection import Found, examples, known_classes
@@ -18,6 +19,7 @@ from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.feeds import train_batches
+from mnv2_jax.training.initial import with_weights
 from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
 from tests import cli
 from tests.tasks import framed
@@ -183,6 +185,21 @@ def test_answers_are_boxes_in_pixels_the_most_probable_first(file, tmp_path):
     assert len(answers.to_text({"boxes": entries})) == 2
     (content,) = answers.files(np.zeros((100, 200, 3), np.uint8), answer).values()
     assert content.startswith(b"\x89PNG")
+
+
+def test_a_trained_head_of_other_classes_starts_with_what_fits(file):
+    """Here random weights are zeros and trained ones are ones."""
+    experiment = opened(file)
+    model = experiment.task.model
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(experiment.init_state))
+    other = for_classes(model.options, model.norm, 5)
+    shapes = jax.eval_shape(other.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    held = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    started = with_weights(state, Weights(other, held, WeightsInfo()), "new", model).params
+    for name, branch in started.items():
+        values = {value for leaf in jax.tree.leaves(branch) for value in np.unique(leaf)}
+        assert values == {0 if name.endswith("classifier") else 1}
+    assert {f"map_{number}_{kind}" for number in range(1, 7) for kind in ("boxes", "classifier")} <= {*started}
 
 
 def test_weights_with_more_classes_are_evaluated_on_data_that_have_some_of_them():
