@@ -1,7 +1,7 @@
 r"""SSDLite on MobileNetV2 1 for COCO's 80 classes: 4,337,013 parameters, 734.6 M MAdds at 300 px, 1917 anchors.
 
 Published mAP: 22.1 on test-dev (the paper, table 6, at 320 px); 22 on a part of val (TensorFlow's model zoo).
-Expected with recipe tf_ssdlite_v2: 21 to 22. Not trained here yet.
+Expected with recipe tf_ssdlite_v2: unknown, since the length of the published training is. Not trained here yet.
 Cost: 200,000 steps of 24 images, 1.1e16 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/ssdlite_coco.py:path=coco \

@@ -3,7 +3,7 @@ r"""SSDLite on MobileNetV3-Large with torchvision's reduced tail: 3,440,060 para
 These counts are of torchvision's 90 classes; COCO's 80 need fewer.
 Published mAP on val: 21.3 (torchvision's ssdlite320_mobilenet_v3_large).
 Expected with recipe torchvision_ssdlite_v3: 21.3 ± 0.5. Not trained here yet.
-Cost: 660 epochs of 117,266 images, 1.3e17 multiply-adds in training.
+Cost: 660 epochs of 118,287 images, 1.4e17 multiply-adds in training.
 
     python -m mnv2_jax.main --config=configs/ssdlite_v3_coco.py:path=coco
 """

@@ -21,7 +21,7 @@ _HAS_BOXES = read_when("model.head", "ssdlite")
 
 STRUCTURE = ("width", "width_rule", "depth", "activation", "padding", "dilation_from")
 """Options of a `ModelConfig` that weights depend on: with other values, the network computes another function."""
-HEAD = ("head", "head_channels", "aspp_rates", "aspp_conv", "aux_head", "align_corners")
+HEAD = ("head", "head_channels", "aspp_rates", "aspp_conv", "aux_head", "align_corners", "anchors", "box_scores")
 """Options of a `ModelConfig` that say what follows the features; weights of another head can start the features."""
 
 
@@ -58,7 +58,7 @@ class ModelConfig:
     padding: Literal["same", "symmetric", "keras_v1"] = "same"
     """Padding of convolutions. same: as TensorFlow, Keras and slim. symmetric: as PyTorch. keras_v1: as same, but
     depthwise convolutions with a stride pad only the bottom and the right, whatever the size (Keras' MobileNet)."""
-    dropout: Annotated[float, Within(0, 0.999)] = 0.2
+    dropout: Annotated[float, Within(0, 0.999), read_unless("model.head", "ssdlite")] = 0.2
     """Share of the pooled features that is dropped in training."""
     drop_path: Annotated[float, Within(0, 0.999), read_unless("model.name", "mobilenet_v1")] = 0.0
     """Rate of stochastic depth: share of the examples for which training skips the last residual branch."""
@@ -188,7 +188,7 @@ class DataConfig:
     eval_nms_iou: Annotated[float, Within(0, 1), _HAS_BOXES] = 0.55
     """Overlap (IoU) above which the less probable of two boxes of a class is dropped."""
     eval_max_boxes: Annotated[int, Within(1, 4096), _HAS_BOXES] = 100
-    """Largest number of boxes that are found in an image; COCO counts 100."""
+    """Largest number of boxes that are found in an image. COCO's scores count 100 of each class."""
     batch_size: Annotated[int, AtLeast(1)] = 96
     """Images per training step, over all devices."""
     eval_batch_size: Annotated[int, AtLeast(1)] = 128

@@ -6,10 +6,12 @@ from mnv2_jax.recipes.tree import Tree
 
 TF_SSDLITE_V2: Tree = dict(
     # ssdlite_mobilenet_v2_coco.config of the Object Detection API: 200,000 steps of 24 images, at a learning rate that
-    # only falls after 800,720. Its ssd_random_crop is SSD's with other shares of overlap, and of the anchors without an
-    # object those train whose own boxes overlap by less than 0.99. Here torchvision's crop and the plain ranking.
+    # only falls after 800,720, from a trained detector; its comment says that the length is for another data set, and
+    # nobody says how the published weights were trained. Its ssd_random_crop is SSD's with other shares of overlap, and
+    # of the anchors without an object those train whose own boxes overlap by less than 0.99. Here torchvision's crop
+    # and the plain ranking.
     task="detection",
-    model=dict(head="ssdlite", anchors="tensorflow", box_scores="sigmoid", init="truncated_normal", dtype="bfloat16"),
+    model=dict(head="ssdlite", anchors="tensorflow", box_scores="sigmoid", init="truncated_normal"),
     norm=dict(group_size=24, decay=0.9997, epsilon=1e-3),
     data=dict(
         name="coco",
@@ -17,6 +19,7 @@ TF_SSDLITE_V2: Tree = dict(
         batch_size=24,
         eval_batch_size=24,
         crop="iou",
+        antialias=False,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         eval_min_score=1e-8,
@@ -39,9 +42,11 @@ TF_SSDLITE_V2: Tree = dict(
 
 TORCHVISION_SSDLITE_V3: Tree = dict(
     # references/detection/README.md: 8 GPUs of 24 images, 660 epochs, the preset ssdlite. On a GPU the statistics are
-    # those of 24 images. The weights are drawn from N(0, 0.03) there, features included.
+    # those of 24 images. The warm-up takes the steps of the first epoch. The weights are drawn from N(0, 0.03) there,
+    # features included; images without boxes (1,021 of COCO's) and crowds are left out, while here the former train
+    # the background and the latter nothing. Of boxes with the same best anchor the last has it, here the first.
     task="detection",
-    model=dict(head="ssdlite", anchors="torchvision", box_scores="softmax", init="torchvision_v3", dtype="bfloat16"),
+    model=dict(head="ssdlite", anchors="torchvision", box_scores="softmax", init="torchvision_v3"),
     norm=dict(group_size=24, decay=0.97, epsilon=1e-3),
     data=dict(
         name="coco",
@@ -49,10 +54,12 @@ TORCHVISION_SSDLITE_V3: Tree = dict(
         batch_size=192,
         eval_batch_size=24,
         crop="iou",
+        antialias=False,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         eval_min_score=0.001,
         eval_nms_iou=0.55,
+        eval_max_boxes=300,
     ),
     optim=dict(
         name="sgd",
@@ -63,6 +70,9 @@ TORCHVISION_SSDLITE_V3: Tree = dict(
         weight_decay_on="all",
         schedule="cosine",
         update_every="epoch",
+        warmup_steps=610,
+        warmup_init_lr=0.15 / 1000,
+        cosine_from="start",
     ),
     train=dict(epochs=660.0, eval_every_epochs=10.0),
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mnv2_jax.report.overlays import palette
+from mnv2_jax.report.overlays import colour_of
 
 _LINE_SHARE = 200
 """The long side of an image over the width of lines."""
@@ -28,7 +28,7 @@ def drawn(
     draw = ImageDraw.Draw(picture)
     width = max(round(max(picture.size) / _LINE_SHARE), 1)
     for (y0, x0, y1, x1), number in zip(boxes[::-1].tolist(), reversed(list(classes)), strict=True):
-        colour = tuple(palette()[int(number)].tolist())
+        colour = colour_of(int(number))
         right, bottom = max(x1 - 1, x0), max(y1 - 1, y0)
         if not is_dashed:
             draw.rectangle((x0, y0, right, bottom), outline=colour, width=width)

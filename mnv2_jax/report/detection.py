@@ -18,7 +18,7 @@ from mnv2_jax.report.words import number, percent, table, text
 _PICTURE_PX = 240
 _SIZES = ("small", "medium", "large")
 _CURVES = 10
-"""Most classes whose curves are drawn."""
+"""Most classes whose curves are drawn: those with the most boxes."""
 
 
 def _lead(summary: Facts, dataset: Facts) -> Sequence[str]:
@@ -54,10 +54,13 @@ def _evaluation(evaluation: Facts, dataset: Facts, pictures: Mapping[int, str]) 
         ("boxes", "AP", "recall"),
         [(size, percent(evaluation[f"ap_{size}"]), percent(evaluation[f"ar_{size}"])) for size in _SIZES],
     )
-    curves = {row["label"]: row["curve50"] for row in evaluation["per_class"][:_CURVES] if row["curve50"]}
+    drawn_classes = sorted(evaluation["per_class"], key=lambda row: -row["boxes"])[:_CURVES]
+    curves = {row["label"]: row["curve50"] for row in drawn_classes if row["curve50"]}
+    is_part = len(evaluation["per_class"]) > _CURVES
+    note = f"<p class=note>The {_CURVES} classes with the most boxes.</p>" if is_part else ""
     return (
         f"<section><h3>AP by class</h3>{_classes(evaluation['per_class'])}<h3>AP by size</h3>"
-        f"<p class=note>Small: below 32² pixels; large: above 96².</p>{sizes}{precision_recall(curves)}"
+        f"<p class=note>Small: below 32² pixels; large: above 96².</p>{sizes}{precision_recall(curves)}{note}"
         f"{_examples(evaluation, pictures)}</section>"
     )
 
@@ -80,7 +83,7 @@ def _examples(evaluation: Facts, pictures: Mapping[int, str]) -> str:
     return examples(
         evaluation,
         pictures,
-        "True boxes, broken lines; found boxes of a probability above a half.",
+        "True boxes, broken lines; found boxes of a probability of one half or more.",
         lambda row: f"{number(row['missed'])} missed, {number(row['wrong'])} wrong of {number(row['boxes'])} boxes",
     )
 

@@ -31,6 +31,11 @@ def palette() -> np.ndarray:
     return np.rint(255 * np.array([*colours, (0.0, 0.0, 0.0)])).astype(np.uint8)
 
 
+def colour_of(number: int) -> tuple[int, ...]:
+    """Returns the colour of a class of any number; colours come again after 255 classes."""
+    return tuple(palette()[number % IGNORED].tolist())
+
+
 def overlay(image: np.ndarray, class_map: np.ndarray) -> np.ndarray:
     """Lays the colours of the classes over an image; ignored pixels stay grey.
 
@@ -59,8 +64,7 @@ def legend(names: Sequence[str], numbers: Sequence[int]) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     for row, (number, text) in enumerate(zip(numbers, texts, strict=True)):
         top = row * _ROW_PX + 4
-        colour = tuple(palette()[number].tolist())
-        draw.rectangle((4, top, 4 + _ROW_PX - 6, top + _ROW_PX - 6), fill=colour, outline="grey")
+        draw.rectangle((4, top, 4 + _ROW_PX - 6, top + _ROW_PX - 6), fill=colour_of(number), outline="grey")
         draw.text((_ROW_PX + 4, top - 1), text, fill="black")
     return np.asarray(image)
 

@@ -131,10 +131,9 @@ def framing(weights: Weights) -> Squeezed:
 
 
 def box_lists(weights: Weights, most: int | None) -> BoxLists:
-    """Makes the answers for weights; classes without a name are labelled by their number.
+    """Makes the answers for weights, with at most so many boxes.
 
-    Raises:
-      UserError: if more boxes are requested than anchors can give.
+    Classes without a name are labelled by their number.
     """
     info, model = weights.info, weights.model
     data = build({"data": dataclasses.asdict(info.preprocessing)}).data

@@ -15,7 +15,7 @@ from mnv2_jax.config import Config
 from mnv2_jax.data.boxes import Renumbered, annotations_of
 from mnv2_jax.data.sources import Dataset
 from mnv2_jax.data.split import Split
-from mnv2_jax.data.views.detection import EvalView, TrainView, overlaps
+from mnv2_jax.data.views.detection import EvalView, TrainView, overlaps, shares_within
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.anchors import anchors
 from mnv2_jax.models.registry import for_classes
@@ -130,6 +130,12 @@ class Detection(Alone):
         places = {index: place for place, index in enumerate(indices)}
         boxes = sum(row["boxes"] for row in tables["per_class"])
         doubts = [] if boxes else ["no box of these images counts, so that scores are 0; mnv2 inspect shows the boxes"]
+        most = max((int((~truth["crowd"]).sum()) for truth in truths), default=0)
+        if most > self.data.eval_max_boxes:
+            doubts.append(
+                f"an image has {most:,} boxes, but at most {self.data.eval_max_boxes:,} are found"
+                f" (data.eval_max_boxes), so that not all can be right"
+            )
         return Evaluation(
             {**scalars, "loss": loss, "boxes": boxes, "count": len(truths)},
             tables,
@@ -178,8 +184,9 @@ class Found(NamedTuple):
 def examples(indices: Sequence[int], truths: Sequence[Mapping[str, np.ndarray]], found: Found) -> list[dict[str, Any]]:
     """Selects the images with the most mistakes, and those around the median.
 
-    A mistake is a true box that no found box of its class meets with an IoU of 0.5, or a found box of a probability of
-    a half that meets no true box of its class.
+    Found boxes count here from a probability of `SHOWN` on. A mistake is a true box that none of its class meets with
+    an IoU of 0.5, or a found box that meets no true box of its class. As COCO's scores have it, a found box meets a
+    crowd with half of its own area.
 
     Args:
       indices: numbers of the images in the split.
@@ -192,7 +199,8 @@ def examples(indices: Sequence[int], truths: Sequence[Mapping[str, np.ndarray]],
     rows = []
     for place, (index, truth) in enumerate(zip(indices, truths, strict=True)):
         shown, counts = found.shown(place), ~truth["crowd"]
-        meets = overlaps(truth["boxes"], shown[:, :4]) >= 0.5
+        boxes, crowd = truth["boxes"], truth["crowd"][:, None]
+        meets = np.where(crowd, shares_within(boxes, shown[:, :4]), overlaps(boxes, shown[:, :4])) >= 0.5
         meets &= truth["classes"][:, None] == shown[:, 4]
         missed, wrong = int((~meets.any(1) & counts).sum()), int((~meets.any(0)).sum())
         rows.append({"index": index, "boxes": int(counts.sum()), "missed": missed, "wrong": wrong})
@@ -220,6 +228,8 @@ def make_task(config: Config, dataset: Dataset, evaluates: bool) -> Detection:
         {
             "data.crop": config.data.crop in ("iou", "none"),
             "data.size": config.data.size is None,
+            "model.strides": {*config.model.strides} == {2},  # anchors lie on maps of these strides
+            "model.output_stride": config.model.output_stride == 32,
             "augment.rotation_degrees": config.augment.rotation_degrees == 0,
             "loss.class_weights": config.loss.class_weights == "none",
         },

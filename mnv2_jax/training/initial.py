@@ -121,7 +121,7 @@ def with_weights(state: TrainState, weights: Weights, head: Head, model: Model) 
     """Replaces the random weights of the state before the first step, which are those of ``model``.
 
     With a new head, the last part keeps its random weights, and so do the other parts of the head that give classes, or
-    that the weights lack or have with other shapes. Parts of the weights that the network
+    boxes of other anchors, or that the weights lack or have with other shapes. Parts of the weights that the network
     doesn't have are left out. The arrays are on the host, and each is a copy: the state will be donated, and a buffer
     can be donated only once.
     """
@@ -132,6 +132,8 @@ def with_weights(state: TrainState, weights: Weights, head: Head, model: Model) 
             return False
         if part not in model.head_parts:
             return True
+        if part.endswith("_boxes") and weights.model.options.anchors != model.options.anchors:
+            return False
         return not has_classes(part) and _shapes(branch) == _shapes(random[name])
 
     def copied(tree: PyTree, random: PyTree) -> PyTree:

@@ -7,7 +7,15 @@ import pytest
 
 from mnv2_jax.config import DataConfig
 from mnv2_jax.data.views import detection as views
-from mnv2_jax.data.views.detection import EvalView, Targets, TrainView, flipped, overlaps
+from mnv2_jax.data.views.detection import (
+    EvalView,
+    Targets,
+    TrainView,
+    flipped,
+    overlapping_crop,
+    overlaps,
+    shares_within,
+)
 
 DATA = DataConfig(resolution=64, crop="iou", expand=3.0, max_boxes=8, mean=(0.0, 0.0, 0.0))
 
@@ -80,6 +88,24 @@ def test_an_image_without_boxes_has_none(draw):
     assert (row["boxes"] == 0).all()
 
 
+def test_what_a_crop_shows_of_an_ignored_region_stays_ignored():
+    boxes = np.array([[60, 20, 180, 200], [100, 210, 160, 300]], float)  # the crowd's middle isn't in most crops
+    targets = Targets(boxes, np.array([0, 1], np.int32), np.array([True, False]))
+    places = np.stack(np.meshgrid(np.arange(240), np.arange(320), indexing="ij"), -1).astype(float)
+    image = np.concatenate([places, np.zeros((240, 320, 1))], -1)
+    crops = [overlapping_crop(image, targets, np.random.default_rng(seed)) for seed in range(60)]
+    for cropped, kept in crops:
+        corner = np.tile(cropped[0, 0, :2], 2)
+        expected = np.clip(boxes[0] - corner, 0, np.tile(cropped.shape[:2], 2))
+        is_seen = bool(views.areas(expected[None])[0])
+        assert kept.ignored.sum() == is_seen
+        if is_seen:
+            np.testing.assert_allclose(kept.boxes[kept.ignored], expected[None])
+    assert len({len(kept.boxes) for _, kept in crops}) > 1
+    alone = targets.at(targets.ignored, boxes)
+    assert overlapping_crop(image, alone, np.random.default_rng(0))[0] is image
+
+
 def test_mirrored_twice_is_the_same():
     given = example()
     targets = Targets(given["boxes"].astype(float), given["classes"], given["crowd"])
@@ -92,3 +118,5 @@ def test_overlaps_of_equal_disjoint_and_empty_boxes():
     boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6], [1, 1, 1, 1]], float)
     expected = [[1, 1 / 7, 0, 0], [1 / 7, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(overlaps(boxes, boxes), expected)
+    within = [[1, 1 / 4, 0, 0], [1 / 4, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(shares_within(boxes, boxes), within)

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from mnv2_jax import config as configs
+from mnv2_jax.config import DataConfig, ModelConfig
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.anchors import anchors
 from mnv2_jax.models.registry import for_classes
 from mnv2_jax.ops import boxes as ops
-from mnv2_jax.tasks.box_lists import box_lists, framing
+from mnv2_jax.tasks.box_lists import BoxLists, box_lists, framing
 from mnv2_jax.tasks.detection import Found, examples, known_classes
 from mnv2_jax.tasks.predictor import Predictor
 from mnv2_jax.training import mesh as meshes
 from mnv2_jax.training.evaluate import make_evaluate
 from mnv2_jax.training.experiment import open_experiment
 from mnv2_jax.training.feeds import train_batches
-from mnv2_jax.training.initial import with_weights
-from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo
+from mnv2_jax.training.initial import resolve_weights, with_weights
+from mnv2_jax.weights.file import Preprocessing, Weights, WeightsInfo, save_weights
 from tests import cli
 from tests.tasks import framed
 
@@ -218,6 +219,8 @@ def test_weights_with_more_classes_are_evaluated_on_data_that_have_some_of_them(
     "override",
     [
         "data.crop=scale",
+        "model.strides=(1,2,2,2,2)",
+        "model.output_stride=16",
         "loss.label_smoothing=0.1",
         "augment.mixup_alpha=0.2",
         "model.head=classifier",
@@ -225,5 +228,43 @@ def test_weights_with_more_classes_are_evaluated_on_data_that_have_some_of_them(
     ],
 )
 def test_options_of_other_tasks_are_refused(file, override):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=override.partition("=")[0]):
         opened(file, override)
+
+
+def test_a_box_in_a_crowd_is_no_mistake_and_any_class_has_a_colour():
+    truth = {
+        "boxes": np.array([[0, 0, 100, 100], [0, 200, 50, 250]], np.float32),
+        "classes": np.array([0, 0]),
+        "crowd": np.array([True, False]),
+    }
+    found = Found(
+        np.array([[[10, 10, 30, 30], [0, 200, 50, 250], [60, 300, 90, 330]]], np.float32),
+        np.zeros((1, 3), int),
+        np.full((1, 3), 0.9),
+    )
+    (example,) = examples([0], [truth], found)
+    assert (example["boxes"], example["missed"], example["wrong"]) == (1, 0, 1)
+    answers = BoxLists(tuple(map(str, range(400))), ModelConfig(), DataConfig())
+    answer = {"box": found.boxes[0], "class": np.array([255, 300, 399]), "probability": found.scores[0]}
+    assert answers.files(np.zeros((100, 400, 3), np.uint8), answer)
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_the_weights_say_what_their_scores_and_anchors_are(file, tmp_path, evaluates):
+    trained = opened(file, "model.box_scores=sigmoid", "model.anchors=torchvision").task.model
+    shapes = jax.eval_shape(trained.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    info = WeightsInfo(task="detection", labels=framed.CLASSES)
+    save_weights(tmp_path / "w.safetensors", trained, variables, info)
+    weights = f"init.weights={tmp_path / 'w.safetensors'}"
+    loaded = configs.load(str(file), [*SMALL, weights, "init.head=load"])
+    options = resolve_weights(loaded, evaluates=evaluates)[0].model
+    assert (options.box_scores, options.anchors) == ("sigmoid", "torchvision")
+    other = configs.load(str(file), [*SMALL, weights, "init.head=load", "model.box_scores=softmax"])
+    with pytest.raises(UserError, match="box_scores"):
+        resolve_weights(other, evaluates=evaluates)
+    new = opened(file)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(new.init_state))
+    started = with_weights(state, Weights(trained, variables, info), "new", new.task.model).params
+    assert not any(leaf.any() for number in range(1, 7) for leaf in jax.tree.leaves(started[f"map_{number}_boxes"]))

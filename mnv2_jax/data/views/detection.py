@@ -161,10 +161,11 @@ def overlapping_crop(image: np.ndarray, targets: Targets, rng: np.random.Generat
     """Crops an image so that some box overlaps the crop by a drawn IoU at least (SSD's paper, section 2.2).
 
     Boxes whose centre lies in the crop are kept, and cut at its sides. Torchvision's RandomIoUCrop: sides of 0.3 to 1,
-    aspect ratios of 1/2 to 2, 40 tries for each drawn IoU. An image without boxes isn't cropped.
+    aspect ratios of 1/2 to 2, 40 tries for each drawn IoU. An image without objects isn't cropped. Of an ignored region
+    every visible part is kept, so that it doesn't train as background.
     """
     height, width = image.shape[:2]
-    if not len(targets.boxes):
+    if targets.ignored.all():
         return image, targets
     for _ in range(_DRAWS):
         least = _LEAST_OVERLAPS[rng.integers(len(_LEAST_OVERLAPS))]
@@ -177,18 +178,30 @@ def overlapping_crop(image: np.ndarray, targets: Targets, rng: np.random.Generat
             top, left = int((height - rows) * rng.random()), int((width - columns) * rng.random())
             crop = np.array([top, left, top + rows, left + columns], np.float64)
             middles = (targets.boxes[:, :2] + targets.boxes[:, 2:]) / 2
-            inside = ((middles > crop[:2]) & (middles < crop[2:])).all(1)
+            inside = ((middles > crop[:2]) & (middles < crop[2:])).all(1) & ~targets.ignored
             if not inside.any() or overlaps(targets.boxes[inside], crop[None]).max() < least:
                 continue
             low, high = np.tile(crop[:2], 2), np.tile(crop[2:], 2)
             boxes = np.clip(targets.boxes, low, high) - low
-            return image[top : top + rows, left : left + columns], targets.at(inside, boxes)
+            kept = inside | (targets.ignored & (areas(boxes) > 0))
+            return image[top : top + rows, left : left + columns], targets.at(kept, boxes)
     return image, targets
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Returns the IoU [n, m] of boxes [n, 4] with others [m, 4]; 0 where neither has an area."""
-    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
-    common = np.prod(np.maximum(high - low, 0), -1)
+    common = _common_areas(boxes, others)
     union = areas(boxes)[:, None] + areas(others) - common
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def shares_within(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the share [n, m] of the area of others [m, 4] that lies in boxes [n, 4]; 0 for one without area."""
+    common = _common_areas(boxes, others)
+    return np.divide(common, areas(others), out=np.zeros_like(common), where=areas(others) > 0)
+
+
+def _common_areas(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    common: np.ndarray = np.prod(np.maximum(high - low, 0), -1)
+    return common
