@@ -144,7 +144,8 @@ def _training_use(data: DataConfig) -> tuple[dict[str, Any], str]:
     num_train, num_eval = len(dataset.train), len(dataset.eval)
     tree = {"train": num_train, "eval": num_eval, "eval_split": dataset.eval.name}
     notes = "".join(f"; {note}" for note in dataset.notes if note.startswith("no splits"))
-    return tree, f"training uses {num_train:,} images, and evaluation {num_eval:,} of {dataset.eval.name}{notes}"
+    line = f"training uses {_count(num_train, 'image')}, and evaluation {num_eval:,} of {dataset.eval.name}{notes}"
+    return tree, line
 
 
 def _count(count: int, singular: str, plural: str = "") -> str:

@@ -256,10 +256,10 @@ def test_boxes(tmp_path):
     ]
     counts = {row["kind"]: (row["train"], row["val"]) for row in tables["box_faults"]}
     kinds = ("no area", "outside", "clipped", "reversed", "no boxes", "no annotation", "no image")
-    assert counts == dict.fromkeys(kinds, (1, 0)) | {"ignored": (1, 2)}
-    assert all(row["example"] for row in tables["box_faults"])
+    assert counts == dict.fromkeys(kinds, (1, 0)) | {"ignored": (1, 2), "outline": (0, 0)}
+    assert all(bool(row["example"]) == (row["kind"] != "outline") for row in tables["box_faults"])
     assert [(row["size"], row["stated"]) for row in tables["image_sizes"]] == [("80×60", "80×61")]
-    assert tree["training"] == {"train": 4, "eval": 2, "eval_split": "val"}
+    assert "JPEGImages/b.jpg: has 80×60 pixels" in tree["training"]["problem"]
     assert "Boxes by size" in Page(page.read_text()).text
     assert "Boxes by size" in here("inspect", top).stdout
 
@@ -271,6 +271,17 @@ def test_boxes_of_other_forms(tmp_path, write):
     assert [row["boxes"] for row in tree["tables"]["boxes"]] == [5, 5, 10]
     assert [row["boxes"] for row in tree["tables"]["box_sizes"]] == [5, 5, 0]
     assert "problem" not in tree["training"]
+
+
+def test_splits_that_are_called_as_columns(tmp_path):
+    top = boxed.yolo(tmp_path / "meaning", (("", "abcde"),))
+    table = answer(here("inspect", top, "--json"))["tables"]["box_faults"]
+    assert [(row["split meaning"], row["meaning"][:5]) for row in table][:1] == [(0, "boxes")]
+    for number, place in enumerate(("images/cat", "images/dog", "train/cat", "val/cat")):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        picture(number).save(tmp_path / "photos" / place / "a.jpg")
+    rows = answer(here("inspect", tmp_path / "photos", "--json"))["tables"]["classes"]
+    assert rows[0] == {"class": "cat", "train": 1, "val": 1, "split images": 1, "images": 3}
 
 
 def test_a_folder_with_masks_and_boxes(tmp_path):

@@ -8,17 +8,18 @@
 
 An image and the file of its boxes have the same path below their folders, but for the extension. An image without such
 a file is left out, except that YOLO has none for an image without boxes. What is left out, dropped or corrected is
-counted in a note (`boxes.FAULTS`).
+counted in a note (`boxes.FAULTS`). A run refuses what would train or score wrong boxes: splits without a box, shares
+where pixels are meant, and images of another size than stated, of which it opens a few.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,12 +36,25 @@ from mnv2_jax.data.box_files import (
     parse_xml,
     parse_yolo,
 )
-from mnv2_jax.data.boxes import Objects, annotations_of, faults_of, in_order, note_of, readers
+from mnv2_jax.data.boxes import Annotations, Objects, annotations_of, faults_of, in_order, note_of, readers
 from mnv2_jax.data.class_file import CLASSES_FILE
-from mnv2_jax.data.folder import Tree, base_name, is_taken, open_tree
-from mnv2_jax.data.images import check_readable
-from mnv2_jax.data.split import NO_CLASS, Inventory, OpenedSplits, Split, choose_splits, role_of, usual_order
-from mnv2_jax.data.trees import by_name, content_near, counted, exists, listed, others, tops
+from mnv2_jax.data.folder import Tree, base_name, is_taken, left_out, open_tree
+from mnv2_jax.data.images import DamagedImageError, check_readable
+from mnv2_jax.data.split import NO_CLASS, Inventory, OpenedSplits, Split, choose_splits, role_of, spread, usual_order
+from mnv2_jax.data.trees import (
+    by_name,
+    content_near,
+    content_of,
+    counted,
+    exists,
+    listed,
+    normal,
+    not_used,
+    others,
+    outside,
+    place_of,
+    tops,
+)
 from mnv2_jax.errors import UserError
 
 _LAYOUT = (
@@ -49,9 +63,12 @@ _LAYOUT = (
 )
 _FOLDERS = (("images", "labels"), ("images", "annotations"), ("images", "Annotations"), ("JPEGImages", "Annotations"))
 """Names of the folder of images and of that of their boxes."""
-_YAMLS = ("data.yaml", "data.yml")
+_CLASS_FILES = (CLASSES_FILE, "_darknet.labels", "data.yaml", "data.yml")
+"""Files that name the classes; the second is Roboflow's, and the last two are Ultralytics'."""
 _NOT_BOXES = (CLASSES_FILE, "train.txt", "val.txt", "test.txt")
-"""Text files that may lie beside files of boxes."""
+"""Text files that may lie beside files of boxes; they hold the boxes of an image if one has their name."""
+_OPENED = 64
+"""Images of a split whose headers are read to compare their sizes with those that annotations state."""
 VOC = mask_classes.VOC[1:]
 """Names of the 20 classes of PASCAL VOC."""
 
@@ -68,6 +85,8 @@ class _Part:
     """Files that were left out, by the keys of `boxes.FAULTS`."""
     place: str
     """Where the classes are named."""
+    unlisted: frozenset[str] = frozenset()
+    """Images of a folder that splits share which aren't of this split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +149,14 @@ def open_splits(data: DataConfig, path: str, with_eval: bool = True, with_train:
         data.train_split,
     )
     opened = {name: _make_split(tree, name, found) for name in chosen.used}
+    names = found.class_names(chosen.used)
     _check_apart(tree, chosen.used, found)
+    for name, split in opened.items():
+        _check_pixels(tree, split, found.read(name).objects)
+        _check_sizes(tree, split)
+        _check_filled(tree, split)
     notes = [note for split in opened.values() for note in _note(split)]
-    return chosen.opened(found.class_names(chosen.used), opened, (*found.notes, *notes))
+    return chosen.opened(names, opened, (*found.notes, *notes))
 
 
 def take_inventory(tree: Tree, name: str) -> Inventory:
@@ -146,8 +170,10 @@ def take_inventory(tree: Tree, name: str) -> Inventory:
       UserError: if the files can't be read, a file of annotations can't be used, or no image has one.
     """
     found = _SOURCES[name].read(tree, name)
-    names = [split for split in usual_order(found.names) if split != _UNION or len(found.names) == 1]
-    splits, notes = {}, list(found.notes)
+    names = [split for split in usual_order(found.names) if split != _UNION or not {"train", "val"} & {*found.names}]
+    unlisted = [found.read(split).unlisted for split in names]
+    in_none = sorted(frozenset.intersection(*unlisted)) if unlisted else []
+    splits, notes = {}, [*found.notes, *not_used(in_none, "image", "in no JSON file")]
     for split_name in names:
         part = found.read(split_name)
         if part.images:
@@ -194,9 +220,53 @@ def _make_split(tree: Tree, name: str, found: _Set) -> Split:
     if not objects.is_relative:
         sizes = objects.sizes.copy()
         for index in np.flatnonzero((sizes <= 0).any(1)).tolist():
-            sizes[index] = split.read(index).shape[:2]
+            sizes[index] = _size_or_none(split, index) or (0, 0)
         objects = dataclasses.replace(objects, sizes=sizes)
     return dataclasses.replace(split, targets=readers(in_order(objects, part.faults), split.read))
+
+
+def _size_or_none(split: Split, index: int) -> tuple[int, int] | None:
+    """Returns the height and width of an image; None if it is damaged, which a run meets again and may skip."""
+    try:
+        height, width, _ = split.read(index).shape
+    except DamagedImageError:
+        return None
+    return height, width
+
+
+def _check_sizes(tree: Tree, split: Split) -> None:
+    """Refuses an image of another size than stated: its boxes are those of another image, or of the image turned."""
+    sizes = _annotations(split).sizes
+    stated = np.flatnonzero((sizes > 0).all(1))
+    for index in stated[spread(len(stated), _OPENED)].tolist():
+        size, (height, width) = _size_or_none(split, index), sizes[index].tolist()
+        if size not in (None, (height, width)):
+            raise UserError(
+                f"{split.path_of(index)}: has {size[1]}×{size[0]} pixels, but its annotation states {width}×{height};"
+                " give the size and the boxes of the image as it is stored, without the turn that EXIF may ask for"
+                f" (python -m mnv2_jax.inspect {tree.path} --limit=0 lists all such images)"
+            )
+
+
+def _check_pixels(tree: Tree, split: Split, objects: Objects) -> None:
+    """Refuses shares where pixels are meant."""
+    corners = objects.corners
+    if objects.is_relative or not (corners % 1).any() or corners.min() < 0 or corners.max() > 1:
+        return
+    raise UserError(
+        f"{tree.path}: all boxes of {split.name} lie between 0 and 1, as in {objects.files[objects.image[0]]}, and so"
+        " aren't pixels; multiply x by the width of the image and y by its height"
+    )
+
+
+def _check_filled(tree: Tree, split: Split) -> None:
+    """Refuses a split in which nothing can be learnt or found."""
+    if (~_annotations(split).crowd).any():
+        return
+    raise UserError(
+        f"{tree.path}: no box of {split.name} can be used ({'; '.join(_note(split))}); let each annotation belong to an"
+        " image, by the same path but for the extension, or in COCO by the same id"
+    )
 
 
 def _check_apart(tree: Tree, names: Sequence[str], found: _Set) -> None:
@@ -212,10 +282,14 @@ def _check_apart(tree: Tree, names: Sequence[str], found: _Set) -> None:
         )
 
 
-def _note(split: Split) -> tuple[str, ...]:
+def _annotations(split: Split) -> Annotations:
     annotations = annotations_of(split)
     assert annotations is not None
-    return note_of(split.name, annotations.faults)
+    return annotations
+
+
+def _note(split: Split) -> tuple[str, ...]:
+    return note_of(split.name, _annotations(split).faults)
 
 
 # --- a file of boxes for each image -------------------------------------------------------------------------
@@ -271,11 +345,14 @@ def _read_part(
     numbers = {str(label) if kind.is_relative else name: label for label, name in enumerate(class_names)}
     stated = [parse(files.annotations[name]) if name in files.annotations else _NOTHING for name in used]
     classes = [
-        numbers_of(_where(tree, files.annotations[name]), marked.names, numbers, place)
+        numbers_of(place_of(tree, files.annotations[name]), marked.names, numbers, place, kind.is_relative)
         for name, marked in zip(used, stated, strict=True)
         if marked.names
     ]
     counts = np.array([len(marked.names) for marked in stated], np.int64)
+    faults["outline"] = [
+        files.annotations[name] for name, marked in zip(used, stated, strict=True) for _ in range(marked.num_outlines)
+    ]
     objects = Objects(
         files=[files.annotations.get(name, files.images[name]) for name in used],
         sizes=np.array([marked.size for marked in stated], np.int64).reshape(-1, 2),
@@ -289,11 +366,6 @@ def _read_part(
     return _Part(class_names, [files.images[name] for name in used], objects, faults, place)
 
 
-def _where(tree: Tree, path: str) -> str:
-    """Returns the name of a file in errors."""
-    return os.path.join(tree.path, path) if os.path.isdir(tree.path) else f"{tree.path}: {path}"
-
-
 def _set_of_files(
     tree: Tree, splits: Mapping[str, _Files], ending: str, folders: Iterable[str], layout: str, notes: Sequence[str]
 ) -> _Set:
@@ -301,13 +373,12 @@ def _set_of_files(
 
     @functools.cache
     def parse(path: str) -> Marked:
-        content = tree.content(path)
-        assert content is not None
-        return _KINDS[ending].parse(_where(tree, path), content)
+        return _KINDS[ending].parse(place_of(tree, path), content_of(tree, path))
 
     @functools.cache
     def find_classes() -> tuple[str, tuple[str, ...]]:
-        return _stated_classes(tree, folders) or _found_classes(tree, splits.values(), ending, parse)
+        boxes = {path for files in splits.values() for path in files.annotations.values()}
+        return _stated_classes(tree, folders, boxes) or _found_classes(tree, splits.values(), ending, parse)
 
     @functools.cache
     def read(name: str) -> _Part:
@@ -316,11 +387,21 @@ def _set_of_files(
     return _Set(tuple(splits), read, tuple(notes), layout)
 
 
-def _stated_classes(tree: Tree, folders: Iterable[str]) -> tuple[str, tuple[str, ...]] | None:
-    """Reads the files that name the classes; several must agree. Returns where they are named, and their names."""
-    contents = [content_near(tree, name) for name in (CLASSES_FILE, *_YAMLS)]
-    for path in (posixpath.join(folder, CLASSES_FILE) for folder in dict.fromkeys(folders) if folder):
-        contents.append((_where(tree, path), tree.content(path)))
+def _stated_classes(tree: Tree, folders: Iterable[str], boxes: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
+    """Reads the files that name the classes; several must agree.
+
+    Args:
+      tree: the files.
+      folders: where they may lie besides the top.
+      boxes: files of boxes, some of which may be called as they are.
+
+    Returns:
+      Where the classes are named, and their names; None if there is no such file.
+    """
+    contents = [content_near(tree, name) for name in _CLASS_FILES if name not in boxes]
+    for folder in filter(None, dict.fromkeys(folders)):
+        paths = [posixpath.join(folder, name) for name in _CLASS_FILES[:2]]
+        contents += [(place_of(tree, path), tree.content(path)) for path in paths if path not in boxes]
     stated = [(place, parse_names(place, content)) for place, content in contents if content is not None]
     for place, names in stated:
         if names != stated[0][1]:
@@ -354,7 +435,7 @@ def _read_box_folder(tree: Tree, name: str) -> _Set:
     places = _folders(tree)
     images = {split: by_name(tree, folder) for split, folder, _ in places}
     boxes = {
-        ending: {split: by_name(tree, folder, is_wanted=_is_box_file(ending)) for split, _, folder in places}
+        ending: {split: _boxes_in(tree, folder, ending, images[split]) for split, _, folder in places}
         for ending in _KINDS
     }
     present = [
@@ -363,32 +444,45 @@ def _read_box_folder(tree: Tree, name: str) -> _Set:
     if len(present) > 1:
         raise UserError(f"{tree.path}: images have boxes both in .xml and in .txt files; move one kind away")
     if not any(images.values()):
-        raise UserError(f"{tree.path}: there is no images/ in it, {tops(tree)}; {_LAYOUT}")
+        raise UserError(f"{tree.path}: no image of this layout is in it, {tops(tree)}; {_LAYOUT}")
     ending = present[0] if present else next((ending for ending in _KINDS if any(boxes[ending].values())), ".xml")
     splits = {
         split: _Files(images[split], boxes[ending][split], exists(tree, folder) and bool(boxes[ending][split]))
         for split, _, folder in places
     }
-    folders = dict.fromkeys(folder for _, *pair in places for folder in pair if exists(tree, folder))
+    folders = list(dict.fromkeys(folder for _, *pair in places for folder in pair if exists(tree, folder)))
     inner = [folder for folder in folders if not any(folder != other and _is_below(folder, other) for other in folders)]
 
     def is_used(path: str) -> bool:
-        return is_taken(path) or _is_box_file(ending)(path) or posixpath.basename(path) in (*_NOT_BOXES, *_YAMLS)
+        return is_taken(path) or _has_ending(path, ending) or posixpath.basename(path) in (*_NOT_BOXES, *_CLASS_FILES)
+
+    image_names = {posixpath.basename(name) for names in images.values() for name in names}
+
+    def is_stray(path: str) -> bool:
+        name, ending = posixpath.splitext(posixpath.basename(path))
+        return normal(name) in image_names and ending.lower() in _KINDS
 
     upper = [posixpath.dirname(folder) for _, _, folder in places]
-    return _set_of_files(tree, splits, ending, [*folders, *upper], _LAYOUT, others(tree, inner, is_used))
+    notes = others(tree, inner, is_used) + outside(tree, folders, {"image": is_taken, "annotation": is_stray})
+    return _set_of_files(tree, splits, ending, [*folders, *upper], _LAYOUT, notes)
 
 
 def _is_below(folder: str, other: str) -> bool:
     return not other or folder.startswith(f"{other}/")
 
 
-def _is_box_file(ending: str) -> Callable[[str], bool]:
-    def is_box_file(path: str) -> bool:
-        name = posixpath.basename(path)
-        return name.lower().endswith(ending) and name[0] != "." and name not in _NOT_BOXES
+def _boxes_in(tree: Tree, folder: str, ending: str, images: Collection[str]) -> dict[str, str]:
+    files = by_name(tree, folder, is_wanted=lambda path: _has_ending(path, ending))
+    return {name: path for name, path in files.items() if name in images or _is_box_file(path, ending)}
 
-    return is_box_file
+
+def _has_ending(path: str, ending: str) -> bool:
+    name = posixpath.basename(path)
+    return name.lower().endswith(ending) and name[0] != "."
+
+
+def _is_box_file(path: str, ending: str) -> bool:
+    return _has_ending(path, ending) and posixpath.basename(path) not in _NOT_BOXES
 
 
 def _folders(tree: Tree) -> list[tuple[str, str, str]]:
@@ -440,15 +534,22 @@ def _ordered(places: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str
 
 
 def _is_box_folder(tree: Tree) -> bool:
-    """Whether files of boxes lie directly in the folders in which they are expected."""
+    """Whether files of boxes lie in the folders in which they are expected.
+
+    Text beside an image may be about something else, unless a file names classes, too.
+    """
     for _, images, boxes in _folders(tree):
         if not exists(tree, boxes):
             continue
-        if images != boxes and any(_is_box_file(ending)(path) for path in tree.below(boxes) for ending in _KINDS):
+        if images != boxes and any(_is_box_file(path, ending) for path in tree.below(boxes) for ending in _KINDS):
             return True
         beside = tree.files(boxes) if images == boxes else []
         stems = {posixpath.splitext(path)[0] for path in beside if is_taken(path)}
-        if any(posixpath.splitext(path)[0] in stems and _is_box_file(".xml")(path) for path in beside):
+        named = {posixpath.basename(path) for path in (*beside, *tree.files(""))} & {*_CLASS_FILES}
+        endings = [ending for ending, kind in _KINDS.items() if named or kind.needs_file]
+        if any(
+            posixpath.splitext(path)[0] in stems and _is_box_file(path, ending) for path in beside for ending in endings
+        ):
             return True
     return False
 
@@ -459,9 +560,10 @@ _VOC_BASES = ("", *(f"{kit}VOC{year}" for kit in ("", "VOCdevkit/") for year in 
 _VOC_LISTS = "ImageSets/Main"
 _UNION = "trainval"
 """Name of the list that holds train and val."""
+_VOC_SPLITS = ("train", "val", _UNION, "test")
 _VOC_LAYOUT = (
-    "give the folder VOC2012, with JPEGImages, Annotations and ImageSets/Main/train.txt and val.txt; or read folders"
-    " without such lists as data.name=box_folder"
+    "give the folder VOC2012, with JPEGImages, Annotations and ImageSets/Main/train.txt and val.txt (or set"
+    " data.train_split=trainval); or read folders without such lists as data.name=box_folder"
 )
 
 
@@ -474,7 +576,9 @@ def _voc_bases(tree: Tree) -> list[str]:
 
 
 def _is_voc(tree: Tree) -> bool:
-    return bool(_voc_bases(tree))
+    lists = {f"{split}.txt" for split in _VOC_SPLITS}
+    found = (tree.files(posixpath.join(base, _VOC_LISTS)) for base in _voc_bases(tree))
+    return any(posixpath.basename(path) in lists for paths in found for path in paths)
 
 
 def _read_voc(tree: Tree, name: str) -> _Set:
@@ -485,9 +589,9 @@ def _read_voc(tree: Tree, name: str) -> _Set:
         raise UserError(f"{tree.path}: holds {' and '.join(bases)}; give the path of one of them")
     base = bases[0]
     images = by_name(tree, posixpath.join(base, "JPEGImages"))
-    boxes = by_name(tree, posixpath.join(base, "Annotations"), is_wanted=_is_box_file(".xml"))
+    boxes = _boxes_in(tree, posixpath.join(base, "Annotations"), ".xml", images)
     known, splits, notes = images.keys() | boxes.keys(), dict[str, _Files](), list[str]()
-    for split in ("train", "val", _UNION, "test"):
+    for split in _VOC_SPLITS:
         content = tree.content(posixpath.join(base, _VOC_LISTS, f"{split}.txt"))
         if content is None:
             continue
@@ -498,6 +602,8 @@ def _read_voc(tree: Tree, name: str) -> _Set:
         splits[split] = _Files(listed_images, listed_boxes)
         if absent := [entry for entry in entries if entry not in known]:
             notes.append(f"{split}.txt lists {counted(absent, 'name')} that no file has, as {absent[0]}")
+    found = {path for files in splits.values() for path in files.images.values()}
+    notes += not_used(sorted({*images.values()} - found), "image", "in no list")
     return _set_of_files(tree, splits, ".xml", [base], _VOC_LAYOUT, notes)
 
 
@@ -509,7 +615,7 @@ _COCO_LAYOUT = (
 )
 _OFFICIAL = "instances_"
 """How the names of COCO's files of boxes begin; others beside them are about key points or captions."""
-_MOST_JSON = 16
+_MOST_JSON = 64
 """JSON files that are opened in search of COCO's; more of them are those of another format, with one for each image."""
 
 
@@ -518,12 +624,16 @@ def _split_named(name: str) -> str | None:
     return next((word for word in re.split(r"[^a-z]+", name.lower()) if role_of(word)), None)
 
 
-def _coco_files(tree: Tree) -> list[tuple[str, str]]:
-    """Returns the JSON files that may be COCO's, each with the name of its split, "" where its name says none."""
+def _json_files(tree: Tree) -> list[str]:
+    """Returns the JSON files in the folders in which COCO's may lie."""
     top = tree.folders("")
     folders = ["", *(folder for folder in ("annotations",) if folder in top), *filter(_split_named, top)]
-    paths = [path for folder in folders for path in tree.files(folder) if path.lower().endswith(".json")]
-    paths = [path for path in paths if not posixpath.basename(path).startswith(".")]
+    return [path for folder in folders for path in tree.files(folder) if _has_ending(path, ".json")]
+
+
+def _coco_files(tree: Tree) -> list[tuple[str, str]]:
+    """Returns the JSON files that may be COCO's, each with the name of its split, "" where its name says none."""
+    paths = _json_files(tree)
     official = [path for path in paths if posixpath.basename(path).startswith(_OFFICIAL)]
 
     def split_of(path: str) -> str:
@@ -536,40 +646,54 @@ def _coco_files(tree: Tree) -> list[tuple[str, str]]:
 
 def _is_coco(tree: Tree) -> bool:
     files = _coco_files(tree)
-    return len(files) <= _MOST_JSON and any(is_coco(tree.content(path) or b"") for _, path in files)
+    return len(files) <= _MOST_JSON and any(_holds_coco(tree, path) for _, path in files)
+
+
+def _holds_coco(tree: Tree, path: str) -> bool:
+    return is_coco(tree.content(path) or b"")
 
 
 def _read_coco(tree: Tree, name: str) -> _Set:
-    files: dict[str, str] = {}
+    candidates: dict[str, list[str]] = {}
     for split, path in _coco_files(tree):
-        if split in files:
+        candidates.setdefault(split, []).append(path)
+    files: dict[str, str] = {}
+    for split, paths in candidates.items():
+        # A single file is taken as it is, so that an error can say what it lacks.
+        fitting = paths if len(paths) == 1 else [path for path in paths if _holds_coco(tree, path)] or paths
+        if len(fitting) > 1:
             meant = f"the split {split}" if split else "the file of all boxes"
-            raise UserError(f"{tree.path}: {files[split]} and {path} could each be {meant}; move one of them away")
-        files[split] = path
+            raise UserError(f"{tree.path}: {fitting[0]} and {fitting[1]} could each be {meant}; move one of them away")
+        files[split] = fitting[0]
     if not files:
         raise UserError(f"{tree.path}: there is no JSON file of {name} in it, {tops(tree)}; {_COCO_LAYOUT}")
 
     @functools.cache
     def read(split: str) -> _Part:
-        place, content = _where(tree, files[split]), tree.content(files[split])
-        assert content is not None
-        return _coco_part(tree, parse_coco(place, content), files[split], split)
+        content = content_of(tree, files[split])
+        return _coco_part(tree, parse_coco(place_of(tree, files[split]), content), files[split], split)
 
-    return _Set(tuple(usual_order(files)), read, (), _COCO_LAYOUT)
+    notes = left_out(sorted({*_json_files(tree)} - {*files.values()}))
+    return _Set(tuple(usual_order(files)), read, notes, _COCO_LAYOUT)
 
 
 def _coco_part(tree: Tree, coco: Coco, json_file: str, split: str) -> _Part:
-    place = _where(tree, json_file)
+    place = place_of(tree, json_file)
     folder, is_own = _image_folder(tree, coco.files, json_file, split, place)
-    present = {path for path in tree.below(folder) if is_taken(path)}
-    paths = [posixpath.normpath(posixpath.join(folder, file)) for file in coco.files]
-    order = sorted((row for row, path in enumerate(paths) if path in present), key=paths.__getitem__)
-    unlisted = sorted(present - set(paths)) if is_own else []
-    faults = {"no image": [file for file, path in zip(coco.files, paths, strict=True) if path not in present]}
+    present = {normal(path): path for path in tree.below(folder) if is_taken(path)}
+    names = [_path_of(folder, file) for file in coco.files]
+    times = collections.Counter(names)
+    if repeated := [name for name, count in times.items() if count > 1]:
+        raise UserError(f"{place}: several images have the file {repeated[0]}; list it once, with all its boxes")
+    paths = [present.get(name, name) for name in names]
+    order = sorted((row for row, name in enumerate(names) if name in present), key=paths.__getitem__)
+    unlisted = {path for name, path in present.items() if name not in times}
+    faults = {"no image": [file for file, name in zip(coco.files, names, strict=True) if name not in present]}
     faults["no image"] += coco.strays
+    lacking = unlisted if is_own else set()
     if not coco.has_annotations:
-        unlisted, order = sorted({*unlisted, *(paths[row] for row in order)}), []
-    faults["no annotation"] = unlisted
+        lacking, order = {*lacking, *(paths[row] for row in order)}, []
+    faults["no annotation"] = sorted(lacking)
     new_row = np.full(len(paths), -1)
     new_row[order] = np.arange(len(order))
     is_kept = new_row[coco.image] >= 0
@@ -584,7 +708,13 @@ def _coco_part(tree: Tree, coco: Coco, json_file: str, split: str) -> _Part:
         image_ids=coco.image_ids[order],
         class_ids=coco.class_ids,
     )
-    return _Part(coco.class_names, [paths[row] for row in order], objects, faults, place)
+    shared = frozenset() if is_own else frozenset(unlisted)
+    return _Part(coco.class_names, [paths[row] for row in order], objects, faults, place, shared)
+
+
+def _path_of(folder: str, file: str) -> str:
+    """Returns the `normal` path of an image that a JSON file lists."""
+    return normal(posixpath.normpath(posixpath.join(folder, file)))
 
 
 def _image_folder(tree: Tree, names: Sequence[str], json_file: str, split: str, place: str) -> tuple[str, bool]:
@@ -597,13 +727,15 @@ def _image_folder(tree: Tree, names: Sequence[str], json_file: str, split: str, 
     own = [folder for folder in top if split and _split_named(folder) == split]
     own += [f"images/{folder}" for folder in inner if split and _split_named(folder) == split]
     own += [f"{folder}/images" for folder in own if exists(tree, f"{folder}/images")]
-    shared = [posixpath.dirname(json_file), *(["images"] if "images" in top else []), ""]
+    shared = [posixpath.dirname(json_file), *(folder for folder in ("images", "data") if folder in top), ""]
+    shared += [f"images/{folder}" for folder in inner if _split_named(folder) is None]  # as default, of CVAT
     for folder in dict.fromkeys([*own, *shared]):
-        files = set(tree.below(folder))
-        if any(posixpath.normpath(posixpath.join(folder, name)) in files for name in names):
+        files = set(map(normal, tree.below(folder)))
+        if any(_path_of(folder, name) in files for name in names):
             return folder, folder in own or not split
     looked = ", ".join(f"{folder}/" if folder else "the top" for folder in dict.fromkeys([*own, *shared]))
-    raise UserError(f"{place}: none of its {len(names):,} images is found in {looked}; {_COCO_LAYOUT}")
+    example = f", as {names[0]}" if names else ""
+    raise UserError(f"{place}: none of its {len(names):,} images is found in {looked}{example}; {_COCO_LAYOUT}")
 
 
 # --- the data sets ------------------------------------------------------------------------------------------

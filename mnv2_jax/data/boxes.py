@@ -20,9 +20,10 @@ from mnv2_jax.data.split import Rows, Split, origin_of, sha256_of
 
 FAULTS: Mapping[str, str] = {
     "no area": "boxes without area, dropped",
-    "outside": "boxes wholly outside of their image, dropped",
-    "clipped": "boxes partly outside of their image, clipped",
+    "outside": "boxes wholly outside of their image, or of its stated size, dropped",
+    "clipped": "boxes partly outside of their image, or of its stated size, clipped",
     "reversed": "boxes whose corners were reversed, put in order",
+    "outline": "outlines, replaced by the boxes around them",
     "ignored": "crowds and difficult objects, neither trained nor scored",
     "no boxes": "images without boxes, kept",
     "no annotation": "images without annotation, left out",
@@ -140,8 +141,9 @@ def in_order(objects: Objects, faults: Mapping[str, Sequence[str]] | None = None
     """Puts corners in order, clips boxes to their images, drops those that have no area then, and counts all of it.
 
     Args:
-      objects: the objects; the sizes of all images are known, unless corners are relative.
-      faults: files that the annotations can't count themselves, by the keys of `FAULTS`.
+      objects: the objects. Where corners aren't relative and the size of an image is 0, only what lies left of it or
+        above is clipped.
+      faults: files that the objects can't count themselves, by the keys of `FAULTS`.
     """
     order = np.argsort(objects.image, kind="stable")
     image, corners = objects.image[order], objects.corners[order].reshape(-1, 4)
@@ -149,7 +151,7 @@ def in_order(objects: Objects, faults: Mapping[str, Sequence[str]] | None = None
     is_reversed, is_empty = (low != corners[:, :2]).any(1), (low == high).any(1)
     low = low - 1 if objects.is_one_based else low
     sizes = np.ones((len(objects.files), 2)) if objects.is_relative else objects.sizes
-    size = sizes[image].astype(np.float64)
+    size = np.where(sizes > 0, sizes, np.inf)[image]
     inner_low, inner_high = (np.clip(corner, 0, size).astype(np.float32) for corner in (low, high))
     is_outside = ~is_empty & ((high <= 0) | (low >= size)).any(1)
     is_empty |= ~is_outside & (inner_low >= inner_high).any(1)  # too small for float32

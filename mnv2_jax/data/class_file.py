@@ -14,6 +14,8 @@ CLASSES_FILE = "classes.txt"
 Colour = tuple[int, int, int]
 """Red, green and blue, from 0 to 255."""
 
+_MOST_DIGITS = 9
+"""Digits of a class's number at most."""
 _COLOUR = re.compile(r"(.*\S)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})")
 
 
@@ -42,7 +44,7 @@ def parse_classes(file: str, content: bytes, with_colours: bool) -> tuple[tuple[
         lines = [match[1] for match in matches if match]
         colours = [(int(match[2]), int(match[3]), int(match[4])) for match in matches if match]
     numbered = [line.split(maxsplit=1) for line in lines]
-    if all(len(words) == 2 and words[0].isdecimal() for words in numbered):
+    if all(len(words) == 2 and words[0].isdecimal() and len(words[0]) <= _MOST_DIGITS for words in numbered):
         numbers = [int(number) for number, _ in numbered]
         if absent := sorted(set(range(len(numbers))) - set(numbers)):
             raise UserError(

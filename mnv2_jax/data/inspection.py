@@ -17,7 +17,7 @@ import os
 import posixpath
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,7 @@ from mnv2_jax.data.boxes import FAULTS, Annotations, Fault, annotations_of, has_
 from mnv2_jax.data.cores import num_cores
 from mnv2_jax.data.images import DamagedImageError, EncodedImage
 from mnv2_jax.data.masks import MaskReader, Meaning, advice
-from mnv2_jax.data.split import NO_CLASS, Inventory
+from mnv2_jax.data.split import NO_CLASS, Inventory, spread
 from mnv2_jax.errors import UserError
 
 _LOOKED_AT, _COMPARED = 64, 16
@@ -43,6 +43,8 @@ _TURNED = range(2, 9)
 _ORIENTATION = 0x0112
 _AREAS: Mapping[str, float] = {"small": 32**2, "medium": 96**2, "large": np.inf}
 """COCO's words for the size of a box, each with the area in pixels below which it holds."""
+_HEADS = ("boxes", "class", "endings", "example", "format", "images", "kind", "meaning", "size")
+"""Heads of columns beside those of splits, which may have the same names."""
 _MOST_NAMED, _UNEVEN = 5, 1.5
 """Classes that a note names at most; and the ratio of the largest to the smallest class that is worth a note."""
 
@@ -127,6 +129,10 @@ class Inspection:
         return "no class" if finding.label == NO_CLASS else self.inventory.class_names[finding.label]
 
 
+Counts = TypeVar("Counts")
+"""Numbers of images or boxes, by what is counted."""
+
+
 class Table(NamedTuple):
     """A table on one subject."""
 
@@ -190,14 +196,8 @@ def _choose(inventory: Inventory, limit: int) -> list[tuple[str, int]]:
     return [
         (name, place)
         for name, split in inventory.splits.items()
-        for place in _spread(len(split), max(1, int(share * len(split))))
+        for place in spread(len(split), max(1, int(share * len(split))))
     ]
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """Returns ``count`` of the numbers 0..size - 1, evenly spread."""
-    places: list[int] = np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist()
-    return places
 
 
 def _choose_pictures(inventory: Inventory, chosen: Sequence[tuple[str, int]]) -> frozenset[tuple[str, int]]:
@@ -209,7 +209,7 @@ def _choose_pictures(inventory: Inventory, chosen: Sequence[tuple[str, int]]) ->
             rows.append((split, index))
     count = max(1, min(_PER_CLASS, _PICTURES // len(by_class)))
     groups = list(by_class.values())[:_PICTURES]
-    return frozenset(rows[place] for rows in groups for place in _spread(len(rows), count))
+    return frozenset(rows[place] for rows in groups for place in spread(len(rows), count))
 
 
 def _inspect(inventory: Inventory, name: str, index: int, is_pictured: bool) -> tuple[Finding, bytes]:
@@ -324,6 +324,23 @@ def _is_animated(image: Image.Image) -> bool:
 # --- tables -------------------------------------------------------------------------------------------------
 
 
+def _head(split: str) -> str:
+    """Returns the head of a split's column."""
+    return f"split {split}" if split in _HEADS else split
+
+
+def _with_whole(counts: Mapping[str, Counts], name: str, whole: Counts) -> dict[str, Counts]:
+    """Returns columns of numbers by their heads: one for each of several splits, and that of all, named ``name``."""
+    columns = {_head(split): count for split, count in counts.items()}
+    return {**(columns if len(counts) > 1 else {}), name: whole}
+
+
+def _without(count: int, total: int, noun: str) -> str:
+    """Writes how many classes have nothing of a kind."""
+    classes, have = "class" if total == 1 else "classes", "has" if count == 1 else "have"
+    return f"{count:,} of {total:,} {classes} {have} no {noun}"
+
+
 def _by_split(
     inspection: Inspection, words_of: Callable[[Finding], Iterable[str]]
 ) -> Mapping[str, collections.Counter[str]]:
@@ -331,8 +348,7 @@ def _by_split(
     counts = {name: collections.Counter[str]() for name in inspection.inventory.splits}
     for finding in inspection.sound:
         counts[finding.split].update(words_of(finding))
-    whole = sum(counts.values(), collections.Counter[str]())
-    return {**(counts if len(counts) > 1 else {}), "images": whole}
+    return _with_whole(counts, "images", sum(counts.values(), collections.Counter[str]()))
 
 
 def classes(inspection: Inspection) -> Table:
@@ -343,7 +359,7 @@ def classes(inspection: Inspection) -> Table:
         name: np.bincount(np.asarray(split.labels) % len(names), minlength=len(names)) for name, split in splits.items()
     }
     whole = sum(counts.values(), np.zeros(len(names), int))
-    columns = {**(counts if len(counts) > 1 else {}), "images": whole}
+    columns = _with_whole(counts, "images", whole)
     rows = [
         (name, *(int(column[label]) for column in columns.values()))
         for label, name in enumerate(names)
@@ -362,8 +378,7 @@ def classes(inspection: Inspection) -> Table:
             more = f" and {len(absent) - _MOST_NAMED:,} more" if len(absent) > _MOST_NAMED else ""
             place = f" in {split}" if split else ""
             notes.append(
-                f"{len(absent):,} of {len(per_class):,} classes have no images{place}:"
-                f" {', '.join(absent[:_MOST_NAMED])}{more}"
+                f"{_without(len(absent), len(per_class), 'images')}{place}: {', '.join(absent[:_MOST_NAMED])}{more}"
             )
     return Table("classes", "Classes", ("class", *columns), rows, "; ".join(notes))
 
@@ -577,23 +592,18 @@ def _annotations(inspection: Inspection) -> Mapping[str, Annotations]:
     return {name: found for name, found in every.items() if found is not None}
 
 
-def _with_sum(counts: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """Returns the columns of several splits and, named ``name``, of all of them."""
-    return {**(counts if len(counts) > 1 else {}), name: np.sum(list(counts.values()), 0)}
-
-
 def boxes(inspection: Inspection) -> Table:
     """Makes the table of the boxes of each class in each split; it counts those of all images, inspected or not."""
     names = inspection.inventory.class_names
     counts = {
         name: np.bincount(found.classes, minlength=len(names)) for name, found in _annotations(inspection).items()
     }
-    columns = _with_sum(counts, "boxes")
+    columns = _with_whole(counts, "boxes", np.sum(list(counts.values()), 0))
     rows = [(name, *(int(column[label]) for column in columns.values())) for label, name in enumerate(names)]
     rows.append(("all", *(int(column.sum()) for column in columns.values())))
     absent = [names[label] for label in np.flatnonzero(columns["boxes"] == 0)]
     more = f" and {len(absent) - _MOST_NAMED:,} more" if len(absent) > _MOST_NAMED else ""
-    note = f"{len(absent):,} of {len(names):,} classes have no boxes: {', '.join(absent[:_MOST_NAMED])}{more}"
+    note = f"{_without(len(absent), len(names), 'boxes')}: {', '.join(absent[:_MOST_NAMED])}{more}"
     return Table("boxes", "Boxes", ("class", *columns), rows, note if absent else "")
 
 
@@ -605,7 +615,7 @@ def box_sizes(inspection: Inspection) -> Table:
         y0, x0, y1, x1 = every[finding.split].boxes(finding.index, finding.size).T
         kinds = np.searchsorted(limits, (y1 - y0) * (x1 - x0), side="right")
         counts[finding.split] += np.bincount(kinds, minlength=len(_AREAS))
-    columns = _with_sum(counts, "boxes")
+    columns = _with_whole(counts, "boxes", np.sum(list(counts.values()), 0))
     rows = [(word, *(int(column[kind]) for column in columns.values())) for kind, word in enumerate(_AREAS)]
     return Table(
         "box_sizes",
@@ -636,7 +646,9 @@ def box_faults(inspection: Inspection) -> Table:
         met = [found.faults.get(kind, nothing) for found in every.values()]
         example = next((fault.example for fault in met if fault.times), "")
         rows.append((kind, *(fault.times for fault in met), words, example))
-    return Table("box_faults", "Boxes and files with a defect", ("kind", *every, "meaning", "example"), rows)
+    return Table(
+        "box_faults", "Boxes and files with a defect", ("kind", *map(_head, every), "meaning", "example"), rows
+    )
 
 
 def image_sizes(inspection: Inspection) -> Table:

@@ -23,11 +23,11 @@ import numpy as np
 from mnv2_jax.config import IGNORED, DataConfig
 from mnv2_jax.data import mask_classes
 from mnv2_jax.data.class_file import CLASSES_FILE, Colour, parse_classes
-from mnv2_jax.data.folder import Tree, base_name, is_taken, open_tree
+from mnv2_jax.data.folder import Tree, base_name, open_tree
 from mnv2_jax.data.images import DamagedImageError, check_readable
 from mnv2_jax.data.masks import MOST_CLASSES, MaskReader, Meaning, meaning_of
-from mnv2_jax.data.split import NO_CLASS, Inventory, OpenedSplits, Split, choose_splits, role_of, usual_order
-from mnv2_jax.data.trees import by_name, content_near, counted, exists, find_base, listed, others, tops
+from mnv2_jax.data.split import NO_CLASS, Inventory, OpenedSplits, Split, choose_splits, role_of, spread, usual_order
+from mnv2_jax.data.trees import by_name, content_near, counted, exists, find_base, listed, others, outside, tops
 from mnv2_jax.errors import UserError, nearest
 
 _FOLDERS = {"images": "masks", "img_dir": "ann_dir"}
@@ -207,7 +207,7 @@ def _check_two_classes(found: _Set, split: Split) -> None:
     if found.meaning.kind != "index" or len(found.meaning.class_names) != 2:
         return
     values, masks = set[int](), split.targets["mask"]
-    for index in np.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).astype(int).tolist():
+    for index in spread(len(split), _SAMPLE):
         with contextlib.suppress(DamagedImageError):  # the run meets it again, and may skip it
             values |= set(np.unique(masks(index).values()).tolist())
     if values == {0, IGNORED}:
@@ -298,14 +298,11 @@ def _paired_folders(tree: Tree, images: str, masks: str) -> tuple[dict[str, _Pai
     names = sorted({name for top in tops for name in tree.folders(top) if role_of(name)})
     notes = others(tree, tops)
     if not names:
-        return {"": _pair(by_name(tree, images), by_name(tree, masks))}, notes
+        return {"": _pair(by_name(tree, images), by_name(tree, masks))}, (*notes, *outside(tree, tops))
     splits = {
         name: _pair(by_name(tree, f"{images}/{name}"), by_name(tree, f"{masks}/{name}")) for name in usual_order(names)
     }
-    used = tuple(f"{top}/{name}/" for top in tops for name in names)
-    stray = [path for top in tops for path in tree.below(top) if is_taken(path) and not path.startswith(used)]
-    outside = (f"left out: {counted(stray, 'image')} outside of the splits, as {stray[0]}",) if stray else ()
-    return splits, (*notes, *outside)
+    return splits, (*notes, *outside(tree, [f"{top}/{name}" for top in tops for name in names]))
 
 
 # --- the data sets ------------------------------------------------------------------------------------------
@@ -339,6 +336,7 @@ def _read_mask_folder(tree: Tree, data: DataConfig, classes: ClassesReader) -> _
         notes += others(tree, filter(lambda folder: exists(tree, folder), (images, masks)))
     if not splits:
         raise UserError(f"{tree.path}: there is no images/ in it, {tops(tree)}; {_LAYOUT}")
+    notes += outside(tree, [folder for _, *pair in _split_folders(tree) for folder in pair])
     return _Set({name: splits[name] for name in usual_order(splits)}, meanings, notes)
 
 

@@ -397,11 +397,12 @@ def choose_splits(
     Raises:
       UserError: if there is no such split, several are meant, or the split to evaluate isn't annotated.
     """
-    if train_split != "train" and with_train and train_split not in names:
-        raise UserError(
-            f"{path}: data.train_split={train_split!r} is no split{nearest(train_split, filter(None, names))}"
-        )
-    if list(names) == [""]:
+    is_unsplit = list(names) == [""]
+    if with_train and is_unsplit and role_of(train_split) != "train":
+        raise UserError(f"{path}: has no splits, and so no {train_split}; leave data.train_split out")
+    if with_train and not is_unsplit and train_split != "train" and find_split(path, names, train_split) is None:
+        raise UserError(f"{path}: data.train_split={train_split!r} is no split{nearest(train_split, names)}")
+    if is_unsplit:
         if eval_split is not None and not (with_train and role_of(eval_split) == "train"):
             raise UserError(
                 f"{path}: has no splits, and so no {eval_split}; set data.eval_split to None, which holds out a share"
@@ -419,11 +420,17 @@ def choose_splits(
     if held_out != train and not is_annotated(held_out):
         others = [f"data.eval_split={name}" for name in names if role_of(name) != "train" and is_annotated(name)]
         advice = f"set {others[0]}" if others else "hold out a share of train with data.holdout_fraction=0.1"
-        raise UserError(f"{path}: {held_out}/ has images but no {noun}, so that it can't be evaluated; {advice}")
+        raise UserError(f"{path}: no image of {held_out} has {noun}, so that it can't be evaluated; {advice}")
     return Chosen(train, held_out, note_unused(names, train, held_out), False)
 
 
 # --- a share of a split -------------------------------------------------------------------------------------
+
+
+def spread(size: int, count: int) -> list[int]:
+    """Returns ``count`` of the numbers 0..size - 1, or all where they are fewer, evenly spread."""
+    places: list[int] = np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist()
+    return places
 
 
 def stratified_share(labels: np.ndarray, count_of: Callable[[int], int]) -> np.ndarray:

@@ -113,7 +113,7 @@ def test_what_has_no_partner_is_counted_and_named(tmp_path):
     assert (names_of(dataset.train), names_of(dataset.eval)) == (["a", "c"], ["e"])
     assert dataset.notes[1:] == (
         "left out: 1 file: .md 1; as images/train/notes.md",
-        "left out: 1 image outside of the splits, as images/stray.png",
+        "left out: 1 image outside of the folders that are read, as images/stray.png",
         "train: 1 image without a mask, as images/train/b.jpg",
         "val: 1 mask without an image, as masks/val/d.png",
     )
@@ -121,11 +121,11 @@ def test_what_has_no_partner_is_counted_and_named(tmp_path):
 
 def test_a_split_without_masks_is_refused_and_not_chosen(tmp_path):
     streets(tmp_path)
-    error = refused(tmp_path, "test/ has images but no masks", eval_split="test")
+    error = refused(tmp_path, "no image of test has masks", eval_split="test")
     assert error.endswith("set data.eval_split=val")
     shutil.rmtree(tmp_path / "images" / "val")
     shutil.rmtree(tmp_path / "masks" / "val")
-    assert "data.holdout_fraction" in refused(tmp_path, "test/ has images but no masks")
+    assert "data.holdout_fraction" in refused(tmp_path, "no image of test has masks")
     shutil.rmtree(tmp_path / "images" / "test")
     assert "data.holdout_fraction" in refused(tmp_path, "no val/ nor test/ .*only train/")
 
@@ -271,7 +271,7 @@ def test_images_without_a_folder_of_masks_and_splits_without_a_file(tmp_path):
 def test_two_images_of_one_name(tmp_path):
     streets(tmp_path)
     write(tmp_path / "images" / "train" / "a.png", image())
-    refused(tmp_path, "images/train/a.jpg and images/train/a.png differ in their extensions alone")
+    refused(tmp_path, "images/train/a.jpg and images/train/a.png have the same name without")
 
 
 def test_masks_in_jpeg_are_refused_when_they_are_read(tmp_path):
@@ -330,7 +330,7 @@ def test_voc(tmp_path):
         assert (names_of(dataset.train), names_of(dataset.eval)) == (["a", "b"], ["c"])
         np.testing.assert_array_equal(masks_of(dataset.train)[0], mask(0, 15, 255))
         assert len(dataset.class_names) == 21
-    refused(top, "test/ has images but no masks", name="voc_segmentation", eval_split="test")
+    refused(top, "no image of test has masks", name="voc_segmentation", eval_split="test")
     (top / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\nd\nz\n")
     assert opened(top, "voc_segmentation").notes[1:] == (
         "train.txt lists 1 name that no file has, as z",
@@ -369,7 +369,7 @@ def test_cityscapes_by_train_ids_and_by_label_ids(tmp_path):
     dataset = opened(top, "cityscapes")
     np.testing.assert_array_equal(masks_of(dataset.train)[0], mask(0, 18, 255))
     np.testing.assert_array_equal(masks_of(dataset.eval)[0], mask(2, 255))
-    refused(top, "test/ has images but no masks", name="cityscapes", eval_split="test")
+    refused(top, "no image of test has masks", name="cityscapes", eval_split="test")
     write(folder / "aachen_000000_000019_gtFine_labelTrainIds.png", mask(19))
     with pytest.raises(UserError, match=r"labelTrainIds\.png: .*value 19.*restore the original"):
         masks_of(opened(top, "cityscapes").train)
