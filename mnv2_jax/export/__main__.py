@@ -101,7 +101,7 @@ def _add_flags(parser: Parser, is_benchmark: bool) -> None:
         "--outputs",
         choices=("raw", "answers"),
         default="raw",
-        help="raw: logits; answers: the most probable classes and their probabilities (default: raw)",
+        help="raw: logits; answers: the most probable classes and their probabilities, or boxes (default: raw)",
     )
     parser.add_argument(
         "--data", metavar="DATA", help="data for int8 and --eval, as in folder:photos (default: those of the run)"

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mnv2_jax import graph as graphs
-from mnv2_jax.export.quantise import Quantised
+from mnv2_jax.export.quantise import Quantised, up_to
 from mnv2_jax.graph import Node, Value
 
 MOST_IMAGES = 32
@@ -35,7 +35,7 @@ def correct(quantised: Quantised, images: Sequence[np.ndarray]) -> Quantised:
     unread = graphs.readers_of(graph)
     exact: list[_Values] = [dict(zip(graph.inputs, [image], strict=True)) for image in images[:MOST_IMAGES]]
     rounded: list[_Values] = [dict(values) for values in exact]
-    for node in graph.nodes:
+    for node in up_to(graph, quantised.nodes).nodes:
         run, is_integer = _before_clip(node), node in quantised.nodes
         right = [run(values, {}) for values in exact]
         held = known_reals(quantised, node) if is_integer else {}

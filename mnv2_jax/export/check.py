@@ -7,8 +7,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -17,11 +17,15 @@ from mnv2_jax import graph as graphs
 from mnv2_jax.errors import UserError
 from mnv2_jax.export.biases import known_reals
 from mnv2_jax.export.formats import Precision
-from mnv2_jax.export.function import INPUT, Exportable
+from mnv2_jax.export.function import INPUT, LOGITS, Exportable
 from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised
 from mnv2_jax.export.runtimes import STAND_INS
 from mnv2_jax.export.shapes import names_of
 from mnv2_jax.graph import Node, Value
+from mnv2_jax.tasks.base import HasLooseOrder, Likeness
+
+Compare: TypeAlias = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], Likeness]
+"""Compares the outputs of a file with those that are expected."""
 
 
 class Bound(NamedTuple):
@@ -63,12 +67,13 @@ class Checked(NamedTuple):
     difference: float
     """Largest difference of an output, as a share of its largest absolute value, or of 1 if that is larger."""
     agreement: float
-    """Share of the images with the same first answer; of maps, the share of the positions."""
+    """Share of the images with the same first answer; of maps, the share of the positions; of lists, of what they
+    list."""
     ms_one_core: float | None
     ms_all_cores: float | None
     """Milliseconds an image at batch 1, the median of up to 50 runs; None for the stand-in of a runtime."""
-    positions: int = 1
-    """Number of positions of an image that have an answer; above 1 for maps."""
+    unsure: float = 0.0
+    """Share of the answers that may be others by rounding alone."""
 
 
 def expected_outputs(exportable: Exportable, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,7 +82,33 @@ def expected_outputs(exportable: Exportable, images: np.ndarray) -> dict[str, np
     return {name: np.asarray(value) for name, value in outputs.items()}
 
 
-def check(path: pathlib.Path, form: str, images: np.ndarray, expected: Mapping[str, np.ndarray]) -> Checked:
+def by_place(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Likeness:
+    """Compares number by number, and the classes at each position."""
+    differences = [
+        float(abs(actual[name] - value).max() / max(1.0, abs(value).max()))
+        for name, value in expected.items()
+        if value.dtype.kind == "f"
+    ]
+    names = [name for name, value in expected.items() if value.dtype.kind in "iu" or name == LOGITS]
+    same = [_first_answers(actual[name]) == _first_answers(expected[name]) for name in names]
+    has_positions = any(each.shape[1] > 1 for each in same)
+    agreement = min((float(each.mean()) for each in same), default=1.0)
+    return Likeness(float(np.max([0.0, *differences])), agreement, _BORDER if has_positions else 0.0)
+
+
+def comparison_of(exportable: Exportable) -> Compare:
+    """Returns the comparison for what is exported."""
+    answers = exportable.answers
+    return answers.compare if isinstance(answers, HasLooseOrder) else by_place
+
+
+def check(
+    path: pathlib.Path,
+    form: str,
+    images: np.ndarray,
+    expected: Mapping[str, np.ndarray],
+    compare: Compare = by_place,
+) -> Checked:
     """Runs a file in its runtime and compares.
 
     Args:
@@ -85,6 +116,7 @@ def check(path: pathlib.Path, form: str, images: np.ndarray, expected: Mapping[s
       form: name of the format, of `runtimes.RUNTIMES`.
       images: input [n, h, w, 3] of the type that the file takes.
       expected: the outputs of the JAX model.
+      compare: compares the file's with them.
 
     Raises:
       RejectedError: if the runtime can't run the file, or its outputs have other names, shapes or types.
@@ -94,14 +126,8 @@ def check(path: pathlib.Path, form: str, images: np.ndarray, expected: Mapping[s
     kinds, right = ({name: (x.shape, x.dtype.name) for name, x in outputs.items()} for outputs in (actual, expected))
     if kinds != right:
         raise RejectedError(f"{path}: its outputs are {kinds}; the model's are {right}")
-    floats = [name for name, value in expected.items() if value.dtype.kind == "f"]
-    differences = [
-        float(abs(actual[name] - expected[name]).max() / max(1.0, abs(expected[name]).max())) for name in floats
-    ]
-    same = [_first_answers(actual[name]) == _first_answers(value) for name, value in expected.items()]
-    agreement = min(float(each.mean()) for each in same)
-    positions = max(each.shape[1] for each in same)
-    return Checked(_size_mb(path), float(np.max([0.0, *differences])), agreement, times[0], times[1], positions)
+    difference, agreement, unsure = compare(expected, actual)
+    return Checked(_size_mb(path), difference, agreement, times[0], times[1], unsure)
 
 
 def check_bound(path: pathlib.Path, precision: Precision, checked: Checked, count: int) -> None:
@@ -111,10 +137,7 @@ def check_bound(path: pathlib.Path, precision: Precision, checked: Checked, coun
       RejectedError: with the differences.
     """
     bound = BOUNDS[precision]
-    if bound.agreement < 1:
-        least = min(bound.agreement, 1 - 1 / count)
-    else:  # of a map, positions at the border of two classes may differ by rounding
-        least = 1.0 if checked.positions == 1 else 1 - _BORDER
+    least = min(bound.agreement, 1 - 1 / count) if bound.agreement < 1 else 1 - checked.unsure
     if not (checked.difference <= bound.difference and checked.agreement >= least):
         raise RejectedError(
             f"{path}: differs from the model by {checked.difference:.2g} of the largest output (at most"

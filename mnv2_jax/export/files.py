@@ -107,7 +107,7 @@ def _check(
     images: np.ndarray,
     expected: Mapping[str, np.ndarray],
 ) -> tuple[Checked, int | None]:
-    checked = check.check(path, form, images, expected)
+    checked = check.check(path, form, images, expected, check.comparison_of(source.exportable))
     steps = check.check_steps(path, form, source.quantised, images) if precision == "int8" else None
     check.check_bound(path, precision, checked, len(images))
     return checked, steps

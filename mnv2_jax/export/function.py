@@ -17,6 +17,7 @@ from mnv2_jax.export.idioms import recognise
 from mnv2_jax.nn.forms import LIBRARY, Forms
 from mnv2_jax.ops.augment import normalise
 from mnv2_jax.registry import TASKS
+from mnv2_jax.tasks.base import Answers, HasLoops
 from mnv2_jax.tasks.predictor import ImageLike, pixels_of
 from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
@@ -25,8 +26,8 @@ Pixels: TypeAlias = Literal["uint8", "float32"]
 Outputs: TypeAlias = Literal["raw", "answers"]
 Storage: TypeAlias = Literal["float32", "float16", "dynamic"]
 """How the weights of a function in floats are stored: as they are, in half precision, or kernels in 8 bits."""
-_LOGITS = "logits"
-"""Name of the output of a network that returns an array."""
+LOGITS = "logits"
+"""Name of the output of a network that returns an array, and of classes' logits among several outputs."""
 INPUT = "images"
 """Name of the input in every format."""
 
@@ -41,6 +42,11 @@ class Exportable(NamedTuple):
     """Type of the input, [b, h, w, 3], RGB: uint8 in 0..255, or float32 in 0..1."""
     outputs: Outputs
     """raw: the network's outputs, such as logits. answers: those of `tasks.base.Answers.decode`, as top classes."""
+
+    @property
+    def answers(self) -> Answers | None:
+        """What makes answers of the network's outputs; None: those are exported."""
+        return None if self.outputs == "raw" else TASKS.find(self.weights.info.task).answers(self.weights, None)
 
     @property
     def variables(self) -> PyTree:
@@ -64,22 +70,27 @@ class Exportable(NamedTuple):
         """Turns images, uint8 [n, h, w, 3], into the input."""
         return images if self.pixels == "uint8" else (images / np.float32(255)).astype(np.float32)
 
-    def apply(self, variables: PyTree, images: Array, forms: Forms = LIBRARY) -> dict[str, Array]:
+    def apply(
+        self, variables: PyTree, images: Array, forms: Forms = LIBRARY, has_loops: bool = True
+    ) -> dict[str, Array]:
         """Computes the outputs by their names.
 
         By default a convolution is XLA's operator, which other formats have too, and not the CPU's fast form, which is
-        many operators.
+        many operators. Without loops answers are those of `tasks.base.HasLoops.without_loops`.
         """
         info, model = self.weights.info, self.weights.model.with_forms(forms)
         raw, _ = model.apply(variables, normalise(images, info.preprocessing.mean, info.preprocessing.std))
-        decoded = raw if self.outputs == "raw" else TASKS.find(info.task).answers(self.weights, None).decode(raw)
-        return decoded if isinstance(decoded, dict) else {_LOGITS: decoded}
+        answers = self.answers
+        if not has_loops and isinstance(answers, HasLoops):
+            answers = answers.without_loops()
+        decoded = raw if answers is None else answers.decode(raw)
+        return decoded if isinstance(decoded, dict) else {LOGITS: decoded}
 
     def restored(self, outputs: dict[str, Array]) -> PyTree:
         """Turns raw outputs by their names into what the network returns, an array or a dict."""
         spec = jax.ShapeDtypeStruct(self.spec().shape, jnp.float32)
         returned, _ = jax.eval_shape(self.weights.model.apply, self.variables, spec)
-        return outputs if isinstance(returned, dict) else outputs[_LOGITS]
+        return outputs if isinstance(returned, dict) else outputs[LOGITS]
 
     def graph(self) -> graphs.Graph:
         """Traces the function at batch 1, with norms folded and idioms recognised; the known values are arrays."""
@@ -88,7 +99,7 @@ class Exportable(NamedTuple):
         return recognise(graphs.with_known(template, jax.device_get(arrays)))
 
     def _folded(self, variables: PyTree) -> graphs.Graph:
-        return graphs.fold(graphs.trace(lambda images: self.apply(variables, images), self.spec()))
+        return graphs.fold(graphs.trace(lambda images: self.apply(variables, images, has_loops=False), self.spec()))
 
     def facts(self) -> Mapping[str, str]:
         """Texts that are stored in or beside a file: labels, preprocessing, source, and what the input is."""

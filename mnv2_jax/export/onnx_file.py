@@ -17,7 +17,18 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, UNSIGNED, Quantised, in_floats
 from mnv2_jax.export.runtimes import INTEGERS, NCHW
-from mnv2_jax.export.shapes import check_convolution, in_half, names_of, no_rule, with_free_batch
+from mnv2_jax.export.shapes import (
+    check_bool,
+    check_convolution,
+    check_rows,
+    in_half,
+    known_of,
+    names_of,
+    no_rule,
+    pads_of,
+    slice_of,
+    with_free_batch,
+)
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 
@@ -137,18 +148,24 @@ class _Writer:
         self._rounded.add(value)
 
     def known(self, node: Node, place: int, perm: Sequence[int] | None = None) -> str:
-        """Returns the name of a known operand as it is stored, in another order of its axes; a bias as [c]."""
+        """Returns the name of a known operand as it is stored, in another order of its axes; a bias as [c].
+
+        An order of more axes than it has is that of axes of size 1 and these.
+        """
         stored = self.quantised.arrays.get((node, place))
-        array = np.asarray(node.operands[place], node.output.dtype) if stored is None else stored[0]
+        array = known_of(node, place) if stored is None else stored[0]
         is_kernel, is_bias = node.op in (CONV, DOT) and place == 1, node.op in (CONV, DOT) and place == 2
-        array = array.reshape(-1) if is_bias else array.transpose(perm) if perm is not None else array
+        if is_bias:
+            array = array.reshape(-1)
+        elif perm is not None:
+            array = array.reshape((1,) * (len(perm) - array.ndim) + array.shape).transpose(perm)
         if stored is None:
             if self.storage == "float16" and array.dtype == np.float32 and array.size > 1:
                 return self.emit("Cast", [self.constant(in_half(array))], to=_type(np.float32))
             return self.constant(array)
         grid = stored[1]
         if is_kernel:
-            axis = array.ndim - 1 if perm is None else list(perm).index(array.ndim - 1)
+            axis = list(perm or range(array.ndim)).index(array.ndim - 1)
             zeros = np.zeros(np.shape(grid.scale), np.int8)
             return self.emit(
                 "DequantizeLinear", [self.constant(array), self.constant(grid.scale), self.constant(zeros)], axis=axis
@@ -276,6 +293,21 @@ def _square(writer: _Writer, node: Node) -> None:
     writer.names[node.output, layout] = writer.emit("Mul", [name, name])
 
 
+def _logical(op: str) -> Callable[[_Writer, Node], None]:
+    def rule(writer: _Writer, node: Node) -> None:
+        check_bool(node, "ONNX")
+        _elementwise(op)(writer, node)
+
+    return rule
+
+
+def _choice(writer: _Writer, node: Node) -> None:
+    check_bool(node, "ONNX")
+    layout = writer.layout_of(node.operands)
+    inputs = [writer.read(node, place, layout) for place in (0, 2, 1)]  # a condition, then what it chooses
+    writer.names[node.output, layout] = writer.emit("Where", inputs)
+
+
 def _conv(writer: _Writer, node: Node) -> None:
     check_convolution(node, "ONNX")
     params = node.params
@@ -293,12 +325,22 @@ def _conv(writer: _Writer, node: Node) -> None:
 
 
 def _dot(writer: _Writer, node: Node) -> None:
-    x, y, *biases = node.operands
+    x, y = node.operands[:2]
     (contracted_x, contracted_y), (batch_x, batch_y) = node.params["dimension_numbers"]
     ranks = len(np.shape(x)), len(np.shape(y))
-    if ranks == (2, 2) and (tuple(contracted_x), tuple(contracted_y)) == ((1,), (0,)):
-        added = [writer.known(node, place) for place in range(2, len(node.operands))]
+    added = [writer.known(node, place) for place in range(2, len(node.operands))]
+    is_dense = ranks[1] == 2 and (tuple(contracted_x), tuple(contracted_y)) == ((ranks[0] - 1,), (0,))
+    batch = tuple(range(len(batch_x)))
+    axes = ((len(batch) + 1,), (len(batch),)), (batch, batch)  # of matrices [*batch, m, n] and [*batch, n, p]
+    are_matrices = ranks == (len(batch) + 2,) * 2 and axes == tuple(
+        (tuple(first), tuple(second)) for first, second in node.params["dimension_numbers"]
+    )
+    if is_dense and ranks[0] == 2:
         name = writer.emit("Gemm", [writer.read(node, 0), writer.read(node, 1), *added])
+    elif is_dense and not isinstance(y, Value) and writer.layout_of([x]) == "NCHW":  # at each position of a map
+        kernel = writer.known(node, 1, (3, 2, 0, 1))
+        writer.names[node.output, "NCHW"] = writer.emit("Conv", [writer.read(node, 0, "NCHW"), kernel, *added])
+        return
     else:
         letters = iter("abcdefghijklmnop")
         axes_x = [next(letters) for _ in range(ranks[0])]
@@ -309,9 +351,11 @@ def _dot(writer: _Writer, node: Node) -> None:
         free_y = [axes_y[j] for j in range(ranks[1]) if j not in (*contracted_y, *batch_y)]
         result = "".join([*(axes_x[i] for i in batch_x), *free_x, *free_y])
         equation = f"{''.join(axes_x)},{''.join(axes_y)}->{result}"
-        name = writer.emit("Einsum", [writer.read(node, 0), writer.read(node, 1)], equation=equation)
-        if biases:
-            name = writer.emit("Add", [name, writer.known(node, 2)])
+        inputs = [writer.read(node, 0), writer.read(node, 1)]
+        is_matmul = is_dense or are_matrices
+        name = writer.emit("MatMul", inputs) if is_matmul else writer.emit("Einsum", inputs, equation=equation)
+        if added:
+            name = writer.emit("Add", [name, *added])
     writer.names[node.output, "NHWC"] = name
 
 
@@ -372,6 +416,23 @@ def _concatenate(writer: _Writer, node: Node) -> None:
     writer.names[node.output, "NHWC"] = writer.emit("Concat", inputs, axis=node.params["dimension"])
 
 
+def _slice(writer: _Writer, node: Node) -> None:
+    cut = np.array(slice_of(node, "ONNX")[1:], np.int64).reshape(-1, 2)
+    numbers = [writer.constant(each) for each in (cut[:, 0], cut[:, 1], np.arange(1, len(cut) + 1))]
+    writer.names[node.output, "NHWC"] = writer.emit("Slice", [writer.read(node, 0), *numbers])
+
+
+def _pad(writer: _Writer, node: Node) -> None:
+    amounts = writer.constant(np.array(pads_of(node, "ONNX"), np.int64).T.reshape(-1))
+    writer.names[node.output, "NHWC"] = writer.emit("Pad", [writer.read(node, 0), amounts, writer.known(node, 1)])
+
+
+def _rows(writer: _Writer, node: Node) -> None:
+    check_rows(node, "ONNX")
+    numbers = writer.emit("Cast", [writer.read(node, 1)], to=_type(np.int64))
+    writer.names[node.output, "NHWC"] = writer.emit("GatherND", [writer.read(node, 0), numbers], batch_dims=1)
+
+
 def _top_k(writer: _Writer, node: Node) -> None:
     from onnx import helper
 
@@ -394,6 +455,16 @@ RULES: Mapping[str, Callable[[_Writer, Node], None]] = {
     **{op: _derived(op.capitalize()) for op in ("neg", "exp", "log", "sqrt", "abs", "erf", "tanh", "sin", "cos")},
     "rsqrt": _derived("Sqrt", "Reciprocal"),
     "logistic": _derived("Sigmoid"),
+    "eq": _elementwise("Equal"),
+    "ge": _elementwise("GreaterOrEqual"),
+    "gt": _elementwise("Greater"),
+    "le": _elementwise("LessOrEqual"),
+    "lt": _elementwise("Less"),
+    **{op: _logical(op.capitalize()) for op in ("and", "or", "not")},
+    "select_n": _choice,
+    "slice": _slice,
+    "pad": _pad,
+    "gather": _rows,
     "max": _elementwise("Max"),
     "min": _elementwise("Min"),
     "clip": _clip,

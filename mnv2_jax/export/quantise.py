@@ -8,14 +8,14 @@ specification of TFLite has it.
     graph ──► products of channels instead of factors ──► ranges on images ──► grids ──► kernels, biases ──► Quantised
                                                                             `export.biases` ──► corrected biases
 
-What follows the last convolution or product, such as a softmax over classes, stays in floats, and so does an operator
-that has no integer form.
+What follows the last convolution or dense layer, such as a softmax over classes or the choice of boxes, stays in
+floats, and so does an operator that has no integer form.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +77,7 @@ def quantise(graph: Graph, images: Iterable[np.ndarray]) -> Quantised:
     """
     graph = _with_channel_products(graph)
     nodes = _integer_nodes(graph)
-    grids = _grids(graph, nodes, ranges_of(graph, images))
+    grids = _grids(graph, nodes, ranges_of(up_to(graph, nodes), images))
     arrays = {key: pair for node in nodes for key, pair in _known_integers(node, grids).items()}
     return Quantised(graph, grids, frozenset(nodes), arrays)
 
@@ -146,9 +146,13 @@ def _channel_product(x: Value) -> Node:
 
 
 def _integer_nodes(graph: Graph) -> list[Node]:
-    """Returns the nodes up to the last convolution or product whose operator has an integer form."""
-    products = (place for place, node in enumerate(graph.nodes) if node.op in (CONV, DOT) and RESIZE not in node.scope)
-    last = max(products, default=-1)
+    """Returns the nodes up to the last convolution or dense layer whose operator has an integer form."""
+    layers = (
+        place
+        for place, node in enumerate(graph.nodes)
+        if node.op in (CONV, DOT) and not isinstance(node.operands[1], Value) and RESIZE not in node.scope
+    )
+    last = max(layers, default=-1)
     has_form = {*_OWN_RANGE, *_OPERANDS_GRID, *_FIXED}
 
     def is_integer(node: Node) -> bool:
@@ -159,6 +163,12 @@ def _integer_nodes(graph: Graph) -> list[Node]:
         return node.op in has_form and bool(jnp.issubdtype(node.output.dtype, jnp.floating))
 
     return [node for node in graph.nodes[: last + 1] if is_integer(node)]
+
+
+def up_to(graph: Graph, nodes: Collection[Node]) -> Graph:
+    """Returns a graph up to the last of these nodes; what follows, such as a choice of boxes, may be costly."""
+    last = max((place for place, node in enumerate(graph.nodes) if node in nodes), default=-1)
+    return graph._replace(nodes=graph.nodes[: last + 1])
 
 
 # --- ranges and grids ---------------------------------------------------------------------------------------

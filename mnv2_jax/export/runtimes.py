@@ -24,6 +24,8 @@ Run: TypeAlias = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 _BUDGET_S, _MOST_RUNS = 1.0, 50
 """Seconds and runs after which timing ends."""
+_BATCH = 8
+"""Most images that are computed at once."""
 INTEGERS, CONSTANT, NCHW = ":int8", ":constant", ":NCHW"
 """Ends of names: of a tensor that holds the integers of a value; of LiteRT's constants; of ONNX's maps [b, c, h, w]."""
 
@@ -210,7 +212,8 @@ def main() -> None:
     if what == "one" and hasattr(os, "sched_setaffinity"):  # Linux; before the runtime starts its threads
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     run = RUNTIMES[form](path, 1 if what == "one" else os.cpu_count() or 1)
-    outputs: dict[str, Any] = dict(run(images))
+    parts = [run(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    outputs: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     single = images[:1]
     run(single)
     times: list[float] = []

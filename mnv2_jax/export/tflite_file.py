@@ -18,7 +18,18 @@ from mnv2_jax.export import tflite_metadata
 from mnv2_jax.export.function import INPUT, Storage
 from mnv2_jax.export.quantise import CAST, Grid, Quantised, in_floats, kernel_grid
 from mnv2_jax.export.runtimes import CONSTANT, INTEGERS
-from mnv2_jax.export.shapes import check_convolution, in_half, names_of, no_rule, with_free_batch
+from mnv2_jax.export.shapes import (
+    check_bool,
+    check_convolution,
+    check_rows,
+    in_half,
+    known_of,
+    names_of,
+    no_rule,
+    pads_of,
+    slice_of,
+    with_free_batch,
+)
 from mnv2_jax.graph import CONV, DOT, Graph, Node, Operand, Value
 from mnv2_jax.json_files import write_bytes
 from mnv2_jax.nn.window import Window
@@ -77,11 +88,20 @@ _OPS = {
     "DEPTHWISE_CONV_2D": _Op(2, 3, "DepthwiseConv2DOptions"),
     "DEQUANTIZE": _Op(3, 2, "DequantizeOptions"),  # 3: of half precision
     "DIV": _Op(1, 1, "DivOptions"),
+    "EQUAL": _Op(1, 2, "EqualOptions"),
     "EXP": _Op(1, 1, "ExpOptions"),
-    "FULLY_CONNECTED": _Op(1, 4, "FullyConnectedOptions"),
+    "FULLY_CONNECTED": _Op(5, 5, "FullyConnectedOptions"),  # 5: of more than two axes
+    "GATHER": _Op(5, 5, "GatherOptions"),  # 5: of each example
     "GELU": _Op(1, 2, "GeluOptions"),
+    "GREATER": _Op(1, 2, "GreaterOptions"),
+    "GREATER_EQUAL": _Op(1, 2, "GreaterEqualOptions"),
     "HARD_SWISH": _Op(1, 1, "HardSwishOptions"),
+    "LESS": _Op(1, 2, "LessOptions"),
+    "LESS_EQUAL": _Op(1, 2, "LessEqualOptions"),
     "LOG": _Op(1, 1),
+    "LOGICAL_AND": _Op(1, 1, "LogicalAndOptions"),
+    "LOGICAL_NOT": _Op(1, 1, "LogicalNotOptions"),
+    "LOGICAL_OR": _Op(1, 1, "LogicalOrOptions"),
     "LOGISTIC": _Op(1, 2),
     "MAXIMUM": _Op(1, 2, "MaximumMinimumOptions"),
     "MAX_POOL_2D": _Op(1, 2, "Pool2DOptions"),
@@ -100,7 +120,9 @@ _OPS = {
     "RELU_N1_TO_1": _Op(1, 1),
     "RESHAPE": _Op(1, 1, "ReshapeOptions"),
     "RSQRT": _Op(1, 2),
+    "SELECT_V2": _Op(1, 1, "SelectV2Options"),
     "SIN": _Op(1, 1),
+    "SLICE": _Op(1, 2, "SliceOptions"),
     "SOFTMAX": _Op(1, 2, "SoftmaxOptions"),
     "SQRT": _Op(1, 1),
     "SUB": _Op(1, 2, "SubOptions"),
@@ -198,7 +220,7 @@ class _Writer:
         if is_int8:
             array, grid = self.quantised.arrays[node, place]
             return self.constant(array, grid, array.ndim - 1)
-        return self.weights(np.asarray(operand, node.output.dtype))
+        return self.weights(known_of(node, place))
 
     def value(self, value: Value, form: Form) -> int:
         """Returns the tensor of a value in a form; if it has the other form only, the operator that converts it."""
@@ -288,7 +310,8 @@ class _Writer:
         model.metadata = [self._metadata(name, text.encode()) for name, text in facts.items()]
         if facts:
             _, height, width, _ = image.shape
-            content = tflite_metadata.to_bytes(facts, (height, width), INPUT, list(outputs))
+            shapes = {name: operand.shape for name, operand in self.quantised.graph.outputs.items()}
+            content = tflite_metadata.to_bytes(facts, (height, width), INPUT, shapes)
             model.metadata.append(self._metadata(tflite_metadata.NAME, content))
         model.buffers = self.buffers
         return model
@@ -326,6 +349,19 @@ def _plain(op: str, can_fuse: bool = False, **options: Any) -> Callable[[_Writer
         writer.write(node, op, inputs, can_fuse, **options)
 
     return rule
+
+
+def _logical(op: str) -> Callable[[_Writer, Node], None]:
+    def rule(writer: _Writer, node: Node) -> None:
+        check_bool(node, "LiteRT")
+        _plain(op)(writer, node)
+
+    return rule
+
+
+def _choice(writer: _Writer, node: Node) -> None:
+    check_bool(node, "LiteRT")
+    writer.write(node, "SELECT_V2", [writer.read(node, place) for place in (0, 2, 1)])  # a condition, what it chooses
 
 
 def _cast(writer: _Writer, node: Node) -> None:
@@ -441,10 +477,13 @@ def _dot(writer: _Writer, node: Node) -> None:
     first, adj_x = _matrix(writer, node, 0, tuple(batch_x), tuple(contracted_x))
     second, is_transposed = _matrix(writer, node, 1, tuple(batch_y), tuple(contracted_y))
     shapes = [writer.tensors[number].shape for number in (first, second)]
-    rows, columns = shapes[0][2 if adj_x else 1], shapes[1][1 if is_transposed else 2]
-    made = writer.like(
-        node, "BATCH_MATMUL", [first, second], (shapes[0][0], rows, columns), adjX=adj_x, adjY=is_transposed
-    )
+    rows, columns = shapes[0][-1 if adj_x else -2], shapes[1][-2 if is_transposed else -1]
+    product = (*shapes[0][:-2], rows, columns)
+    options = {"adjX": adj_x, "adjY": is_transposed}
+    if product == node.output.shape:
+        writer.write(node, "BATCH_MATMUL", [first, second], **options)
+        return
+    made = writer.like(node, "BATCH_MATMUL", [first, second], product, **options)
     shape = writer.constant(np.array(with_free_batch(node, node.output.shape), np.int32))
     writer.write(node, "RESHAPE", [made, shape])
 
@@ -452,9 +491,9 @@ def _dot(writer: _Writer, node: Node) -> None:
 def _matrix(
     writer: _Writer, node: Node, place: int, batch: tuple[int, ...], contracted: tuple[int, ...]
 ) -> tuple[int, bool]:
-    """Returns an operand as matrices [batch, m, n], and whether they must be transposed for the product.
+    """Returns an operand as matrices [*batch, m, n], and whether they must be transposed for the product.
 
-    The first operand is to be [batch, free, contracted], the second [batch, contracted, free].
+    The first operand is to be [*batch, free, contracted], the second [*batch, contracted, free].
     """
     shape = np.shape(node.operands[place])
     free = tuple(axis for axis in range(len(shape)) if axis not in (*batch, *contracted))
@@ -472,7 +511,9 @@ def _matrix(
     if order != in_order:
         perm = writer.constant(np.array(order, np.int32))
         tensor = writer.emit("TRANSPOSE", [tensor, perm], [shape[axis] for axis in order], dtype, grid)
-    sizes = [math.prod(shape[axis] for axis in axes) for axes in (batch, *groups)]
+    sizes = [*(shape[axis] for axis in batch), *(math.prod(shape[axis] for axis in axes) for axes in groups)]
+    if tuple(sizes) == tuple(shape[axis] for axis in order):
+        return tensor, is_transposed
     target = writer.constant(np.array([-1, *sizes[1:]], np.int32))
     return writer.emit("RESHAPE", [tensor, target], sizes, dtype, grid), is_transposed
 
@@ -509,6 +550,26 @@ def _reduce(op: str) -> Callable[[_Writer, Node], None]:
     return rule
 
 
+def _slice(writer: _Writer, node: Node) -> None:
+    shape, ends = np.shape(node.operands[0]), slice_of(node, "LiteRT")
+    sizes = [-1 if cut == (0, size) else cut[1] - cut[0] for cut, size in zip(ends, shape, strict=True)]
+    numbers = [writer.constant(np.array(each, np.int32)) for each in ([start for start, _ in ends], sizes)]
+    writer.write(node, "SLICE", [writer.read(node, 0), *numbers])
+
+
+def _pad(writer: _Writer, node: Node) -> None:
+    amounts = writer.constant(np.array(pads_of(node, "LiteRT"), np.int32))
+    writer.write(node, "PADV2", [writer.read(node, 0), amounts, writer.read(node, 1)])
+
+
+def _rows(writer: _Writer, node: Node) -> None:
+    check_rows(node, "LiteRT")
+    numbers = _value(node.operands[1])
+    shape = writer.constant(np.array([-1, *numbers.shape[1:-1]], np.int32))
+    flat = writer.emit("RESHAPE", [writer.read(node, 1), shape], numbers.shape[:-1], numbers.dtype)
+    writer.write(node, "GATHER", [writer.read(node, 0), flat], axis=1, batchDims=1)
+
+
 def _top_k(writer: _Writer, node: Node) -> None:
     values, indices = node.outputs
     k = writer.constant(np.array(node.params["k"], np.int32))
@@ -542,6 +603,16 @@ RULES: Mapping[str, Callable[[_Writer, Node], None]] = {
     **{op: _plain(op.upper(), can_fuse=True) for op in ("add", "sub", "mul", "div")},
     **{op: _plain(op.upper()) for op in ("abs", "cos", "exp", "log", "neg", "pow", "rsqrt", "sin", "sqrt", "tanh")},
     **{op: _plain(op.upper()) for op in ("gelu", "hard_swish", "logistic")},
+    "eq": _plain("EQUAL"),
+    "ge": _plain("GREATER_EQUAL"),
+    "gt": _plain("GREATER"),
+    "le": _plain("LESS_EQUAL"),
+    "lt": _plain("LESS"),
+    **{op: _logical(f"LOGICAL_{op.upper()}") for op in ("and", "or", "not")},
+    "select_n": _choice,
+    "slice": _slice,
+    "pad": _pad,
+    "gather": _rows,
     "max": _plain("MAXIMUM"),
     "min": _plain("MINIMUM"),
     "softmax": _plain("SOFTMAX", beta=1.0),

@@ -31,14 +31,16 @@ _Slots: TypeAlias = Mapping[int, Any]
 """A table: values by slot, each a text, a `Byte`, a `UInt`, a table, a list of tables or a list of floats."""
 
 
-def to_bytes(facts: Mapping[str, str], size: tuple[int, int], image: str, outputs: Sequence[str]) -> bytes:
+def to_bytes(
+    facts: Mapping[str, str], size: tuple[int, int], image: str, outputs: Mapping[str, Sequence[int]]
+) -> bytes:
     """Returns the metadata.
 
     Args:
       facts: those of `export.function.Exportable.facts`.
       size: height and width of the image.
       image: name of the input.
-      outputs: names of the outputs, in the order of the file.
+      outputs: shapes of the outputs by their names, in the order of the file.
     """
     import flatbuffers
 
@@ -49,9 +51,10 @@ def to_bytes(facts: Mapping[str, str], size: tuple[int, int], image: str, output
         source[4] = [{0: Byte(_NORMALISATION), 1: {0: [0.0], 1: [255.0]}}]  # pixels of 0 to 255 become 0 to 1
     kinds = {"logits": _AXIS_LABELS, "class": _VALUE_LABELS}
     tensors = []
-    for name in outputs:
+    for name, shape in outputs.items():
         tensor: dict[int, Any] = {0: name, 3: {0: Byte(_FEATURE), 1: {}}}
-        if labels and name in kinds:
+        has_labels = name in kinds and (kinds[name] == _VALUE_LABELS or shape[-1] == len(labels))
+        if labels and has_labels:  # a detection's logits have one of the background too
             tensor[6] = [{0: LABELS, 2: Byte(kinds[name])}]
         tensors.append(tensor)
     text = f"{facts['task']}, {facts['source']}".strip(", ")

@@ -6,6 +6,7 @@ type of the boxes. Letters: a anchors, n boxes, k classes.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -35,9 +36,13 @@ def areas(boxes: Float[Array, "... 4"]) -> Float[Array, ...]:
 
 def intersections(a: Float[Array, "*b n 4"], b: Float[Array, "*b m 4"]) -> Float[Array, "*b n m"]:
     """Computes the area that each box of ``a`` has in common with each of ``b``."""
-    first = jnp.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    last = jnp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    return areas(jnp.concatenate([first, last], -1))
+
+    def side(axis: int) -> Array:  # one at a time: whole boxes of all pairs would be an array with one more axis
+        first = jnp.maximum(a[..., :, None, axis], b[..., None, :, axis])
+        last = jnp.minimum(a[..., :, None, axis + 2], b[..., None, :, axis + 2])
+        return jnp.maximum(last - first, 0)
+
+    return side(0) * side(1)
 
 
 def iou(a: Float[Array, "*b n 4"], b: Float[Array, "*b m 4"]) -> Float[Array, "*b n m"]:
@@ -154,10 +159,10 @@ def nms(
       boxes: boxes; one without area is kept and suppresses none.
       scores: their scores; of equal ones the lowest number comes first.
       threshold: largest IoU of two kept boxes, from 0 to 1.
-      steps: number of products. None is as many as it takes, in a `while_loop`, and exact. A number leaves no loop, for
-        files. If it was too small, an even number keeps all boxes that should be kept and some more, an odd one only
-        boxes that should be kept, but not all. 100 to 300 boxes needed 11 at most (17,550 simulated sets: random boxes,
-        and boxes around objects), so 16 is ample.
+      steps: number of products, at least 1. None is as many as it takes, in a `while_loop`, and exact. A number leaves
+        no loop, for files. If it was too small, an even number keeps all boxes that should be kept and some more, an
+        odd one only boxes that should be kept, but not all. 100 to 300 boxes needed 11 at most (17,550 simulated sets:
+        random boxes, and boxes around objects), so 16 is ample.
 
     Returns:
       True for kept boxes.
@@ -172,19 +177,18 @@ def _fixed_point(suppresses: Bool[Array, "*b n n"], steps: int | None) -> Bool[A
     """Returns keep, where keep[j] = no i with keep[i] and suppresses[i, j], which has no cycles; see `nms`."""
     matrix = suppresses.astype(jnp.float32)  # sums of zeros and ones: exact enough to compare with one half in any type
 
-    def step(keep: Array) -> Array:
-        return jnp.einsum("...i,...ij->...j", keep.astype(matrix.dtype), matrix) < 0.5
+    def step(keep: Array) -> Array:  # of a row, [..., 1, n]
+        return jnp.matmul(keep.astype(matrix.dtype), matrix) < 0.5
 
-    keep = jnp.ones(suppresses.shape[:-1], bool)
+    first = matrix.sum(-2, keepdims=True) < 0.5  # the step from keep = all
     if steps is not None:
-        for _ in range(steps):
-            keep = step(keep)
-        return keep
+        return functools.reduce(lambda keep, _: step(keep), range(1, steps), first)[..., 0, :]
 
     def is_open(state: tuple[Array, Array]) -> Array:
         return (state[0] != state[1]).any()
 
-    return jax.lax.while_loop(is_open, lambda state: (state[1], step(state[1])), (keep, step(keep)))[1]
+    every = jnp.ones_like(first)
+    return jax.lax.while_loop(is_open, lambda state: (state[1], step(state[1])), (every, first))[1][..., 0, :]
 
 
 def detections(
@@ -219,15 +223,19 @@ def detections(
     candidates = min(candidates, num_anchors)
     places = min(most, num_classes * candidates)
     best, anchors = jax.lax.top_k(jnp.where(scores > score_threshold, scores, 0).T, candidates)
-    rivals = boxes.at[anchors].get(mode="promise_in_bounds")
+    rivals = _rows(boxes, anchors)
     is_before = jnp.arange(candidates)[:, None] < jnp.arange(candidates)[None]
     keep = _fixed_point((iou(rivals, rivals) > iou_threshold) & is_before[None], steps)
     chosen, numbers = jax.lax.top_k(jnp.where(keep, best, 0).reshape(-1), places)
     is_there = chosen > 0
-    own = rivals.reshape(-1, 4).at[numbers].get(mode="promise_in_bounds")
-    found = jnp.where(is_there[:, None], own, 0)
+    found = jnp.where(is_there[:, None], _rows(rivals.reshape(-1, 4), numbers), 0)
     classes = jnp.where(is_there, jax.lax.div(numbers, jnp.asarray(candidates, numbers.dtype)), -1).astype(jnp.int32)
     if places == most:
         return found, classes, chosen
     empty = (0, most - places)
     return jnp.pad(found, (empty, (0, 0))), jnp.pad(classes, empty, constant_values=-1), jnp.pad(chosen, empty)
+
+
+def _rows(array: Array, numbers: Array) -> Array:
+    """Takes rows by their numbers, which must be right: without what wraps or clips others."""
+    return array.at[numbers].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -150,6 +150,35 @@ class Answers(Protocol):
         """Turns the entries of `to_json` into lines for the terminal."""
 
 
+class Likeness(NamedTuple):
+    """How alike the answers of two computations of one network are."""
+
+    difference: float
+    """Largest difference of an array, as a share of its largest absolute value, or of 1 if that is larger."""
+    agreement: float
+    """Share of the answers that are the same."""
+    unsure: float
+    """Share of the answers that may be others by rounding alone, such as those at the border between two classes."""
+
+
+@runtime_checkable
+class HasLooseOrder(Protocol):
+    """`Answers` that can't be compared place by place, because rounding may exchange places, or leave one out."""
+
+    def compare(self, expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Likeness:
+        """Compares decoded answers [n, ...] for the same n images."""
+        ...
+
+
+@runtime_checkable
+class HasLoops(Protocol):
+    """`Answers` whose `Answers.decode` has loops, which formats of files lack."""
+
+    def without_loops(self) -> Answers:
+        """Returns answers whose `Answers.decode` is a list of operators that compute the same."""
+        ...
+
+
 @runtime_checkable
 class HasFiles(Protocol):
     """`Answers` that can be written to files."""

@@ -12,11 +12,12 @@ import numpy as np
 
 from mnv2_jax.config import DataConfig, ModelConfig, build
 from mnv2_jax.data.images import resized
+from mnv2_jax.data.views.detection import overlaps
 from mnv2_jax.models.anchors import anchors
 from mnv2_jax.ops import boxes as ops
 from mnv2_jax.report.boxes import drawn
 from mnv2_jax.report.overlays import beside, legend, png
-from mnv2_jax.tasks.base import Once
+from mnv2_jax.tasks.base import Likeness, Once
 from mnv2_jax.types import Array, PyTree
 from mnv2_jax.weights.file import Weights
 
@@ -25,6 +26,12 @@ SHOWN = 0.5
 _SIDES = ("x0", "y0", "x1", "y1")
 _CANDIDATES = 300
 """Most probable boxes of a class among which overlapping ones are dropped (torchvision's topk_candidates)."""
+_STEPS = 16
+"""Turns of the search for overlapping boxes where there is no loop; see `ops.boxes.nms`."""
+_SAME_IOU, _SAME_PROBABILITY = 0.9, 0.25
+"""Least overlap and largest difference in probability of two boxes that are the same in two computations."""
+_UNSURE = 0.01
+"""Share of the boxes, weighed by probability, that rounding may drop or keep at the threshold of overlap."""
 
 
 def scores_of(logits: Array, model: ModelConfig) -> Array:
@@ -45,6 +52,8 @@ class BoxLists:
     model: ModelConfig
     data: DataConfig
     """Size of the images, and how boxes are chosen."""
+    steps: int | None = None
+    """Turns of the search for overlapping boxes; None: as many as it takes, in a loop."""
 
     def decode(self, outputs: PyTree) -> dict[str, Array]:
         """Chooses boxes from codes [b, a, 4] and logits [b, a, k + 1].
@@ -65,11 +74,39 @@ class BoxLists:
                 iou_threshold=self.data.eval_nms_iou,
                 candidates=_CANDIDATES,
                 most=self.data.eval_max_boxes,
+                steps=self.steps,
             )
             return {"box": boxes, "class": classes, "probability": scores}
 
+        if self.steps is not None:
+            return jax.vmap(choose)(codes, logits)
         # One image after the other: the overlaps of all candidates are large
         return jax.lax.map(lambda image: choose(*image), (codes, logits))
+
+    def without_loops(self) -> BoxLists:
+        """Returns the answers whose `decode` has no loops, and chooses boxes of all images at once."""
+        return dataclasses.replace(self, steps=_STEPS)
+
+    def compare(self, expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Likeness:
+        """Compares by the boxes that both have: of one class, nearly the same place and probability.
+
+        Each box counts as much as it is probable: hundreds of each image's are hardly so, and rounding chooses some of
+        them.
+        """
+        difference, sums = 0.0, list[Any]()
+        for row in range(len(expected["box"])):
+            one, other = ({name: array[row] for name, array in answers.items()} for answers in (expected, actual))
+            overlap = overlaps(one["box"], other["box"])
+            apart = abs(one["probability"][:, None] - other["probability"])
+            same = (overlap >= _SAME_IOU) & (one["class"][:, None] == other["class"]) & (apart <= _SAME_PROBABILITY)
+            mine = same.any(1)
+            yours = np.where(same, overlap, 0).argmax(1)[mine]
+            for name in ("box", "probability"):
+                difference = max(difference, float(abs(one[name][mine] - other[name][yours]).max(initial=0)))
+            pairs = ((one["probability"], mine), (other["probability"], same.any(0)))
+            sums.append([[each.sum(), each[is_found].sum()] for each, is_found in pairs])
+        shares = [found / whole if whole else 1.0 for whole, found in np.sum(sums, axis=0)]
+        return Likeness(difference, float(np.min(shares)), _UNSURE)
 
     def to_json(self, answer: PyTree) -> dict[str, Any]:
         """The answer for one image as ``{"boxes": [{"x0", "y0", "x1", "y1", "index", "label", "probability"}, ...]}``.

@@ -136,6 +136,11 @@ def test_stablehlo_is_one_file_for_all_platforms_and_batches(tmp_path):
 def test_operators_that_our_networks_lack_are_written():
     kernel = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
 
+    def best(x):
+        places = jax.lax.top_k(x.mean((1, 2)), 4)[1]
+        rows = x.at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        return rows * (places // 3)[:, None, None]
+
     def function(x):
         size = 0.5 + jnp.abs(x)
         return {
@@ -148,6 +153,9 @@ def test_operators_that_our_networks_lack_are_written():
             "wide": jnp.concatenate([jnp.broadcast_to(x.max(-1, keepdims=True), (len(x), 8, 8, 5)), x], -1),
             "products": jnp.einsum("bhwc,bvwc->bwhv", x, x) + x.reshape(-1, 192).max(-1)[:, None, None, None],
             "dense": jax.nn.relu6(x.transpose(0, 2, 1, 3) @ kernel + 1),
+            "chosen": jnp.where(((x > 0) & ~(x >= 1)) | (x <= -1), x, jnp.where(size < 1, 3, jnp.where(x == x, x, 0))),
+            "cut": jnp.pad(x[:, 1:5, :, 1:], ((0, 0), (1, 2), (0, 0), (0, 1)), constant_values=3),
+            "best": jax.vmap(best)(x),
         }
 
     traced = recognise(graph.trace(function, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")))
@@ -181,6 +189,16 @@ def test_what_a_format_lacks_is_named_with_its_layer(make):
     kernel, layout = jnp.ones((3, 3, 3, 4)), {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     with pytest.raises(UserError, match="grouped batch"):
         make(graph.trace(grouped, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
+
+    odd = {
+        "steps": lambda x: x[:, ::2],
+        "the batch": lambda x: jnp.pad(x, ((1, 1), (0, 0), (0, 0), (0, 0))),
+        "integers": lambda x: x.argmax(-1) | 1,
+        "gather": lambda x: x[:, :, x[0, 0, :, 0].argmax()],
+    }
+    for message, function in odd.items():
+        with pytest.raises(UserError, match=message):
+            make(graph.trace(lambda x, f=function: {"out": f(x)}, jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")), {})
 
     def merging(x):
         return {"out": x.reshape(64, 3)}
