@@ -62,7 +62,9 @@ class Predictor(nn.Module):
         shape = (x.shape[-1], self.anchors * self.values)
         kernel = self.param("kernel", _INIT, shape, wide.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), shape[1:], wide.dtype)
-        return (wide @ kernel + bias[None, None, None]).reshape(len(x), -1, self.values)
+        batch, height, width, _ = x.shape  # the batch of a file is a symbol, which `len` doesn't take
+        values = wide @ kernel + bias[None, None, None]
+        return values.reshape(batch, height * width * self.anchors, self.values)
 
 
 def _tap(plan: Plan) -> str:
