@@ -86,6 +86,7 @@ def test_it_is_stopped_and_gone_on_with_to_the_bit_and_counts_every_box_once(fil
     assert [row["label"] for row in evaluation["per_class"]] == list(framed.CLASSES)
 
 
+@pytest.mark.slow
 def test_accumulation_and_devices_do_not_change_the_function(file, x64):
     """Microbatches have different numbers of anchors with objects, by which their means are weighed."""
     found = []
