@@ -114,12 +114,14 @@ SEGMENT: Tree = dict(
 )
 
 DETECT: Tree = dict(
-    # Boxes of objects, on some hundred images and more: SSDLite from trained weights, SSD's crops, a cosine.
+    # Boxes of objects, on some hundred images and more: SSDLite from trained weights, SSD's crops, a cosine. On the
+    # 87 images of BCCD's val, after 10 epochs at 256 px from weights, a learning rate of 0.006 gave an AP50 of 27.5 %,
+    # 0.02 gave 55.9, 0.06 gave 79.3; from scratch 0.02 gave 3.8, and 0.06 gave 16.6. Larger ones weren't tried.
     task="detection",
     model=dict(head="ssdlite", init="kaiming_fan_out"),
     norm=dict(group_size=8, decay=0.9, epsilon=1e-3),
     data=dict(name="box_folder", resolution=320, batch_size=8, eval_batch_size=8, crop="iou", expand=2.0),
     augment=dict(color="jitter", color_jitter=(0.2, 0.2, 0.2, 0.05)),
-    optim=dict(CLIPPED_SGD, reference_lr=0.02, reference_batch_size=8),
+    optim=dict(CLIPPED_SGD, reference_lr=0.06, reference_batch_size=8),
     train=dict(epochs=60.0, eval_every_epochs=5.0),
 )
