@@ -140,6 +140,7 @@ ELSEWHERE = {
     r"--format=coreml": "needs an extra of its own: tests/export/test_coreml.py",
     r"data=imagenet_r": "needs all its 200 classes: tests/data/test_sources.py",
     r"\.tflite|\.h5|timm/mobilenetv3": "tests/test_convert.py, with real files",
+    r"\.pth|v3\.safetensors|ssdlite\.safetensors": "torchvision's dense networks: tests/weights/test_parity_dense.py",
 }
 """Commands that aren't run here, with where they are, or why not."""
 
